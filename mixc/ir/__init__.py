@@ -1,0 +1,1 @@
+"""The intermediate representation: one node type, one table of ops, one program type."""

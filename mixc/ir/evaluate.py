@@ -1,0 +1,250 @@
+"""The meaning of every op, in torch: what all other backends are measured against.
+
+A value is a tensor of any number of leading batch axes (the same number for all values of
+a run; of size 1 where a value does not vary) followed by the node's dims in order.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from mixc.ir.node import COL, ROW, Node, postorder
+from mixc.ir.ops import OPS
+
+
+class Env:
+    """Where leaves get their values.
+
+    Args:
+        leaf: called with a leaf node (in, param, state, cot, saved, pos, lag, window, const).
+        sizes: the size of every dim, ROW and COL included at the chunk level.
+        dtype: the real dtype of the run, torch.float32 or torch.float64.
+        batch: how many leading axes every value has.
+        live: [batch..., rows] bool, or None when every row is a token.
+    """
+
+    def __init__(self, leaf: Callable[[Node], torch.Tensor], sizes: dict[str, int], *,
+                 dtype: torch.dtype = torch.float64, batch: int = 2, live: torch.Tensor | None = None,
+                 device: torch.device | str = "cpu"):
+        self.leaf, self.sizes, self.dtype, self.batch, self.live = leaf, sizes, dtype, batch, live
+        self.device = torch.device(device)
+
+
+def evaluate(roots: Iterable[Node], env: Env, known: dict[Node, torch.Tensor] | None = None) -> list[torch.Tensor]:
+    """The values of `roots`; `known` is read and filled, so that runs can share values."""
+    roots = list(roots)
+    values = {} if known is None else known
+    for node in _needed(roots, values):
+        values[node] = compute(node, [values[a] for a in node.args], env)
+    return [values[r] for r in roots]
+
+
+def _needed(roots: list[Node], known: dict[Node, torch.Tensor]) -> list[Node]:
+    """What must be computed, arguments first, without looking below what is known."""
+    order: list[Node] = []
+    seen: set[Node] = set()
+    stack = [(r, False) for r in reversed(roots)]
+    while stack:
+        node, ready = stack.pop()
+        if node in known or node in seen:
+            continue
+        if ready:
+            seen.add(node)
+            order.append(node)
+        else:
+            stack.append((node, True))
+            if node.op not in ("lag", "window"):
+                stack.extend((a, False) for a in node.args)
+    return order
+
+
+def compute(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
+    """The value of one node from the values of its arguments."""
+    if node.op in _STRUCTURAL:
+        return _STRUCTURAL[node.op](node, args, env)
+    row = OPS[node.op]
+    if not row.elementwise:
+        return env.leaf(node)
+    wide = [align(a, n.dims, node.dims, env.batch) for a, n in zip(args, node.args, strict=True)]
+    if node.op == "live":
+        return wide[0] if env.live is None else _live(wide[0], node, env)
+    return elementwise(node, wide, env.dtype)
+
+
+def elementwise(node: Node, args: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+    """One elementwise op on tensors that broadcast by position."""
+    assert OPS[node.op].torch is not None
+    fn = _compiled(OPS[node.op].torch or "", len(args), dtype)
+    return fn(*args, **{k: v for k, v in node.attrs if k == "n"})
+
+
+@functools.lru_cache(maxsize=None)
+def _compiled(template: str, arity: int, dtype: torch.dtype) -> Callable[..., torch.Tensor]:
+    """A template of our own op table as a function (never text of a user's)."""
+    names = [f"x{i}" for i in range(arity)]
+    body = template.format(*names, n="n")
+    return eval(f"lambda {', '.join([*names, 'n=None'])}: {body}",  # noqa: S307
+                {"torch": torch, "F": F, "REAL": dtype})
+
+
+def align(x: torch.Tensor, have: tuple[str, ...], want: tuple[str, ...], batch: int) -> torch.Tensor:
+    """x with dims `have` viewed with dims `want`, of size 1 where it lacks one."""
+    if have == want:
+        return x
+    order = [batch + have.index(d) for d in want if d in have]
+    x = x.permute(*range(batch), *order)
+    shape, it = list(x.shape[:batch]), iter(x.shape[batch:])
+    return x.reshape(*shape, *[next(it) if d in have else 1 for d in want])
+
+
+def _axes(node: Node, over: Iterable[str], env: Env) -> list[int]:
+    return [env.batch + node.dims.index(d) for d in over]
+
+
+def _live(x: torch.Tensor, node: Node, env: Env) -> torch.Tensor:
+    assert env.live is not None
+    live = align(env.live, (ROW,), node.dims, env.batch)
+    return torch.where(live, x, torch.full_like(x, node.attr("fill")))
+
+
+def _contract(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
+    letters = {d: chr(ord("A") + i) for i, d in enumerate(dict.fromkeys((*node.args[0].dims, *node.args[1].dims)))}
+    left, right = ("".join(letters[d] for d in a.dims) for a in node.args)
+    out = "".join(letters[d] for d in node.dims)
+    kind = torch.promote_types(args[0].dtype, args[1].dtype)
+    return torch.einsum(f"...{left},...{right}->...{out}", args[0].to(kind), args[1].to(kind))
+
+
+def _softmax(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
+    x, axes = args[0], _axes(node.args[0], node.attr("over"), env)
+    e = torch.exp(x - x.amax(axes, keepdim=True).detach())
+    return e / e.sum(axes, keepdim=True)
+
+
+def _norm(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
+    return torch.linalg.vector_norm(args[0], dim=_axes(node.args[0], node.attr("over"), env))
+
+
+def _prod(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
+    x = args[0]
+    for axis in sorted(_axes(node.args[0], node.attr("over"), env), reverse=True):
+        x = x.prod(axis)
+    return x
+
+
+def _reduce(fn: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def run(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
+        axes = _axes(node.args[0], node.attr("over"), env)
+        return fn(args[0], axes) if axes else args[0]
+    return run
+
+
+def _expand(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
+    x = align(args[0], node.args[0].dims, node.dims, env.batch)
+    return x.expand(*x.shape[:env.batch], *[env.sizes[d] for d in node.dims])
+
+
+def _place(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
+    out = args[0].new_zeros(*args[0].shape[:env.batch], env.sizes[node.attr("dim")], *args[0].shape[env.batch:])
+    return out.select_scatter(args[0], env.batch, node.attr("i"))
+
+
+def _index(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
+    (dim,) = node.dims
+    x = torch.arange(env.sizes[dim], dtype=env.dtype, device=env.device)
+    return x.reshape(*[1] * env.batch, -1)
+
+
+def _scalar(value: float | complex, env: Env) -> torch.Tensor:
+    kind = torch.promote_types(env.dtype, torch.complex64) if isinstance(value, complex) else env.dtype
+    return torch.full([1] * env.batch, value, dtype=kind, device=env.device)
+
+
+def running(x: torch.Tensor, axis: int, fn: Callable[..., torch.Tensor], one: float,
+            reverse: bool, exclusive: bool) -> torch.Tensor:
+    """cumsum or cumprod along `axis`, from the end if `reverse`, without the own row if `exclusive`."""
+    if reverse:
+        x = x.flip(axis)
+    if exclusive:
+        edge = torch.full_like(x.narrow(axis, 0, 1), one)
+        x = torch.cat([edge, x.narrow(axis, 0, x.shape[axis] - 1)], axis)
+    x = fn(x, axis)
+    return x.flip(axis) if reverse else x
+
+
+def _cum(fn: Callable[..., torch.Tensor], one: float) -> Callable[..., torch.Tensor]:
+    def run(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
+        axis = env.batch + node.dims.index(ROW)
+        return running(args[0], axis, fn, one, node.attr("reverse", False), node.attr("exclusive", False))
+    return run
+
+
+def reach_mask(rows: int, reach: str, device: Any = None) -> torch.Tensor:
+    """[t, s]: may row t see what row s wrote?"""
+    ones = torch.ones(rows, rows, dtype=torch.bool, device=device)
+    if reach == "diag":
+        return ones.tril(0).triu(0)
+    return ones.tril(0 if reach == "incl" else -1)
+
+
+def _seg(fn: Callable[..., torch.Tensor], one: float, outside: float) -> Callable[..., torch.Tensor]:
+    def run(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
+        """Each column is its own running sum from its row on: nothing is subtracted."""
+        x, b, rows, reach = args[0], env.batch, env.sizes[ROW], node.attr("reach")
+        x = x.expand(*x.shape[:b], rows, *x.shape[b + 1:]).unsqueeze(b + 1)
+        shape = [rows, rows, *[1] * (x.ndim - b - 2)]
+        later = reach_mask(rows, "strict", x.device).reshape(shape)
+        x = torch.where(later, x, torch.full_like(x, one))
+        if reach == "excl":  # the row's own value comes after the read
+            x = torch.cat([torch.full_like(x.narrow(b, 0, 1), one), x.narrow(b, 0, rows - 1)], b)
+        seen = reach_mask(rows, reach, x.device).reshape(shape)
+        return torch.where(seen, fn(x, b), torch.full_like(x, outside))
+    return run
+
+
+def _mask(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
+    seen = reach_mask(env.sizes[ROW], node.attr("keep"), args[0].device)
+    seen = align(seen.reshape(*[1] * env.batch, *seen.shape), (ROW, COL), node.dims, env.batch)
+    return torch.where(seen, args[0], torch.zeros_like(args[0]))
+
+
+def _rename(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
+    return args[0]
+
+
+def _pick(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
+    return args[0].select(env.batch + node.args[0].dims.index(node.attr("dim")), node.attr("i"))
+
+
+_STRUCTURAL: dict[str, Callable[[Node, list[torch.Tensor], Env], torch.Tensor]] = {
+    "number": lambda n, a, e: _scalar(n.attr("value"), e),
+    "size": lambda n, a, e: _scalar(float(math.prod(e.sizes[d] for d in (n.attr("dim"),))), e),
+    "index": _index,
+    "contract": _contract,
+    "sum": _reduce(torch.sum),
+    "prod": _prod,
+    "max": _reduce(torch.amax),
+    "min": _reduce(torch.amin),
+    "norm": _norm,
+    "softmax": _softmax,
+    "rename": _rename,
+    "pick": _pick,
+    "place": _place,
+    "expand": _expand,
+    "cumsum": _cum(torch.cumsum, 0.0),
+    "cumprod": _cum(torch.cumprod, 1.0),
+    "segsum": _seg(torch.cumsum, 0.0, -math.inf),
+    "segprod": _seg(torch.cumprod, 1.0, 0.0),
+    "mask": _mask,
+}
+
+
+def leaves(roots: Iterable[Node]) -> list[Node]:
+    """The leaf nodes below `roots`, in order of first use."""
+    return [n for n in postorder(roots) if not n.args]

@@ -1,0 +1,159 @@
+"""The one node type of every level: an operation, its arguments, its attributes.
+
+Nodes are frozen and interned: two nodes that say the same are the same object, so
+equality is `is` and a dictionary of nodes is a dictionary of values.  A node carries the
+*named* dims of its value (batch and head are implied everywhere) and its kind.  The span
+says where in the user's text it came from and is no part of its identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakValueDictionary
+
+from mixc.errors import Span
+
+# The time axes inside a chunk.  User names never start with an underscore.
+ROW = "_t"  # the row that reads (and, in token tensors, the token itself)
+COL = "_s"  # the row that wrote
+
+
+@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
+class Node:
+    """A value: `op` applied to `args`, with static `attrs`.
+
+    Attributes:
+        dims: names of the value's axes, in the order its tensor has them.
+        kind: "real", "complex" or "bool".
+        span: source position of the first text that produced this value, or None.
+    """
+
+    op: str
+    args: tuple[Node, ...]
+    attrs: tuple[tuple[str, Any], ...]
+    dims: tuple[str, ...]
+    kind: str
+    span: Span | None
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        for key, value in self.attrs:
+            if key == name:
+                return value
+        return default
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self.op, self.args, self.attrs, self.span)
+
+    def __repr__(self) -> str:
+        attrs = "".join(f" {k}={v}" for k, v in self.attrs)
+        return f"<{self.op}{attrs} [{', '.join(self.dims)}]>"
+
+    # Arithmetic, so that derivation rules read as the formula they implement.
+    def __add__(self, other: Node | float) -> Node:
+        return make("add", self, as_node(other))
+
+    def __sub__(self, other: Node | float) -> Node:
+        return make("sub", self, as_node(other))
+
+    def __mul__(self, other: Node | float) -> Node:
+        return make("mul", self, as_node(other))
+
+    def __truediv__(self, other: Node | float) -> Node:
+        return make("div", self, as_node(other))
+
+    def __radd__(self, other: float) -> Node:
+        return make("add", as_node(other), self)
+
+    def __rsub__(self, other: float) -> Node:
+        return make("sub", as_node(other), self)
+
+    def __rmul__(self, other: float) -> Node:
+        return make("mul", as_node(other), self)
+
+    def __rtruediv__(self, other: float) -> Node:
+        return make("div", as_node(other), self)
+
+    def __neg__(self) -> Node:
+        return make("neg", self)
+
+
+_interned: WeakValueDictionary[tuple[Any, ...], Node] = WeakValueDictionary()
+
+
+def make(op: str, *args: Node, span: Span | None = None, **attrs: Any) -> Node:
+    """The node `op(*args)` with `attrs`; the same object whenever the same is said.
+
+    Raises:
+        TypeError: the op's row in the table refuses these arguments (a compiler bug: what a
+            user can get wrong is caught, with a span, by `frontend.check`).
+    """
+    from mixc.ir.ops import OPS
+
+    items = tuple(sorted(attrs.items()))
+    # repr tells 1 from 1.0 and 0.0 from -0.0, which hash alike
+    key = (op, tuple(map(id, args)), repr(items))
+    found = _interned.get(key)
+    if found is None:
+        row = OPS[op]
+        if row.arity is not None and len(args) != row.arity:
+            raise TypeError(f"{op} takes {row.arity} arguments, got {len(args)}")
+        dims = row.dims(args, attrs)
+        found = Node(op, args, items, dims, row.kind(args, attrs), span)
+        _interned[key] = found
+    return found
+
+
+def _rebuild(op: str, args: tuple[Node, ...], attrs: tuple[tuple[str, Any], ...], span: Span | None) -> Node:
+    return make(op, *args, span=span, **dict(attrs))
+
+
+def number(value: float | complex) -> Node:
+    return make("number", value=value if isinstance(value, complex) else float(value))
+
+
+def as_node(value: Node | float | complex) -> Node:
+    return value if isinstance(value, Node) else number(value)
+
+
+def is_number(node: Node, value: float | None = None) -> bool:
+    return node.op == "number" and (value is None or node.attr("value") == value)
+
+
+def postorder(roots: Iterable[Node]) -> Iterator[Node]:
+    """Every node below `roots` once, arguments first."""
+    seen: set[Node] = set()
+    for root in roots:
+        stack: list[tuple[Node, bool]] = [(root, False)]
+        while stack:
+            node, ready = stack.pop()
+            if node in seen:
+                continue
+            if ready:
+                seen.add(node)
+                yield node
+            else:
+                stack.append((node, True))
+                stack.extend((arg, False) for arg in reversed(node.args) if arg not in seen)
+
+
+def depends(roots: Iterable[Node], on: Iterable[Node]) -> set[Node]:
+    """The nodes below `roots` that read, directly or not, one of `on` (which are included)."""
+    hit = set(on)
+    for node in postorder(roots):
+        if any(arg in hit for arg in node.args):
+            hit.add(node)
+    return hit
+
+
+def substitute(roots: Iterable[Node], mapping: dict[Node, Node]) -> list[Node]:
+    """`roots` with every node in `mapping` replaced, bottom up."""
+    roots = list(roots)
+    done: dict[Node, Node] = dict(mapping)
+    for node in postorder(roots):
+        if node in done:
+            continue
+        args = tuple(done[a] for a in node.args)
+        done[node] = node if args == node.args else make(node.op, *args, span=node.span, **dict(node.attrs))
+    return [done[r] for r in roots]

@@ -1,0 +1,139 @@
+"""A program: what every level of the ladder is.
+
+One token (level "step"), one chunk of tokens ("chunk"), one launch ("kernel"): always named
+results over one DAG of nodes.  What differs between levels is which ops and leaves are legal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from mixc.errors import Diagnostic, Source, Span
+from mixc.ir.node import Node, make
+
+
+@dataclass(frozen=True)
+class Dim:
+    """A feature dim of the header. `alias`: the dim whose size it shares; `size`: fixed by the spec."""
+
+    name: str
+    alias: str | None = None
+    size: int | None = None
+
+
+@dataclass(frozen=True)
+class Range:
+    """low <= f(x) <= high (or <), f being x itself, `abs`, or `norm` over `over`.
+
+    Bounds are nodes over numbers, consts and sizes; None is unbounded."""
+
+    of: str = "x"  # "x" | "abs" | "norm"
+    over: tuple[str, ...] = ()
+    low: Node | None = None
+    high: Node | None = None
+    low_open: bool = False
+    high_open: bool = False
+
+
+@dataclass(frozen=True)
+class Decl:
+    """A declared name. `role`: "in", "param", "const", "state" or "out".
+
+    `init`: the initial value of a state (None: 0), or the value of a const.
+    `dims` is the order of the tensor's axes, as declared."""
+
+    role: str
+    name: str
+    dims: tuple[str, ...] = ()
+    kind: str = "real"
+    ranges: tuple[Range, ...] = ()
+    init: Node | None = None
+    span: Span | None = field(default=None, compare=False)
+
+    def leaf(self) -> Node:
+        """The node that reads this name at the token level."""
+        if self.role == "const":
+            return make("const", name=self.name)
+        return make(self.role, name=self.name, dims=self.dims, kind=self.kind)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A named value of a program. `role`:
+
+    "out": an out of the spec. "next": what a state holds afterwards.
+    "grad": the gradient of an input, a row a token. "sum": a contribution to a param's
+    gradient, summed over chunks. "save": a value kept for another program."""
+
+    role: str
+    name: str
+    value: Node
+
+
+@dataclass(frozen=True)
+class Group:
+    """States that are found together: one strongly connected component of "is read by"."""
+
+    states: tuple[str, ...]
+    form: str  # "chunk", "scan" or "sequential"
+    why: str
+
+
+@dataclass(frozen=True)
+class Program:
+    """`results` over a DAG, under the declarations of a spec.
+
+    Attributes:
+        level: "step", "stages", "chunk" or "kernel".
+        reverse: a chunk program whose loop runs from the last chunk to the first.
+        groups: from "stages" on, the states in the order in which they are found.
+    """
+
+    level: str
+    name: str
+    dims: tuple[Dim, ...]
+    decls: tuple[Decl, ...]
+    results: tuple[Result, ...]
+    groups: tuple[Group, ...] = ()
+    reverse: bool = False
+    doc: str = ""
+    notes: tuple[Diagnostic, ...] = ()
+    source: Source | None = field(default=None, compare=False)
+
+    def of(self, role: str) -> tuple[Decl, ...]:
+        return tuple(d for d in self.decls if d.role == role)
+
+    @property
+    def ins(self) -> tuple[Decl, ...]:
+        return self.of("in")
+
+    @property
+    def params(self) -> tuple[Decl, ...]:
+        return self.of("param")
+
+    @property
+    def consts(self) -> tuple[Decl, ...]:
+        return self.of("const")
+
+    @property
+    def states(self) -> tuple[Decl, ...]:
+        return self.of("state")
+
+    @property
+    def outs(self) -> tuple[Decl, ...]:
+        return self.of("out")
+
+    def decl(self, name: str) -> Decl:
+        return next(d for d in self.decls if d.name == name)
+
+    def result(self, role: str, name: str) -> Node:
+        return next(r.value for r in self.results if r.role == role and r.name == name)
+
+    def values(self, *roles: str) -> list[Node]:
+        return [r.value for r in self.results if not roles or r.role in roles]
+
+    def with_values(self, values: list[Node], **changes: Any) -> Program:
+        """The same program with its results' values replaced, in order."""
+        results = tuple(replace(r, value=v) for r, v in zip(self.results, values, strict=True))
+        return replace(self, results=results, **changes)
