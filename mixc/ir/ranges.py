@@ -1,0 +1,202 @@
+"""What the declared ranges prove: an interval for every value, by walking the DAG once.
+
+`bounds(x)` is an interval [low, high] that holds whenever every input lies in its range.
+`infinite` says whether the value itself may be infinite there: an input declared `g <= 0` may
+be -inf ("forget everything"); an input without a range is unbounded but finite.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+from mixc.ir.node import Node
+from mixc.ir.program import Program, Range
+
+INF = math.inf
+
+
+@dataclass(frozen=True)
+class Interval:
+    low: float = -INF
+    high: float = INF
+    infinite: bool = False
+
+    @property
+    def nonnegative(self) -> bool:
+        return self.low >= 0
+
+    @property
+    def nonpositive(self) -> bool:
+        return self.high <= 0
+
+
+ANY = Interval()
+_declared: WeakKeyDictionary[Node, Interval] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Node, Interval] = WeakKeyDictionary()
+
+
+class proving:
+    """`with proving(program): ...` — the ranges of its declarations hold inside the block.
+
+    Leaves are interned over all specs, so what is known about them is scoped."""
+
+    def __init__(self, program: Program):
+        self.facts = {d.leaf(): _of_decl(d.ranges) for d in program.decls if d.role in ("in", "param")}
+        for d in program.consts:
+            self.facts[d.leaf()] = Interval()
+
+    def __enter__(self) -> None:
+        self.saved = dict(_declared)
+        _known.clear()
+        _declared.update(self.facts)
+
+    def __exit__(self, *exc: object) -> None:
+        _known.clear()
+        _declared.clear()
+        _declared.update(self.saved)
+
+
+def _value(bound: Node | None, otherwise: float) -> float:
+    """A bound that is a plain number (others prove nothing but a sign we do not know)."""
+    if bound is None:
+        return otherwise
+    if bound.op == "number":
+        return float(bound.attr("value"))
+    if bound.op == "neg" and bound.args[0].op == "number":
+        return -float(bound.args[0].attr("value"))
+    return otherwise
+
+
+def _of_decl(ranges: tuple[Range, ...]) -> Interval:
+    low, high, infinite = -INF, INF, False
+    for r in ranges:
+        if r.of == "x":
+            low, high = max(low, _value(r.low, -INF)), min(high, _value(r.high, INF))
+            infinite = infinite or (r.low is None) != (r.high is None)
+        else:  # abs(x) <= c and norm(x) <= c both bound every entry
+            top = _value(r.high, INF)
+            low, high = max(low, -top), min(high, top)
+    return Interval(low, high, infinite and (low == -INF or high == INF))
+
+
+def bounds(x: Node) -> Interval:
+    """An interval that holds for x under the ranges of the enclosing `proving` block."""
+    from mixc.ir.node import postorder
+
+    if x not in _known:
+        for node in postorder([x]):
+            if node not in _known:
+                found = _declared.get(node) if not node.args else None
+                _known[node] = found or RULES.get(node.op, _any)(node, [_known[a] for a in node.args])
+    return _known[x]
+
+
+def _any(n: Node, a: list[Interval]) -> Interval:
+    return Interval(infinite=any(i.infinite for i in a) and n.op in ("rename", "expand", "sum", "cumsum"))
+
+
+def _safe(x: float, y: float) -> float:
+    return 0.0 if x == 0 or y == 0 else x * y
+
+
+def _mul(n: Node, a: list[Interval]) -> Interval:
+    if n.args[0] is n.args[1]:
+        top = max(_safe(a[0].low, a[0].low), _safe(a[0].high, a[0].high))
+        return Interval(0.0, top, a[0].infinite)
+    ends = [_safe(x, y) for x in (a[0].low, a[0].high) for y in (a[1].low, a[1].high)]
+    return Interval(min(ends), max(ends), a[0].infinite or a[1].infinite)
+
+
+def _div(n: Node, a: list[Interval]) -> Interval:
+    low, high = a[1].low, a[1].high
+    if low > 0 or high < 0:
+        inverse = sorted([1 / low if low else INF, 1 / high if high else -INF])
+        ends = [_safe(x, y) for x in (a[0].low, a[0].high) for y in inverse]
+        return Interval(min(ends), max(ends), a[0].infinite)
+    return Interval(infinite=False)
+
+
+def _monotone(fn: Callable[[float], float], finite_at_minus_inf: bool = True,
+              top_infinite: bool = True) -> Callable[[Node, list[Interval]], Interval]:
+    def rule(n: Node, a: list[Interval]) -> Interval:
+        low, high = fn(a[0].low), fn(a[0].high)
+        infinite = a[0].infinite and ((a[0].high == INF and high == INF and top_infinite)
+                                      or (a[0].low == -INF and not finite_at_minus_inf))
+        return Interval(low, high, infinite)
+    return rule
+
+
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 700 else INF
+
+
+def _softplus(x: float) -> float:
+    return x if x > 30 else math.log1p(_exp(x))
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + _exp(-x))
+
+
+def _norm(n: Node, a: list[Interval]) -> Interval:
+    return Interval(0.0, INF, a[0].infinite)
+
+
+def _sum(n: Node, a: list[Interval]) -> Interval:
+    return Interval(0.0 if a[0].low >= 0 else -INF, 0.0 if a[0].high <= 0 else INF, a[0].infinite)
+
+
+def _abs(n: Node, a: list[Interval]) -> Interval:
+    low, high = a[0].low, a[0].high
+    return Interval(0.0 if low <= 0 <= high else min(abs(low), abs(high)), max(abs(low), abs(high)), a[0].infinite)
+
+
+def _square(n: Node, a: list[Interval]) -> Interval:
+    i = _abs(n, a)
+    return Interval(_safe(i.low, i.low), _safe(i.high, i.high), i.infinite)
+
+
+def _number(n: Node, a: list[Interval]) -> Interval:
+    v = n.attr("value")
+    return ANY if isinstance(v, complex) else Interval(v, v, math.isinf(v))
+
+
+RULES: dict[str, Callable[[Node, list[Interval]], Interval]] = {
+    "number": _number,
+    "size": lambda n, a: Interval(1.0, INF),
+    "pos": lambda n, a: Interval(0.0, INF),
+    "index": lambda n, a: Interval(0.0, INF),
+    "add": lambda n, a: Interval(a[0].low + a[1].low, a[0].high + a[1].high, a[0].infinite or a[1].infinite),
+    "sub": lambda n, a: Interval(a[0].low - a[1].high, a[0].high - a[1].low, a[0].infinite or a[1].infinite),
+    "neg": lambda n, a: Interval(-a[0].high, -a[0].low, a[0].infinite),
+    "mul": _mul,
+    "div": _div,
+    "exp": _monotone(_exp),
+    "expm1": _monotone(lambda x: _exp(x) - 1),
+    "softplus": _monotone(_softplus),
+    "sigmoid": _monotone(_sigmoid),
+    "logsigmoid": _monotone(lambda x: -_softplus(-x), finite_at_minus_inf=False, top_infinite=False),
+    "tanh": _monotone(math.tanh),
+    "relu": _monotone(lambda x: max(x, 0.0)),
+    "log": _monotone(lambda x: math.log(x) if 0 < x < INF else -INF if x <= 0 else INF, finite_at_minus_inf=False),
+    "abs": _abs,
+    "square": _square,
+    "norm": _norm,
+    "sum": _sum,
+    "contract": lambda n, a: Interval(0.0 if min(a[0].low, a[1].low) >= 0 or n.args[0] is n.args[1] else -INF, INF,
+                                      a[0].infinite or a[1].infinite),
+    "maximum": lambda n, a: Interval(max(a[0].low, a[1].low), max(a[0].high, a[1].high), a[0].infinite or a[1].infinite),
+    "minimum": lambda n, a: Interval(min(a[0].low, a[1].low), min(a[0].high, a[1].high), a[0].infinite or a[1].infinite),
+    "clamp": lambda n, a: Interval(a[1].low, max(a[1].low, a[2].high)),
+    "where": lambda n, a: Interval(min(a[1].low, a[2].low), max(a[1].high, a[2].high), a[1].infinite or a[2].infinite),
+    "softmax": lambda n, a: Interval(0.0, 1.0),
+    "to_number": lambda n, a: Interval(0.0, 1.0),
+    "stop_gradient": lambda n, a: a[0],
+    "rename": lambda n, a: a[0],
+    "expand": lambda n, a: a[0],
+    "pick": lambda n, a: a[0],
+    "live": lambda n, a: Interval(min(a[0].low, n.attr("fill")), max(a[0].high, n.attr("fill")), a[0].infinite),
+}
