@@ -1,0 +1,131 @@
+"""Step -> Stages: group the states that need each other, and give each group its form.
+
+before: one token's DAG.
+after:  the same DAG, with `group` lines: the strongly connected components of "is read by" in
+        the order in which they can be found, each "chunk", "scan" or "sequential" and the term
+        that decided it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import networkx as nx
+
+from mixc.errors import Diagnostic, Span
+from mixc.ir.node import Node, depends, postorder
+from mixc.ir.program import Decl, Group, Program
+from mixc.ir.ranges import proving
+from mixc.passes.affine import Affine, AffineForms
+
+
+def classify(step: Program) -> Program:
+    """The program at level "stages": groups in topological order, notes for what is sequential."""
+    graph: nx.DiGraph = nx.DiGraph()
+    graph.add_nodes_from(s.name for s in step.states)
+    for reader in step.states:
+        below = set(postorder([step.result("next", reader.name)]))
+        graph.add_edges_from((s.name, reader.name) for s in step.states if s.leaf() in below)
+    condensed = nx.condensation(graph)
+    order = {s.name: i for i, s in enumerate(step.states)}
+    with proving(step):
+        groups = [_group(step, sorted(condensed.nodes[c]["members"], key=order.__getitem__))
+                  for c in nx.lexicographical_topological_sort(
+                      condensed, key=lambda c: min(order[m] for m in condensed.nodes[c]["members"]))]
+    groups = _whole(step, groups)
+    notes = tuple(_note(step, g) for g in groups if g.form == "sequential")
+    return replace(step, level="stages", groups=tuple(groups), notes=(*step.notes, *notes))
+
+
+def _group(step: Program, names: list[str]) -> Group:
+    if len(names) > 1:
+        return Group(tuple(names), "sequential", f"{', '.join(names)} are coupled: each is read by the next one's update")
+    state = step.decl(names[0])
+    refusal = why_not_chunk(step, state)
+    if refusal is None:
+        return Group((state.name,), "chunk", _reason(affine_update(step, state)))
+    return Group((state.name,), "sequential", refusal[0])
+
+
+def affine_forms(step: Program, state: Decl) -> AffineForms:
+    return AffineForms(state, step.values())
+
+
+def affine_update(step: Program, state: Decl) -> Affine:
+    form = affine_forms(step, state).form(step.result("next", state.name))
+    assert form is not None
+    return form
+
+
+def _reason(form: Affine) -> str:
+    decay = "no decay" if form.decay is None else "a decay that is the same for the whole state"
+    n = len(form.writes)
+    return f"affine in itself, with {decay} and {n} outer product{'s' if n != 1 else ''} written"
+
+
+def why_not_chunk(step: Program, state: Decl) -> tuple[str, Span | None] | None:
+    """None if the state is affine with a scalar decay; else the term to blame, and where it stands."""
+    if state.kind == "complex":
+        return f"{state.name} is complex", state.span
+    forms = affine_forms(step, state)
+    update = step.result("next", state.name)
+    form = forms.form(update)
+    if form is None:
+        blame = _blame(forms, update)
+        return f"the update of {state.name} is not affine in it: {text_of(blame)}", blame.span
+    if form.decay is not None and form.decay.dims:
+        where = ", ".join(form.decay.dims)
+        return f"the decay of {state.name} differs along {where}: {text_of(form.decay)}", form.decay.span
+    for write in form.writes:
+        for f in write.factors:
+            shared = [d for d in f.dims if d in state.dims]
+            if len(shared) > 1:
+                return f"what is added to {state.name} is no sum of outer products: {text_of(f)}", f.span
+    return None
+
+
+def _blame(forms: AffineForms, node: Node) -> Node:
+    """The innermost node that lost the affine form although its arguments had it."""
+    while True:
+        bad = [a for a in node.args if not forms.free(a) and forms.form(a) is None]
+        if not bad:
+            return node
+        node = bad[0]
+
+
+def text_of(node: Node) -> str:
+    """The user's own words for a node where they are known."""
+    if node.span is None:
+        return repr(node)
+    line = node.span.source.line(node.span.line)
+    return f"`{line[node.span.column - 1:node.span.end - 1]}` (line {node.span.line})"
+
+
+_TOKEN_ONLY = {"lag": "lag", "window": "lag", "pos": "pos"}
+
+
+def _whole(step: Program, groups: list[Group]) -> list[Group]:
+    """What no chunk program holds yet makes every state sequential: they run in one loop."""
+    reason = None
+    for node in postorder(step.values()):
+        if node.op in _TOKEN_ONLY:
+            reason = f"the step uses {_TOKEN_ONLY[node.op]}"
+        elif node.kind == "complex":
+            reason = f"{text_of(node)} is complex"
+    if reason is None:
+        reason = next((g.why for g in groups if g.form == "sequential"), None)
+        if reason:
+            reason = "it runs in one loop with a sequential state: " + reason
+    if reason is None:
+        return groups
+    return [g if g.form == "sequential" else Group(g.states, "sequential", reason) for g in groups]
+
+
+def _note(step: Program, group: Group) -> Diagnostic:
+    names = ", ".join(group.states)
+    span = step.decl(group.states[0]).span
+    return Diagnostic("MX301", f"{names} runs token by token: {group.why}", span, None, "note")
+
+
+def form_dependence(step: Program, state: Decl) -> set[Node]:
+    return depends(step.values(), [state.leaf()])
