@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ import torch.nn.functional as F
 
 from mixc.ir.node import COL, ROW, Node, postorder
 from mixc.ir.ops import OPS
+
+Rule = Callable[[Node, list[torch.Tensor], "Env"], torch.Tensor]
 
 
 class Env:
@@ -27,13 +29,14 @@ class Env:
         dtype: the real dtype of the run, torch.float32 or torch.float64.
         batch: how many leading axes every value has.
         live: [batch..., rows] bool, or None when every row is a token.
+        rules: ops to compute otherwise than here, by name (the same values under other derivatives).
     """
 
     def __init__(self, leaf: Callable[[Node], torch.Tensor], sizes: dict[str, int], *,
                  dtype: torch.dtype = torch.float64, batch: int = 2, live: torch.Tensor | None = None,
-                 device: torch.device | str = "cpu"):
+                 device: torch.device | str = "cpu", rules: Mapping[str, Rule] | None = None):
         self.leaf, self.sizes, self.dtype, self.batch, self.live = leaf, sizes, dtype, batch, live
-        self.device = torch.device(device)
+        self.device, self.rules = torch.device(device), rules or {}
 
 
 def evaluate(roots: Iterable[Node], env: Env, known: dict[Node, torch.Tensor] | None = None) -> list[torch.Tensor]:
@@ -66,6 +69,8 @@ def _needed(roots: list[Node], known: dict[Node, torch.Tensor]) -> list[Node]:
 
 def compute(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
     """The value of one node from the values of its arguments."""
+    if node.op in env.rules:
+        return env.rules[node.op](node, args, env)
     if node.op in _STRUCTURAL:
         return _STRUCTURAL[node.op](node, args, env)
     row = OPS[node.op]
