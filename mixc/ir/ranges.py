@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
-from mixc.ir.node import Node
+from mixc.ir.node import ROW, Node, make, postorder
 from mixc.ir.program import Program, Range
 
 INF = math.inf
@@ -45,6 +45,8 @@ class proving:
 
     def __init__(self, program: Program):
         self.facts = {d.leaf(): _of_decl(d.ranges) for d in program.decls if d.role in ("in", "param")}
+        for d in program.ins:  # the same input of every row of a chunk
+            self.facts[make("in", name=d.name, dims=(ROW, *d.dims), kind=d.kind)] = _of_decl(d.ranges)
         for d in program.consts:
             self.facts[d.leaf()] = Interval()
 
@@ -84,8 +86,6 @@ def _of_decl(ranges: tuple[Range, ...]) -> Interval:
 
 def bounds(x: Node) -> Interval:
     """An interval that holds for x under the ranges of the enclosing `proving` block."""
-    from mixc.ir.node import postorder
-
     if x not in _known:
         for node in postorder([x]):
             if node not in _known:

@@ -1,0 +1,59 @@
+"""What an emitted module needs on the host: sequences, strides, blocks. Text, like the prelude."""
+
+HOST = '''
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+class Sequences:
+    """Where the N sequences of a call lie in its rows.
+
+    Dense: row n of [B, T]. Ragged: B is 1 and sequence n has tokens starts[n] ... starts[n] + lengths[n] - 1.
+    No value is read on the host: buffers are sized by the bound N + T // C on the number of chunks."""
+
+    def __init__(self, B, T, starts=None, lengths=None, reverse=False):
+        self.ragged, self.T, self.sign = starts is not None, T, -1 if reverse else 1
+        self.starts, self.lengths = starts, lengths
+        self.count = B if starts is None else starts.shape[0]
+
+    def chunks(self, C):
+        """An upper bound on the number of chunks, and the number of the first chunk of each sequence."""
+        if not self.ragged:
+            return self.count * triton.cdiv(self.T, C), None
+        ends = torch.cumsum(torch.div(self.lengths + (C - 1), C, rounding_mode="floor"), 0)
+        return self.count + self.T // C, torch.nn.functional.pad(ends, (1, 0))[:-1]
+
+
+def block(size, limit):
+    """The block of a dim: a power of two, at least 16 as tensor cores want it."""
+    return max(16, min(triton.next_power_of_2(size), limit))
+
+
+def features_packed(x, lead):
+    """x with contiguous features behind `lead` axes (any strides are taken before them)."""
+    packed, step = True, 1
+    for size, stride in zip(reversed(x.shape[lead:]), reversed(x.stride()[lead:])):
+        packed, step = packed and (stride == step or size == 1), step * size
+    return x if packed else x.contiguous()
+
+
+def precision(dtype):
+    """How products of fp32 operands are formed; half operands are exact anyway."""
+    if INTERPRETED:
+        return "interpret"
+    if dtype != torch.float32 or torch.backends.cuda.matmul.allow_tf32:
+        return "tf32"
+    return "ieee" if torch.version.hip else "tf32x3"
+
+
+def operand(dtype):
+    return {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}[dtype]
+
+
+def over_group(grad, like, axis):
+    """A gradient of H heads summed over the heads that share one of the G of `like`."""
+    G = like.shape[axis]
+    if grad.shape[axis] == G:
+        return grad.to(like.dtype)
+    shape = (*grad.shape[:axis], G, grad.shape[axis] // G, *grad.shape[axis + 1:])
+    return grad.view(shape).sum(axis + 1).to(like.dtype)
+'''

@@ -1,0 +1,347 @@
+"""A launch as the source of one Triton kernel.
+
+The kernel walks over the chunks (or tokens) of one sequence and head; its arguments are the pointers
+and strides of what it loads and stores, and constexpr sizes and blocks.  Text only: nothing here
+knows where the launch came from.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from mixc.codegen.tiles import Tiles, refuse
+from mixc.ir.launch import Launch, Store
+from mixc.ir.node import COL, ROW, Node
+from mixc.ir.program import Decl
+
+
+@dataclass
+class Kernel:
+    """The text of one kernel, and what its caller must pass, in order."""
+
+    launch: Launch
+    text: str
+    arguments: list[str]  # runtime arguments, in order
+    constexprs: list[str]  # constexpr arguments, in order
+    loads: list[str] = field(default_factory=list)  # ins and params it reads
+    dims: list[str] = field(default_factory=list)
+
+
+# names that a kernel's text uses itself; a user's name that equals one gets an underscore
+RESERVED = frozenset("""tl triton dot span_sum running_sum log_and_sign odd span_product running_product whole_product
+    softplus logsigmoid log1p expm1 logaddexp sign mod pid seq head C T H rows live held row chunk chunks first length
+    batch token starts lengths chunk_at first_chunk i SIGN RAGGED KEEP HAS_INITIAL OPERAND PRECISION STAGES
+    print range float int min max abs""".split())
+
+
+def safe(name: str) -> str:
+    """The spec's name in a kernel's text."""
+    return name + "_" if name in RESERVED else name
+
+
+class KernelWriter:
+    """Builds the text of a launch; `write()` returns the Kernel."""
+
+    def __init__(self, launch: Launch):
+        self.launch, self.program = launch, launch.program
+        nodes = launch.nodes()
+        self.uses = Counter(a for n in nodes for a in n.args)
+        self.uses.update(launch.roots())
+        self.varying = _varying(nodes, launch)
+        self.before: list[str] = []
+        self.body: list[str] = []
+        self.loaded: dict[str, Decl] = {}
+        self.cots: list[str] = []
+        dims = {d for n in nodes for d in n.dims} | {d for s in launch.stores for d in s.dims}
+        dims |= {d for c in launch.carries for d in c.dims} | {n.attr("dim") for n in nodes if n.op == "size"}
+        self.dims = [d.name for d in self.program.dims if d.name in dims]
+        self.consts = [c.name for c in self.program.consts if any(n is c.leaf() for n in nodes)]
+        taken = {*RESERVED, *(d.name for d in self.program.decls), *self.dims, *(f"in_{d}" for d in self.dims),
+                 *(c.name for c in launch.carries), *(s.name for s in launch.stores),
+                 *("d" + d.name for d in self.program.decls)}
+        self.tiles = Tiles(self._emit, self._leaf, taken, dict(self.uses), tuple(d.name for d in self.program.dims))
+        self.carry_of = {c.leaf: c for c in launch.carries}
+
+    # ------------------------------------------------------------ values
+    def _emit(self, node: Node, line: str) -> None:
+        (self.body if node in self.varying else self.before).append(line)
+
+    def _leaf(self, node: Node) -> str:
+        if node in self.carry_of:
+            return safe(self.carry_of[node].name)
+        load = {"in": self._load_rows, "cot": self._load_cotangent, "param": self._load_param,
+                "state": self._load_start, "index": self._index}.get(node.op)
+        if load is not None:
+            return load(node)
+        if node.op == "const":
+            return str(node.attr("name"))
+        raise refuse(f"`{node.op}` is no leaf of a kernel yet", node)
+
+    def _load_rows(self, node: Node) -> str:
+        name = safe(node.attr("name"))
+        self.loaded[name] = self.program.decl(node.attr("name"))
+        dims = node.dims
+        offset = self._row_offset(f"{name}_st", dims)
+        code = f"tl.load({name}_ptr + row * {name}_st{_plus(offset)}{self._guard(dims, rows=False)})"
+        self.body.append(f"{name} = {code}")
+        self.tiles.raw.add(node)
+        return str(name)
+
+    def _load_cotangent(self, node: Node) -> str:
+        name = "d" + node.attr("name")
+        self.cots.append(node.attr("name"))
+        dims = node.dims
+        stride = self._row_stride(dims)
+        code = (f"tl.load({name}_ptr + row * {_group(stride)}{_plus(self._row_offset(stride, dims, clamp=False))}"
+                f"{self._guard(dims, rows=True)})")
+        self.body.append(f"{name} = {code}")
+        self.tiles.raw.add(node)
+        return name
+
+    def _load_param(self, node: Node) -> str:
+        name = safe(node.attr("name"))
+        self.loaded[name] = self.program.decl(node.attr("name"))
+        size = " * ".join(node.dims)
+        base = f"{name}_ptr + (head // {name}_rep)" + (f" * ({size})" if size else "")
+        self.before.append(f"{name} = tl.load({base}{_plus(self._flat(node.dims))}{self._guard(node.dims, False)})")
+        self.tiles.raw.add(node)
+        return str(name)
+
+    def _load_start(self, node: Node) -> str:
+        """The state at the start of the chunk, as the forward left it."""
+        name = node.attr("name")
+        size = " * ".join(node.dims) or "1"
+        self.body.append(f"{name} = tl.load({name}_starts + ((first_chunk + chunk) * H + head) * ({size})"
+                         f"{_plus(self._flat(node.dims))}{self._guard(node.dims, False)})")
+        self.tiles.raw.add(node)
+        return str(name)
+
+    def _index(self, node: Node) -> str:
+        return f"{self.tiles.index(node.dims[0])}.to(tl.float32)"
+
+    # ------------------------------------------------------------ addresses
+    def _axis(self, dims: tuple[str, ...], d: str, code: str) -> str:
+        return code if len(dims) < 2 else code + ("[:, None]" if dims[0] == d else "[None, :]")
+
+    def _flat(self, dims: tuple[str, ...]) -> str:
+        """Offsets into a contiguous tensor of these dims."""
+        terms = []
+        for i, d in enumerate(dims):
+            step = " * ".join(dims[i + 1:])
+            term = self._axis(dims, d, self.tiles.index(d))
+            terms.append(f"{term} * {step}" if step else term)
+        return " + ".join(terms)
+
+    def _row_stride(self, dims: tuple[str, ...]) -> str:
+        return " * ".join(["H", *(d for d in dims if d != ROW)])
+
+    def _row_offset(self, stride: str, dims: tuple[str, ...], clamp: bool = True) -> str:
+        """Offsets of a tile's rows (clamped to the last token) and columns from the chunk's first row."""
+        if len(dims) > 2:
+            raise refuse(f"a token's tile [{', '.join(dims[1:])}] of more than one dim")
+        terms = []
+        if ROW in dims:
+            rows = "held" if clamp else "rows"
+            rows = rows if "*" not in stride or not clamp else rows
+            terms.append(f"{self._axis(dims, ROW, rows)} * SIGN * {_group(stride)}")
+        rest = tuple(d for d in dims if d != ROW)
+        if len(rest) == 1:
+            terms.append(self._axis(dims, rest[0], self.tiles.index(rest[0])))
+        elif len(rest) == 2:
+            terms.append(self._flat(rest))
+        return " + ".join(terms)
+
+    def _guard(self, dims: tuple[str, ...], rows: bool) -> str:
+        masks = [self._axis(dims, d, f"({self.tiles.inside(d)})") for d in dims if d not in (ROW, COL)]
+        if rows and ROW in dims:
+            masks.append(self._axis(dims, ROW, "live"))
+        return f", mask={' & '.join(masks)}, other=0.0" if masks else ""
+
+    def _mask(self, dims: tuple[str, ...], rows: bool) -> str:
+        return self._guard(dims, rows).replace(", other=0.0", "")
+
+    # ------------------------------------------------------------ stores
+    def _store_rows(self, s: Store) -> list[str]:
+        dims = ((ROW,) if self.launch.loop == "chunks" else ()) + s.dims
+        code = self.tiles.ref(s.value, dims)
+        stride = self._row_stride(dims)
+        target = f"{s.name}_ptr + row * {_group(stride)}{_plus(self._row_offset(stride, dims, clamp=False))}"
+        value = self._filled(s.value, code, dims)
+        return [f"tl.store({target}, {value}{self._mask(dims, rows=True)})"]
+
+    def _filled(self, node: Node, code: str, dims: tuple[str, ...]) -> str:
+        """A value that is repeated along a dim, or a plain number, as a whole tile."""
+        while node.op in ("rename", "expand"):
+            node = node.args[0]
+        if dims and set(node.dims) != set(dims):
+            code = f"tl.zeros({self.tiles.shape(dims)}, tl.float32) + {code}"
+        return code
+
+    def _store_state(self, name: str, pointer: str, where: str, dims: tuple[str, ...]) -> str:
+        size = " * ".join(dims) or "1"
+        return f"tl.store({pointer} + ({where}) * ({size}){_plus(self._flat(dims))}, {name}{self._mask(dims, False)})"
+
+    # ------------------------------------------------------------ the whole
+    def write(self) -> Kernel:
+        launch = self.launch
+        forward_starts = launch.starts if not launch.reverse else ()
+        if not launch.reverse:
+            for c in launch.carries:  # what the chunk receives is stored before anything changes it
+                if c.name in forward_starts:
+                    where = "(first_chunk + chunk).to(tl.int64) * H + head"
+                    self.body.append(f"if KEEP:\n    {self._store_state(c.name, c.name + '_starts', where, c.dims)}")
+        sums = []
+        for s in launch.stores:
+            if s.kind == "rows":
+                self.body += self._store_rows(s)
+            else:
+                acc = f"{s.name}_sum"
+                self.body.append(f"{acc} += {self._filled(s.value, self.tiles.ref(s.value, s.dims), s.dims)}")
+                sums.append(s)
+        new = [(c, self.tiles.ref(c.next, c.dims)) for c in launch.carries]
+        self.body += [f"{c.name}_next = {code}" for c, code in new] if len(new) > 1 else []
+        self.body += [f"{c.name} = {c.name + '_next' if len(new) > 1 else code}" for c, code in new
+                      if code != c.name or len(new) > 1]
+        return self._assemble(sums)
+
+    def _assemble(self, sums: list[Store]) -> Kernel:
+        launch = self.launch
+        arguments = self._arguments(sums)
+        constexprs = [*self.dims, "C", *(f"B{d}" for d in self.dims), "SIGN", "RAGGED",
+                      *(["KEEP"] if not launch.reverse and launch.starts else []), *self._flags(), "OPERAND", "PRECISION",
+                      "STAGES"]
+        fixed = [a for a in arguments if a == "T" or a.endswith("_sb")]
+        head = f"@triton.jit(do_not_specialize={fixed!r})\ndef {launch.name}(\n"
+        head += _wrapped(arguments) + _wrapped([f"{c}: tl.constexpr" for c in constexprs]) + "):\n"
+        lines = [*self._where(), *self.before, *self._initial(sums), *self._loop(), *self._final(sums)]
+        text = head + "".join(_indented(line, 1) for line in lines)
+        return Kernel(launch, text, arguments, constexprs, list(self.loaded), self.dims)
+
+    def _flags(self) -> list[str]:
+        return ["HAS_INITIAL"] if self.launch.carries else []
+
+    def _arguments(self, sums: list[Store]) -> list[str]:
+        launch, out = self.launch, []
+        for name, d in self.loaded.items():
+            out += [f"{name}_ptr", f"{name}_rep"]
+            if d.role == "in":
+                out += [f"{name}_sb", f"{name}_st", f"{name}_sh"]
+        out += [f"d{name}_ptr" for name in self.cots]
+        out += [f"{s.name}_ptr" for s in launch.stores]
+        for c in launch.carries:
+            out += [f"{c.name}_initial", f"{c.name}_final"]
+        out += [f"{name}_starts" for name in launch.starts]
+        out += [f"{s.name}_part" for s in launch.stores if self._parts(s.dims)]
+        out += [f"{c.name}_part" for c in launch.carries if self._parts(c.dims)]
+        return [*out, "starts", "lengths", "chunk_at", *self.consts, "T", "H"]
+
+    def _where(self) -> list[str]:
+        """Which sequence, head and block this program has, and where its tokens lie."""
+        lines = ["pid = tl.program_id(0)"]
+        for d in self.launch.split:
+            if d in self.dims:
+                lines += [f"block_{d} = pid % tl.cdiv({d}, B{d})", f"pid = pid // tl.cdiv({d}, B{d})"]
+        lines += ["seq, head = (pid // H).to(tl.int64), pid % H",
+                  "if RAGGED:",
+                  "    first, length = tl.load(starts + seq).to(tl.int64), tl.load(lengths + seq).to(tl.int32)",
+                  "    batch, token = 0, first",
+                  "else:",
+                  "    first, length, batch, token = seq * T, T, seq, 0",
+                  "if SIGN < 0:  # reversed: the first row of a sequence is its last token",
+                  "    first, token = first + length - 1, token + length - 1"]
+        for name, d in self.loaded.items():
+            if d.role == "in":
+                lines.append(f"{name}_ptr += batch * {name}_sb + token * {name}_st + (head // {name}_rep) * {name}_sh")
+        for name in self.cots:
+            dims = self.program.decl(name).dims
+            lines.append(f"d{name}_ptr += (first * H + head)" + _times(dims))
+        for s in self.launch.stores:
+            if s.kind == "rows":
+                lines.append(f"{s.name}_ptr += (first * H + head)" + _times(s.dims))
+            for d in self._parts(s.dims):
+                lines.append(f"{s.name}_ptr += block_{d}.to(tl.int64) * {s.name}_part  # a partial sum over {d} a block")
+        for c in self.launch.carries:
+            for d in self._parts(c.dims):
+                lines.append(f"{c.name}_final += block_{d}.to(tl.int64) * {c.name}_part")
+        if self.launch.loop == "chunks":
+            lines.append("rows = tl.arange(0, C)")
+        for d in self.dims:
+            begin = f"block_{d} * B{d} + " if d in self.launch.split else ""
+            lines.append(f"in_{d} = {begin}tl.arange(0, B{d})")
+        return lines
+
+    def _parts(self, dims: tuple[str, ...]) -> list[str]:
+        """The split dims over which a store without them is only a partial sum."""
+        return [d for d in self.launch.summed if d in self.dims and d not in dims]
+
+    def _initial(self, sums: list[Store]) -> list[str]:
+        lines = []
+        for c in self.launch.carries:
+            size, shape = " * ".join(c.dims) or "1", self.tiles.shape(c.dims)
+            zero = f"tl.zeros({shape}, tl.float32)" if c.dims else "0.0"
+            load = (f"tl.load({c.name}_initial + (seq * H + head) * ({size}){_plus(self._flat(c.dims))}"
+                    f"{self._guard(c.dims, False)}).to(tl.float32)")
+            first = "".join(f" and block_{d} == 0" for d in self._parts(c.dims))
+            if first:  # the cotangent enters one of the partial sums
+                load = f"tl.where({first[5:]}, {load}, 0.0)"
+            lines.append(f"if HAS_INITIAL:\n    {c.name} = {load}\nelse:\n    {c.name} = {zero}")
+        for s in sums:
+            lines.append(f"{s.name}_sum = " + (f"tl.zeros({self.tiles.shape(s.dims)}, tl.float32)" if s.dims else "0.0"))
+        return lines
+
+    def _loop(self) -> list[str]:
+        if self.launch.loop == "tokens":
+            return ["for row_at in range(0, length):", _indented("row = row_at.to(tl.int64) * SIGN", 1).rstrip("\n"),
+                    *[_indented(line, 1).rstrip("\n") for line in self.body]]
+        needs_chunks = bool(self.launch.starts)
+        lines = ["chunks = tl.cdiv(length, C)"]
+        if needs_chunks:
+            lines += ["if RAGGED:", "    first_chunk = tl.load(chunk_at + seq)", "else:", "    first_chunk = seq * chunks"]
+        loop = ["for i in tl.range(0, chunks, num_stages=STAGES):"]
+        inner = ["chunk = chunks - 1 - i"] if self.launch.reverse else ["chunk = i"]
+        inner += ["row = (chunk * C).to(tl.int64) * SIGN",
+                  "live = rows < length - chunk * C",
+                  "held = tl.minimum(rows, length - 1 - chunk * C)  # rows behind the end repeat the last token"]
+        return lines + loop + [_indented(line, 1).rstrip("\n") for line in inner + self.body]
+
+    def _final(self, sums: list[Store]) -> list[str]:
+        lines = [self._store_state(c.name, f"{c.name}_final", "seq * H + head", c.dims) for c in self.launch.carries]
+        for s in sums:
+            lines.append(self._store_state(f"{s.name}_sum", f"{s.name}_ptr", "seq * H + head", s.dims))
+        return lines
+
+
+def _varying(nodes: list[Node], launch: Launch) -> set[Node]:
+    """What differs from chunk to chunk: below it, the body of the loop."""
+    out: set[Node] = set()
+    for n in nodes:
+        if n.op in ("in", "cot", "state", "pos", "live") or ROW in n.dims or any(a in out for a in n.args):
+            out.add(n)
+    return out
+
+
+def _plus(code: str) -> str:
+    return f" + {code}" if code else ""
+
+
+def _group(code: str) -> str:
+    return f"({code})" if " " in code else code
+
+
+def _times(dims: tuple[str, ...]) -> str:
+    return f" * ({' * '.join(dims)})" if dims else ""
+
+
+def _wrapped(names: list[str]) -> str:
+    lines, line = [], "   "
+    for name in names:
+        if len(line) + len(name) > 110:
+            lines.append(line)
+            line = "   "
+        line += f" {name},"
+    return "".join(f"{x}\n" for x in [*lines, line]) if names else ""
+
+
+def _indented(code: str, depth: int) -> str:
+    return "".join("    " * depth + line + "\n" for line in code.rstrip("\n").split("\n"))

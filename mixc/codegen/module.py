@@ -1,0 +1,341 @@
+"""The emitted file: kernels, launches, an autograd function, and the functions a user calls.
+
+The text needs torch and triton only.  It has one shape for every spec; what differs are the kernels,
+which come from the launches, and the names, which are the spec's own.
+"""
+
+from __future__ import annotations
+
+import keyword
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from mixc.codegen.host import HOST
+from mixc.codegen.kernel import Kernel, KernelWriter, safe
+from mixc.codegen.prelude import PRELUDE
+from mixc.ir.launch import Launch
+from mixc.ir.program import Decl, Program
+from mixc.passes.partition import fused_backward, fused_forward
+
+LICENSE = "SPDX-License-Identifier: Apache-2.0"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Sizes of one launch: rows a chunk, the largest block of a split dim, warps, stages."""
+
+    C: int = 64
+    split: int = 128
+    warps: int = 4
+    stages: int = 2
+
+    def text(self) -> str:
+        return f"dict(C={self.C}, split={self.split}, warps={self.warps}, stages={self.stages})"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Tiles of the forward and of the backward; `short` serves sequences of at most 16 tokens."""
+
+    forward: Tile = field(default_factory=lambda: Tile(64, 64, 4, 2))
+    backward: Tile = field(default_factory=lambda: Tile(64, 128, 8, 1))
+
+
+def module_text(forward: Program, backward: Program, config: Config | None = None) -> str:
+    """The module of a spec, from its chunk program and that program's backward."""
+    return _Module(forward, backward, config or Config()).text()
+
+
+class _Module:
+    def __init__(self, forward: Program, backward: Program, config: Config):
+        self.p, self.config = forward, config
+        self.fwd = KernelWriter(fused_forward(forward, keep_starts=True)).write()
+        self.bwd = KernelWriter(fused_backward(forward, backward)).write()
+        self.name = forward.name
+        self.states, self.outs = forward.states, forward.outs
+        self.starts = self.bwd.launch.starts
+        if self.starts != self.fwd.launch.starts:
+            from dataclasses import replace
+
+            launch = replace(self.fwd.launch, starts=self.starts)
+            self.fwd = KernelWriter(launch).write()
+
+    # ------------------------------------------------------------ text
+    def text(self) -> str:
+        parts = [self._head(), HOST, PRELUDE, "\n", self.fwd.text, "\n\n", self.bwd.text, "\n\n", self._function(),
+                 "\n\n", self._calls()]
+        return "".join(p if p.endswith("\n") else p + "\n" for p in parts)
+
+    def _head(self) -> str:
+        doc = self.p.doc.strip()
+        lines = [f'"""{self.name}: kernels emitted by mixc from a one-token step.', ""]
+        if doc:
+            lines += [*doc.splitlines(), ""]
+        lines += [LICENSE, '"""', "import math", "import os", "", "import torch", "import triton", "import triton.language as tl", "",
+                  f"FORWARD = {self.config.forward.text()}", f"BACKWARD = {self.config.backward.text()}"]
+        return "\n".join(lines) + "\n"
+
+    # ------------------------------------------------------------ the autograd function
+    def _tensors(self) -> list[Decl]:
+        return [*self.p.ins, *self.p.params]
+
+    def _function(self) -> str:
+        names = [safe(d.name) for d in self._tensors()]
+        finals = [f"{s.name}_initial" for s in self.states]
+        consts = [c.name for c in self.p.consts]
+        body = [f"class {_camel(self.name)}(torch.autograd.Function):",
+                f'    """{", ".join(o.name for o in self.outs)} and final states of {self.name}; derivatives by its own kernels."""', "",
+                "    @staticmethod",
+                f"    def forward(ctx, seqs, {_join(consts)}{', '.join([*names, *finals])}):"]
+        body += _indent(self._forward_body(names, finals, consts), 2)
+        body += ["", "    @staticmethod", "    @torch.autograd.function.once_differentiable",
+                 f"    def backward(ctx, {', '.join(['d' + o.name for o in self.outs] + ['d' + s.name + '_final' for s in self.states])}):"]
+        body += _indent(self._backward_body(names, consts), 2)
+        return "\n".join(body)
+
+    def _sizes(self) -> list[str]:
+        """B, T, H and the size of every dim, read off the tensors."""
+        first = self.p.ins[0]
+        lines = [f"B, T = {safe(first.name)}.shape[:2]",
+                 "H = max(" + ", ".join(f"{safe(d.name)}.shape[{2 if d.role == 'in' else 0}]" for d in self._tensors()) + ", 1)"]
+        known: set[str] = set()
+        for d in self.p.dims:
+            if d.size is not None:
+                lines.append(f"{d.name} = {d.size}")
+                known.add(d.name)
+        for decl in self._tensors():
+            for i, dim in enumerate(decl.dims):
+                if dim not in known:
+                    lines.append(f"{dim} = {safe(decl.name)}.shape[{(3 if decl.role == 'in' else 1) + i}]")
+                    known.add(dim)
+        for d in self.p.dims:
+            if d.name not in known:
+                if d.alias is None:
+                    raise ValueError(f"no tensor has dim {d.name}")
+                lines.append(f"{d.name} = {d.alias}")
+            elif d.alias and d.alias not in known:
+                lines.append(f"{d.alias} = {d.name}")
+                known.add(d.alias)
+        return lines
+
+    def _blocks(self, kernel: Kernel, tile: str) -> list[str]:
+        split = kernel.launch.split
+        return [f"B{d} = block({d}, {f'{tile}[' + repr('split') + ']' if d in split else d + ' * 2'})" for d in kernel.dims]
+
+    def _forward_body(self, names: list[str], initial: list[str], consts: list[str]) -> list[str]:
+        lines = [*self._sizes(), "device, count = " + f"{names[0]}.device, seqs.count",
+                 "tile = FORWARD if seqs.T > 16 else dict(FORWARD, C=16)"]
+        lines += [f"{n} = features_packed({n}, {3 if d.role == 'in' else 1})" if d.role == "in" else f"{n} = {n}.contiguous()"
+                  for n, d in zip(names, self._tensors(), strict=True)]
+        lines += self._blocks(self.fwd, "tile")
+        for o in self.outs:
+            lines.append(f"{o.name} = torch.empty({_shape('B, T, H', o.dims)}, dtype={self._out_dtype()}, device=device)")
+        for s in self.states:
+            lines.append(f"{s.name}_final = torch.empty({_shape('count, H', s.dims)}, dtype=torch.float32, device=device)")
+        if self.starts:
+            lines += ["keep = any(ctx.needs_input_grad)",
+                      "bound, chunk_at = seqs.chunks(tile['C']) if keep else (0, None)"]
+            lines += [f"{s}_starts = torch.empty({_shape('bound, H', self.p.decl(s).dims)}, dtype={self._out_dtype()}, device=device)"
+                      for s in self.starts]
+        else:
+            lines.append("chunk_at = None")
+        if initial:
+            lines.append(f"has_initial = {' or '.join(f'{n} is not None' for n in initial)}")
+            lines += [f"if has_initial:\n    {s.name}_initial = {s.name}_final.new_zeros({s.name}_final.shape) "
+                      f"if {s.name}_initial is None else {s.name}_initial.contiguous()" for s in self.states]
+        lines += self._launch(self.fwd, "tile", [o.name for o in self.outs])
+        outs = [o.name for o in self.outs] + [f"{s.name}_final" for s in self.states]
+        saved = [*names, *(f"{s}_starts" for s in self.starts), *(["chunk_at"] if self.starts else [])]
+        lines += [f"ctx.save_for_backward({', '.join(saved)})",
+                  f"ctx.seqs, ctx.tile{''.join(', ctx.' + c for c in consts)} = seqs, tile{''.join(', ' + c for c in consts)}"]
+        if initial:
+            lines += ["ctx.has_initial = (" + "".join(f"{n} is not None and ctx.needs_input_grad[{1 + len(consts) + len(names) + i}], "
+                                                       for i, n in enumerate(initial)) + ")"]
+        lines += ["ctx.set_materialize_grads(False)", f"return {', '.join(outs)}"]
+        return lines
+
+    def _out_dtype(self) -> str:
+        first = next((d for d in self.p.ins if d.dims), self.p.ins[0])
+        return f"{safe(first.name)}.dtype"
+
+    def _launch(self, kernel: Kernel, tile: str, stored: list[str]) -> list[str]:
+        """The call of a kernel, its arguments by name."""
+        split = [d for d in kernel.launch.split if d in kernel.dims]
+        grid = " * ".join(["count", "H", *(f"triton.cdiv({d}, B{d})" for d in split)])
+        given: list[str] = []
+        for a in kernel.arguments:
+            given.append(self._argument(a, kernel))
+        reverse = kernel.launch.reverse
+        pairs = [*(f"{d}={d}" for d in kernel.dims), f"C={tile}['C']", *(f"B{d}=B{d}" for d in kernel.dims), "SIGN=seqs.sign",
+                 "RAGGED=seqs.ragged"]
+        if "KEEP" in kernel.constexprs:
+            pairs.append("KEEP=keep")
+        if "HAS_INITIAL" in kernel.constexprs:
+            pairs.append(f"HAS_INITIAL={'has_final' if reverse else 'has_initial'}")
+        own = "BACKWARD" if reverse else tile
+        pairs += [f"OPERAND=operand({self._out_dtype()})", f"PRECISION=precision({self._out_dtype()})",
+                  f"STAGES={own}['stages']", f"num_warps={own}['warps']"]
+        call = [f"if {grid.replace('triton.cdiv', 'triton.cdiv')} > 0:", f"    {kernel.launch.name}[({grid},)]("]
+        call += [f"        {line}" for line in _lines([*given, *pairs], 100)]
+        return [*call, "    )"]
+
+    def _argument(self, a: str, kernel: Kernel) -> str:
+        for decl in self._tensors():
+            n = safe(decl.name)
+            if a == f"{n}_ptr" and n in kernel.loads:
+                return n
+            if a == f"{n}_rep":
+                return f"H // {n}.shape[{2 if decl.role == 'in' else 0}]"
+            if decl.role == "in" and a in (f"{n}_sb", f"{n}_st", f"{n}_sh"):
+                return f"{n}.stride({('b', 't', 'h').index(a[-1])})"
+        if a in ("starts", "lengths"):
+            return f"seqs.{a}"
+        if a.endswith("_part"):
+            state = any(c.name == a[:-5] for c in kernel.launch.carries)
+            return f"{a[:-5]}{'_initial' if state else ''}.stride(0)"
+        if kernel.launch.reverse and a.endswith(("_initial", "_final")):  # its loop begins at the end
+            return a.removesuffix("_initial") + "_final" if a.endswith("_initial") else a.removesuffix("_final") + "_initial"
+        if a.endswith("_ptr"):
+            return a[:-4]
+        return a
+
+    def _backward_body(self, names: list[str], consts: list[str]) -> list[str]:
+        saved = [*names, *(f"{s}_starts" for s in self.starts), *(["chunk_at"] if self.starts else [])]
+        lines = [f"{', '.join(saved)}{',' if len(saved) == 1 else ''} = ctx.saved_tensors",
+                 f"seqs, tile{''.join(', ' + c for c in consts)} = ctx.seqs, ctx.tile{''.join(', ctx.' + c for c in consts)}",
+                 *self._sizes(), f"device, count = {names[0]}.device, seqs.count", *self._blocks(self.bwd, "BACKWARD")]
+        summed = [d for d in self.bwd.launch.summed if d in self.bwd.dims]
+        if summed:
+            lines.append(f"parts = {' * '.join(f'triton.cdiv({d}, B{d})' for d in summed)}")
+        if not self.starts:
+            lines.append("chunk_at = None")
+        for o in self.outs:
+            lines.append(f"d{o.name} = torch.zeros({_shape('B, T, H', o.dims)}, dtype={self._out_dtype()}, device=device) "
+                         f"if d{o.name} is None else d{o.name}.contiguous()")
+        if self.states:
+            lines.append(f"has_final = {' or '.join(f'd{s.name}_final is not None' for s in self.states)}")
+        for s in self.states:
+            lead = "parts, count, H" if self._partial(s.dims) else "count, H"
+            lines += [f"d{s.name}_initial = torch.empty({_shape(lead, s.dims)}, dtype=torch.float32, device=device)",
+                      f"if has_final:\n    d{s.name}_final = torch.zeros_like(d{s.name}_initial) if d{s.name}_final is None "
+                      f"else d{s.name}_final.contiguous()"]
+        lines += self._gradient_buffers()
+        lines += self._launch(self.bwd, "tile", [])
+        grads = [f"over_group({self._summed('d' + d.name, d.dims)}, {safe(d.name)}, 2)" for d in self.p.ins]
+        grads += [f"over_group({self._summed('d' + d.name, d.dims)}.sum(0), {safe(d.name)}, 0)" for d in self.p.params]
+        grads += [f"{self._summed(f'd{s.name}_initial', s.dims)} if ctx.has_initial[{i}] else None"
+                  for i, s in enumerate(self.states)]
+        lines.append(f"return (None, {'None, ' * len(consts)}\n" + ",\n".join(f"        {g}" for g in grads) + ")")
+        return lines
+
+    def _partial(self, dims: tuple[str, ...]) -> bool:
+        return any(d in self.bwd.dims and d not in dims for d in self.bwd.launch.summed)
+
+    def _summed(self, name: str, dims: tuple[str, ...]) -> str:
+        return f"{name}.sum(0)" if self._partial(dims) else name
+
+    def _gradient_buffers(self) -> list[str]:
+        """Gradients of the ins a row a token and head, of the params one a sequence and head."""
+        lines = []
+        for d in self.p.ins:
+            n, lead = safe(d.name), "parts, B, T, H" if self._partial(d.dims) else "B, T, H"
+            dtype = "torch.float32" if self._partial(d.dims) else f"{n}.dtype if {n}.shape[2] == H else torch.float32"
+            lines.append(f"d{d.name} = torch.empty({_shape(lead, d.dims)}, dtype={dtype}, device=device)")
+        for d in self.p.params:
+            lead = "parts, count, H" if self._partial(d.dims) else "count, H"
+            lines.append(f"d{d.name} = torch.empty({_shape(lead, d.dims)}, dtype=torch.float32, device=device)")
+        return lines
+
+    # ------------------------------------------------------------ what a user calls
+    def _calls(self) -> str:
+        names = [d.name for d in self._tensors()]
+        consts = [c.name for c in self.p.consts]
+        states = [s.name for s in self.states]
+        lines = [f"def {self.name}({', '.join(names)}, *, {''.join(c + '=None, ' for c in consts)}initial_state=None,",
+                 " " * (5 + len(self.name)) + "output_final_state=False, cu_seqlens=None, reverse=False):",
+                 f'    """{self._signature_doc()}"""']
+        body = self._const_lines()
+        first = names[0]
+        body += [f"B, T = {first}.shape[:2]",
+                 "starts = lengths = None" if True else "",
+                 "if cu_seqlens is not None:",
+                 "    starts, lengths = cu_seqlens[:-1].contiguous(), (cu_seqlens[1:] - cu_seqlens[:-1]).to(torch.int32)",
+                 "seqs = Sequences(B, T, starts, lengths, reverse)"]
+        if states:
+            single = len(states) == 1
+            body += [f"initial = {{'{states[0]}': initial_state}} if torch.is_tensor(initial_state) else initial_state or {{}}"
+                     if single else "initial = initial_state or {}"]
+        given = [*names, *(f"initial.get('{s}')" for s in states)]
+        result = [safe(o.name) for o in self.outs] + [f"{s}_final" for s in states]
+        body += [f"{', '.join(result)}{',' if len(result) == 1 else ''} = _apply({_camel(self.name)}, seqs, {_join(consts)}{', '.join(given)})"]
+        final = "{" + ", ".join(f"'{s}': {s}_final" for s in states) + "} if output_final_state else None"
+        outs = safe(self.outs[0].name) if len(self.outs) == 1 else "(" + ", ".join(safe(o.name) for o in self.outs) + ")"
+        body.append(f"return {outs}, {final}")
+        lines += _indent(body, 1)
+        lines += ["", "", "def _apply(function, *args):", "    out = function.apply(*args)",
+                  "    return out if isinstance(out, tuple) else (out,)"]
+        return "\n".join(lines + ["", "", *self._step(names, consts, states)])
+
+    def _step(self, names: list[str], consts: list[str], states: list[str]) -> list[str]:
+        ins, params = [d.name for d in self.p.ins], [d.name for d in self.p.params]
+        lines = [f"def {self.name}_step(state, {', '.join(names)}{''.join(', ' + c + '=None' for c in consts)}):",
+                 '    """One token: tensors without the time axis; state None starts afresh."""']
+        given = [f"{n}.unsqueeze(1)" for n in ins] + params
+        lines += [f"    out, state = {self.name}({', '.join(given)}{''.join(f', {c}={c}' for c in consts)}, initial_state=state,",
+                  "                 " + " " * len(self.name) + "output_final_state=True)"]
+        unpack = "out.squeeze(1)" if len(self.outs) == 1 else "tuple(x.squeeze(1) for x in out)"
+        return [*lines, f"    return {unpack}, state"]
+
+    def _signature_doc(self) -> str:
+        rows = [f"{d.name}: [{', '.join(['B, T, H' if d.role == 'in' else 'H', *d.dims])}]" for d in self._tensors()]
+        outs = [f"{o.name}: [{', '.join(['B, T, H', *o.dims])}]" for o in self.outs]
+        return f"{'; '.join(rows)} -> {'; '.join(outs)}, final states."
+
+    def _const_lines(self) -> list[str]:
+        from mixc.codegen.scalars import python_text
+
+        if not self.p.consts:
+            return []
+        sizes = [s for s in self._sizes() if not s.startswith(("B,", "H ="))]
+        needed = {n for c in self.p.consts if c.init is not None for n in _sizes_in(c)}
+        lines = [s for s in sizes if s.split(" =")[0] in needed]
+        for c in self.p.consts:
+            assert c.init is not None
+            lines.append(f"{c.name} = {python_text(c.init)} if {c.name} is None else float({c.name})")
+        return lines
+
+
+def _sizes_in(c: Decl) -> Iterable[str]:
+    from mixc.ir.node import postorder
+
+    assert c.init is not None
+    return (n.attr("dim") for n in postorder([c.init]) if n.op == "size")
+
+
+def _camel(name: str) -> str:
+    return "".join(w.capitalize() for w in name.split("_")) + ("_" if keyword.iskeyword(name) else "")
+
+
+def _join(names: list[str]) -> str:
+    return "".join(f"{n}, " for n in names)
+
+
+def _shape(lead: str, dims: tuple[str, ...]) -> str:
+    return ", ".join([lead, *dims])
+
+
+def _indent(lines: list[str], depth: int) -> list[str]:
+    return ["    " * depth + x for line in lines for x in line.split("\n")]
+
+
+def _lines(items: list[str], width: int) -> list[str]:
+    out, line = [], ""
+    for item in items:
+        if line and len(line) + len(item) + 2 > width:
+            out.append(line.rstrip())
+            line = ""
+        line += item + ", "
+    return [*out, line.rstrip()] if line else out
+
+
+__all__ = ["Config", "Launch", "Tile", "module_text"]

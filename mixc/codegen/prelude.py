@@ -1,0 +1,125 @@
+"""The few functions every emitted module starts with, as text (they are Triton, not ours to run)."""
+
+PRELUDE = '''
+@triton.jit
+def dot(a, b, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """a @ b, the operands rounded to the dtype of the inputs, summed in fp32."""
+    if PRECISION == "interpret":  # the interpreter cannot multiply bf16: round, then multiply in fp32
+        return tl.dot(a.to(OPERAND).to(tl.float32), b.to(OPERAND).to(tl.float32), input_precision="ieee")
+    return tl.dot(a.to(OPERAND), b.to(OPERAND), input_precision=PRECISION)
+
+
+@triton.jit
+def span_sum(g, rows, REACH: tl.constexpr):
+    """[t, s]: g[s+1] + ... + g[t] (REACH "excl": to t-1), -inf where t does not reach s.
+
+    The running sum is formed in fp64 and split in two fp32 parts: their differences keep every digit."""
+    total = tl.cumsum(g.to(tl.float64), 0)
+    high = total.to(tl.float32)
+    low = (total - high.to(tl.float64)).to(tl.float32)
+    if REACH == "excl":
+        before = total - g.to(tl.float64)
+        high_t = before.to(tl.float32)
+        low_t = (before - high_t.to(tl.float64)).to(tl.float32)
+    else:
+        high_t, low_t = high, low
+    span = (high_t[:, None] - high[None, :]) + (low_t[:, None] - low[None, :])
+    if REACH == "incl":
+        seen = rows[:, None] >= rows[None, :]
+    else:
+        seen = rows[:, None] > rows[None, :]
+    return tl.where(seen, span, float("-inf"))
+
+
+@triton.jit
+def running_sum(x, REVERSE: tl.constexpr, EXCLUSIVE: tl.constexpr):
+    """The sum of the rows up to each (REVERSE: from each on; EXCLUSIVE: without its own)."""
+    x = x.to(tl.float64)
+    total = tl.cumsum(x, 0, reverse=REVERSE)
+    if EXCLUSIVE:
+        total = total - x
+    return total.to(tl.float32)
+
+
+@triton.jit
+def log_and_sign(a):
+    """log|a| (a finite stand-in where a is 0) and 1 where a < 0: products become sums."""
+    size = tl.abs(a)
+    return tl.where(size > 0, tl.log(tl.where(size > 0, size, 1.0)), -1.0e4), tl.where(a < 0, 1.0, 0.0)
+
+
+@triton.jit
+def odd(count):
+    return count - 2.0 * tl.floor(count * 0.5)
+
+
+@triton.jit
+def span_product(a, rows, REACH: tl.constexpr):
+    """[t, s]: a[s+1] * ... * a[t] (REACH "excl": to t-1), 0 where t does not reach s."""
+    log, negative = log_and_sign(a)
+    count = tl.cumsum(negative, 0)
+    if REACH == "excl":
+        count_t = count - negative
+    else:
+        count_t = count
+    sign = 1.0 - 2.0 * odd(tl.abs(count_t[:, None] - count[None, :]))
+    return sign * tl.exp(span_sum(log, rows, REACH))
+
+
+@triton.jit
+def running_product(a, REVERSE: tl.constexpr, EXCLUSIVE: tl.constexpr):
+    """The product of the rows up to each (REVERSE: from each on; EXCLUSIVE: without its own)."""
+    log, negative = log_and_sign(a)
+    count = running_sum(negative, REVERSE, EXCLUSIVE)
+    return (1.0 - 2.0 * odd(count)) * tl.exp(running_sum(log, REVERSE, EXCLUSIVE))
+
+
+@triton.jit
+def whole_product(a):
+    log, negative = log_and_sign(a)
+    return (1.0 - 2.0 * odd(tl.sum(negative, 0))) * tl.exp(tl.sum(log, 0))
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + exp(x)), accurate for small exp(x), and x itself for large x."""
+    e = tl.exp(-tl.abs(x))
+    return tl.maximum(x, 0.0) + log1p(e)
+
+
+@triton.jit
+def logsigmoid(x):
+    return -softplus(-x)
+
+
+@triton.jit
+def log1p(x):
+    """log(1 + x) without losing small x: log(u) x / (u - 1), u = 1 + x rounded (Goldberg 1991)."""
+    u = 1.0 + x
+    d = u - 1.0
+    return tl.where(d == 0.0, x, tl.log(u) * (x / tl.where(d == 0.0, 1.0, d)))
+
+
+@triton.jit
+def expm1(x):
+    """exp(x) - 1; a series where the difference would cancel."""
+    series = x * (1.0 + x * (0.5 + x * (0.16666667 + x * (0.041666668 + x * (0.008333334 + x * 0.0013888889)))))
+    return tl.where(tl.abs(x) < 0.35, series, tl.exp(x) - 1.0)
+
+
+@triton.jit
+def logaddexp(a, b):
+    top = tl.maximum(a, b)
+    low = tl.minimum(a, b)
+    return tl.where(top == float("-inf"), top, top + log1p(tl.exp(low - tl.where(top == float("-inf"), 0.0, top))))
+
+
+@triton.jit
+def sign(x):
+    return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, 0.0))
+
+
+@triton.jit
+def mod(a, b):
+    return a - b * tl.floor(a / b)
+'''

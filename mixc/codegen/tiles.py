@@ -1,0 +1,316 @@
+"""Node by node to Triton: how a value of named dims is written as a tile expression.
+
+A tile has one axis a dim, at most two.  `Tiles` names every value, aligns operands by name
+(`x[:, None]`, `tl.trans(x)`), turns contractions into `dot` or into a product and a sum, and keeps the
+padding of a block (dims are padded to powers of two) out of every sum.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+
+from mixc.errors import Diagnostic, SpecError
+from mixc.ir.launch import feature_dims
+from mixc.ir.node import COL, ROW, Node
+from mixc.ir.ops import OPS
+
+_ZERO_AT_ZERO = {"square", "abs", "sqrt", "sin", "tanh", "relu", "silu", "gelu", "elu", "expm1", "log1p", "sign",
+                 "neg", "rename", "live", "mask", "cumsum", "sum", "stop_gradient", "pick", "conj"}
+
+
+def refuse(what: str, node: Node | None = None) -> SpecError:
+    return SpecError(Diagnostic("MX310", f"no kernel: {what}", node.span if node else None,
+                                "backend=\"torch\" runs every spec"))
+
+
+def zero_padded(node: Node, dim: str) -> bool:
+    """Is the value 0 behind the end of `dim`, where its block is larger than the dim?"""
+    if dim not in node.dims or node.op in ("index", "expand"):
+        return False
+    if not node.args:
+        return True  # loads are masked with 0
+    if node.op in ("add", "sub", "maximum", "minimum"):
+        return all(zero_padded(a, dim) for a in node.args)
+    if node.op in ("mul", "contract", "guard"):
+        return any(zero_padded(a, dim) for a in node.args)
+    if node.op == "div":
+        return zero_padded(node.args[0], dim) and dim not in node.args[1].dims
+    if node.op == "where":
+        return all(zero_padded(a, dim) for a in node.args[1:])
+    return node.op in _ZERO_AT_ZERO and zero_padded(node.args[0], dim)
+
+
+class Tiles:
+    """Writes values into `lines`; `names` maps a node to the tile that holds it.
+
+    Args:
+        emit: called with (node, statement) to put a line where the node belongs.
+        leaf: the name of a leaf's tile (after loading it).
+        blocks: constexpr names of the block sizes by dim, e.g. {"K": "BK", ROW: "C"}.
+    """
+
+    def __init__(self, emit: Callable[[Node, str], None], leaf: Callable[[Node], str], taken: Iterable[str],
+                 uses: dict[Node, int], header: tuple[str, ...]):
+        self.emit, self.leaf, self.uses = emit, leaf, uses
+        self.names: dict[Node, str] = {}
+        self.taken = set(taken)
+        self.rank = {d: i for i, d in enumerate((ROW, COL, "_u", *header))}
+        self.raw: set[Node] = set()  # loaded tiles, still in the dtype of their tensor
+
+    # ------------------------------------------------------------ names
+    def fresh(self, base: str) -> str:
+        base = re.sub(r"\W", "_", base)
+        name, i = base, 2
+        while name in self.taken:
+            name, i = f"{base}{i}", i + 1
+        self.taken.add(name)
+        return name
+
+    def block(self, dim: str) -> str:
+        return "C" if dim in (ROW, COL, "_u") else f"B{dim}"
+
+    def index(self, dim: str) -> str:
+        return "rows" if dim in (ROW, COL, "_u") else f"in_{dim}"
+
+    def order(self, node: Node) -> tuple[str, ...]:
+        """The axes of a node's tile: rows first, then dims as in the header; a rename keeps its argument's."""
+        if node.op == "rename":
+            to = dict(node.attr("to"))
+            return tuple(to.get(d, d) for d in self.order(node.args[0]))
+        return tuple(sorted(node.dims, key=lambda d: self.rank.get(d, -1)))
+
+    def inside(self, dim: str) -> str:
+        return f"{self.index(dim)} < {dim}"
+
+    def shape(self, dims: tuple[str, ...]) -> str:
+        return "[" + ", ".join(self.block(d) for d in dims) + "]"
+
+    # ------------------------------------------------------------ references
+    def name(self, node: Node) -> str:
+        """The tile of a node, its axes in the order of node.dims."""
+        if node.op == "rename":
+            return self.name(node.args[0])
+        if node not in self.names:
+            if len(node.dims) > 2:
+                raise refuse(f"a tile of {len(node.dims)} axes [{', '.join(node.dims)}]", node)
+            if not node.args:
+                self.names[node] = self.leaf(node)
+            else:
+                code = self.expression(node)
+                self.names[node] = self.fresh(suggest(node))
+                self.emit(node, f"{self.names[node]} = {code}")
+        return self.names[node]
+
+    def ref(self, node: Node, want: tuple[str, ...], cast: bool = True) -> str:
+        """Code for the node's tile, to be broadcast in an expression over the dims `want`."""
+        if node.op == "number":
+            return literal(node.attr("value"))
+        if node.op == "size":
+            return node.attr("dim")
+        if node.op == "expand" and set(node.dims) <= set(want):
+            return self.ref(node.args[0], want, cast)
+        if self._inline(node):
+            inner = self.expression(node)
+            return self._align(f"({inner})", self.order(node), want)
+        return self._align(self._value(node, cast), self.order(node), want)
+
+    def _value(self, node: Node, cast: bool) -> str:
+        name = self.name(node)
+        while node.op == "rename":
+            node = node.args[0]
+        return f"{name}.to(tl.float32)" if cast and node in self.raw else name
+
+    def _align(self, code: str, have: tuple[str, ...], want: tuple[str, ...]) -> str:
+        order = tuple(d for d in want if d in have)
+        if order != have:
+            assert sorted(order) == sorted(have), (have, want)
+            code = f"tl.trans({code})"
+        if len(want) > 1 and len(have) < len(want) and have:
+            code += "[" + ", ".join(":" if d in have else "None" for d in want) + "]"
+        return code
+
+    def _inline(self, node: Node) -> bool:
+        """Small expressions used once stand where they are used; large ones get a name."""
+        if node in self.names or not OPS[node.op].elementwise or self.uses.get(node, 0) > 1 or len(node.dims) > 1:
+            return False
+        return all(not a.args or a in self.names or not OPS[a.op].elementwise for a in node.args)
+
+    # ------------------------------------------------------------ expressions
+    def expression(self, node: Node) -> str:
+        special = getattr(self, f"_{node.op}", None)
+        if special is not None:
+            code: str = special(node)
+            return code
+        row = OPS[node.op]
+        if row.triton is None:
+            raise refuse(f"`{node.op}` has no Triton form yet", node)
+        args = [self.ref(a, self.order(node)) for a in node.args]
+        if node.op in ("sub", "div", "mul") or (node.op == "neg"):
+            args = [_paren(a, node.op, i) for i, a in enumerate(args)]
+        return row.triton.format(*args, **{k: v for k, v in node.attrs})
+
+    def _live(self, node: Node) -> str:
+        order = self.order(node)
+        live = self._align("live", (ROW,), order)
+        return f"tl.where({live}, {self.ref(node.args[0], order)}, {literal(node.attr('fill'))})"
+
+    def _ipow(self, node: Node) -> str:
+        n, x = node.attr("n"), self.ref(node.args[0], self.order(node))
+        if abs(n) > 8:
+            raise refuse(f"x ** {n}", node)
+        power = " * ".join([x] * abs(n)) if n else "1.0"
+        return power if n >= 0 else f"1.0 / ({power})"
+
+    def _mask(self, node: Node) -> str:
+        sign = {"incl": ">=", "strict": ">", "diag": "=="}[node.attr("keep")]
+        return f"tl.where(rows[:, None] {sign} rows[None, :], {self.ref(node.args[0], (ROW, COL))}, 0.0)"
+
+    def _segsum(self, node: Node) -> str:
+        return f"span_sum({self.ref(node.args[0], (ROW,))}, rows, {node.attr('reach')!r})"
+
+    def _segprod(self, node: Node) -> str:
+        return f"span_product({self.ref(node.args[0], (ROW,))}, rows, {node.attr('reach')!r})"
+
+    def _cumsum(self, node: Node) -> str:
+        if node.dims != (ROW,):
+            raise refuse("a running sum of more than one number a row", node)
+        reverse, exclusive = node.attr("reverse"), node.attr("exclusive")
+        return f"running_sum({self.ref(node.args[0], (ROW,))}, {reverse}, {exclusive})"
+
+    def _cumprod(self, node: Node) -> str:
+        reverse, exclusive = node.attr("reverse"), node.attr("exclusive")
+        return f"running_product({self.ref(node.args[0], (ROW,))}, {reverse}, {exclusive})"
+
+    def _expand(self, node: Node) -> str:
+        order = self.order(node)
+        if not node.args[0].dims:
+            return f"tl.zeros({self.shape(order)}, tl.float32) + {self.ref(node.args[0], order)}"
+        return f"tl.broadcast_to({self.ref(node.args[0], order)}, {self.shape(order)})"
+
+    def _contract(self, node: Node) -> str:
+        a, b = node.args
+        summed = [d for d in a.dims if d in b.dims and d not in node.dims]
+        if len(a.dims) == len(b.dims) == len(node.dims) == 2 and len(summed) == 1:
+            (z,), (x, y) = summed, self.order(node)
+            if x not in a.dims:
+                a, b = b, a
+            left, right = self._operand(a, (x, z), z), self._operand(b, (z, y), z)
+            if left and right:
+                return f"dot({left}, {right}, OPERAND, PRECISION)"
+        over = tuple(sorted((*node.dims, *summed), key=lambda d: self.rank[d]))
+        if len(over) > 2:
+            raise refuse("a contraction over tiles of three axes", node)
+        return self._summed(f"{_paren(self._clean(a, over), 'mul', 0)} * {_paren(self._clean(b, over), 'mul', 1)}", over, summed)
+
+    def _operand(self, node: Node, order: tuple[str, str], summed: str) -> str | None:
+        if set(node.dims) != set(order):
+            return None
+        if summed in feature_dims(node) and not zero_padded(node, summed):
+            return self._clean(node, order)
+        return self.ref(node, order, cast=False)
+
+    def _clean(self, node: Node, order: tuple[str, ...], over: Iterable[str] | None = None) -> str:
+        """The tile with the padding of its feature dims held at 0."""
+        code = self.ref(node, order)
+        for d in feature_dims(node):
+            if (over is None or d in over) and not zero_padded(node, d):
+                code = f"tl.where({self._align(self.inside(d), (d,), order)}, {code}, 0.0)".replace(
+                    f"{self.inside(d)}[", f"({self.inside(d)})[")
+        return code
+
+    def _summed(self, code: str, over: tuple[str, ...], summed: list[str], fn: str = "tl.sum") -> str:
+        for d in sorted(summed, key=over.index, reverse=True):
+            code = f"{fn}({code}, {over.index(d)})"
+        return code
+
+    def _sum(self, node: Node) -> str:
+        x, over = node.args[0], list(node.attr("over"))
+        return self._summed(self._clean(x, self.order(x), over), self.order(x), over)
+
+    def _extremum(self, node: Node, fn: str, fill: str) -> str:
+        x, over = node.args[0], list(node.attr("over"))
+        code = self.ref(x, self.order(x))
+        for d in over:
+            code = f"tl.where({self._mask_of(d, self.order(x))}, {code}, {fill})"
+        return self._summed(code, self.order(x), over, fn)
+
+    def _mask_of(self, d: str, dims: tuple[str, ...]) -> str:
+        return self._align(f"({self.inside(d)})", (d,), dims)
+
+    def _max(self, node: Node) -> str:
+        return self._extremum(node, "tl.max", "float('-inf')")
+
+    def _min(self, node: Node) -> str:
+        return self._extremum(node, "tl.min", "float('inf')")
+
+    def _norm(self, node: Node) -> str:
+        x, over = node.args[0], list(node.attr("over"))
+        code = _paren(self._clean(x, self.order(x), over), "mul", 0)
+        return f"tl.sqrt({self._summed(f'{code} * {code}', self.order(x), over)})"
+
+    def _softmax(self, node: Node) -> str:
+        x, over = node.args[0], list(node.attr("over"))
+        if len(over) != 1:
+            raise refuse("softmax over more than one dim", node)
+        order = self.order(x)
+        axis, e = order.index(over[0]), self.fresh("e")
+        masked = f"tl.where({self._mask_of(over[0], order)}, {self.ref(x, order)}, float('-inf'))"
+        keep = self._align("{}", tuple(d for d in order if d not in over), order)
+        top = keep.format(f"tl.max({masked}, {axis})")
+        self.emit(node, f"{e} = tl.exp({masked} - {top})")
+        return f"{e} / {keep.format(f'tl.sum({e}, {axis})')}"
+
+    def _prod(self, node: Node) -> str:
+        if node.attr("over") != (ROW,):
+            raise refuse("a product over feature dims", node)
+        return f"whole_product({self.ref(node.args[0], (ROW,))})"
+
+
+def literal(value: float) -> str:
+    if value != value or value in (float("inf"), float("-inf")):
+        return f"float('{value}')"
+    return repr(value)
+
+
+def _paren(code: str, op: str, position: int) -> str:
+    """Brackets where an operand would bind less tightly than the operator."""
+    depth = 0
+    for i, ch in enumerate(code):
+        depth += ch in "([" 
+        depth -= ch in ")]"
+        if depth == 0 and ch in "+-*/<>=&|" and i > 0 and code[i - 1] == " ":
+            loose = ch in "+-<>=&|" or (ch in "*/" and position == 1 and op == "div")
+            if loose or op == "neg":
+                return f"({code})"
+    return f"({code})" if code.startswith("-") and position == 1 else code
+
+
+_SUGGEST = {"segsum": "span", "segprod": "decay", "cumsum": "running", "cumprod": "running"}
+
+
+def suggest(node: Node) -> str:
+    """A name in the field's words for a value."""
+    if node.op == "exp" and node.args[0].op == "segsum":
+        return "D"
+    if node.op == "exp" and node.args[0].op == "cumsum":
+        return "suffix" if node.args[0].attr("reverse") else "prefix"
+    if node.op == "exp" and node.args[0].op == "sum":
+        return "whole"
+    if node.op == "contract":
+        origins = [_origin(a) for a in node.args]
+        return "_".join(o for o in origins if o)[:24] or "product"
+    if node.op == "mul":
+        origins = [_origin(a) for a in node.args]
+        return "_".join(dict.fromkeys(o for o in origins if o))[:24] or "scaled"
+    return _SUGGEST.get(node.op, node.op)
+
+
+def _origin(node: Node) -> str:
+    while node.op in ("rename", "live", "expand", "neg"):
+        node = node.args[0]
+    if node.op == "cot":
+        return "d" + node.attr("name").rstrip("'")
+    if node.op in ("in", "param", "state", "const"):
+        return str(node.attr("name"))
+    return {"contract": "", "mul": "", "exp": "D"}.get(node.op, "")

@@ -1,0 +1,78 @@
+"""A launch: one kernel's share of a program, and how it walks over time.
+
+The values are the program's own nodes.  What a launch adds: where they come from (its loads), where
+they go (its stores), what it carries from one chunk to the next, and which dims its programs split.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mixc.ir.node import COL, ROW, Node, postorder
+from mixc.ir.program import Program
+
+
+@dataclass(frozen=True)
+class Carry:
+    """A loop-carried tile. `leaf` is read in the body, `next` is its value for the next chunk."""
+
+    name: str
+    leaf: Node
+    next: Node
+    dims: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Store:
+    """`kind`: "rows" (a row a token), "chunk" (one value a chunk, kept for another launch),
+    "partial" (summed over the loop, one value a sequence and head)."""
+
+    kind: str
+    name: str
+    value: Node
+    dims: tuple[str, ...]
+    result: str = ""  # the result of the program this is: "out", "grad", "sum", "save"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel. `loop`: "chunks" (in order, or from the end if `reverse`) or "tokens" (a row at a time).
+
+    `starts`: states whose value at the start of every chunk is stored (forward) or loaded
+    (backward); `split`: dims that programs may divide among them; `summed`: those of `split` over
+    which the stores without that dim are partial sums."""
+
+    name: str
+    program: Program
+    loop: str
+    reverse: bool
+    carries: tuple[Carry, ...]
+    stores: tuple[Store, ...]
+    starts: tuple[str, ...] = ()
+    split: tuple[str, ...] = ()
+    summed: tuple[str, ...] = ()
+
+    def roots(self) -> list[Node]:
+        return [c.next for c in self.carries] + [s.value for s in self.stores]
+
+    def nodes(self) -> list[Node]:
+        return list(postorder(self.roots()))
+
+
+def feature_dims(node: Node) -> tuple[str, ...]:
+    return tuple(d for d in node.dims if d not in (ROW, COL, "_u"))
+
+
+def splittable(nodes: list[Node], dims: list[str]) -> tuple[str, ...]:
+    """Dims along which a program needs only its own part of every value: nothing sums over them."""
+    return tuple(d for d in dims if not any(_sums_over(n, d) for n in nodes))
+
+
+def _sums_over(n: Node, d: str) -> bool:
+    if n.op == "softmax":
+        return d in n.attr("over")
+    if n.op in ("index", "size"):
+        return n.op == "index" and d in n.dims
+    if n.op == "rename":
+        return any(d in pair for pair in n.attr("to"))
+    return bool(n.args) and any(d in a.dims for a in n.args) and d not in n.dims

@@ -1,0 +1,66 @@
+"""Chunk -> Kernels: which launch computes what.
+
+before: one DAG for a chunk
+after:  launches, each with its loads, its stores and its loop over time
+
+`fused` keeps the state on chip: one launch walks over the chunks of a sequence and does all of it.
+What the backward reads of the forward is a cut through the forward's values, bytes as
+capacities: values computed again cost no bytes, values kept cost a write and a read.
+"""
+
+from __future__ import annotations
+
+from mixc.ir.launch import Carry, Launch, Store, splittable
+from mixc.ir.node import Node, depends, postorder
+from mixc.ir.program import Program
+from mixc.passes.differentiate import cotangent_of_state
+
+
+def fused_forward(program: Program, keep_starts: bool) -> Launch:
+    """One launch for outs and final states; with `keep_starts` the state at every chunk's start."""
+    carries = tuple(Carry(s.name, s.leaf(), program.result("next", s.name), s.dims) for s in program.states)
+    stores = tuple(Store("rows", o.name, program.result("out", o.name), o.dims, "out") for o in program.outs)
+    launch = Launch(f"{program.name}_fwd", program, "chunks", False, carries, stores,
+                    tuple(s.name for s in program.states) if keep_starts else ())
+    return _with_split(launch, (*program.values(),))
+
+
+def fused_backward(forward: Program, backward: Program) -> Launch:
+    """One launch, from the last chunk to the first, that carries the cotangents of the states."""
+    carries, stores = [], []
+    for s in forward.states:
+        leaf = cotangent_of_state(s.name, s.dims)
+        carries.append(Carry("d" + s.name, leaf, backward.result("next", s.name), s.dims))
+    for d in forward.ins:
+        stores.append(Store("rows", "d" + d.name, backward.result("grad", d.name), d.dims, "grad"))
+    for d in forward.params:
+        stores.append(Store("partial", "d" + d.name, backward.result("sum", d.name), d.dims, "sum"))
+    needed = set(postorder([c.next for c in carries] + [s.value for s in stores]))
+    starts = tuple(s.name for s in forward.states if s.leaf() in needed)
+    launch = Launch(f"{forward.name}_bwd", backward, "chunks", True, tuple(carries), tuple(stores), starts)
+    return _with_split(launch, tuple(forward.values()))
+
+
+def token_loop(step: Program) -> Launch:
+    """The step itself, a token at a time: decode, and short sequences."""
+    carries = tuple(Carry(s.name, s.leaf(), step.result("next", s.name), s.dims) for s in step.states)
+    stores = tuple(Store("rows", o.name, step.result("out", o.name), o.dims, "out") for o in step.outs)
+    return _with_split(Launch(f"{step.name}_token", step, "tokens", False, carries, stores), tuple(step.values()))
+
+
+def _with_split(launch: Launch, forward_values: tuple[Node, ...]) -> Launch:
+    """A dim may be split if nothing sums over it; in a backward also if only cotangents do.
+
+    A backward is linear in its cotangents, so each program's sums over its own part of the dim add up
+    to the whole: what has not the dim is then a partial sum."""
+    from dataclasses import replace
+
+    nodes, program = launch.nodes(), launch.program
+    dims = [d.name for d in program.dims]
+    whole = splittable(nodes, dims)
+    if not launch.reverse:
+        return replace(launch, split=whole)
+    cots = [n for n in nodes if n.op == "cot"]
+    linear = depends(nodes, cots)
+    partial = tuple(d for d in splittable([n for n in nodes if n not in linear], dims) if d not in whole)
+    return replace(launch, split=(*whole, *partial), summed=partial)
