@@ -1,0 +1,112 @@
+"""Which program runs a call.
+
+A backend is a function `run(mixer, call) -> (outs, states)`: outs [B, T, H, dims...] by name in the
+caller's order of rows, states [N, H, dims...] by name, histories [N, n, H, dims...] and `pos` int64 [N],
+in any dtype at least as wide as promised.  It handles `call.rows` itself.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mixc.errors import Diagnostic, InputError, SpecError
+from mixc.runtime import sequential
+from mixc.runtime.call import Call
+
+if TYPE_CHECKING:
+    from mixc.runtime.mixer import Mixer
+
+Tensor = torch.Tensor
+Results = tuple[dict[str, Tensor], dict[str, Tensor]]
+Backend = Callable[["Mixer", Call], Results]
+
+
+def reference(mixer: Mixer, call: Call) -> Results:
+    """The step token by token in fp64: the meaning of the language."""
+    return sequential.run(call, torch.float64)
+
+
+def torch_backend(mixer: Mixer, call: Call) -> Results:
+    """The chunk program where the form has one, else the step token by token, with a note said once."""
+    program = _chunked("torch_program") if all(f == "chunk" for f in mixer.form.values()) else None
+    if program is not None:
+        return program(mixer, call)
+    if not mixer.noted:
+        mixer.noted = True
+        for note in mixer.notes:
+            warnings.warn(str(note), stacklevel=5)
+    return sequential.run(call)
+
+
+def triton_backend(mixer: Mixer, call: Call) -> Results:
+    """The kernels; only where the spec has some.
+
+    Raises:
+        SpecError: MX310, no kernels for this form; MX311, no GPU or no triton here.
+    """
+    run = _chunked("triton_program") if all(f == "chunk" for f in mixer.form.values()) else None
+    if run is None:
+        why = "; ".join(f"{state}: {why}" for state, why in mixer.why.items() if mixer.form[state] != "chunk")
+        raise SpecError(Diagnostic("MX310", f"{mixer.__name__} has no Triton kernels: {why or 'none are built yet'}",
+                                   help='backend="torch" runs it on any device'))
+    if importlib.util.find_spec("triton") is None:
+        raise SpecError(Diagnostic("MX311", "triton is not installed", help='backend="torch" needs none'))
+    return run(mixer, call)
+
+
+def _chunked(module: str) -> Backend | None:
+    """`run` of mixc.codegen.MODULE, once it is there."""
+    name = f"mixc.codegen.{module}"
+    if importlib.util.find_spec(name) is None:
+        return None
+    return getattr(importlib.import_module(name), "run", None)
+
+
+BACKENDS: dict[str, Backend] = {"reference": reference, "torch": torch_backend, "triton": triton_backend}
+
+
+def choose(mixer: Mixer, name: Any, device: torch.device) -> str:
+    """The backend of a call: auto is triton on a GPU for what has kernels, else torch.
+
+    Raises:
+        InputError: no such backend.
+    """
+    if name == "auto":
+        kernels = device.type == "cuda" and all(f == "chunk" for f in mixer.form.values())
+        return "triton" if kernels and _chunked("triton_program") and importlib.util.find_spec("triton") else "torch"
+    if name not in BACKENDS:
+        raise InputError(f"`backend`: expected one of auto, {', '.join(BACKENDS)}, got {name!r}")
+    return str(name)
+
+
+# ---------------------------------------------------------------- no second derivative
+class _Once(torch.autograd.Function):
+    """x; its gradient cannot be differentiated again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:  # type: ignore[override]
+        return _Refuse.apply(g) if torch.is_grad_enabled() else g  # type: ignore[no-any-return]
+
+
+class _Refuse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, g: Tensor) -> Tensor:
+        return g.view_as(g)
+
+    @staticmethod
+    def backward(ctx: Any, c: Tensor) -> Tensor:  # type: ignore[override]
+        raise RuntimeError('a mixer is differentiated twice only on backend="reference"')
+
+
+def once(x: Tensor) -> Tensor:
+    """x, for backends whose gradients are not themselves differentiable."""
+    return _Once.apply(x) if x.requires_grad else x  # type: ignore[no-any-return]

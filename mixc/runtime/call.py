@@ -1,0 +1,75 @@
+"""One call of a mixer in canonical form: what every backend is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from mixc.ir.node import Node, postorder
+from mixc.ir.program import Program
+from mixc.runtime.rows import Rows
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class Call:
+    """A validated call.
+
+    Attributes:
+        program: the step, elaborated for these sizes and structural consts.
+        sizes: of every dim, other names of a size included.
+        consts: of every const, re-evaluated under the call's own.
+        ins: [B, T, G, dims...], in the caller's order of rows, dtype and strides; G divides H.
+        params: [G, dims...].
+        states0: the initial states that were given, [N, H, dims...]; others start as declared.
+        lags0: the histories that were given, [N, n, H, dims...], oldest first; others are 0.
+        pos0: int64 [N], tokens before the call; None: 0.
+        rows: the sequences; results are wanted in the caller's order of rows.
+        dtype: the real dtype to compute in, float32 or float64.
+        out_dtypes: promised dtype of every out (states: `dtype`, complex where they are).
+        want_state: whether final states are asked for (they are computed either way if cheap).
+    """
+
+    program: Program
+    sizes: dict[str, int]
+    consts: dict[str, float]
+    H: int
+    ins: dict[str, Tensor]
+    params: dict[str, Tensor]
+    rows: Rows
+    dtype: torch.dtype
+    out_dtypes: dict[str, torch.dtype]
+    device: torch.device
+    states0: dict[str, Tensor] = field(default_factory=dict)
+    lags0: dict[str, Tensor] = field(default_factory=dict)
+    pos0: Tensor | None = None
+    want_state: bool = False
+    headless: bool = False
+
+    def state_dtype(self, kind: str) -> torch.dtype:
+        return torch.promote_types(self.dtype, torch.complex64) if kind == "complex" else self.dtype
+
+
+def histories(program: Program, sizes: dict[str, int]) -> dict[str, tuple[Node, int]]:
+    """By name of x in `lag(x, n)` and `lag[W](x)`: its node, and how many values a history keeps."""
+    found: dict[str, tuple[Node, int]] = {}
+    for node in postorder(program.values("out", "next")):
+        if node.op in ("lag", "window"):
+            (x,), name = node.args, lag_name(node)
+            depth = node.attr("n") if node.op == "lag" else sizes[node.attr("dim")] - 1
+            found[name] = (x, max(int(depth), found[name][1] if name in found else 0))
+    return {name: (x, depth) for name, (x, depth) in found.items() if depth > 0}
+
+
+def lag_name(node: Node) -> str:
+    """The name of x in a `lag` node: what the state dict calls its history."""
+    name = node.attr("name") or node.args[0].attr("name")
+    assert isinstance(name, str), node
+    return name
+
+
+def counts_tokens(program: Program) -> bool:
+    """Does the step read `pos`?"""
+    return any(node.op == "pos" for node in postorder(program.values("out", "next")))

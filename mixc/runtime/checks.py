@@ -1,0 +1,79 @@
+"""Consts as numbers, and the declared ranges held against the tensors of a call."""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any
+
+import torch
+
+from mixc.errors import InputError
+from mixc.ir.evaluate import Env, evaluate
+from mixc.ir.node import Node
+from mixc.ir.program import Decl, Program, Range
+from mixc.runtime.call import Call
+
+Tensor = torch.Tensor
+
+
+def const_numbers(declared: Program, given: dict[str, Any]) -> dict[str, float]:
+    """The consts of a call: numbers, or 0-d CPU float tensors without gradient."""
+    found = {}
+    for name, value in given.items():
+        if isinstance(value, Tensor):
+            if value.ndim or value.device.type != "cpu" or not value.is_floating_point() or value.requires_grad:
+                about = f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)} on {value.device}"
+                grad = " with gradient" if value.requires_grad else ""
+                raise InputError(f"`{name}` is a const: expected a number or a 0-d CPU float tensor without gradient, "
+                                 f"got a tensor {about}{grad}; what is learned is a `param`")
+        elif isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise InputError(f"`{name}` is a const: expected a number, got {type(value).__name__} {value!r:.60}")
+        found[name] = float(value)
+    return found
+
+
+def const_values(program: Program, sizes: dict[str, int], given: dict[str, float]) -> dict[str, float]:
+    """Every const, in order: the call's own, or its expression over the sizes and the consts above."""
+    values: dict[str, float] = {}
+    for d in program.consts:
+        values[d.name] = given[d.name] if d.name in given else number_of(d.init, sizes, values)
+    return values
+
+
+def number_of(node: Node | None, sizes: dict[str, int], consts: dict[str, float]) -> float:
+    """The value of an expression of numbers, sizes and consts."""
+    assert node is not None
+    env = Env(lambda n: torch.full((), consts[n.attr("name")], dtype=torch.float64), sizes, batch=0)
+    return float(evaluate([node], env)[0])
+
+
+
+def ranges(call: Call) -> None:
+    """Every `where` of the declarations; waits for the device.
+
+    Raises:
+        InputError: a value outside, with the range in the spec's words and the worst value.
+    """
+    for d in (*call.program.ins, *call.program.params):
+        x = (call.ins if d.role == "in" else call.params)[d.name]
+        for r in d.ranges:
+            _range(call, d, r, x.detach())
+
+
+def _range(call: Call, d: Decl, r: Range, x: Tensor) -> None:
+    y = x if r.of == "x" else x.abs()
+    slack = 0.0
+    if r.of == "norm":
+        axes = [x.ndim - len(d.dims) + d.dims.index(name) for name in r.over]
+        y = torch.linalg.vector_norm(x.to(torch.promote_types(x.dtype, torch.float32)), dim=axes)
+        slack = 4 * torch.finfo(x.dtype).eps  # a vector scaled to norm 1 is so but for rounding
+    for bound, strict, sign in ((r.low, r.low_open, 1), (r.high, r.high_open, -1)):
+        if bound is None or not y.numel():
+            continue
+        limit = number_of(bound, call.sizes, call.consts)
+        over = sign * (y - limit) + slack * abs(limit)
+        if not bool((over > 0 if strict else over >= 0).all()):
+            worst = y.flatten()[torch.nan_to_num(over, nan=-torch.inf).flatten().argmin()].item()
+            of = {"x": d.name, "abs": f"abs({d.name})", "norm": f"norm[{', '.join(r.over)}]({d.name})"}[r.of]
+            op = (">" if sign > 0 else "<") + ("" if strict else "=")
+            raise InputError(f"`{d.name}`: expected {of} {op} {limit:g}, got {worst:g}")

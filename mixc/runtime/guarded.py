@@ -1,0 +1,258 @@
+"""Ops whose gradient keeps a cotangent of exactly 0 at 0, through every derivative, finite or not.
+
+    z = where(x > 0, log(x), 0)        dx = 0 at x = 0, and not 0 * inf
+
+PyTorch multiplies the cotangent with the derivative, which may be infinite (log at 0) or has an
+infinite factor (a product with -inf).  Here that product is `guard`, which is its own derivative's
+product as well, so that derivatives of any order keep the rule.  Values are PyTorch's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from mixc.ir.evaluate import Env, Rule, align, elementwise
+from mixc.ir.node import Node
+
+Tensor = torch.Tensor
+
+
+def _recorded(*xs: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in xs)
+
+
+def _together(*xs: Tensor) -> list[Tensor]:
+    """xs in one dtype and one shape, so that a cotangent is summed only after it was guarded."""
+    kind = xs[0].dtype
+    for x in xs[1:]:
+        kind = torch.promote_types(kind, x.dtype)
+    return list(torch.broadcast_tensors(*[x.to(kind) for x in xs]))
+
+
+# ---------------------------------------------------------------- cotangent times derivative
+def guard(g: Tensor, d: Tensor) -> Tensor:
+    """g * conj(d), and 0 where g is 0."""
+    g, d = _together(g, d)
+    return _Guard.apply(g, d) if _recorded(g, d) else _guarded(g, d)  # type: ignore[no-any-return]
+
+
+def _guarded(g: Tensor, d: Tensor) -> Tensor:
+    return torch.where(g == 0, torch.zeros((), dtype=g.dtype, device=g.device), g * d.conj())
+
+
+class _Guard(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, d: Tensor) -> Tensor:
+        ctx.save_for_backward(g, d)
+        return _guarded(g, d)
+
+    @staticmethod
+    def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        g, d = ctx.saved_tensors
+        return (guard(c, d.conj()) if ctx.needs_input_grad[0] else None,
+                guard(c.conj(), g.conj()) if ctx.needs_input_grad[1] else None)
+
+
+# ---------------------------------------------------------------- elementwise ops
+Derivative = Callable[..., Tensor]  # of (x..., y), y being the value
+
+
+class _Op(torch.autograd.Function):
+    """y = fn(*xs), its gradients guarded products with the derivatives of a row below."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: tuple[Derivative, ...], fn: Callable[..., Tensor], *xs: Tensor) -> Tensor:
+        y = fn(*xs)
+        ctx.rows = rows
+        ctx.save_for_backward(*xs, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        values = ctx.saved_tensors
+        return None, None, *[guard(g, row(*values)) if need else None
+                             for row, need in zip(ctx.rows, ctx.needs_input_grad[2:], strict=True)]
+
+
+def _apply(op: str, fn: Callable[..., Tensor], *xs: Tensor) -> Tensor:
+    if not _recorded(*xs):
+        return fn(*xs)
+    return _Op.apply(DERIVATIVES[op], fn, *_together(*xs))  # type: ignore[no-any-return]
+
+
+def mul(a: Tensor, b: Tensor) -> Tensor:
+    return _apply("mul", torch.mul, a, b)
+
+
+def div(a: Tensor | float, b: Tensor) -> Tensor:
+    a = a if isinstance(a, Tensor) else torch.full((), a, dtype=b.dtype, device=b.device)
+    return _apply("div", torch.div, a, b)
+
+
+def log(x: Tensor) -> Tensor:
+    return _apply("log", torch.log, x)
+
+
+def power(x: Tensor, y: Tensor) -> Tensor:
+    return _apply("pow", torch.pow, x, y)
+
+
+def _gelu(x: Tensor, y: Tensor) -> Tensor:
+    bell = torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+    return 0.5 * (1 + torch.erf(x * math.sqrt(0.5))) + mul(x, bell)
+
+
+def _silu(x: Tensor, y: Tensor) -> Tensor:
+    s = torch.sigmoid(x)
+    return s * (1 + mul(x, 1 - s))
+
+
+def _zero_where(cond: Tensor, x: Tensor) -> Tensor:
+    return torch.where(cond, torch.zeros((), dtype=x.dtype, device=x.device), x)
+
+
+def _share(a: Tensor, b: Tensor, y: Tensor) -> Tensor:
+    """d logaddexp(a, b) / da: 0 to an operand at -inf, also when both are."""
+    gone = a == -math.inf
+    return _zero_where(gone, torch.sigmoid(_zero_where(gone, a - b)))
+
+
+# The derivative by each argument.  An op without a row has a finite derivative wherever PyTorch gives one.
+DERIVATIVES: dict[str, tuple[Derivative, ...]] = {
+    "mul": (lambda a, b, y: b, lambda a, b, y: a),
+    "div": (lambda a, b, y: div(1.0, b), lambda a, b, y: -div(y, b)),
+    "pow": (lambda a, b, y: _zero_where(b == 0, mul(b, power(a, b - 1))),
+            lambda a, b, y: _zero_where(a == 0, mul(y, log(a)))),
+    "exp": (lambda x, y: y,),
+    "expm1": (lambda x, y: y + 1,),
+    "log": (lambda x, y: div(1.0, x),),
+    "log1p": (lambda x, y: div(1.0, 1 + x),),
+    "sqrt": (lambda x, y: div(0.5, y),),
+    "rsqrt": (lambda x, y: -0.5 * mul(mul(y, y), y),),
+    "square": (lambda x, y: 2 * x,),
+    "sin": (lambda x, y: torch.cos(x),),
+    "cos": (lambda x, y: -torch.sin(x),),
+    "silu": (_silu,),
+    "gelu": (_gelu,),
+    "logaddexp": (_share, lambda a, b, y: _share(b, a, y)),
+}
+
+
+def _elementwise(node: Node, args: list[Tensor], env: Env) -> Tensor:
+    wide = [align(a, n.dims, node.dims, env.batch) for a, n in zip(args, node.args, strict=True)]
+    return _apply(node.op, lambda *xs: elementwise(node, list(xs), env.dtype), *wide)
+
+
+def _ipow(node: Node, args: list[Tensor], env: Env) -> Tensor:
+    return _integer_power(args[0], node.attr("n"))
+
+
+def _integer_power(x: Tensor, n: int) -> Tensor:
+    if n == 0 or not _recorded(x):
+        return torch.pow(x, n)
+    rows = (lambda x, y: n * _integer_power(x, n - 1),)
+    return _Op.apply(rows, lambda x: torch.pow(x, n), x)  # type: ignore[no-any-return]
+
+
+# ---------------------------------------------------------------- contraction
+Dims = tuple[str, ...]
+
+
+def contract(a: Tensor, a_dims: Dims, b: Tensor, b_dims: Dims, out: Dims, batch: tuple[int, ...]) -> Tensor:
+    """The product of a and b, summed over the dims not in `out`.
+
+    Args:
+        a, b: leading batch axes (of size 1 where the value does not vary), then their dims.
+        batch: the batch axes of the result; an axis of size 1 that an operand varies along is summed.
+    """
+    kind = torch.promote_types(a.dtype, b.dtype)
+    args = (a.to(kind), a_dims, b.to(kind), b_dims, out, batch)
+    return _Contract.apply(*args) if _recorded(a, b) else _einsum(*args)  # type: ignore[no-any-return]
+
+
+def _einsum(a: Tensor, a_dims: Dims, b: Tensor, b_dims: Dims, out: Dims, batch: tuple[int, ...]) -> Tensor:
+    letters = {d: chr(ord("A") + i) for i, d in enumerate(dict.fromkeys((*a_dims, *b_dims)))}
+
+    def operand(x: Tensor, dims: Dims) -> tuple[Tensor, str]:
+        varies = [i for i in range(len(batch)) if x.shape[i] != 1]
+        return (x.reshape(*[x.shape[i] for i in varies], *x.shape[len(batch):]),
+                "".join(chr(ord("a") + i) for i in varies) + "".join(letters[d] for d in dims))
+
+    (a, left), (b, right) = operand(a, a_dims), operand(b, b_dims)
+    kept = "".join(chr(ord("a") + i) for i, n in enumerate(batch) if n != 1)
+    y = torch.einsum(f"{left},{right}->{kept}{''.join(letters[d] for d in out)}", a, b)
+    return y.reshape(*batch, *y.shape[len(kept):])
+
+
+def _join(a: Tensor, b: Tensor, n: int) -> tuple[int, ...]:
+    return tuple(torch.broadcast_shapes(a.shape[:n], b.shape[:n]))
+
+
+class _Contract(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, a_dims: Dims, b: Tensor, b_dims: Dims, out: Dims,
+                batch: tuple[int, ...]) -> Tensor:
+        ctx.save_for_backward(a, b)
+        ctx.dims = a_dims, b_dims, out
+        return _einsum(a, a_dims, b, b_dims, out, batch)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        (a, b), (a_dims, b_dims, out) = ctx.saved_tensors, ctx.dims
+        need = ctx.needs_input_grad
+        with torch.autocast(g.device.type, enabled=False):
+            da = _cotangent(g, out, b, b_dims, a, a_dims) if need[0] else None
+            db = _cotangent(g, out, a, a_dims, b, b_dims) if need[2] else None
+        return da, None, db, None, None, None
+
+
+def _cotangent(g: Tensor, g_dims: Dims, d: Tensor, d_dims: Dims, like: Tensor, dims: Dims) -> Tensor:
+    """The cotangent of `like`: guarded products, summed over what `like` lacks."""
+    n = g.ndim - len(g_dims)
+    if bool(torch.isfinite(d).all()):
+        return contract(g, g_dims, d.conj().resolve_conj(), d_dims, dims, tuple(like.shape[:n]))
+    every = tuple(dict.fromkeys((*dims, *g_dims, *d_dims)))
+    x = guard(align(g, g_dims, every, n), align(d, d_dims, every, n))
+    over = [i for i in range(n) if like.shape[i] == 1]
+    x = x.sum(over, keepdim=True) if over else x
+    rest = [n + i for i, name in enumerate(every) if name not in dims]
+    return x.sum(rest) if rest else x
+
+
+def _contraction(node: Node, args: list[Tensor], env: Env) -> Tensor:
+    a, b = args
+    return contract(a, node.args[0].dims, b, node.args[1].dims, node.dims, _join(a, b, env.batch))
+
+
+# ---------------------------------------------------------------- norm
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axes: list[int]) -> Tensor:
+        y = torch.linalg.vector_norm(x, dim=axes, keepdim=True)
+        ctx.save_for_backward(x, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        x, y = ctx.saved_tensors
+        zero = y == 0
+        return guard(g, _zero_where(zero, div(x, torch.where(zero, torch.ones_like(y), y))).conj()), None
+
+
+def _norm(node: Node, args: list[Tensor], env: Env) -> Tensor:
+    over, dims = node.attr("over"), node.args[0].dims
+    axes = [env.batch + dims.index(d) for d in over]
+    y = _Norm.apply(args[0], axes)
+    return y.reshape(*y.shape[:env.batch], *[s for s, d in zip(y.shape[env.batch:], dims, strict=True) if d not in over])
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(DERIVATIVES, _elementwise),
+    "ipow": _ipow,
+    "contract": _contraction,
+    "norm": _norm,
+}
