@@ -49,6 +49,11 @@ def operand(dtype):
     return {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}[dtype]
 
 
+def merged(parts):
+    """The sum of what the programs of one head found, each over its own block of a dim."""
+    return parts[0] if parts.shape[0] == 1 else parts.sum(0)
+
+
 def over_group(grad, like, axis):
     """A gradient of H heads summed over the heads that share one of the G of `like`."""
     G = like.shape[axis]

@@ -232,14 +232,15 @@ class _Module:
         return any(d in self.bwd.dims and d not in dims for d in self.bwd.launch.summed)
 
     def _summed(self, name: str, dims: tuple[str, ...]) -> str:
-        return f"{name}.sum(0)" if self._partial(dims) else name
+        return f"merged({name})" if self._partial(dims) else name
 
     def _gradient_buffers(self) -> list[str]:
         """Gradients of the ins a row a token and head, of the params one a sequence and head."""
         lines = []
         for d in self.p.ins:
             n, lead = safe(d.name), "parts, B, T, H" if self._partial(d.dims) else "B, T, H"
-            dtype = "torch.float32" if self._partial(d.dims) else f"{n}.dtype if {n}.shape[2] == H else torch.float32"
+            whole = f"{n}.shape[2] == H" + (" and parts == 1" if self._partial(d.dims) else "")
+            dtype = f"{n}.dtype if {whole} else torch.float32"
             lines.append(f"d{d.name} = torch.empty({_shape(lead, d.dims)}, dtype={dtype}, device=device)")
         for d in self.p.params:
             lead = "parts, count, H" if self._partial(d.dims) else "count, H"

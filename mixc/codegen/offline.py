@@ -1,0 +1,113 @@
+"""Compile a kernel for a GPU that is not there, and read what ptxas says of it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mixc.codegen.kernel import Kernel, safe
+
+
+@dataclass(frozen=True)
+class Report:
+    """Registers a thread, bytes of spill (stores and loads), bytes of shared memory a block."""
+
+    kernel: str
+    target: str
+    registers: int
+    spill: int
+    shared: int
+    dots: str = ""
+
+
+def load_text(text: str, name: str = "emitted") -> ModuleType:
+    """Import a module from its text: Triton reads a kernel's source from its file."""
+    folder = Path(tempfile.mkdtemp(prefix="mixc-"))
+    path = folder / f"{name}.py"
+    path.write_text(text)
+    spec = importlib.util.spec_from_file_location(f"{name}_{folder.name[5:]}", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def gpu(target: str) -> Any:
+    """sm_90 or gfx942 as Triton's target."""
+    from triton.backends.compiler import GPUTarget
+
+    return GPUTarget("cuda", int(target[3:]), 32) if target.startswith("sm_") else GPUTarget("hip", target, 64)
+
+
+def signature(kernel: Kernel, dtype: str) -> dict[str, str]:
+    """The type of every runtime argument: tensors of the spec in `dtype`, states in fp32."""
+    def kind(a: str) -> str:
+        if a in ("starts", "lengths", "chunk_at"):
+            return "constexpr"
+        if a.endswith(("_ptr", "_starts")):
+            return f"*{dtype}"
+        if a.endswith(("_initial", "_final")):
+            return "*fp32"
+        if a in {safe(c.name) for c in kernel.launch.program.consts}:
+            return "fp32"
+        return "i32"
+    return {a: kind(a) for a in kernel.arguments}
+
+
+def compile_kernel(module: ModuleType, kernel: Kernel, sizes: dict[str, int], blocks: dict[str, int], C: int, warps: int,
+                   stages: int, *, target: str = "sm_90", dtype: str = "bf16", keep: bool = True) -> Report:
+    """Compile one kernel of an emitted module for `target`.
+
+    Args:
+        sizes: of every dim the kernel names; blocks: their blocks. dtype: of the tensors."""
+    import triton
+    import triton.language as tl
+    from triton.compiler import ASTSource
+
+    operand = {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32}[dtype]
+    given: dict[str, Any] = {**sizes, "C": C, **{f"B{d}": blocks[d] for d in sizes}, "SIGN": 1, "RAGGED": False,
+                             "KEEP": keep, "HAS_INITIAL": False, "OPERAND": operand,
+                             "PRECISION": "tf32" if dtype != "fp32" else "tf32x3" if target.startswith("sm_") else "ieee",
+                             "STAGES": stages}
+    types = signature(kernel, dtype)
+    constants: dict[str, Any] = {a: None for a, t in types.items() if t == "constexpr"}
+    constants |= {a: given[a] for a in kernel.constexprs}
+    types |= dict.fromkeys(kernel.constexprs, "constexpr")
+    fn = getattr(module, kernel.launch.name)
+    names = list(fn.arg_names)
+    aligned = {(names.index(a),): [["tt.divisibility", 16]] for a, t in types.items() if t.startswith("*")}
+    aligned |= {(names.index(a),): [["tt.divisibility", 16]] for a in types if a.endswith(("_st", "_sh")) and a[:-3] in _wide(kernel)}
+    source = ASTSource(fn, {a: types[a] for a in names}, {(names.index(a),): v for a, v in constants.items()}, aligned)
+    done = triton.compile(source, target=gpu(target), options={"num_warps": warps})
+    registers, spill = _ptxas(done) if target.startswith("sm_") else (0, 0)
+    dots = "wgmma" if "wgmma" in done.asm.get("ptx", "") else "mma" if "mma.sync" in done.asm.get("ptx", "") else ""
+    return Report(kernel.launch.name, target, registers, spill, done.metadata.shared, dots)
+
+
+def _wide(kernel: Kernel) -> set[str]:
+    return {safe(d.name) for d in kernel.launch.program.ins if d.dims}
+
+
+def _ptxas(done: Any) -> tuple[int, int]:
+    import triton
+
+    folder = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
+    arch = re.search(r"\.target (sm_\w+)", done.asm["ptx"])
+    with tempfile.TemporaryDirectory() as tmp:
+        ptx = Path(tmp) / "k.ptx"
+        ptx.write_text(done.asm["ptx"])
+        name = "ptxas-blackwell" if arch and int(re.sub(r"\D", "", arch[1])) >= 100 else "ptxas"
+        if not os.path.exists(os.path.join(folder, name)):
+            name = "ptxas"
+        run = subprocess.run([os.path.join(folder, name), "-v", f"-arch={arch[1] if arch else 'sm_90'}", str(ptx), "-o",
+                              str(Path(tmp) / "k.cubin")], capture_output=True, text=True, check=False)
+    registers = re.search(r"Used (\d+) registers", run.stderr)
+    spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", run.stderr)
+    return int(registers[1]) if registers else 0, sum(map(int, spills))
