@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import subprocess
 import tempfile
@@ -86,7 +85,7 @@ def compile_kernel(module: ModuleType, kernel: Kernel, sizes: dict[str, int], bl
     aligned |= {(names.index(a),): [["tt.divisibility", 16]] for a in types if a.endswith(("_st", "_sh")) and a[:-3] in _wide(kernel)}
     source = ASTSource(fn, {a: types[a] for a in names}, {(names.index(a),): v for a, v in constants.items()}, aligned)
     done = triton.compile(source, target=gpu(target), options={"num_warps": warps})
-    registers, spill = _ptxas(done) if target.startswith("sm_") else (0, 0)
+    registers, spill = _ptxas(done, int(target[3:])) if target.startswith("sm_") else (0, 0)
     dots = "wgmma" if "wgmma" in done.asm.get("ptx", "") else "mma" if "mma.sync" in done.asm.get("ptx", "") else ""
     return Report(kernel.launch.name, target, registers, spill, done.metadata.shared, dots)
 
@@ -95,19 +94,18 @@ def _wide(kernel: Kernel) -> set[str]:
     return {safe(d.name) for d in kernel.launch.program.ins if d.dims}
 
 
-def _ptxas(done: Any) -> tuple[int, int]:
-    import triton
+def _ptxas(done: Any, sm: int) -> tuple[int, int]:
+    """Registers and spilled bytes, from the assembler that Triton itself uses for this target."""
+    from triton.backends.nvidia.compiler import get_ptxas
 
-    folder = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
     arch = re.search(r"\.target (sm_\w+)", done.asm["ptx"])
     with tempfile.TemporaryDirectory() as tmp:
-        ptx = Path(tmp) / "k.ptx"
+        ptx = Path(tmp) / "kernel.ptx"
         ptx.write_text(done.asm["ptx"])
-        name = "ptxas-blackwell" if arch and int(re.sub(r"\D", "", arch[1])) >= 100 else "ptxas"
-        if not os.path.exists(os.path.join(folder, name)):
-            name = "ptxas"
-        run = subprocess.run([os.path.join(folder, name), "-v", f"-arch={arch[1] if arch else 'sm_90'}", str(ptx), "-o",
-                              str(Path(tmp) / "k.cubin")], capture_output=True, text=True, check=False)
+        run = subprocess.run([get_ptxas(sm).path, "-v", "--regAllocOptLevel=2", f"--gpu-name={arch[1] if arch else f'sm_{sm}'}",
+                              str(ptx), "-o", str(Path(tmp) / "kernel.cubin")], capture_output=True, text=True, check=False)
+    if run.returncode:
+        raise RuntimeError(f"ptxas: {run.stderr.strip()}")
     registers = re.search(r"Used (\d+) registers", run.stderr)
     spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", run.stderr)
     return int(registers[1]) if registers else 0, sum(map(int, spills))
