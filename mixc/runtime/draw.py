@@ -1,0 +1,145 @@
+"""Random inputs out of the declared ranges, as `language.md` says that tests draw them.
+
+Two-sided range: uniform.  One-sided: the bound ± |normal|.  A bound on a norm: any direction, scaled
+into it.  No range: normal of variance 1 / (product of the dims).  The closed ends are drawn too.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from mixc.ir.program import Decl, Program
+from mixc.runtime.checks import const_values, number_of
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The ranges of one declaration as numbers. `norm`: a bound on the norm over `over`."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    low_open: bool = False
+    high_open: bool = False
+    norm: float = math.inf
+    over: tuple[str, ...] = ()
+
+    @property
+    def bounded(self) -> bool:
+        """A range of values (what a gate has), and not of norms."""
+        return self.low > -math.inf or self.high < math.inf
+
+
+def limits(d: Decl, sizes: Mapping[str, int], consts: Mapping[str, float]) -> Limits:
+    found = Limits()
+    for r in d.ranges:
+        low = -math.inf if r.low is None else number_of(r.low, dict(sizes), dict(consts))
+        high = math.inf if r.high is None else number_of(r.high, dict(sizes), dict(consts))
+        if r.of == "norm":
+            found = Limits(found.low, found.high, found.low_open, found.high_open, high, r.over)
+            continue
+        low_open = r.low_open
+        if r.of == "abs":
+            low, low_open = -high, r.high_open
+        found = Limits(max(found.low, low), min(found.high, high), found.low_open or low_open,
+                       found.high_open or r.high_open, found.norm, found.over)
+    return found
+
+
+def is_gate(d: Decl) -> bool:
+    """What the field's tests judge as a gate: a range of values, or one number a token."""
+    return any(r.of != "norm" for r in d.ranges) or (d.role == "in" and not d.dims)
+
+
+def dim_sizes(program: Program, sizes: Mapping[str, int] | None = None, otherwise: tuple[int, ...] = (5, 7, 3, 4)
+              ) -> dict[str, int]:
+    """A size for every dim: given ones, those the spec fixes, and different small ones for the rest."""
+    found: dict[str, int] = {}
+    given, spare = dict(sizes or {}), list(otherwise)
+    for d in program.dims:
+        if d.alias is not None:
+            found[d.name] = found[d.alias]
+        elif d.size is not None:
+            found[d.name] = d.size
+        else:
+            found[d.name] = given[d.name] if d.name in given else spare.pop(0) if spare else 2
+    return found
+
+
+def draw(program: Program, *, B: int = 2, T: int = 17, H: int = 2, sizes: Mapping[str, int] | None = None,
+         groups: Mapping[str, int] | None = None, dtype: torch.dtype = torch.float32, seed: int = 0,
+         gates: float = 1.0, ends: float = 1 / 16, consts: Mapping[str, float] | None = None,
+         device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """Ins [B, T, G, dims...] and params [G, dims...] by name, in the order of a call.
+
+    Args:
+        sizes: of dims; what is not named gets a small size of its own.
+        groups: head counts other than H, by name.
+        gates: scales what has a one-sided range (its distance from the bound).
+        ends: which share of the entries lies at a closed end (0: none).
+    """
+    full = dim_sizes(program, sizes)
+    values = const_values(program, full, dict(consts or {}))
+    found = {}
+    for d in (*program.ins, *program.params):
+        lead = ([B, T] if d.role == "in" else []) + [(groups or {}).get(d.name, H)]
+        g = generator(seed, d.name)
+        x = _draw(d, [*lead, *(full[n] for n in d.dims)], limits(d, full, values), g, gates, ends, dtype)
+        found[d.name] = x.to(device)
+    return found
+
+
+def generator(seed: int, name: str) -> torch.Generator:
+    """Its own stream for every name, so that another input more does not change the others."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + zlib.crc32(name.encode()))
+
+
+def normal(shape: list[int], seed: int, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Normal numbers of a stream of their own: cotangents, initial states."""
+    return torch.randn(shape, generator=generator(seed, name), dtype=dtype)
+
+
+def _draw(d: Decl, shape: list[int], lim: Limits, g: torch.Generator, gates: float, ends: float,
+          dtype: torch.dtype) -> Tensor:
+    wide = torch.complex128 if d.kind == "complex" else torch.float64
+    target = torch.promote_types(dtype, torch.complex64) if d.kind == "complex" else dtype
+    eps = torch.finfo(target).eps
+    if d.kind == "complex" and lim.bounded:  # abs(x) <= high: any phase
+        phase = torch.rand(shape, generator=g, dtype=torch.float64) * 2 * math.pi
+        real = Limits(0.0, lim.high, False, lim.high_open)
+        x = torch.polar(_ranged(shape, real, g, gates, ends, eps), phase)
+    elif lim.bounded:
+        x = _ranged(shape, lim, g, gates, ends, eps)
+    else:
+        per_token = math.prod(shape[len(shape) - len(d.dims):])
+        x = torch.randn(shape, generator=g, dtype=wide) / math.sqrt(per_token)
+    if lim.norm < math.inf:
+        axes = [len(shape) - len(d.dims) + d.dims.index(n) for n in lim.over]
+        size = torch.linalg.vector_norm(x, dim=axes, keepdim=True)
+        length = torch.rand(size.shape, generator=g, dtype=torch.float64)
+        at_end = torch.rand(size.shape, generator=g, dtype=torch.float64) < 4 * ends  # where delta rules live
+        x = x / size.clamp_min(1e-30) * lim.norm * torch.where(at_end, 1.0, length)
+    return x.to(target)
+
+
+def _ranged(shape: list[int], lim: Limits, g: torch.Generator, gates: float, ends: float, eps: float) -> Tensor:
+    low, high = lim.low, lim.high
+    low += 4 * eps * max(abs(low), 1.0) if lim.low_open else 0.0
+    high -= 4 * eps * max(abs(high), 1.0) if lim.high_open else 0.0
+    if low > -math.inf and high < math.inf:
+        x = low + (high - low) * torch.rand(shape, generator=g, dtype=torch.float64)
+    else:
+        away = gates * torch.randn(shape, generator=g, dtype=torch.float64).abs()
+        x = low + away if low > -math.inf else high - away
+    where = torch.rand(shape, generator=g, dtype=torch.float64)
+    if low > -math.inf and not lim.low_open:
+        x = torch.where(where < ends, low, x)
+    if high < math.inf and not lim.high_open:
+        x = torch.where(where > 1 - ends, high, x)
+    return x
