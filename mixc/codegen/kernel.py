@@ -29,10 +29,7 @@ class Kernel:
 
 
 # names that a kernel's text uses itself; a user's name that equals one gets an underscore
-RESERVED = frozenset("""tl triton dot span_sum running_sum log_and_sign odd span_product running_product whole_product
-    softplus logsigmoid log1p expm1 logaddexp sign mod pid seq head C T H rows live held row chunk chunks first length
-    batch token starts lengths chunk_at first_chunk i SIGN RAGGED KEEP HAS_INITIAL OPERAND PRECISION STAGES
-    print range float int min max abs""".split())
+RESERVED = frozenset(["tl", "triton", "dot", "span_sum", "running_sum", "log_and_sign", "odd", "span_product", "running_product", "whole_product", "softplus", "logsigmoid", "log1p", "expm1", "logaddexp", "sign", "mod", "pid", "seq", "head", "C", "T", "H", "rows", "live", "held", "row", "chunk", "chunks", "first", "length", "batch", "token", "starts", "lengths", "chunk_at", "first_chunk", "i", "SIGN", "RAGGED", "KEEP", "HAS_INITIAL", "OPERAND", "PRECISION", "STAGES", "print", "range", "float", "int", "min", "max", "abs"])
 
 
 def safe(name: str) -> str:
@@ -143,7 +140,6 @@ class KernelWriter:
         terms = []
         if ROW in dims:
             rows = "held" if clamp else "rows"
-            rows = rows if "*" not in stride or not clamp else rows
             terms.append(f"{self._axis(dims, ROW, rows)} * SIGN * {_group(stride)}")
         rest = tuple(d for d in dims if d != ROW)
         if len(rest) == 1:
@@ -250,8 +246,8 @@ class KernelWriter:
                   "    first, length, batch, token = seq * T, T, seq, 0",
                   "if SIGN < 0:  # reversed: the first row of a sequence is its last token",
                   "    first, token = first + length - 1, token + length - 1"]
-        for name, d in self.loaded.items():
-            if d.role == "in":
+        for name, decl in self.loaded.items():
+            if decl.role == "in":
                 lines.append(f"{name}_ptr += batch * {name}_sb + token * {name}_st + (head // {name}_rep) * {name}_sh")
         for name in self.cots:
             dims = self.program.decl(name).dims
@@ -297,7 +293,8 @@ class KernelWriter:
         needs_chunks = bool(self.launch.starts)
         lines = ["chunks = tl.cdiv(length, C)"]
         if needs_chunks:
-            lines += ["if RAGGED:", "    first_chunk = tl.load(chunk_at + seq)", "else:", "    first_chunk = seq * chunks"]
+            condition = "RAGGED" if self.launch.reverse else "RAGGED and KEEP"
+            lines += [f"if {condition}:", "    first_chunk = tl.load(chunk_at + seq)", "else:", "    first_chunk = seq * chunks"]
         loop = ["for i in tl.range(0, chunks, num_stages=STAGES):"]
         inner = ["chunk = chunks - 1 - i"] if self.launch.reverse else ["chunk = i"]
         inner += ["row = (chunk * C).to(tl.int64) * SIGN",

@@ -258,7 +258,7 @@ class _Module:
         body = self._const_lines()
         first = names[0]
         body += [f"B, T = {first}.shape[:2]",
-                 "starts = lengths = None" if True else "",
+                 "starts = lengths = None",
                  "if cu_seqlens is not None:",
                  "    starts, lengths = cu_seqlens[:-1].contiguous(), (cu_seqlens[1:] - cu_seqlens[:-1]).to(torch.int32)",
                  "seqs = Sequences(B, T, starts, lengths, reverse)"]
@@ -275,7 +275,7 @@ class _Module:
         lines += _indent(body, 1)
         lines += ["", "", "def _apply(function, *args):", "    out = function.apply(*args)",
                   "    return out if isinstance(out, tuple) else (out,)"]
-        return "\n".join(lines + ["", "", *self._step(names, consts, states)])
+        return "\n".join([*lines, "", "", *self._step(names, consts, states)])
 
     def _step(self, names: list[str], consts: list[str], states: list[str]) -> list[str]:
         ins, params = [d.name for d in self.p.ins], [d.name for d in self.p.params]

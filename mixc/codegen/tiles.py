@@ -148,7 +148,7 @@ class Tiles:
         args = [self.ref(a, self.order(node)) for a in node.args]
         if node.op in ("sub", "div", "mul") or (node.op == "neg"):
             args = [_paren(a, node.op, i) for i, a in enumerate(args)]
-        return row.triton.format(*args, **{k: v for k, v in node.attrs})
+        return row.triton.format(*args, **dict(node.attrs))
 
     def _live(self, node: Node) -> str:
         order = self.order(node)
@@ -277,7 +277,7 @@ def _paren(code: str, op: str, position: int) -> str:
     """Brackets where an operand would bind less tightly than the operator."""
     depth = 0
     for i, ch in enumerate(code):
-        depth += ch in "([" 
+        depth += ch in "(["
         depth -= ch in ")]"
         if depth == 0 and ch in "+-*/<>=&|" and i > 0 and code[i - 1] == " ":
             loose = ch in "+-<>=&|" or (ch in "*/" and position == 1 and op == "div")

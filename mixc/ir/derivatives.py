@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from mixc.ir.build import at_col, contract, cumprod, cumsum, exp, expand, rename, total, where
-from mixc.ir.node import COL, ROW, Node, as_node, make, number, postorder
+from mixc.ir.node import COL, ROW, Node, make, number, postorder
 from mixc.ir.ops import OPS
 
 Cotangents = tuple[Node | None, ...]
@@ -40,9 +40,9 @@ def gradient(roots: Sequence[tuple[Node, Node]], wrt: Sequence[Node]) -> list[No
         collect(value, c)
     for node in reversed(list(postorder([r for r, _ in roots]))):
         if node in sums and node not in leaves and node.args:
-            for arg, c in zip(node.args, RULES[node.op](node, sums[node]), strict=True):
-                if c is not None and arg.kind != "bool":
-                    collect(arg, c)
+            for arg, part in zip(node.args, RULES[node.op](node, sums[node]), strict=True):
+                if part is not None and arg.kind != "bool":
+                    collect(arg, part)
     return [sums.get(n) for n in wrt]
 
 
@@ -111,7 +111,7 @@ def may_be_infinite(x: Node) -> bool:
 
 
 def _div(n: Node, c: Node) -> Cotangents:
-    a, b = n.args
+    b = n.args[1]
     return _guard(c, 1.0 / b), _guard(c, -n / b)
 
 
@@ -325,4 +325,3 @@ RULES: dict[str, Callable[[Node, Node], Cotangents]] = {
     "mask": _mask,
 }
 assert set(RULES) == {name for name, row in OPS.items() if row.arity != 0}, "a rule an op"
-_ = as_node

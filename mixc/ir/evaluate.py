@@ -24,7 +24,8 @@ class Env:
     """Where leaves get their values.
 
     Args:
-        leaf: called with a leaf node (in, param, state, cot, saved, pos, lag, window, const).
+        leaf: called with a leaf node (in, param, state, cot, saved, pos, const), and with lag and window nodes
+            where `rules` has none.
         sizes: the size of every dim, ROW and COL included at the chunk level.
         dtype: the real dtype of the run, torch.float32 or torch.float64.
         batch: how many leading axes every value has.
@@ -62,8 +63,7 @@ def _needed(roots: list[Node], known: dict[Node, torch.Tensor]) -> list[Node]:
             order.append(node)
         else:
             stack.append((node, True))
-            if node.op not in ("lag", "window"):
-                stack.extend((a, False) for a in node.args)
+            stack.extend((a, False) for a in node.args)
     return order
 
 
@@ -89,12 +89,12 @@ def elementwise(node: Node, args: list[torch.Tensor], dtype: torch.dtype) -> tor
     return fn(*args, **{k: v for k, v in node.attrs if k == "n"})
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _compiled(template: str, arity: int, dtype: torch.dtype) -> Callable[..., torch.Tensor]:
     """A template of our own op table as a function (never text of a user's)."""
     names = [f"x{i}" for i in range(arity)]
     body = template.format(*names, n="n")
-    return eval(f"lambda {', '.join([*names, 'n=None'])}: {body}",  # noqa: S307
+    return eval(f"lambda {', '.join([*names, 'n=None'])}: {body}",
                 {"torch": torch, "F": F, "REAL": dtype})
 
 

@@ -5,6 +5,7 @@ Slow and plain on purpose: one chunk after the other, each evaluated node by nod
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -39,7 +40,7 @@ def _rows(x: torch.Tensor, start: int, C: int) -> torch.Tensor:
 
 
 def _leaf(program: Program, tensors: Tensors, carried: Tensors, cot_states: Tensors, consts: dict[str, float],
-          start: int, C: int, H: int, env: list[Env]):  # type: ignore[no-untyped-def]
+          start: int, C: int, H: int, env: list[Env]) -> Callable[[Node], torch.Tensor]:
     def leaf(node: Node) -> torch.Tensor:
         name = node.attr("name")
         if node.op == "in":

@@ -39,7 +39,8 @@ def classify(step: Program) -> Program:
 
 def _group(step: Program, names: list[str]) -> Group:
     if len(names) > 1:
-        return Group(tuple(names), "sequential", f"{', '.join(names)} are coupled: each is read by the next one's update")
+        coupled = f"{', '.join(names)} are coupled: each is read by the next one's update"
+        return Group(tuple(names), "sequential", coupled)
     state = step.decl(names[0])
     refusal = why_not_chunk(step, state)
     if refusal is None:

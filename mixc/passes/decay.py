@@ -93,4 +93,4 @@ class Decay:
         return None if self.value is None else make("prod", self.value, over=(ROW,))
 
 
-__all__ = ["Decay", "FORGET", "log_of", "maybe_mul"]
+__all__ = ["FORGET", "Decay", "log_of", "maybe_mul"]

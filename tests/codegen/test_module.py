@@ -1,0 +1,99 @@
+"""Emitted modules, interpreted: outs, final states and all gradients against the chunk program in fp64."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from mixc.codegen.module import Config, Tile, module_text
+from mixc.codegen.offline import load_text
+from mixc.ir.run import run_chunks
+from mixc.passes.chunk import chunk
+from mixc.passes.classify import classify
+from mixc.passes.differentiate import differentiate
+from tests.build import KINDS, scalar_decay
+from tests.passes.test_chunk import draw
+
+SMALL = Config(Tile(32, 16, 4, 1), Tile(32, 16, 4, 1))
+_modules = {}
+
+
+def module(kind):
+    """The module of a kind and its chunk program, built once."""
+    if kind not in _modules:
+        program = chunk(classify(scalar_decay(kind)))
+        _modules[kind] = program, load_text(module_text(program, differentiate(program), SMALL))
+    return _modules[kind]
+
+
+def close(got, want, bound=1e-5):
+    error = (got.double() - want).square().mean().sqrt() if want.numel() else 0.0
+    assert torch.isfinite(got).all()
+    assert error <= bound * max(want.square().mean().sqrt().item() if want.numel() else 1.0, 1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("T,K,V,q_heads", [(75, 20, 33, 1), (16, 16, 16, None)])
+def test_module_against_the_chunk_program(kind, T, K, V, q_heads):
+    program, emitted = module(kind)
+    tensors, states = draw(T, 2, 2, K, V, torch.float32, q_heads)
+    exact = {n: x.detach().double().requires_grad_() for n, x in tensors.items()}
+    exact_states = {n: x.detach().double().requires_grad_() for n, x in states.items()}
+    o, final = getattr(emitted, program.name)(*tensors.values(), initial_state=states, output_final_state=True)
+    want = run_chunks(program, exact, exact_states, dict(K=K, V=V), 16)
+    close(o, want.outs["o"])
+    cot = torch.randn_like(o)
+    finals = {n: torch.randn_like(x) for n, x in final.items()}
+    ((o * cot).sum() + sum((final[n] * finals[n]).sum() for n in final)).backward()
+    ((want.outs["o"] * cot).sum() + sum((want.states[n] * finals[n]).sum() for n in finals)).backward()
+    for n, x in final.items():
+        close(x, want.states[n])
+        close(states[n].grad, exact_states[n].grad)
+    for n, x in tensors.items():
+        if exact[n].grad is not None:
+            close(x.grad, exact[n].grad)
+
+
+def test_ragged_and_reversed_equal_separate_runs():
+    program, emitted = module("log")
+    run = getattr(emitted, program.name)
+    tensors, _ = draw(50, 1, 2, 16, 16, torch.float32)
+    tensors = {n: x.detach() for n, x in tensors.items()}
+    tensors["g"] = -torch.rand(1, 50, 2)
+    cu = torch.tensor([0, 17, 17, 18, 50])
+    o, final = run(*tensors.values(), cu_seqlens=cu, output_final_state=True)
+    for n, (a, b) in enumerate(itertools.pairwise(cu)):
+        part = {k: x if k == "D" else x[:, a:b] for k, x in tensors.items()}
+        if b > a:
+            alone, last = run(*part.values(), output_final_state=True)
+            torch.testing.assert_close(o[:, a:b], alone)
+            torch.testing.assert_close(final["S"][n], last["S"][0])
+        else:
+            assert (final["S"][n] == 0).all()
+    flipped = {k: x if k == "D" else x.flip(1) for k, x in tensors.items()}
+    back, _ = run(*tensors.values(), reverse=True)
+    torch.testing.assert_close(back, run(*flipped.values())[0].flip(1))
+
+
+def test_prefill_and_step_equal_the_whole_sequence():
+    program, emitted = module("log")
+    run, step = getattr(emitted, program.name), getattr(emitted, program.name + "_step")
+    tensors, _ = draw(20, 1, 2, 16, 16, torch.float32)
+    tensors = {n: x.detach() for n, x in tensors.items()}
+    whole, _ = run(*tensors.values())
+    _, state = run(*(x if n == "D" else x[:, :18] for n, x in tensors.items()), output_final_state=True)
+    for t in (18, 19):
+        o, state = step(state, *(x if n == "D" else x[:, t] for n, x in tensors.items()))
+        torch.testing.assert_close(o, whole[:, t], rtol=1e-4, atol=1e-5)
+
+
+def test_infinite_gates_give_no_nan():
+    program, emitted = module("log")
+    tensors, _ = draw(40, 2, 2, 16, 16, torch.float32)
+    with torch.no_grad():
+        tensors["g"][:, ::3] = -math.inf
+    o, _ = getattr(emitted, program.name)(*tensors.values())
+    o.sum().backward()
+    assert torch.isfinite(o).all()
+    assert (tensors["g"].grad[:, ::3] == 0).all()

@@ -1,0 +1,77 @@
+"""The chunk form and its backward mean what the step means, for every length and chunk."""
+
+import math
+
+import pytest
+import torch
+
+from mixc.ir.run import run_chunks
+from mixc.passes.chunk import chunk
+from mixc.passes.classify import classify
+from mixc.passes.differentiate import differentiate
+from tests.build import KINDS, scalar_decay
+
+SIZES = dict(K=4, V=5)
+
+
+def draw(T, B=2, H=3, K=4, V=5, dtype=torch.float64, q_heads=None):
+    torch.manual_seed(T)
+    t = dict(q=torch.randn(B, T, q_heads or H, K), k=torch.randn(B, T, H, K), v=torch.randn(B, T, H, V),
+             g=-torch.rand(B, T, H) * 3, a=torch.rand(B, T, H) * 2 - 1, D=torch.randn(H, V))
+    if T > 5:
+        t["g"][0, 5], t["a"][0, 3], t["g"][-1, 2] = -math.inf, 0.0, -100.0
+    states = dict(S=torch.randn(B, H, K, V), n=torch.randn(B, H, K))
+    return ({n: x.to(dtype).requires_grad_() for n, x in t.items()},
+            {n: x.to(dtype).requires_grad_() for n, x in states.items()})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("T,C", [(1, 4), (13, 8), (16, 4)])
+def test_chunks_equal_tokens_forward_and_backward(kind, T, C):
+    program = chunk(classify(scalar_decay(kind)))
+    tensors, states = draw(T)
+    tokens = run_chunks(program, tensors, states, SIZES, 1)  # a chunk of one token is the step
+    chunks = run_chunks(program, tensors, states, SIZES, C)
+    torch.testing.assert_close(chunks.outs["o"], tokens.outs["o"], rtol=1e-11, atol=1e-11)
+    cot = torch.randn_like(tokens.outs["o"])
+    finals = {n: torch.randn_like(x) for n, x in tokens.states.items()}
+    loss = (tokens.outs["o"] * cot).sum() + sum((tokens.states[n] * finals[n]).sum() for n in finals)
+    loss.backward()
+    detached = {n: x.detach() for n, x in tensors.items()}
+    starts = [{n: x.detach() for n, x in s.items()} for s in chunks.starts]
+    back = run_chunks(differentiate(program), {**detached, "cot:o": cot}, finals, SIZES, C, starts=starts)
+    for name, x in tensors.items():
+        want = torch.zeros_like(x) if x.grad is None else x.grad
+        got = back.sums[name].sum(0) if name == "D" else back.outs[name]
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10, msg=lambda m, name=name: f"d{name}: {m}")
+    for name, x in states.items():
+        torch.testing.assert_close(back.states[name], x.grad, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_causality_bit_for_bit(kind):
+    program = chunk(classify(scalar_decay(kind)))
+    tensors, states = draw(16)
+    before = run_chunks(program, tensors, states, SIZES, 8).outs["o"]
+    changed = {n: x.detach().clone() for n, x in tensors.items()}
+    for n in "qkvga":
+        changed[n][:, 11] = -0.7
+    after = run_chunks(program, changed, states, SIZES, 8).outs["o"]
+    assert torch.equal(before[:, :11], after[:, :11])
+    assert not torch.equal(before[:, 11:], after[:, 11:])
+
+
+def test_vector_decay_is_refused_with_the_term():
+    from mixc.ir.build import exp
+    from mixc.ir.node import make
+    from mixc.ir.program import Decl, Dim, Program, Result
+
+    g, S, o = Decl("in", "g", ("K",)), Decl("state", "S", ("K", "V")), Decl("out", "o", ("K", "V"))
+    program = Program("step", "m", (Dim("K"), Dim("V")), (g, S, o),
+                      (Result("out", "o", S.leaf()), Result("next", "S", exp(g.leaf()) * S.leaf())))
+    (group,) = classify(program).groups
+    assert group.form == "sequential" and "differs along K" in group.why
+    tanh = Program("step", "m", (Dim("K"), Dim("V")), (g, S, o),
+                   (Result("out", "o", S.leaf()), Result("next", "S", make("tanh", S.leaf()))))
+    (group,) = classify(tanh).groups
+    assert group.form == "sequential" and "not affine" in group.why
