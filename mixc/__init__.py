@@ -1,0 +1,11 @@
+"""mixc: sequence mixers from what happens to one token.
+
+    gdn = mixc.load("gated_delta_rule")
+    o, state = gdn(q, k, v, g, beta)
+"""
+
+from mixc.errors import InputError, SpecError
+from mixc.runtime.load import load, loads
+from mixc.runtime.mixer import Mixer
+
+__all__ = ["InputError", "Mixer", "SpecError", "load", "loads"]

@@ -33,6 +33,10 @@ def _together(*xs: Tensor) -> list[Tensor]:
     return list(torch.broadcast_tensors(*[x.to(kind) for x in xs]))
 
 
+def _zero_where(cond: Tensor, x: Tensor) -> Tensor:
+    return torch.where(cond, torch.zeros((), dtype=x.dtype, device=x.device), x)
+
+
 # ---------------------------------------------------------------- cotangent times derivative
 def guard(g: Tensor, d: Tensor) -> Tensor:
     """g * conj(d), and 0 where g is 0."""
@@ -41,7 +45,7 @@ def guard(g: Tensor, d: Tensor) -> Tensor:
 
 
 def _guarded(g: Tensor, d: Tensor) -> Tensor:
-    return torch.where(g == 0, torch.zeros((), dtype=g.dtype, device=g.device), g * d.conj())
+    return _zero_where(g == 0, g * d.conj())
 
 
 class _Guard(torch.autograd.Function):
@@ -53,8 +57,12 @@ class _Guard(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         g, d = ctx.saved_tensors
-        return (guard(c, d.conj()) if ctx.needs_input_grad[0] else None,
-                guard(c.conj(), g.conj()) if ctx.needs_input_grad[1] else None)
+        dg = dd = None
+        if ctx.needs_input_grad[0]:  # where 0 stood against an infinite derivative, that one is out of play
+            dg = _zero_where((g == 0) & ~torch.isfinite(d), guard(c, d.conj()))
+        if ctx.needs_input_grad[1]:
+            dd = guard(c.conj(), g.conj())
+        return dg, dd
 
 
 # ---------------------------------------------------------------- elementwise ops
@@ -97,31 +105,43 @@ def log(x: Tensor) -> Tensor:
     return _apply("log", torch.log, x)
 
 
+def exp(x: Tensor) -> Tensor:
+    return _apply("exp", torch.exp, x)
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    return _apply("sigmoid", torch.sigmoid, x)
+
+
 def power(x: Tensor, y: Tensor) -> Tensor:
     return _apply("pow", torch.pow, x, y)
 
 
 def _gelu(x: Tensor, y: Tensor) -> Tensor:
-    bell = torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
-    return 0.5 * (1 + torch.erf(x * math.sqrt(0.5))) + mul(x, bell)
+    below = 0.5 * (1 + _apply("erf", torch.erf, x * math.sqrt(0.5)))
+    return below + mul(x, exp(-0.5 * mul(x, x))) / math.sqrt(2 * math.pi)
 
 
 def _silu(x: Tensor, y: Tensor) -> Tensor:
-    s = torch.sigmoid(x)
-    return s * (1 + mul(x, 1 - s))
+    s = sigmoid(x)
+    return mul(s, 1 + mul(x, 1 - s))
 
 
-def _zero_where(cond: Tensor, x: Tensor) -> Tensor:
-    return torch.where(cond, torch.zeros((), dtype=x.dtype, device=x.device), x)
+def _softplus(x: Tensor, y: Tensor) -> Tensor:
+    return torch.where(x > 20, torch.ones_like(x), sigmoid(x))  # as PyTorch: the identity above 20
+
+
+def _elu(x: Tensor, y: Tensor) -> Tensor:
+    return torch.where(x > 0, torch.ones_like(x), exp(x))
 
 
 def _share(a: Tensor, b: Tensor, y: Tensor) -> Tensor:
     """d logaddexp(a, b) / da: 0 to an operand at -inf, also when both are."""
     gone = a == -math.inf
-    return _zero_where(gone, torch.sigmoid(_zero_where(gone, a - b)))
+    return _zero_where(gone, sigmoid(_zero_where(gone, a - b)))
 
 
-# The derivative by each argument.  An op without a row has a finite derivative wherever PyTorch gives one.
+# The derivative by each argument.  Ops without a row select or add: PyTorch's own gradients keep 0 at 0.
 DERIVATIVES: dict[str, tuple[Derivative, ...]] = {
     "mul": (lambda a, b, y: b, lambda a, b, y: a),
     "div": (lambda a, b, y: div(1.0, b), lambda a, b, y: -div(y, b)),
@@ -134,8 +154,14 @@ DERIVATIVES: dict[str, tuple[Derivative, ...]] = {
     "sqrt": (lambda x, y: div(0.5, y),),
     "rsqrt": (lambda x, y: -0.5 * mul(mul(y, y), y),),
     "square": (lambda x, y: 2 * x,),
-    "sin": (lambda x, y: torch.cos(x),),
-    "cos": (lambda x, y: -torch.sin(x),),
+    "sin": (lambda x, y: _apply("cos", torch.cos, x),),
+    "cos": (lambda x, y: -_apply("sin", torch.sin, x),),
+    "tanh": (lambda x, y: 1 - mul(y, y),),
+    "sigmoid": (lambda x, y: mul(y, 1 - y),),
+    "logsigmoid": (lambda x, y: sigmoid(-x),),
+    "softplus": (_softplus,),
+    "elu": (_elu,),
+    "erf": (lambda x, y: exp(-mul(x, x)) * (2 / math.sqrt(math.pi)),),
     "silu": (_silu,),
     "gelu": (_gelu,),
     "logaddexp": (_share, lambda a, b, y: _share(b, a, y)),
@@ -228,31 +254,65 @@ def _contraction(node: Node, args: list[Tensor], env: Env) -> Tensor:
     return contract(a, node.args[0].dims, b, node.args[1].dims, node.dims, _join(a, b, env.batch))
 
 
-# ---------------------------------------------------------------- norm
-class _Norm(torch.autograd.Function):
+# ---------------------------------------------------------------- over dims
+class _Over(torch.autograd.Function):
+    """y = fn(x) with the reduced axes kept at size 1."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, axes: list[int]) -> Tensor:
-        y = torch.linalg.vector_norm(x, dim=axes, keepdim=True)
+    def forward(ctx: Any, derivative: Derivative, fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        y = fn(x)
+        ctx.derivative = derivative
         ctx.save_for_backward(x, y)
         return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        x, y = ctx.saved_tensors
-        zero = y == 0
-        return guard(g, _zero_where(zero, div(x, torch.where(zero, torch.ones_like(y), y))).conj()), None
+        return None, None, guard(g, ctx.derivative(*ctx.saved_tensors).conj())
 
 
-def _norm(node: Node, args: list[Tensor], env: Env) -> Tensor:
-    over, dims = node.attr("over"), node.args[0].dims
-    axes = [env.batch + dims.index(d) for d in over]
-    y = _Norm.apply(args[0], axes)
-    return y.reshape(*y.shape[:env.batch], *[s for s, d in zip(y.shape[env.batch:], dims, strict=True) if d not in over])
+def _norm(x: Tensor, y: Tensor) -> Tensor:
+    zero = y == 0
+    return _zero_where(zero, div(x, torch.where(zero, torch.ones_like(y), y)))
 
+
+def _over(fn: Callable[..., Tensor], derivative: Callable[[list[int]], Derivative]) -> Rule:
+    def rule(node: Node, args: list[Tensor], env: Env) -> Tensor:
+        over, dims, b = node.attr("over"), node.args[0].dims, env.batch
+        axes = [b + dims.index(d) for d in over]
+        y = _Over.apply(derivative(axes), lambda x: fn(x, dim=axes, keepdim=True), args[0])
+        return y.reshape(*y.shape[:b], *[s for s, d in zip(y.shape[b:], dims, strict=True) if d not in over])
+    return rule
+
+
+def _winners(axes: list[int]) -> Derivative:
+    """A tie is split evenly."""
+    def share(x: Tensor, y: Tensor) -> Tensor:
+        hit = (x == y).to(x.dtype)
+        return hit / hit.sum(axes, keepdim=True).clamp(min=1)
+    return share
+
+
+def _softmax(node: Node, args: list[Tensor], env: Env) -> Tensor:
+    axes = [env.batch + node.args[0].dims.index(d) for d in node.attr("over")]
+    e = exp(args[0] - args[0].amax(axes, keepdim=True).detach())
+    return div(e, e.sum(axes, keepdim=True))
+
+
+def _abs(node: Node, args: list[Tensor], env: Env) -> Tensor:
+    if args[0].is_complex():
+        return torch.abs(args[0])
+    return _apply("abs", torch.abs, args[0])
+
+
+DERIVATIVES["abs"] = (lambda x, y: torch.sgn(x),)
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(DERIVATIVES, _elementwise),
+    "abs": _abs,
     "ipow": _ipow,
     "contract": _contraction,
-    "norm": _norm,
+    "norm": _over(torch.linalg.vector_norm, lambda axes: _norm),
+    "max": _over(torch.amax, _winners),
+    "min": _over(torch.amin, _winners),
+    "softmax": _softmax,
 }

@@ -74,9 +74,7 @@ class Rows:
 
     def sequences(self) -> list[tuple[int, int]]:
         """(first flat row, tokens) of every sequence, after `gather`.  Waits for the device."""
-        starts = range(0, self.N * self.T, self.T) if self.starts is None else self.starts.tolist()
-        if self.T == 0 and self.starts is None:
-            starts = [0] * self.N
+        starts = [n * self.T for n in range(self.N)] if self.starts is None else self.starts.tolist()
         lens = [self.T] * self.N if self.lens is None else self.lens.tolist()
         return list(zip(starts, lens, strict=True))
 

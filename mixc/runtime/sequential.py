@@ -38,7 +38,8 @@ class _Run:
         self.call, self.dtype, self.program = call, dtype, call.program
         self.packing = Packing(call.rows, call.device)
         self.R = self.packing.R
-        self.env = Env(self._leaf, call.sizes, dtype=dtype, device=call.device, rules=RULES)
+        rules = {**RULES, "lag": self._lag, "window": self._lag}
+        self.env = Env(self._leaf, call.sizes, dtype=dtype, device=call.device, rules=rules)
         self.outs = {d.name: self.program.result("out", d.name) for d in self.program.outs}
         self.next = {d.name: self.program.result("next", d.name) for d in self.program.states}
         self.inits = {d.name: d.init for d in self.program.states
@@ -74,8 +75,7 @@ class _Run:
             return _deaf_where_infinite(self._heads(x, 0), self.program.decl(name)).unsqueeze(0)
         if node.op == "const":
             return torch.full((1, 1), self.call.consts[name], dtype=self.env.dtype, device=self.call.device)
-        assert node.op in ("lag", "window"), node
-        return self._lag(node)
+        raise AssertionError(node)
 
     def _to(self, x: Tensor, kind: str) -> Tensor:
         return x.to(torch.promote_types(self.dtype, torch.complex64) if kind == "complex" else self.dtype)
@@ -109,11 +109,11 @@ class _Run:
         return pos.to(torch.float64).unsqueeze(1)
 
     # ------------------------------------------------------------ lag
-    def _history(self, name: str) -> Tensor:
+    def _history(self, name: str, value: Tensor) -> Tensor:
         """cat(values of all tokens [R, H, ...], what came before the call [N * n, H, ...])."""
         if name not in self._values:
             node, depth = self.lags[name]
-            x = self._full(evaluate([node], self.env, self.known)[0], node, None, self.R)
+            x = self._full(value, node, None, self.R)
             if name in self.call.lags0:
                 old = self.packing.by_rank(self._to(self.call.lags0[name], node.kind)).flatten(0, 1)
             else:
@@ -121,13 +121,12 @@ class _Run:
             self._values[name] = torch.cat([x, old])
         return self._values[name]
 
-    def _lag(self, node: Node) -> Tensor:
+    def _lag(self, node: Node, args: list[Tensor], env: Env) -> Tensor:
         name = lag_name(node)
         if name not in self.lags:  # nothing but lags of 0 tokens
-            (x,) = evaluate([node.args[0]], self.env, self.known)
-            return x if node.op == "lag" else x.unsqueeze(2)
+            return args[0] if node.op == "lag" else args[0].unsqueeze(2)
         depth = self.lags[name][1]
-        values = self._history(name)
+        values = self._history(name, args[0])
         if node.op == "lag":
             return values.index_select(0, self.packing.shifted(node.attr("n"), depth))
         W = self.call.sizes[node.attr("dim")]
@@ -135,8 +134,8 @@ class _Run:
 
     def _histories(self) -> dict[str, Tensor]:
         found = {}
-        for name, (_, depth) in self.lags.items():
-            values = self._history(name)
+        for name, (node, depth) in self.lags.items():
+            values = self._history(name, self.known[node])
             last = values.index_select(0, self.packing.last(depth).flatten())
             found[name] = self.packing.by_call(last.reshape(self.packing.N, depth, *values.shape[1:]))
         return found

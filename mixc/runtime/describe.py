@@ -1,0 +1,109 @@
+"""How a mixer shows itself: signature, repr, and the text that `help` prints."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from mixc.ir.node import Node
+from mixc.ir.program import Decl, Program, Range
+
+OPTION_DEFAULTS: dict[str, Any] = {
+    "initial_state": None, "output_final_state": False, "cu_seqlens": None, "mask": None,
+    "reverse": False, "check": False, "backend": "auto",
+}
+_INFIX = {"add": ("+", 1), "sub": ("-", 1), "mul": ("*", 2), "div": ("/", 2), "mod": ("%", 2), "floordiv": ("//", 2)}
+
+
+class Words:
+    """A default that shows as an expression of the language."""
+
+    def __init__(self, text: str):
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def expression(node: Node, outer: int = 0) -> str:
+    """An expression of numbers, sizes and consts in the language's own words."""
+    args = node.args
+    if node.op == "number":
+        value = node.attr("value")
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    if node.op in ("size", "const"):
+        return str(node.attr("dim" if node.op == "size" else "name"))
+    if node.op in _INFIX:
+        sign, level = _INFIX[node.op]
+        text = f"{expression(args[0], level)} {sign} {expression(args[1], level + 1)}"
+        return f"({text})" if level < outer else text
+    if node.op == "neg":
+        return f"-{expression(args[0], 3)}"
+    if node.op == "pow":
+        return f"{expression(args[0], 4)} ** {expression(args[1], 3)}"
+    if node.op == "ipow":
+        return f"{expression(args[0], 4)} ** {node.attr('n')}"
+    return f"{node.op}({', '.join(map(expression, args))})"
+
+
+def shape(d: Decl, *lead: str) -> str:
+    """`q[K]` without leading axes, `[B, T, H, K]` with them."""
+    if lead:
+        return f"[{', '.join([*lead, *d.dims])}]"
+    return f"{d.name}[{', '.join(d.dims)}]" if d.dims else d.name
+
+
+def range_text(name: str, r: Range) -> str:
+    of = {"x": name, "abs": f"abs({name})", "norm": f"norm[{', '.join(r.over)}]({name})"}[r.of]
+    low = f"{expression(r.low)} {'<' if r.low_open else '<='} " if r.low is not None else ""
+    high = f" {'<' if r.high_open else '<='} {expression(r.high)}" if r.high is not None else ""
+    if low and not high:
+        return f"{of} {'>' if r.low_open else '>='} {expression(r.low)}"  # type: ignore[arg-type]
+    return f"{low}{of}{high}"
+
+
+def signature(program: Program, *, step: bool = False) -> inspect.Signature:
+    """(q, k, v, …, *, scale=K ** -0.5, initial_state=None, …)"""
+    kind = inspect.Parameter
+    found = [kind(d.name, kind.POSITIONAL_OR_KEYWORD) for d in (*program.ins, *program.params)]
+    if step:
+        found.insert(0, kind("state", kind.POSITIONAL_ONLY))
+    found += [kind(d.name, kind.KEYWORD_ONLY, default=Words(expression(d.init)))
+              for d in program.consts if d.init is not None]
+    options = {"check": False, "backend": "auto"} if step else OPTION_DEFAULTS
+    found += [kind(name, kind.KEYWORD_ONLY, default=value) for name, value in options.items()]
+    return inspect.Signature(found)
+
+
+def representation(program: Program) -> str:
+    """<mixer gla(q[K], k[K], v[V], g[K], *, scale) -> o[V], states S[K, V]>"""
+    args = [shape(d) for d in (*program.ins, *program.params)]
+    if program.consts:
+        args += ["*", *(f"{d.name}={expression(d.init)}" for d in program.consts if d.init is not None)]
+    outs = ", ".join(shape(d) for d in program.outs)
+    states = ", ".join(shape(d) for d in program.states)
+    return f"<mixer {program.name}({', '.join(args)}) -> {outs}{'; state ' + states if states else ''}>"
+
+
+def documentation(program: Program) -> str:
+    """The comment above the mixer, and a table of what goes in and comes out."""
+    rows: list[tuple[str, str, str]] = []
+    for d in (*program.ins, *program.params):
+        text = shape(d, "B", "T", "H") if d.role == "in" else shape(d, "H")
+        notes = [*(["complex"] if d.kind == "complex" else []), *(range_text(d.name, r) for r in d.ranges)]
+        rows.append((d.name, text, ", ".join([*(["learned"] if d.role == "param" else []), *notes])))
+    rows += [(d.name, "a number", f"default {expression(d.init)}") for d in program.consts if d.init is not None]
+    back = [(d.name, shape(d, "B", "T", "H"), "") for d in program.outs]
+    kept = [(d.name, shape(d, "B", "H"), "starts at " + (expression(d.init) if d.init is not None else "0"))
+            for d in program.states]
+    tables = [("Arguments", rows), ("Returns (o, state)", back), ("State", kept)]
+    width = [max([0, *(len(r[i]) for _, table in tables for r in table)]) for i in (0, 1)]
+    parts = [program.doc.strip()] if program.doc.strip() else []
+    for title, table in tables:
+        lines = [f"    {n:<{width[0]}}  {s:<{width[1]}}  {w}".rstrip() for n, s, w in table]
+        if lines:
+            parts.append("\n".join([f"{title}:", *lines]))
+    options = ", ".join(f"{name}={value!r}" for name, value in OPTION_DEFAULTS.items())
+    parts.append(f"Options: {options}.\nG heads may stand for H where G divides it; without a head axis on any input, "
+                 "H is 1 and nothing has one.")
+    return "\n\n".join(parts)

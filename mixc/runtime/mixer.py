@@ -1,0 +1,187 @@
+"""The callable: a spec, bound to no sizes, run on tensors."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mixc.errors import Diagnostic, InputError, Source
+from mixc.ir.program import Program
+from mixc.runtime import arguments, backends, checks, describe
+from mixc.runtime.call import Call, histories
+
+if TYPE_CHECKING:
+    from mixc.frontend.syntax import MixerSyntax
+
+Tensor = torch.Tensor
+State = dict[str, Tensor]
+
+
+class Mixer:
+    """A sequence mixer made from a spec.  `mixc.load` and `mixc.loads` make one.
+
+    `mixer(q, k, …)` returns `(o, state)`; `mixer.step(state, q_t, k_t, …)` runs one token.
+    """
+
+    def __init__(self, spec: MixerSyntax | Program, source: Source | None = None):
+        """
+        Args:
+            spec: a parsed mixer, or a program at level "step".
+            source: the text it came from; a mixer with one pickles as its text.
+        """
+        self._spec, self._source = spec, source
+        self._specialised: dict[Any, tuple[Program, dict[str, float]]] = {}
+        self._programs: dict[Any, Program] = {}
+        self.noted = False  # whether the notes on a slow form were said
+        self.declared: Program = spec if isinstance(spec, Program) else _elaborate_anyhow(spec)
+        self.__name__ = self.__qualname__ = self.declared.name
+        self.__doc__ = describe.documentation(self.declared)
+        self.__signature__ = describe.signature(self.declared)
+
+    # ------------------------------------------------------------ running
+    def __call__(self, *args: Any, **options: Any) -> tuple[Any, State | None]:
+        given = _split(options)
+        call = arguments.bind(self, args, given, options)
+        outs, states = self._run(call, options.get("backend", "auto"))
+        return self._outs(outs, call), self._states(states, call) if call.want_state else None
+
+    def step(self, state: State | Tensor | None, /, *args: Any, **options: Any) -> tuple[Any, State]:
+        """One token: ins [B, H, …], params and consts as in a call; state None starts afresh.
+
+        Returns:
+            (o, state), o without T; the state dict after the token.
+        """
+        given = _split(options)
+        wrong = sorted(set(options) - {"check", "backend"})
+        if wrong:
+            raise InputError(f"{self.__name__}.step has no argument `{wrong[0]}`; one token has neither rows nor direction")
+        options |= {"initial_state": state, "output_final_state": True}
+        call = arguments.bind(self, args, given, options, token=True)
+        outs, states = self._run(call, options.get("backend", "auto"))
+        return self._outs({name: o.squeeze(1) for name, o in outs.items()}, call, axis=1), self._states(states, call)
+
+    def _run(self, call: Call, backend: Any) -> backends.Results:
+        name = backends.choose(self, backend, call.device)
+        if name != "reference" and torch.is_grad_enabled():
+            call = _differentiable_once(call)
+        return backends.BACKENDS[name](self, call)
+
+    def _outs(self, outs: State, call: Call, axis: int = 2) -> Any:
+        values = [outs[d.name].to(call.out_dtypes[d.name]) for d in call.program.outs]
+        if call.headless:
+            values = [v.squeeze(axis) for v in values]
+        if len(values) == 1:
+            return values[0]
+        return outs_type(self.__name__, tuple(d.name for d in call.program.outs))(*values)
+
+    def _states(self, states: State, call: Call) -> State:
+        found = {}
+        for d in call.program.states:
+            x = states[d.name].to(call.state_dtype(d.kind))
+            found[d.name] = x.squeeze(1) if call.headless else x
+        for name, (node, _) in histories(call.program, call.sizes).items():
+            x = states[name].to(call.state_dtype(node.kind))
+            found[name] = x.squeeze(2) if call.headless else x
+        return found | ({"pos": states["pos"]} if "pos" in states else {})
+
+    # ------------------------------------------------------------ what it is
+    def specialise(self, sizes: dict[str, int], consts: dict[str, float]) -> tuple[Program, dict[str, float]]:
+        """The step for these sizes and consts (only what unrolls or shapes it matters), and every const's value."""
+        key = (tuple(sizes.items()), tuple(sorted(consts.items())))
+        if key not in self._specialised:
+            values = checks.const_values(self.declared, sizes, consts)
+            if len(self._specialised) >= 256:
+                self._specialised.clear()
+            self._specialised[key] = self._elaborated(sizes, values), values
+        return self._specialised[key]
+
+    def _elaborated(self, sizes: dict[str, int], values: dict[str, float]) -> Program:
+        if isinstance(self._spec, Program):
+            return self._spec
+        from mixc.frontend import loop_dims, structural_consts
+
+        unrolled = {d: sizes[d] for d in loop_dims(self._spec)}
+        shaping = {c: values[c] for c in structural_consts(self._spec)}
+        key = (tuple(unrolled.items()), tuple(shaping.items()))
+        if key not in self._programs:
+            self._programs[key] = _elaborate(self._spec, unrolled, shaping)
+        return self._programs[key]
+
+    @cached_property
+    def _staged(self) -> Program:
+        from mixc.passes.classify import classify
+
+        return classify(self.declared)
+
+    @property
+    def form(self) -> dict[str, str]:
+        """By state: "chunk", "scan" or "sequential"."""
+        found = {s: g.form for g in self._staged.groups for s in g.states}
+        return {d.name: found[d.name] for d in self.declared.states}
+
+    @property
+    def why(self) -> dict[str, str]:
+        """By state: the term that decided its form, in words."""
+        found = {s: g.why for g in self._staged.groups for s in g.states}
+        return {d.name: found[d.name] for d in self.declared.states}
+
+    @property
+    def notes(self) -> tuple[Diagnostic, ...]:
+        """What is no error but worth knowing: a state that runs token by token, and why."""
+        return self._staged.notes
+
+    def __repr__(self) -> str:
+        return describe.representation(self.declared)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._source is None:
+            return Mixer, (self._spec,)
+        from mixc.runtime.load import from_text
+
+        return from_text, (self._source.text, self._source.name, self.__name__)
+
+
+def _split(options: dict[str, Any]) -> dict[str, Any]:
+    """Takes tensors and consts out of the keywords; the options stay."""
+    return {name: options.pop(name) for name in list(options) if name not in arguments.OPTIONS}
+
+
+def _elaborate_anyhow(spec: MixerSyntax) -> Program:
+    """The spec with loops of two rounds where their length comes from a call: for its declarations and forms."""
+    from mixc.frontend import loop_dims
+
+    return _elaborate(spec, dict.fromkeys(loop_dims(spec), 2), {})
+
+
+def _elaborate(spec: MixerSyntax, sizes: dict[str, int], consts: dict[str, float]) -> Program:
+    from mixc.frontend import elaborate
+
+    return elaborate(spec, sizes or None, consts or None)
+
+
+def _differentiable_once(call: Call) -> Call:
+    from dataclasses import replace
+
+    def wrap(xs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: backends.once(x) for name, x in xs.items()}
+    return replace(call, ins=wrap(call.ins), params=wrap(call.params), states0=wrap(call.states0),
+                   lags0=wrap(call.lags0))
+
+
+@lru_cache(maxsize=None)
+def outs_type(mixer: str, names: tuple[str, ...]) -> type:
+    """The named tuple of several outs, known to torch's pytree (also to `torch.export`)."""
+    from torch.utils import _pytree
+
+    kind = namedtuple(f"{mixer}_outs", names)  # type: ignore[misc]  # noqa: PYI024
+    kind.__reduce__ = lambda self: (_rebuild_outs, (mixer, names, tuple(self)))  # type: ignore[method-assign,misc,assignment]
+    if hasattr(_pytree, "_register_namedtuple"):
+        _pytree._register_namedtuple(kind, serialized_type_name=f"mixc.{mixer}_outs.{'.'.join(names)}")
+    return kind
+
+
+def _rebuild_outs(mixer: str, names: tuple[str, ...], values: tuple[Any, ...]) -> Any:
+    return outs_type(mixer, names)(*values)
