@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from mixc.codegen.schedule import schedule, source
 from mixc.codegen.tiles import Tiles, refuse
 from mixc.ir.launch import Launch, Store
 from mixc.ir.node import COL, ROW, Node
@@ -174,6 +175,18 @@ class KernelWriter:
             code = f"tl.zeros({self.tiles.shape(dims)}, tl.float32) + {code}"
         return code
 
+    def _store_ready(self, pending: list[Store], force: bool = False) -> list[Store]:
+        """Write what can be written: a stored tile is alive no longer."""
+        waiting = []
+        for s in pending:
+            if not force and source(s.value) not in self.tiles.names:
+                waiting.append(s)
+            elif s.kind == "rows":
+                self.body += self._store_rows(s)
+            else:
+                self.body.append(f"{s.name}_sum += {self._filled(s.value, self.tiles.ref(s.value, s.dims), s.dims)}")
+        return waiting
+
     def _store_state(self, name: str, pointer: str, where: str, dims: tuple[str, ...]) -> str:
         size = " * ".join(dims) or "1"
         return f"tl.store({pointer} + ({where}) * ({size}){_plus(self._flat(dims))}, {name}{self._mask(dims, False)})"
@@ -187,14 +200,13 @@ class KernelWriter:
                 if c.name in forward_starts:
                     where = "(first_chunk + chunk).to(tl.int64) * H + head"
                     self.body.append(f"if KEEP:\n    {self._store_state(c.name, c.name + '_starts', where, c.dims)}")
-        sums = []
-        for s in launch.stores:
-            if s.kind == "rows":
-                self.body += self._store_rows(s)
-            else:
-                acc = f"{s.name}_sum"
-                self.body.append(f"{acc} += {self._filled(s.value, self.tiles.ref(s.value, s.dims), s.dims)}")
-                sums.append(s)
+        sums = [s for s in launch.stores if s.kind != "rows"]
+        pending = list(launch.stores)
+        for node in schedule(launch.roots(), set(self.carry_of)):
+            if not self.tiles.inlined(node):
+                self.tiles.name(node)
+            pending = self._store_ready(pending)
+        self._store_ready(pending, force=True)
         new = [(c, self.tiles.ref(c.next, c.dims)) for c in launch.carries]
         self.body += [f"{c.name}_next = {code}" for c, code in new] if len(new) > 1 else []
         self.body += [f"{c.name} = {c.name + '_next' if len(new) > 1 else code}" for c, code in new

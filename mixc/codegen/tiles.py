@@ -130,6 +130,10 @@ class Tiles:
             code += "[" + ", ".join(":" if d in have else "None" for d in want) + "]"
         return code
 
+    def inlined(self, node: Node) -> bool:
+        """Will the node stand inside the expression that uses it?"""
+        return node.op in ("rename", "expand", "number", "size") or (bool(node.args) and self._inline(node))
+
     def _inline(self, node: Node) -> bool:
         """Small expressions used once stand where they are used; large ones get a name."""
         if node in self.names or not OPS[node.op].elementwise or self.uses.get(node, 0) > 1 or len(node.dims) > 1:
