@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from mixc.runtime import arguments, sequential
 from mixc.runtime.draw import is_gate, normal
 
 Tensor = torch.Tensor
@@ -74,12 +75,13 @@ def ratio(got: Tensor, want: Tensor, floor: float = 0.0) -> float:
 
 def run(mixer: Any, tensors: Mapping[str, Tensor], *, backend: str = "reference", seed: int = 0,
         initial_state: Mapping[str, Tensor] | None = None, grads: bool = True, wide: bool = False,
-        **options: Any) -> Run:
+        state_cotangents: bool = True, **options: Any) -> Run:
     """Call `mixer`, then pull random cotangents of its outs and final states back to all inputs.
 
     Args:
         tensors: ins and params by name (consts too, as numbers).
         wide: inputs are turned into fp64 first, so that nothing is rounded.
+        state_cotangents: whether gradients flow from the final states too.
         options: of the call (cu_seqlens, mask, reverse, consts).
     """
     leaves = {n: _leaf(x, wide, grads) for n, x in tensors.items()}
@@ -87,12 +89,13 @@ def run(mixer: Any, tensors: Mapping[str, Tensor], *, backend: str = "reference"
     o, state = mixer(**leaves, initial_state=start, output_final_state=True, backend=backend, **options)
     names = [d.name for d in mixer.declared.outs]
     outs = dict(zip(names, [o] if isinstance(o, Tensor) else list(o), strict=True))
-    states = {n: s for n, s in state.items() if s.is_floating_point() or s.is_complex()}
-    found = Run({n: x.detach() for n, x in outs.items()}, {n: x.detach() for n, x in states.items()})
+    found = Run({n: x.detach() for n, x in outs.items()}, {n: x.detach() for n, x in state.items()})
     if not grads:
         return found
-    wanted = {n: x for n, x in leaves.items() if isinstance(x, Tensor)} | {f"{n}0": x for n, x in (start or {}).items()}
-    ends = [(x, f"d{n}") for n, x in (*outs.items(), *states.items()) if x.requires_grad]
+    wanted = leaves | {f"{n}0": x for n, x in (start or {}).items()}
+    wanted = {n: x for n, x in wanted.items() if isinstance(x, Tensor) and x.requires_grad}
+    roots = outs | state if state_cotangents else outs
+    ends = [(x, f"d{n}") for n, x in roots.items() if x.requires_grad]
     pulled = torch.autograd.grad([x for x, _ in ends], list(wanted.values()),
                                  [_cotangent(x, seed, n) for x, n in ends], allow_unused=True) if ends else ()
     for (name, leaf), g in zip(wanted.items(), pulled, strict=bool(ends)):
@@ -103,10 +106,10 @@ def run(mixer: Any, tensors: Mapping[str, Tensor], *, backend: str = "reference"
 def _leaf(x: Any, wide: bool, grads: bool) -> Any:
     if not isinstance(x, Tensor):
         return x
-    x = x.detach()
-    if wide:
+    x, smooth = x.detach(), x.is_floating_point() or x.is_complex()
+    if wide and smooth:
         x = x.to(torch.complex128 if x.is_complex() else torch.float64)
-    return x.clone().requires_grad_(grads and (x.is_floating_point() or x.is_complex()))
+    return x.clone().requires_grad_(grads and smooth)
 
 
 def _cotangent(x: Tensor, seed: int, name: str) -> Tensor:
@@ -116,6 +119,19 @@ def _cotangent(x: Tensor, seed: int, name: str) -> Tensor:
     if x.is_complex():
         return torch.complex(c, normal(shape, seed, name + "*").to(torch.bfloat16).float()).to(x)
     return c.to(x)
+
+
+class Plain:
+    """A mixer whose calls run its step token by token in the call's own dtype: the error of doing it plainly."""
+
+    def __init__(self, mixer: Any):
+        self.mixer, self.declared = mixer, mixer.declared
+
+    def __call__(self, **given: Any) -> tuple[Any, dict[str, Tensor]]:
+        options = {n: given.pop(n) for n in list(given) if n in arguments.OPTIONS}
+        call = arguments.bind(self.mixer, (), given, options)
+        outs, states = sequential.run(call)
+        return self.mixer._outs(outs, call), self.mixer._states(states, call)
 
 
 def judge(program: Any, got: Run, want: Run, dtype: torch.dtype, plain: Callable[[], Run] | None = None

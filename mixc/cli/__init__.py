@@ -1,0 +1,23 @@
+"""The command line: `mixc check | show | compile | explain | bench | targets | doctor`.
+
+Exit 0 on success, 1 on an error or when a backend disagrees, 2 on wrong usage.
+"""
+
+from collections.abc import Callable
+
+import typer
+
+from mixc.cli.bench import bench
+from mixc.cli.check import check
+from mixc.cli.machine import doctor, targets
+from mixc.cli.output import command
+from mixc.cli.stages import show
+from mixc.cli.write import compile_file, explain
+
+app = typer.Typer(name="mixc", help="A compiler for sequence mixers.", no_args_is_help=True, add_completion=False,
+                  pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
+
+_COMMANDS: dict[str, Callable[..., None]] = {"check": check, "explain": explain, "show": show, "compile": compile_file, "bench": bench,
+                  "targets": targets, "doctor": doctor}
+for name, run in _COMMANDS.items():
+    app.command(name)(command(run))

@@ -1,0 +1,3 @@
+from mixc.cli import app
+
+app()

@@ -1,0 +1,63 @@
+"""The meaning of every example against a program that somebody else wrote: outs, final states, gradients."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import pytest
+import torch
+
+import mixc
+from mixc.runtime.load import shipped
+from tests.agree import assert_runs_agree, draw, normal, run
+from tests.oracles.cases import CASES, Case
+
+torch.set_num_threads(1)
+NEEDS = ("fla", "flashrnn", "mlstm_kernels", "accelerated_scan")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def oracles() -> None:
+    for name in NEEDS:
+        importlib.import_module(name) if name == "fla" else pytest.importorskip(name)
+
+
+class Oracle:
+    """A case behind the interface of a mixer, so that it is run, pulled back and judged like one."""
+
+    def __init__(self, mixer: Any, case: Case):
+        self.declared, self.case = mixer.declared, case
+
+    def __call__(self, *, initial_state: Any, output_final_state: bool, backend: str, **tensors: Any) -> Any:
+        o, states = self.case.run(tensors, initial_state or {})
+        return o, states or {}
+
+
+def test_every_example_has_an_oracle() -> None:
+    assert set(shipped()) == set(CASES)
+
+
+@pytest.mark.parametrize("start", [False, True], ids=["fresh", "initial"])
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_reference_agrees_with_oracle(name: str, start: bool) -> None:
+    case, mixer = CASES[name], mixc.load(name)
+    if start and not case.start:
+        pytest.skip("the oracle takes no initial state")
+    T, H = 19, 4
+    dtype = torch.float64 if case.wide else torch.float32
+    x = draw(mixer.declared, B=2, T=T, H=H, dtype=dtype, ends=case.ends, groups=dict.fromkeys(case.groups, 2), seed=3)
+    sizes = {dim: n for d in (*mixer.declared.ins, *mixer.declared.params)
+             for dim, n in zip(d.dims, x[d.name].shape[x[d.name].ndim - len(d.dims):], strict=True)}
+    sizes |= {d.name: sizes[d.alias] for d in mixer.declared.dims if d.alias}
+    initial = {d.name: _initial(d, [2, H, *(sizes[n] for n in d.dims)], dtype) for d in mixer.declared.states}
+    given = initial if start else None
+    theirs = run(Oracle(mixer, case), x, initial_state=given)
+    ours = run(mixer, x, initial_state=given, wide=True, state_cotangents=bool(theirs.states))
+    theirs.states = theirs.states or ours.states
+    assert_runs_agree(mixer, theirs, ours, dtype)
+
+
+def _initial(d: Any, shape: list[int], dtype: torch.dtype) -> torch.Tensor:
+    x = normal(shape, 5, d.name + "0", dtype)
+    return torch.complex(x, normal(shape, 6, d.name + "0", dtype)) if d.kind == "complex" else x
