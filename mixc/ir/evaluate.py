@@ -67,9 +67,9 @@ def _needed(roots: list[Node], known: dict[Node, torch.Tensor]) -> list[Node]:
     return order
 
 
-def compute(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
-    """The value of one node from the values of its arguments."""
-    if node.op in env.rules:
+def compute(node: Node, args: list[torch.Tensor], env: Env, plain: bool = False) -> torch.Tensor:
+    """The value of one node from the values of its arguments; `plain`: whatever `env.rules` has."""
+    if node.op in env.rules and not plain:
         return env.rules[node.op](node, args, env)
     if node.op in _STRUCTURAL:
         return _STRUCTURAL[node.op](node, args, env)

@@ -189,8 +189,8 @@ class _Shapes:
         most = max(groups, key=groups.__getitem__)
         for d in (*self.declared.ins, *self.declared.params):
             if groups[most] % groups[d.name]:
-                raise InputError(f"`{d.name}`: expected {self.text(d)} with a head count that divides H = {groups[most]} "
-                                 f"(from `{most}`), got {list(tensors[d.name].shape)}")
+                raise InputError(f"`{d.name}`: expected {self.text(d)} with a head count that divides "
+                                 f"H = {groups[most]} (from `{most}`), got {list(tensors[d.name].shape)}")
         return groups[most]
 
     def take_states(self, state: Any, N: int) -> None:

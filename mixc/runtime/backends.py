@@ -28,12 +28,12 @@ Backend = Callable[["Mixer", Call], Results]
 
 def reference(mixer: Mixer, call: Call) -> Results:
     """The step token by token in fp64: the meaning of the language."""
-    return sequential.run(call, torch.float64)
+    return sequential.run(call, torch.float64, careful=True)
 
 
 def torch_backend(mixer: Mixer, call: Call) -> Results:
     """The chunk program where the form has one, else the step token by token, with a note said once."""
-    program = _chunked("torch_program") if all(f == "chunk" for f in mixer.form.values()) else None
+    program = _chunked("torch_program") if has_chunk_program(mixer) else None
     if program is not None:
         return program(mixer, call)
     if not mixer.noted:
@@ -49,7 +49,7 @@ def triton_backend(mixer: Mixer, call: Call) -> Results:
     Raises:
         SpecError: MX310, no kernels for this form; MX311, no GPU or no triton here.
     """
-    run = _chunked("triton_program") if all(f == "chunk" for f in mixer.form.values()) else None
+    run = _chunked("triton_program") if has_chunk_program(mixer) else None
     if run is None:
         why = "; ".join(f"{state}: {why}" for state, why in mixer.why.items() if mixer.form[state] != "chunk")
         raise SpecError(Diagnostic("MX310", f"{mixer.__name__} has no Triton kernels: {why or 'none are built yet'}",
@@ -57,6 +57,11 @@ def triton_backend(mixer: Mixer, call: Call) -> Results:
     if importlib.util.find_spec("triton") is None:
         raise SpecError(Diagnostic("MX311", "triton is not installed", help='backend="torch" needs none'))
     return run(mixer, call)
+
+
+def has_chunk_program(mixer: Mixer) -> bool:
+    """Every state in chunk form.  Without any state the sequential program has no loop, and is the chunk."""
+    return bool(mixer.form) and all(form == "chunk" for form in mixer.form.values())
 
 
 def _chunked(module: str) -> Backend | None:
@@ -77,7 +82,7 @@ def choose(mixer: Mixer, name: Any, device: torch.device) -> str:
         InputError: no such backend.
     """
     if name == "auto":
-        kernels = device.type == "cuda" and all(f == "chunk" for f in mixer.form.values())
+        kernels = device.type == "cuda" and has_chunk_program(mixer)
         return "triton" if kernels and _chunked("triton_program") and importlib.util.find_spec("triton") else "torch"
     if name not in BACKENDS:
         raise InputError(f"`backend`: expected one of auto, {', '.join(BACKENDS)}, got {name!r}")

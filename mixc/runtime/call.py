@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from mixc.ir.node import Node, postorder
+from mixc.ir.node import Node
 from mixc.ir.program import Program
+from mixc.runtime.plan import plan_of
 from mixc.runtime.rows import Rows
 
 Tensor = torch.Tensor
@@ -55,11 +56,10 @@ class Call:
 def histories(program: Program, sizes: dict[str, int]) -> dict[str, tuple[Node, int]]:
     """By name of x in `lag(x, n)` and `lag[W](x)`: its node, and how many values a history keeps."""
     found: dict[str, tuple[Node, int]] = {}
-    for node in postorder(program.values("out", "next")):
-        if node.op in ("lag", "window"):
-            (x,), name = node.args, lag_name(node)
-            depth = node.attr("n") if node.op == "lag" else sizes[node.attr("dim")] - 1
-            found[name] = (x, max(int(depth), found[name][1] if name in found else 0))
+    for node in plan_of(program).lags:
+        (x,), name = node.args, lag_name(node)
+        depth = node.attr("n") if node.op == "lag" else sizes[node.attr("dim")] - 1
+        found[name] = (x, max(int(depth), found[name][1] if name in found else 0))
     return {name: (x, depth) for name, (x, depth) in found.items() if depth > 0}
 
 
@@ -72,4 +72,4 @@ def lag_name(node: Node) -> str:
 
 def counts_tokens(program: Program) -> bool:
     """Does the step read `pos`?"""
-    return any(node.op == "pos" for node in postorder(program.values("out", "next")))
+    return plan_of(program).counts_tokens

@@ -9,13 +9,14 @@ product as well, so that derivatives of any order keep the rule.  Values are PyT
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from mixc.ir.evaluate import Env, Rule, align, elementwise
+from mixc.ir.evaluate import Env, Rule, align, compute, elementwise
 from mixc.ir.node import Node
 
 Tensor = torch.Tensor
@@ -188,59 +189,67 @@ def _integer_power(x: Tensor, n: int) -> Tensor:
 Dims = tuple[str, ...]
 
 
-def contract(a: Tensor, a_dims: Dims, b: Tensor, b_dims: Dims, out: Dims, batch: tuple[int, ...]) -> Tensor:
+def contract(a: Tensor, a_dims: Dims, b: Tensor, b_dims: Dims, out: Dims, batch: tuple[int, ...],
+             guarded: bool = True) -> Tensor:
     """The product of a and b, summed over the dims not in `out`.
 
     Args:
         a, b: leading batch axes (of size 1 where the value does not vary), then their dims.
         batch: the batch axes of the result; an axis of size 1 that an operand varies along is summed.
+        guarded: False promises that both are finite.
     """
-    kind = torch.promote_types(a.dtype, b.dtype)
-    args = (a.to(kind), a_dims, b.to(kind), b_dims, out, batch)
-    return _Contract.apply(*args) if _recorded(a, b) else _einsum(*args)  # type: ignore[no-any-return]
+    if a.dtype != b.dtype:
+        kind = torch.promote_types(a.dtype, b.dtype)
+        a, b = a.to(kind), b.to(kind)
+    args = (a, a_dims, b, b_dims, out, batch)
+    return _Contract.apply(*args, guarded) if _recorded(a, b) else _einsum(*args)  # type: ignore[no-any-return]
 
 
 def _einsum(a: Tensor, a_dims: Dims, b: Tensor, b_dims: Dims, out: Dims, batch: tuple[int, ...]) -> Tensor:
+    n = len(batch)
+    varies = [tuple(size != 1 for size in sizes[:n]) for sizes in (a.shape, b.shape, batch)]
+    if not all(varies[0]):
+        a = a.squeeze([i for i in range(n) if not varies[0][i]])
+    if not all(varies[1]):
+        b = b.squeeze([i for i in range(n) if not varies[1][i]])
+    y = torch.einsum(_equation(a_dims, b_dims, out, *varies), a, b)
+    return y if all(varies[2]) else y.reshape(*batch, *y.shape[sum(varies[2]):])
+
+
+@functools.lru_cache(maxsize=4096)
+def _equation(a_dims: Dims, b_dims: Dims, out: Dims, *varies: tuple[bool, ...]) -> str:
+    """The einsum of a contraction; a batch axis of size 1 has no letter, so that it is summed or repeated."""
     letters = {d: chr(ord("A") + i) for i, d in enumerate(dict.fromkeys((*a_dims, *b_dims)))}
-
-    def operand(x: Tensor, dims: Dims) -> tuple[Tensor, str]:
-        varies = [i for i in range(len(batch)) if x.shape[i] != 1]
-        return (x.reshape(*[x.shape[i] for i in varies], *x.shape[len(batch):]),
-                "".join(chr(ord("a") + i) for i in varies) + "".join(letters[d] for d in dims))
-
-    (a, left), (b, right) = operand(a, a_dims), operand(b, b_dims)
-    kept = "".join(chr(ord("a") + i) for i, n in enumerate(batch) if n != 1)
-    y = torch.einsum(f"{left},{right}->{kept}{''.join(letters[d] for d in out)}", a, b)
-    return y.reshape(*batch, *y.shape[len(kept):])
-
-
-def _join(a: Tensor, b: Tensor, n: int) -> tuple[int, ...]:
-    return tuple(torch.broadcast_shapes(a.shape[:n], b.shape[:n]))
+    left, right, result = ("".join(chr(ord("a") + i) for i, yes in enumerate(v) if yes)
+                           + "".join(letters[d] for d in dims) for v, dims in zip(varies, (a_dims, b_dims, out),
+                                                                                 strict=True))
+    return f"{left},{right}->{result}"
 
 
 class _Contract(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, a_dims: Dims, b: Tensor, b_dims: Dims, out: Dims,
-                batch: tuple[int, ...]) -> Tensor:
+                batch: tuple[int, ...], guarded: bool) -> Tensor:
         ctx.save_for_backward(a, b)
-        ctx.dims = a_dims, b_dims, out
+        ctx.dims, ctx.guarded = (a_dims, b_dims, out), guarded
         return _einsum(a, a_dims, b, b_dims, out, batch)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         (a, b), (a_dims, b_dims, out) = ctx.saved_tensors, ctx.dims
-        need = ctx.needs_input_grad
+        need, guarded = ctx.needs_input_grad, ctx.guarded
         with torch.autocast(g.device.type, enabled=False):
-            da = _cotangent(g, out, b, b_dims, a, a_dims) if need[0] else None
-            db = _cotangent(g, out, a, a_dims, b, b_dims) if need[2] else None
-        return da, None, db, None, None, None
+            da = _cotangent(g, out, b, b_dims, a, a_dims, guarded) if need[0] else None
+            db = _cotangent(g, out, a, a_dims, b, b_dims, guarded) if need[2] else None
+        return da, None, db, None, None, None, None
 
 
-def _cotangent(g: Tensor, g_dims: Dims, d: Tensor, d_dims: Dims, like: Tensor, dims: Dims) -> Tensor:
+def _cotangent(g: Tensor, g_dims: Dims, d: Tensor, d_dims: Dims, like: Tensor, dims: Dims, guarded: bool) -> Tensor:
     """The cotangent of `like`: guarded products, summed over what `like` lacks."""
     n = g.ndim - len(g_dims)
-    if bool(torch.isfinite(d).all()):
-        return contract(g, g_dims, d.conj().resolve_conj(), d_dims, dims, tuple(like.shape[:n]))
+    if not guarded or bool(torch.isfinite(d).all()):
+        d = d.conj().resolve_conj() if d.is_complex() else d
+        return contract(g, g_dims, d, d_dims, dims, tuple(like.shape[:n]), guarded)
     every = tuple(dict.fromkeys((*dims, *g_dims, *d_dims)))
     x = guard(align(g, g_dims, every, n), align(d, d_dims, every, n))
     over = [i for i in range(n) if like.shape[i] == 1]
@@ -249,9 +258,11 @@ def _cotangent(g: Tensor, g_dims: Dims, d: Tensor, d_dims: Dims, like: Tensor, d
     return x.sum(rest) if rest else x
 
 
-def _contraction(node: Node, args: list[Tensor], env: Env) -> Tensor:
+def _contraction(node: Node, args: list[Tensor], env: Env, guarded: bool = True) -> Tensor:
     a, b = args
-    return contract(a, node.args[0].dims, b, node.args[1].dims, node.dims, _join(a, b, env.batch))
+    n = env.batch
+    batch = tuple(y if x == 1 else x for x, y in zip(a.shape[:n], b.shape[:n], strict=True))
+    return contract(a, node.args[0].dims, b, node.args[1].dims, node.dims, batch, guarded)
 
 
 # ---------------------------------------------------------------- over dims
@@ -316,3 +327,14 @@ RULES: dict[str, Rule] = {
     "min": _over(torch.amin, _winners),
     "softmax": _softmax,
 }
+
+
+def rules_for(guarded: frozenset[Node]) -> dict[str, Rule]:
+    """RULES for the nodes in `guarded`, PyTorch's own gradients for the others (under any autocast)."""
+    def pick(op: str, rule: Rule) -> Rule:
+        def run(node: Node, args: list[Tensor], env: Env) -> Tensor:
+            if node in guarded:
+                return rule(node, args, env)
+            return _contraction(node, args, env, False) if op == "contract" else compute(node, args, env, plain=True)
+        return run
+    return {op: pick(op, rule) for op, rule in RULES.items()}

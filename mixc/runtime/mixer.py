@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import namedtuple
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,7 +57,8 @@ class Mixer:
         given = _split(options)
         wrong = sorted(set(options) - {"check", "backend"})
         if wrong:
-            raise InputError(f"{self.__name__}.step has no argument `{wrong[0]}`; one token has neither rows nor direction")
+            raise InputError(f"{self.__name__}.step has no argument `{wrong[0]}`: "
+                             "one token has neither rows nor direction")
         options |= {"initial_state": state, "output_final_state": True}
         call = arguments.bind(self, args, given, options, token=True)
         outs, states = self._run(call, options.get("backend", "auto"))
@@ -171,16 +172,16 @@ def _differentiable_once(call: Call) -> Call:
                    lags0=wrap(call.lags0))
 
 
-@lru_cache(maxsize=None)
+@cache
 def outs_type(mixer: str, names: tuple[str, ...]) -> type:
     """The named tuple of several outs, known to torch's pytree (also to `torch.export`)."""
     from torch.utils import _pytree
 
-    kind = namedtuple(f"{mixer}_outs", names)  # type: ignore[misc]  # noqa: PYI024
-    kind.__reduce__ = lambda self: (_rebuild_outs, (mixer, names, tuple(self)))  # type: ignore[method-assign,misc,assignment]
+    kind: Any = namedtuple(f"{mixer}_outs", names)  # type: ignore[misc]
+    setattr(kind, "__reduce__", lambda self: (_rebuild_outs, (mixer, names, tuple(self))))  # noqa: B010
     if hasattr(_pytree, "_register_namedtuple"):
         _pytree._register_namedtuple(kind, serialized_type_name=f"mixc.{mixer}_outs.{'.'.join(names)}")
-    return kind
+    return kind  # type: ignore[no-any-return]
 
 
 def _rebuild_outs(mixer: str, names: tuple[str, ...], values: tuple[Any, ...]) -> Any:

@@ -76,7 +76,8 @@ def initial(program: Program, given: Any, sizes: dict[str, int], N: int, H: int,
         raise InputError(f"`initial_state`: expected a dict by name ({', '.join(known)}), got {type(given).__name__}")
     for name, x in given.items():
         if name not in known:
-            raise InputError(f"`initial_state`: {program.name} has no state `{name}`; it has {', '.join(known) or 'none'}")
+            have = ", ".join(known) or "none"
+            raise InputError(f"`initial_state`: {program.name} has no state `{name}`; it has {have}")
         if name == "pos":
             start.pos = _pos(x, N, device)
         elif name in names:

@@ -32,17 +32,19 @@ class Packing:
         ranked = sorted(range(rows.N), key=lambda n: -spans[n][1])
         lens = [spans[n][1] for n in ranked]
         self.counts = _counts(lens)
-        long = {"dtype": torch.int64, "device": device}
-        counts = torch.tensor(self.counts, **long)
+        def long(values: list[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.int64, device=device)
+
+        counts = long(self.counts)
         self.R = sum(self.counts)
-        self.lens = torch.tensor(lens, **long)
+        self.lens = long(lens)
         self.time = torch.repeat_interleave(torch.arange(len(self.counts), device=device), counts)
         self.offset = torch.cumsum(counts, 0) - counts
         self.rank = torch.arange(self.R, device=device) - self.offset[self.time]
-        self.ranked = None if self.uniform else torch.tensor(ranked, **long)
+        self.ranked = None if self.uniform else long(ranked)
         self.source: Tensor | None = None
         if not self.uniform:
-            starts = torch.tensor([spans[n][0] for n in ranked], **long)
+            starts = long([spans[n][0] for n in ranked])
             self.source = starts[self.rank] + self.time
             if rows.order is not None:
                 self.source = rows.order[self.source]

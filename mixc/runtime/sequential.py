@@ -7,60 +7,53 @@ packed tokens after the other, under torch's autograd.  In fp64 this is `backend
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import torch
 
 from mixc.ir.evaluate import Env, compute, evaluate
-from mixc.ir.node import Node, depends, postorder
+from mixc.ir.node import Node
 from mixc.ir.program import Decl
 from mixc.runtime.call import Call, histories, lag_name
 from mixc.runtime.guarded import RULES
 from mixc.runtime.packing import Packing
+from mixc.runtime.plan import plan_of
 
 Tensor = torch.Tensor
-_EXACT = ("number", "size", "const", "index", "pos")
 
 
-def run(call: Call, dtype: torch.dtype | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def run(call: Call, dtype: torch.dtype | None = None, *, careful: bool = False) -> tuple[dict[str, Tensor],
+                                                                                        dict[str, Tensor]]:
     """Outs [B, T, H, dims...] by name, and states: [N, H, dims...], histories [N, n, H, dims...], `pos` [N].
 
     Args:
         dtype: the real dtype of the run (default: the call's).
+        careful: keep a cotangent of 0 at 0 for inputs outside their ranges too.
     On a device, ragged and masked calls wait for it: the loop must know the lengths.
     """
     with torch.autocast(call.device.type, enabled=False):
-        return _Run(call, dtype or call.dtype).results()
+        return _Run(call, dtype or call.dtype, careful).results()
 
 
 class _Run:
-    def __init__(self, call: Call, dtype: torch.dtype):
+    def __init__(self, call: Call, dtype: torch.dtype, careful: bool):
         self.call, self.dtype, self.program = call, dtype, call.program
+        self.plan = plan_of(call.program)
         self.packing = Packing(call.rows, call.device)
         self.R = self.packing.R
-        rules = {**RULES, "lag": self._lag, "window": self._lag}
+        rules = {**(RULES if careful else self.plan.rules), "lag": self._lag, "window": self._lag}
         self.env = Env(self._leaf, call.sizes, dtype=dtype, device=call.device, rules=rules)
-        self.outs = {d.name: self.program.result("out", d.name) for d in self.program.outs}
-        self.next = {d.name: self.program.result("next", d.name) for d in self.program.states}
-        self.inits = {d.name: d.init for d in self.program.states
-                      if d.init is not None and d.name not in call.states0}
         self.lags = histories(self.program, call.sizes)
         self._values: dict[str, Tensor] = {}
         self.known: dict[Node, Tensor] = {}
 
     def results(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        roots = [*self.outs.values(), *self.next.values()]
-        dynamic = depends(roots, [d.leaf() for d in self.program.states])
-        loop = [n for n in postorder(roots) if n in dynamic and n.op != "state"]
-        fixed = _border(loop, dynamic) + [n for n in (*roots, *self.inits.values()) if n not in dynamic]
-        fixed += [x for x, _ in self.lags.values()]
-        self._exact(fixed)
-        evaluate(fixed, self.env, self.known)
-        looped, states = self._loop(loop, dynamic)
+        self._exact()
+        evaluate(self.plan.fixed, self.env, self.known)
+        looped, states = self._loop()
         outs = {}
         for d in self.program.outs:
-            value = looped[d.name] if d.name in looped else self._full(self.known[self.outs[d.name]],
-                                                                     self.outs[d.name], d, self.R)
+            node = self.plan.outs[d.name]
+            value = looped[d.name] if d.name in looped else self._full(self.known[node], node, d, self.R)
             outs[d.name] = self.packing.unpack(value)
         return outs, {name: self.packing.by_call(s) for name, s in states.items()} | self._histories() | self._pos()
 
@@ -85,18 +78,10 @@ class _Run:
         G = x.shape[axis]
         return x if G in (1, self.call.H) else x.repeat_interleave(self.call.H // G, axis)
 
-    def _exact(self, roots: list[Node]) -> None:
+    def _exact(self) -> None:
         """What depends on nothing but pos, index, numbers and consts is formed in fp64 and rounded once."""
-        exact: set[Node] = set()
-        order = list(postorder(roots))
-        for node in order:
-            if node.op in _EXACT or (node.args and all(a in exact for a in node.args)
-                                     and node.op not in ("lag", "window")):
-                exact.add(node)
-        used = [a for n in order if n not in exact for a in n.args if a in exact] + [r for r in roots if r in exact]
-        env = Env(self._exact_leaf, self.call.sizes, dtype=torch.float64, device=self.call.device, rules=RULES)
-        used = list(dict.fromkeys(used))
-        for node, value in zip(used, evaluate(used, env), strict=True):
+        env = Env(self._exact_leaf, self.call.sizes, dtype=torch.float64, device=self.call.device)
+        for node, value in zip(self.plan.exact, evaluate(self.plan.exact, env), strict=True):
             self.known[node] = value if node.kind == "bool" else self._to(value, node.kind)
 
     def _exact_leaf(self, node: Node) -> Tensor:
@@ -141,7 +126,7 @@ class _Run:
         return found
 
     def _pos(self) -> dict[str, Tensor]:
-        if not any(n.op == "pos" for n in postorder([*self.outs.values(), *self.next.values()])):
+        if not self.plan.counts_tokens:
             return {}
         lens = self.packing.by_call(self.packing.lens)
         return {"pos": lens if self.call.pos0 is None else self.call.pos0 + lens}
@@ -150,6 +135,8 @@ class _Run:
     def _full(self, x: Tensor, node: Node, d: Decl | None, n: int) -> Tensor:
         """The value of `node` as [n, H, dims...] with the dims of its declaration, in their order."""
         dims = node.dims if d is None else d.dims
+        if dims == node.dims and x.shape[:2] == (n, self.call.H) and (d is None or d.kind == node.kind):
+            return x
         order = [2 + node.dims.index(name) for name in dims if name in node.dims]
         x = x.permute(0, 1, *order)
         have = iter(x.shape[2:])
@@ -166,34 +153,30 @@ class _Run:
             return self._full(self.known[d.init], d.init, d, N)
         return self._to(torch.zeros(N, self.call.H, *shape, dtype=self.dtype, device=self.call.device), d.kind)
 
-    def _loop(self, loop: list[Node], dynamic: set[Node]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        counts = self.packing.counts or [0]  # no token: one empty step gives outs their shape
-        read = _border(loop, dynamic) + [n for n in self.next.values() if n not in dynamic]
-        slices = {n: _slices(self.known[n], counts) for n in dict.fromkeys(read)}
+    def _loop(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Outs that read a state [R, H, dims...], and the final states [N, H, dims...]."""
+        plan, counts = self.plan, self.packing.counts or [0]  # no token: one empty step gives outs their shape
+        slices = {node: _slices(self.known[node], counts) for node in plan.border}
         states = {d.name: self._start(d) for d in self.program.states}
+        leaves = {d.name: d.leaf() for d in self.program.states}
         done: dict[str, list[Tensor]] = {name: [] for name in states}
-        pieces: dict[str, list[Tensor]] = {name: [] for name, value in self.outs.items() if value in dynamic}
+        pieces: dict[str, list[Tensor]] = {name: [] for name, node in plan.outs.items() if plan.in_loop(node)}
         for t, n in enumerate(counts):
             for name, s in states.items():
                 if len(s) > n:
                     done[name].append(s[n:])
                     states[name] = s[:n]
             values = {node: parts[t] for node, parts in slices.items()}
-            values |= {d.leaf(): states[d.name] for d in self.program.states}
-            for node in loop:
+            values |= {leaves[name]: s for name, s in states.items()}
+            for node in plan.loop:
                 values[node] = compute(node, [values[a] for a in node.args], self.env)
             for name, found in pieces.items():
-                found.append(self._full(values[self.outs[name]], self.outs[name], self.program.decl(name), n))
+                found.append(self._full(values[plan.outs[name]], plan.outs[name], self.program.decl(name), n))
             if n:
-                states = {d.name: self._full(values[self.next[d.name]], self.next[d.name], d, n)
+                states = {d.name: self._full(values[plan.next[d.name]], plan.next[d.name], d, n)
                           for d in self.program.states}
         final = {name: torch.cat([s, *reversed(done[name])]) for name, s in states.items()}
         return {name: torch.cat(found) for name, found in pieces.items()}, final
-
-
-def _border(loop: Iterable[Node], dynamic: set[Node]) -> list[Node]:
-    """What the loop reads and does not compute."""
-    return list(dict.fromkeys(a for n in loop for a in n.args if a not in dynamic))
 
 
 def _slices(x: Tensor, counts: list[int]) -> list[Tensor]:

@@ -9,9 +9,10 @@ import pydoc
 import subprocess
 import sys
 
-import mixc
 import pytest
 import torch
+
+import mixc
 from mixc import InputError
 
 from . import specs
@@ -33,7 +34,8 @@ BAD = {
     "no tensor": (other(k=3.0), r"`k`: expected a tensor \[B, T, H, K\], got float"),
     "rank": (other(k=ARGS["k"][..., None]), r"`k`: expected \[B, T, H, K\], got \[2, 5, 4, 3, 1\]"),
     "no head axis": (other(g=ARGS["g"][..., 0]), r"`g`: expected \[B, T, H\], got \[2, 5\].*head axis"),
-    "sizes": (other(k=torch.randn(2, 5, 4, 7)), r"`k`: expected \[B, T, H, K\] with K = 3 \(from `q`\), got \[2, 5, 4, 7\]"),
+    "sizes": (other(k=torch.randn(2, 5, 4, 7)),
+              r"`k`: expected \[B, T, H, K\] with K = 3 \(from `q`\), got \[2, 5, 4, 7\]"),
     "T": (other(v=ARGS["v"][:, :4]), r"`v`: .* with T = 5 \(from `q`\), got \[2, 4, 4, 6\]"),
     "B": (other(v=ARGS["v"][:1]), r"`v`: .* with B = 2 \(from `q`\)"),
     "zero dim": (other(v=ARGS["v"][..., :0]), r"`v`: .* with V at least 1"),
@@ -46,7 +48,8 @@ BAD = {
     "cu batch": (other(cu_seqlens=torch.tensor([0, 5])), "`cu_seqlens`: .*B = 1, .*got B = 2"),
     "cu list": (other(cu_seqlens=[0, 5]), "`cu_seqlens`: .*got list"),
     "cu dtype": (other(cu_seqlens=torch.tensor([0.0, 5.0])), "`cu_seqlens`: .*got float32"),
-    "mask shape": (other(mask=torch.ones(2, 4).bool()), r"`mask`: expected bool \[B, T\] = \[2, 5\], got bool \[2, 4\]"),
+    "mask shape": (other(mask=torch.ones(2, 4).bool()),
+                   r"`mask`: expected bool \[B, T\] = \[2, 5\], got bool \[2, 4\]"),
     "mask dtype": (other(mask=torch.ones(2, 5)), "`mask`: .*got float32"),
     "mask list": (other(mask=[True]), "`mask`: .*got list"),
     "state shape": (other(initial_state=torch.zeros(2, 4, 6, 3)),
@@ -110,7 +113,7 @@ def test_several_states():
     mixer, args = specs.normalised(), [ARGS["q"], ARGS["k"], ARGS["v"]]
     with pytest.raises(InputError, match=r"expected a dict by name \(S, n\)"):
         mixer(*args, initial_state=torch.zeros(2, 4, 3, 6))
-    (o, z), state = mixer(*args, initial_state={"n": torch.ones(2, 4, 3)}, output_final_state=True)
+    (_, z), state = mixer(*args, initial_state={"n": torch.ones(2, 4, 3)}, output_final_state=True)
     assert set(state) == {"S", "n"} and z.shape == (2, 5, 4)
 
 

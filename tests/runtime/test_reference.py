@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 import warnings
+from itertools import pairwise
 
 import pytest
 import torch
+
 from mixc.ir.build import contract, exp
 from mixc.ir.node import make, number
 from mixc.ir.program import Range
+from mixc.runtime.plan import plan_of
+from mixc.runtime.risk import guarded_nodes
 
 from . import specs
 from .specs import delta_inputs, gated_delta_loop
@@ -149,7 +153,7 @@ def test_ragged_equals_separate_runs():
     x, u, c = counting_inputs(B=1, T=9)
     mixer = specs.counting()
     y, state = both(mixer, x, u, c, cu_seqlens=torch.tensor(CU, dtype=torch.int32))
-    for n, (a, b) in enumerate(zip(CU, CU[1:], strict=False)):
+    for n, (a, b) in enumerate(pairwise(CU)):
         want, final = mixer(x[:, a:b], u[:, a:b], c, output_final_state=True, backend="reference")
         close(y[:, a:b], want)
         for name in final:
@@ -182,7 +186,7 @@ def test_mask_with_ragged():
     mask = torch.tensor([[1, 0, 1, 1, 0, 1, 0, 1, 1]]).bool()
     for reverse in (False, True):
         y, state = both(specs.counting(), x, u, c, mask=mask, cu_seqlens=torch.tensor(CU), reverse=reverse)
-        for n, (a, b) in enumerate(zip(CU, CU[1:], strict=False)):
+        for n, (a, b) in enumerate(pairwise(CU)):
             want, final = both(specs.counting(), x[:, a:b], u[:, a:b], c, mask=mask[:, a:b], reverse=reverse)
             close(y[:, a:b], want)
             close(state["x"][n], final["x"][0])
@@ -196,7 +200,7 @@ def test_reverse_is_flips():
     close(y, want.flip(1))
     close(state, final)
     y, state = both(mixer, x, u, c, reverse=True, cu_seqlens=torch.tensor(CU))
-    for n, (a, b) in enumerate(zip(CU, CU[1:], strict=False)):
+    for n, (a, b) in enumerate(pairwise(CU)):
         want, final = both(mixer, x[:, a:b], u[:, a:b], c, reverse=True)
         close(y[:, a:b], want)
         close(state["S"][n], final["S"][0])
@@ -347,7 +351,8 @@ OPS = {
     "div": lambda x: number(1) / x, "pow": lambda x: make("pow", x, number(0.3)),
     "ipow": lambda x: make("ipow", x, n=-2), "exp": lambda x: exp(number(-1) / x),
     "square": lambda x: make("square", number(1) / x), "mul": lambda x: x * make("log", x),
-    "log1p": lambda x: make("log1p", x - 1.0), "logaddexp": lambda x: make("logaddexp", make("log", x), number(-math.inf)),
+    "log1p": lambda x: make("log1p", x - 1.0),
+    "logaddexp": lambda x: make("logaddexp", make("log", x), number(-math.inf)),
 }
 
 
@@ -360,6 +365,8 @@ def test_a_cotangent_of_zero_stays_zero(op):
     assert (g[..., :2] == 0).all() and g[..., 2].isfinite().all()
     (gg,) = torch.autograd.grad(g.sum(), x)
     assert (gg[..., :2] == 0).all() and gg.isfinite().all()
+    o, _ = mixer(x, backend="torch")
+    close(torch.autograd.grad(o.sum(), x)[0], g.detach())
     free = torch.tensor([0.7, 1.3], dtype=torch.float64).reshape(1, 1, 1, 2).requires_grad_()
 
     def run(x):
@@ -367,8 +374,8 @@ def test_a_cotangent_of_zero_stays_zero(op):
     assert torch.autograd.gradcheck(run, (free,)) and torch.autograd.gradgradcheck(run, (free,))
 
 
-@pytest.mark.parametrize("op", ["silu", "gelu", "sin", "cos", "expm1", "exp", "square", "tanh", "softplus", "logsigmoid",
-                                "elu", "relu", "abs", "sigmoid"])
+@pytest.mark.parametrize("op", ["silu", "gelu", "sin", "cos", "expm1", "exp", "square", "tanh", "softplus",
+                                "logsigmoid", "elu", "relu", "abs", "sigmoid"])
 def test_derivatives_are_torchs(op):
     x = torch.tensor([-2.0, -0.3, 0.4, 3.0], dtype=torch.float64).reshape(1, 1, 1, 4).requires_grad_()
 
@@ -416,6 +423,22 @@ def test_ties_norms_and_forgetting():
     o, _ = specs.elementwise(lambda x: exp(x) + x * 0.5 - exp(x * 0.5), "f", (Range(high=number(0)),))(
         g, backend="reference")
     assert torch.autograd.grad(o.sum(), g)[0].flatten()[0] == 0
+
+
+def test_the_fallback_guards_states_that_may_be_infinite():
+    """A state that starts at -inf, read through a product whose cotangent is 0."""
+    d = [specs.In("x", "D"), specs.In("use"), specs.State("m", "D", init=number(-math.inf))]
+    x, use, m = [y.leaf() for y in d]
+    read = make("where", make("lt", number(0), use), m * x, number(0))
+    mixer = specs.build("late", "D", d, {"o": ("D",)}, o=read, m=make("maximum", m, x))
+    x = torch.randn(1, 4, 1, 2).double().requires_grad_()
+    use = torch.tensor([0.0, 1.0, 0.0, 1.0]).double().reshape(1, 4, 1)
+    for backend in ("reference", "torch"):
+        o, _ = mixer(x, use, backend=backend)
+        assert torch.autograd.grad(o.sum(), x)[0].isfinite().all()
+    plan = plan_of(specs.gated_delta().declared)
+    decayed = [n for n in plan.loop if n.op == "mul"]
+    assert decayed and not guarded_nodes(plan.program) & set(decayed), "exp(g) * S needs no guard for g <= 0"
 
 
 def test_exact_angles():

@@ -1,0 +1,89 @@
+"""What the token-by-token program does when: found once for a step, whatever the sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from mixc.ir.evaluate import Rule
+from mixc.ir.node import Node, depends, postorder
+from mixc.ir.program import Program
+from mixc.runtime.guarded import rules_for
+from mixc.runtime.risk import guarded_nodes
+
+_EXACT = ("number", "size", "const", "index", "pos")
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The order of work of a step.
+
+    Attributes:
+        outs, next, inits: values by name of out and of state.
+        exact: what depends on nothing but pos, index, numbers and consts, as far as others read it.
+        fixed: what reads no state, as far as the loop or the results read it.
+        loop: what reads a state, arguments first; border: what the loop reads and does not compute.
+        lags: the `lag` and `lag[W]` nodes; counts_tokens: whether `pos` is read.
+    """
+
+    program: Program
+    outs: dict[str, Node]
+    next: dict[str, Node]
+    inits: dict[str, Node]
+    exact: tuple[Node, ...]
+    fixed: tuple[Node, ...]
+    loop: tuple[Node, ...]
+    border: tuple[Node, ...]
+    lags: tuple[Node, ...]
+    counts_tokens: bool
+
+    @cached_property
+    def rules(self) -> dict[str, Rule]:
+        """Guarded gradients where ranges leave the risk of an infinite derivative, plain ones elsewhere."""
+        return rules_for(guarded_nodes(self.program))
+
+    def in_loop(self, node: Node) -> bool:
+        return node in self._loop_set
+
+    @cached_property
+    def _loop_set(self) -> frozenset[Node]:
+        return frozenset(self.loop) | {d.leaf() for d in self.program.states}
+
+
+_plans: dict[int, Plan] = {}  # by id of a program, which the plan keeps alive
+
+
+def plan_of(program: Program) -> Plan:
+    found = _plans.get(id(program))
+    if found is None:
+        if len(_plans) >= 256:
+            _plans.clear()
+        found = _plans[id(program)] = _plan(program)
+    return found
+
+
+def _plan(program: Program) -> Plan:
+    outs = {d.name: program.result("out", d.name) for d in program.outs}
+    states = {d.name: program.result("next", d.name) for d in program.states}
+    inits = {d.name: d.init for d in program.states if d.init is not None}
+    roots = [*outs.values(), *states.values()]
+    order = list(postorder([*roots, *inits.values()]))
+    dynamic = depends(roots, [d.leaf() for d in program.states])
+    loop = tuple(n for n in order if n in dynamic and n.op != "state")
+    border = [a for n in loop for a in n.args if a not in dynamic]
+    border += [n for n in states.values() if n not in dynamic]
+    shifted = [n.args[0] for n in order if n.op in ("lag", "window")]
+    fixed = [*border, *(n for n in (*roots, *inits.values()) if n not in dynamic), *shifted]
+    exact = _exact(order)
+    used = [a for n in order if n not in exact for a in n.args if a in exact] + [n for n in fixed if n in exact]
+    return Plan(program, outs, states, inits, tuple(dict.fromkeys(used)), tuple(dict.fromkeys(fixed)), loop,
+                tuple(dict.fromkeys(border)), tuple(n for n in order if n.op in ("lag", "window")),
+                any(n.op == "pos" for n in order))
+
+
+def _exact(order: list[Node]) -> set[Node]:
+    exact: set[Node] = set()
+    for n in order:
+        if n.op in _EXACT or (n.args and n.op not in ("lag", "window") and all(a in exact for a in n.args)):
+            exact.add(n)
+    return exact

@@ -1,0 +1,83 @@
+"""Where a cotangent of 0 could meet an infinite derivative, for inputs inside their ranges.
+
+The reference guards every op.  The fallback guards the ops found here, and leaves the others to
+PyTorch's own, faster gradients: `exp(g) * S` with g <= 0 needs no guard, `log(x)` does.
+"""
+
+from __future__ import annotations
+
+import math
+
+from mixc.ir.node import Node, postorder
+from mixc.ir.program import Program
+from mixc.ir.ranges import bounds, proving
+
+Risk = tuple[bool, bool]  # may be infinite, may be NaN
+_SAFE: Risk = (False, False)
+_ALWAYS = frozenset(("log", "log1p", "sqrt", "rsqrt", "pow", "logaddexp", "norm"))
+_FACTORS = frozenset(("mul", "contract", "square", "ipow", "softmax", "norm", "sin", "cos", "silu", "gelu"))
+_LARGEST = 80.0  # exp of it is finite in fp32
+
+
+def guarded_nodes(program: Program) -> frozenset[Node]:
+    """The nodes whose gradient must be guarded."""
+    roots = program.values("out", "next")
+    order = list(postorder([*roots, *(d.init for d in program.states if d.init is not None)]))
+    with proving(program):
+        states = {d.leaf(): _SAFE for d in program.states}
+        while True:  # a state is as risky as what it is given; twice per state at most
+            risks = _risks(order, program, states)
+            found = {d.leaf(): _join(states[d.leaf()], risks[program.result("next", d.name)],
+                                     risks[d.init] if d.init is not None else _SAFE) for d in program.states}
+            if found == states:
+                break
+            states = found
+        return frozenset(n for n in order if n.args and _needs(n, risks))
+
+
+def _needs(n: Node, risks: dict[Node, Risk]) -> bool:
+    if n.op == "div":
+        low, high = bounds(n.args[1]).low, bounds(n.args[1]).high
+        if low <= 0 <= high:
+            return True
+    if n.op in ("exp", "expm1") and any(risks[n]):
+        return True
+    return n.op in _ALWAYS or (n.op == "ipow" and n.attr("n") < 0) or any(any(risks[a]) for a in n.args)
+
+
+def _join(*risks: Risk) -> Risk:
+    return any(r[0] for r in risks), any(r[1] for r in risks)
+
+
+def _risks(order: list[Node], program: Program, states: dict[Node, Risk]) -> dict[Node, Risk]:
+    risks: dict[Node, Risk] = {}
+    for n in order:
+        infinite, nan = states[n] if n in states else _of(n, program, [risks[a] for a in n.args])
+        interval = bounds(n)
+        risks[n] = infinite and not (math.isfinite(interval.low) and math.isfinite(interval.high)), nan
+    return risks
+
+
+def _of(n: Node, program: Program, args: list[Risk]) -> Risk:
+    if n.op in ("in", "param"):
+        ranges = program.decl(n.attr("name")).ranges
+        return any(r.of == "x" and (r.low is None) != (r.high is None) for r in ranges), False
+    if n.op == "number":
+        value = n.attr("value")
+        return not isinstance(value, complex) and math.isinf(value), False
+    infinite, nan = _join(*args) if args else _SAFE
+    low = bounds(n.args[0]).low if args else 0.0
+    if n.op in ("exp", "expm1"):
+        return infinite or bounds(n.args[0]).high > _LARGEST, nan
+    if n.op in ("log", "log1p"):
+        return True, nan or low < (0 if n.op == "log" else -1)
+    if n.op == "sqrt":
+        return infinite, nan or low < 0
+    if n.op == "div":
+        below = bounds(n.args[1])
+        return (True, True) if below.low <= 0 <= below.high else (infinite, nan or infinite)
+    if n.op in ("rsqrt", "pow") or (n.op == "ipow" and n.attr("n") < 0):
+        return True, True
+    if n.op in ("add", "sub"):
+        return infinite, nan or (args[0][0] and args[1][0])
+    return infinite, nan or (infinite and n.op in _FACTORS)
