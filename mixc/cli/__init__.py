@@ -17,7 +17,9 @@ from mixc.cli.write import compile_file, explain
 app = typer.Typer(name="mixc", help="A compiler for sequence mixers.", no_args_is_help=True, add_completion=False,
                   pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
 
-_COMMANDS: dict[str, Callable[..., None]] = {"check": check, "explain": explain, "show": show, "compile": compile_file, "bench": bench,
-                  "targets": targets, "doctor": doctor}
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "check": check, "explain": explain, "show": show, "compile": compile_file, "bench": bench, "targets": targets,
+    "doctor": doctor,
+}
 for name, run in _COMMANDS.items():
     app.command(name)(command(run))
