@@ -10,9 +10,9 @@ class Sequences:
     Dense: row n of [B, T]. Ragged: B is 1 and sequence n has tokens starts[n] ... starts[n] + lengths[n] - 1.
     No value is read on the host: buffers are sized by the bound N + T // C on the number of chunks."""
 
-    def __init__(self, B, T, starts=None, lengths=None, reverse=False):
+    def __init__(self, B, T, starts=None, lengths=None, reverse=False, want_final=True):
         self.ragged, self.T, self.sign = starts is not None, T, -1 if reverse else 1
-        self.starts, self.lengths = starts, lengths
+        self.starts, self.lengths, self.want_final = starts, lengths, want_final
         self.count = B if starts is None else starts.shape[0]
 
     def chunks(self, C):

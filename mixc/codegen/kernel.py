@@ -227,7 +227,7 @@ class KernelWriter:
         return Kernel(launch, text, arguments, constexprs, list(self.loaded), self.dims)
 
     def _flags(self) -> list[str]:
-        return ["HAS_INITIAL"] if self.launch.carries else []
+        return ["HAS_INITIAL", "STORE_FINAL"] if self.launch.carries else []
 
     def _arguments(self, sums: list[Store]) -> list[str]:
         launch, out = self.launch, []
@@ -315,7 +315,8 @@ class KernelWriter:
         return lines + loop + [_indented(line, 1).rstrip("\n") for line in inner + self.body]
 
     def _final(self, sums: list[Store]) -> list[str]:
-        lines = [self._store_state(c.name, f"{c.name}_final", "seq * H + head", c.dims) for c in self.launch.carries]
+        lines = [f"if STORE_FINAL:\n    {self._store_state(c.name, f'{c.name}_final', 'seq * H + head', c.dims)}"
+                 for c in self.launch.carries]
         for s in sums:
             lines.append(self._store_state(f"{s.name}_sum", f"{s.name}_ptr", "seq * H + head", s.dims))
         return lines

@@ -172,6 +172,7 @@ class _Module:
             pairs.append("KEEP=keep")
         if "HAS_INITIAL" in kernel.constexprs:
             pairs.append(f"HAS_INITIAL={'has_final' if reverse else 'has_initial'}")
+            pairs.append(f"STORE_FINAL={'any(ctx.has_initial)' if reverse else 'seqs.want_final'}")
         own = "BACKWARD" if reverse else tile
         pairs += [f"OPERAND=operand({self._out_dtype()})", f"PRECISION=precision({self._out_dtype()})",
                   f"STAGES={own}['stages']", f"num_warps={own}['warps']"]
@@ -261,7 +262,7 @@ class _Module:
                  "starts = lengths = None",
                  "if cu_seqlens is not None:",
                  "    starts, lengths = cu_seqlens[:-1].contiguous(), (cu_seqlens[1:] - cu_seqlens[:-1]).to(torch.int32)",
-                 "seqs = Sequences(B, T, starts, lengths, reverse)"]
+                 "seqs = Sequences(B, T, starts, lengths, reverse, output_final_state)"]
         if states:
             single = len(states) == 1
             body += [f"initial = {{'{states[0]}': initial_state}} if torch.is_tensor(initial_state) else initial_state or {{}}"

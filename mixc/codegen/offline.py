@@ -72,7 +72,7 @@ def compile_kernel(module: ModuleType, kernel: Kernel, sizes: dict[str, int], bl
 
     operand = {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32}[dtype]
     given: dict[str, Any] = {**sizes, "C": C, **{f"B{d}": blocks[d] for d in sizes}, "SIGN": 1, "RAGGED": False,
-                             "KEEP": keep, "HAS_INITIAL": False, "OPERAND": operand,
+                             "KEEP": keep, "HAS_INITIAL": False, "STORE_FINAL": False, "OPERAND": operand,
                              "PRECISION": "tf32" if dtype != "fp32" else "tf32x3" if target.startswith("sm_") else "ieee",
                              "STAGES": stages}
     types = signature(kernel, dtype)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from mixc.ir.node import Node, postorder
+from mixc.ir.node import Node
 from mixc.ir.program import Decl, Program
 from mixc.passes.differentiate import cotangent_of_state
 
@@ -35,7 +35,6 @@ class Stages:
         numbers, heads: values formed once per call that later stages read.
         first: values the loop reads (and what they need). loop: values formed in the loop.
         rest: all other values. kept: loop values that `rest` reads, so each chunk's is kept.
-        leaves: tokens' inputs, cotangents of outs, and saved values, as read by `first` and `rest`.
     """
 
     program: Program
@@ -57,19 +56,21 @@ class Stages:
 _NUMBERS = ("number", "size", "const", "index")
 
 
-def levels(nodes: list[Node], carried: set[Node], partial: bool) -> dict[Node, Level]:
-    """`partial`: some rows are no tokens, so `live` depends on the segment."""
+def levels(nodes: list[Node], carried: set[Node], saved: frozenset[Node], partial: bool) -> dict[Node, Level]:
+    """Of nodes that come arguments first. `partial`: some rows are no tokens, so `live` depends on the segment."""
     found: dict[Node, Level] = {}
     for n in nodes:
-        if n in carried:
-            own = Level.CARRIED
+        if n in saved:
+            found[n] = Level.SEGMENT
+        elif n in carried:
+            found[n] = Level.CARRIED
         elif n.op in _NUMBERS:
-            own = Level.NUMBER
+            found[n] = Level.NUMBER
         elif not n.args:
-            own = Level.HEAD if n.op == "param" else Level.SEGMENT
+            found[n] = Level.HEAD if n.op == "param" else Level.SEGMENT
         else:
             own = Level.SEGMENT if n.op == "live" and partial else Level.NUMBER
-        found[n] = max([own, *(found[a] for a in n.args)])
+            found[n] = max([own, *(found[a] for a in n.args)])
     return found
 
 
@@ -78,7 +79,7 @@ def stages(program: Program, saved: frozenset[Node] = frozenset(), partial: bool
     carried = [(d, cotangent_of_state(d.name, d.dims) if program.reverse else d.leaf(),
                 program.result("next", d.name)) for d in program.states]
     nodes = above(program.values(), saved)
-    level = levels_with(nodes, {leaf for _, leaf, _ in carried}, saved, partial)
+    level = levels(nodes, {leaf for _, leaf, _ in carried}, saved, partial)
     s = Stages(program, level, carried)
     in_loop = {n for n in above([n for _, _, n in carried], saved) if level[n] == Level.CARRIED and n.args}
     border = [a for n in nodes if n in in_loop for a in n.args if a not in in_loop]
@@ -114,20 +115,6 @@ def above(roots: list[Node], stop: frozenset[Node]) -> list[Node]:
             stack.append((n, True))
             stack.extend((a, False) for a in reversed(n.args) if a not in seen)
     return order
-
-
-def levels_with(nodes: list[Node], carried: set[Node], saved: frozenset[Node], partial: bool) -> dict[Node, Level]:
-    outside = [n for n in nodes if n in saved]
-    found = dict.fromkeys(outside, Level.SEGMENT)
-    inner = levels([n for n in postorder(nodes) if n not in found or n in carried], carried, partial) if not saved else {}
-    if not saved:
-        return inner
-    for n in nodes:
-        if n not in found:
-            found |= {n: max([levels([n], carried, partial)[n]] if not n.args else
-                             [Level.SEGMENT if n.op == "live" and partial else Level.NUMBER,
-                              *(found[a] for a in n.args)])}
-    return found
 
 
 def _depth_first(s: Stages, saved: frozenset[Node]) -> list[Node]:

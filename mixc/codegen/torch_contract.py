@@ -1,0 +1,123 @@
+"""Contractions as batches of matrix products, with what they can take along: a factor, and an addend.
+
+    c * contract(a, b)            one product with alpha = c
+    x + contract(a, b)            one product that adds to x (over x, where x is dead)
+    u + a * b                     one addcmul
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mixc.codegen.torch_values import Dims, Value, size_of
+from mixc.ir.node import Node
+
+if TYPE_CHECKING:
+    from mixc.codegen.torch_writer import Writer
+
+
+class Product:
+    """A contraction as [M * batch, m, k] @ [M * batch, k, n]."""
+
+    def __init__(self, w: Writer, n: Node, want: Dims | None = None):
+        """want: the order of axes the result should have, if it can."""
+        self.w, self.node = w, n
+        a, b = n.args
+        out = n.dims
+        self.batch = tuple(d for d in out if d in a.dims and d in b.dims)
+        summed = tuple(d for d in a.dims if d in b.dims and d not in out)
+        sides = [tuple(d for d in out if d in x.dims and d not in self.batch) for x in (a, b)]
+        want = want or out
+        if sides[0] and sides[1] and want.index(sides[0][0]) > want.index(sides[1][0]) or not sides[0]:
+            a, b, sides = b, a, sides[::-1]
+        self.m, self.n = sides
+        self.axes: Dims = (*self.batch, *self.m, *self.n)
+        self.left, self.right = (a, self.m, summed), (b, summed, self.n)
+        self.dot = not self.m and not self.n
+
+    @property
+    def plain(self) -> bool:
+        """Is the result of the product the value itself, axis by axis?"""
+        return not self.batch and len(self.m) == 1 and len(self.n) == 1
+
+    def operands(self) -> str:
+        return f"{self._matrix(*self.left)}, {self._matrix(*self.right)}"
+
+    def _matrix(self, x: Node, rows: Dims, cols: Dims) -> str:
+        v = self.w.whole(x)
+        one = len(rows) <= 1 and len(cols) <= 1 and not self.batch
+        if one and v.axes == (*rows, *cols):
+            return v.text if rows and cols else f"{v.text}[:, :, None]" if rows else f"{v.text}[:, None, :]"
+        if one and v.axes == (*cols, *rows):
+            return f"{v.text}.mT"
+        order = [v.axes.index(d) + 1 for d in (*self.batch, *rows, *cols)]
+        return f"fold({v.text}, {order}, {len(self.batch)}, {len(rows)})"
+
+    def shaped(self, call: str) -> str:
+        """The result of a bmm with the axes it should have."""
+        if not self.batch and len(self.m) <= 1 and len(self.n) <= 1:
+            return call + ("[:, 0]" if not self.m else "") + ("[:, :, 0]" if self.m and not self.n else "")
+        return f"{call}.view({', '.join(['-1', *(size_of(d) for d in self.axes)])})"
+
+
+def emit_contract(w: Writer, n: Node, core: Node, factor: str | None = None) -> Value:
+    """factor * core, core being a contraction."""
+    p = Product(w, core)
+    if p.dot:
+        return _dot(w, n, *core.args, p.batch, factor)
+    if p.plain and w.is_large(p.axes):
+        out = w.room(n, p.axes, over=False)
+        if factor is None:
+            return w.line(n, f"torch.bmm({p.operands()})", p.axes, out=out, note=core)
+        call = f"torch.baddbmm({out}, {p.operands()}, beta=0, alpha={factor})"
+        return w.line(n, call, p.axes, out=out, note=core)
+    text = p.shaped(f"torch.bmm({p.operands()})")
+    return w.line(n, text if factor is None else f"{text} * {factor}", p.axes, note=core)
+
+
+def emit_sum_with_product(w: Writer, n: Node, product: Node) -> Value:
+    """sum(a * b): the product needs no name."""
+    a, b = product.args
+    kept = tuple(d for d in product.dims if d not in n.attr("over"))
+    return _dot(w, n, a, b, kept, None)
+
+
+def _dot(w: Writer, n: Node, a: Node, b: Node, kept: Dims, factor: str | None) -> Value:
+    """sum of a * b over all dims but `kept`."""
+    x, y = w.whole(a), w.whole(b)
+    axes = x.axes if len(x.axes) >= len(y.axes) else y.axes
+    over = ", ".join(str(1 + i) for i, d in enumerate(axes) if d not in kept)
+    text = f"torch.mul({x.over(axes)}, {y.over(axes)}"
+    if w.is_large(axes) and w.buffered:
+        out = w.scratch.take(axes)
+        text += f", out={out}"
+        w.scratch.give(out)
+    text += f").sum(({over},))"
+    return w.line(n, text if factor is None else f"{text} * {factor}", tuple(d for d in axes if d in kept), note=n)
+
+
+# ---------------------------------------------------------------- a product and its addend
+def emit_add(w: Writer, n: Node, core: Node, factor: str | None = None) -> Value | None:
+    """factor * (x + contract) or factor * (x - contract), or u + a * b, where `core`'s operand is absorbed."""
+    a, b = core.args
+    inner, x = (b, a) if b in w.absorbed else (a, b)
+    if inner.op == "mul":
+        return _addcmul(w, n, x, inner)
+    v = w.value(x)
+    p = Product(w, inner, v.axes if set(v.axes) == set(inner.dims) else None)
+    if not p.plain or p.axes != v.axes or v.scalar:
+        return None
+    sign = "-" if core.op == "sub" else ""
+    scale = f", beta={factor}, alpha={sign}{factor}" if factor else ", alpha=-1" if sign else ""
+    call = f"torch.baddbmm({v.text}, {p.operands()}{scale})"
+    return w.line(n, call, p.axes, out=w.room(n, p.axes, operands=(x,)) if w.is_large(p.axes) else None, note=inner)
+
+
+def _addcmul(w: Writer, n: Node, u: Node, product: Node) -> Value | None:
+    a, b = (w.value(x) for x in product.args)
+    v = w.value(u)
+    axes = next((x.axes for x in (v, a, b) if set(x.axes) == set(n.dims)), None)
+    if axes is None or any(x.scalar for x in (v, a, b)):
+        return None
+    call = f"torch.addcmul({v.over(axes)}, {a.over(axes)}, {b.over(axes)})"
+    return w.line(n, call, axes, out=w.room(n, axes) if w.is_large(axes) else None)

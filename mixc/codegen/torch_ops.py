@@ -1,0 +1,184 @@
+"""One rule an op: how a value of a segment is written in torch.
+
+A rule gets the writer and a node whose operands have values; it emits at most a few lines and returns the
+node's Value.  Large results are written to scratch (`out=`), over a dead operand where one has the shape.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from mixc.codegen.torch_contract import emit_contract, emit_sum_with_product
+from mixc.codegen.torch_values import Dims, Value, size_of
+from mixc.ir.node import COL, ROW, Node
+from mixc.ir.ops import OPS
+
+if TYPE_CHECKING:
+    from mixc.codegen.torch_writer import Writer
+
+Rule = Callable[["Writer", Node], Value]
+
+_INFIX = {"add": "torch.add", "sub": "torch.sub", "mul": "torch.mul", "div": "torch.div", "neg": "torch.neg"}
+_COMPARE = {"lt", "le", "eq", "ne", "and", "or", "not"}
+_SWAPS = {"add", "mul"}
+_NO_OUT = {"conj", "imag", "real", "zeros_like"}
+
+
+# ---------------------------------------------------------------- elementwise
+def elementwise(w: Writer, n: Node) -> Value:
+    values = [w.value(a) for a in n.args]
+    axes = joint_axes(n, values)
+    if n.op == "guard":
+        return w.line(n, f"guard({values[0].over(axes)}, {values[1].over(axes)})", axes)
+    call = _with_out(n, values, axes, w)
+    if call is not None and n.kind != "bool" and w.is_large(axes):
+        return w.line(n, call, axes, out=w.room(n, axes))
+    return w.line(n, _plain(n, values, axes, w), axes)
+
+
+def joint_axes(n: Node, values: list[Value]) -> Dims:
+    """The axes of an elementwise result: those of an operand that has all of them, else in the node's order."""
+    have = {d for v in values for d in v.axes}
+    for v in values:
+        if set(v.axes) == have:
+            return v.axes
+    return tuple(d for d in n.dims if d in have)
+
+
+def _with_out(n: Node, values: list[Value], axes: Dims, w: Writer) -> str | None:
+    """`torch.op(a, b`, to be closed with an `out=`; None where torch has no such form."""
+    if n.op in _INFIX:
+        if n.op in _SWAPS and values[0].scalar:
+            values = values[::-1]
+        args = [values[0].over(axes) if not values[0].scalar else w.number(values[0].text)]
+        args += [v.over(axes) for v in values[1:]]
+        return f"{_INFIX[n.op]}({', '.join(args)})"
+    found = re.fullmatch(r"torch\.(\w+)\([^()]*\)", OPS[n.op].torch or "")
+    if not found or found[1] in _NO_OUT:
+        return None
+    return _plain(n, values, axes, w)
+
+
+def _plain(n: Node, values: list[Value], axes: Dims, w: Writer) -> str:
+    template = OPS[n.op].torch or ""
+    infix = n.op in _INFIX or n.op in _COMPARE
+    args = [v.text if v.scalar and infix else w.number(v.text) if v.scalar else v.over(axes) for v in values]
+    return template.format(*args, n=n.attr("n")).replace("REAL", "dtype")
+
+
+def live(w: Writer, n: Node) -> Value:
+    """Where some rows are no tokens: x on tokens, `fill` behind the end."""
+    v, mask = w.value(n.args[0]), Value("live", (ROW,))
+    axes = v.axes if ROW in v.axes else (ROW, *v.axes)
+    x = w.number(v.text) if v.scalar else v.over(axes)
+    call = f"torch.where({mask.over(axes)}, {x}, {w.number(repr(n.attr('fill')))})"
+    return w.line(n, call, axes, out=w.room(n, axes) if w.is_large(axes) else None)
+
+
+def exponential(w: Writer, n: Node) -> Value:
+    """exp of a sum over a span of rows is a decay; other exponentials are elementwise."""
+    x = n.args[0]
+    if x in w.absorbed and x.op == "segsum":
+        v = w.value(x.args[0])
+        call = f"span_decay({w.full(x.args[0], (ROW,))}, {x.attr('reach')!r})"
+        return w.line(n, call, (ROW, COL, *v.axes[1:]), out=w.room(n, (ROW, COL)))
+    if x in w.absorbed and x.op == "cumsum":
+        v = w.value(x.args[0])
+        return w.line(n, _running("running_decay", x, v), v.axes)
+    return elementwise(w, n)
+
+
+# ---------------------------------------------------------------- sums and other reductions
+def total(w: Writer, n: Node) -> Value:
+    x = n.args[0]
+    if x in w.absorbed:
+        return emit_sum_with_product(w, n, x)
+    v, over = w.value(x), n.attr("over")
+    repeated = [size_of(d) for d in over if d not in v.axes]
+    axes = tuple(d for d in v.axes if d not in over)
+    text = v.text
+    if len(axes) < len(v.axes):
+        text = f"{v.text}.sum(({', '.join(str(v.axes.index(d) + 1) for d in over if d in v.axes)},))"
+    return w.line(n, " * ".join([text, *repeated]), axes)
+
+
+def _reduction(call: str) -> Rule:
+    def rule(w: Writer, n: Node) -> Value:
+        dims = n.args[0].dims
+        over = [1 + dims.index(d) for d in n.attr("over")]
+        axes = dims if n.op == "softmax" else tuple(d for d in dims if d not in n.attr("over"))
+        return w.line(n, call.format(w.full(n.args[0], dims), over), axes)
+    return rule
+
+
+def prod(w: Writer, n: Node) -> Value:
+    axes, text = list(n.args[0].dims), w.full(n.args[0], n.args[0].dims)
+    for d in n.attr("over"):
+        text += f".prod({1 + axes.index(d)})"
+        axes.remove(d)
+    return w.line(n, text, tuple(axes))
+
+
+def pick(w: Writer, n: Node) -> Value:
+    dims, dim = n.args[0].dims, n.attr("dim")
+    return w.line(n, f"{w.full(n.args[0], dims)}.select({1 + dims.index(dim)}, {n.attr('i')})", n.dims)
+
+
+def place(w: Writer, n: Node) -> Value:
+    dims = n.args[0].dims
+    return w.line(n, f"place({w.full(n.args[0], dims)}, {n.attr('i')}, {n.attr('dim')})", n.dims)
+
+
+# ---------------------------------------------------------------- over the rows of a chunk
+def _running(name: str, n: Node, v: Value) -> str:
+    return (f"{name}({v.text}, {1 + v.axes.index(ROW)}, reverse={bool(n.attr('reverse'))}, "
+            f"exclusive={bool(n.attr('exclusive'))})")
+
+
+def running(w: Writer, n: Node) -> Value:
+    v = w.value(n.args[0])
+    if ROW not in v.axes:
+        v = Value(w.full(n.args[0], n.dims), n.dims)
+    return w.line(n, _running("running_sum" if n.op == "cumsum" else "running_product", n, v), v.axes)
+
+
+def span(w: Writer, n: Node) -> Value:
+    name = "span_sum" if n.op == "segsum" else "span_product"
+    return w.line(n, f"{name}({w.full(n.args[0], n.args[0].dims)}, {n.attr('reach')!r})", n.dims)
+
+
+def mask(w: Writer, n: Node) -> Value:
+    v, which = w.value(n.args[0]), n.attr("keep")
+    if ROW not in v.axes or COL not in v.axes:
+        v = Value(w.full(n.args[0], n.dims), n.dims)
+    if which != "diag" and v.axes[-2:] in ((ROW, COL), (COL, ROW)) and w.is_large(v.axes):
+        lower = v.axes[-2:] == (ROW, COL)
+        edge = (0 if which == "incl" else -1) * (1 if lower else -1)
+        return w.line(n, f"torch.{'tril' if lower else 'triu'}({v.text}, {edge})", v.axes, out=w.room(n, v.axes))
+    return w.line(n, f"keep({v.text}, {which!r}, {1 + v.axes.index(ROW)}, {1 + v.axes.index(COL)})", v.axes)
+
+
+RULES: dict[str, Rule] = {
+    "live": live,
+    "exp": exponential,
+    "contract": lambda w, n: emit_contract(w, n, n),
+    "sum": total,
+    "prod": prod,
+    "max": _reduction("{}.amax({})"),
+    "min": _reduction("{}.amin({})"),
+    "norm": _reduction("norm({}, {})"),
+    "softmax": _reduction("softmax({}, {})"),
+    "pick": pick,
+    "place": place,
+    "cumsum": running,
+    "cumprod": running,
+    "segsum": span,
+    "segprod": span,
+    "mask": mask,
+}
+
+
+def rule_of(n: Node) -> Rule:
+    return RULES.get(n.op) or elementwise

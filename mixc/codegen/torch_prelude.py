@@ -1,0 +1,128 @@
+"""What emitted torch code calls besides torch: operations on [M, C, ...] tensors that torch lacks.
+
+M counts (chunk, sequence, head) triples, axis 1 of a row tensor is the time inside the chunk.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from mixc.ir.evaluate import reach_mask, running
+
+Tensor = torch.Tensor
+LOG2E = 1 / math.log(2)
+
+
+__all__ = ["fold", "guard", "keep", "norm", "number", "place", "running_decay", "running_product", "running_sum",
+           "softmax", "span_decay", "span_product", "span_sum"]
+
+
+def number(value: float, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+    """A number where torch wants a tensor."""
+    return torch.full((), value, dtype=dtype, device=device)
+
+
+def running_sum(x: Tensor, axis: int, reverse: bool, exclusive: bool) -> Tensor:
+    """Sums over the rows up to each (reverse: from each on; exclusive: without its own), fp32 summed in fp64.
+
+    In fp64 nothing is subtracted, so no digits are lost beside very negative gates."""
+    if x.dtype == torch.float64:
+        return running(x, axis, torch.cumsum, 0.0, reverse, exclusive)
+    return _sums(x, axis, reverse, exclusive).to(x.dtype)
+
+
+def _sums(x: Tensor, axis: int, reverse: bool, exclusive: bool) -> Tensor:
+    total = torch.cumsum(x, axis, dtype=torch.float64)
+    if reverse:
+        total = total.narrow(axis, x.shape[axis] - 1, 1) - total
+        return total if exclusive else total.add_(x)
+    return total.sub_(x) if exclusive else total
+
+
+def running_decay(g: Tensor, axis: int, reverse: bool, exclusive: bool) -> Tensor:
+    """exp of the running sum.  Base 2, because torch's exp is some 60 times slower where its result underflows."""
+    if g.dtype == torch.float64:
+        return torch.exp(running_sum(g, axis, reverse, exclusive))
+    return torch.exp2(_sums(g, axis, reverse, exclusive).mul_(LOG2E).to(g.dtype))
+
+
+def running_product(x: Tensor, axis: int, reverse: bool, exclusive: bool) -> Tensor:
+    return running(x, axis, torch.cumprod, 1.0, reverse, exclusive)
+
+
+def span_decay(g: Tensor, reach: str, out: Tensor | None = None) -> Tensor:
+    """[M, t, s]: exp(g[s+1] + ... + g[t]) (reach "excl": to t-1), 0 where t does not reach s.
+
+    In fp32 the running sum, formed in fp64, is split in two fp32 parts, so that differences keep every
+    digit.  Base 2, because torch's exp is some 60 times slower where its result underflows."""
+    if g.dtype == torch.float64:
+        return torch.exp(span_sum(g, reach))
+    G = torch.cumsum(g, 1, dtype=torch.float64).mul_(LOG2E)
+    R = G - g.double().mul_(LOG2E) if reach == "excl" else G
+    high, high_t = G.float(), R.float()
+    low, low_t = (G - high).float(), (R - high_t).float()
+    L = torch.sub(high_t[:, :, None], high[:, None, :], out=out)
+    L.add_(low_t[:, :, None]).sub_(low[:, None, :])
+    return L.exp2_().tril_(0 if reach == "incl" else -1)
+
+
+def span_sum(x: Tensor, reach: str) -> Tensor:
+    """[M, t, s, ...]: x[s+1] + ... + x[t] (reach "excl": to t-1), -inf where t does not reach s."""
+    return _span(x, reach, torch.cumsum, 0.0, -math.inf)
+
+
+def span_product(x: Tensor, reach: str) -> Tensor:
+    """[M, t, s, ...]: the product of the same rows, 0 where t does not reach s."""
+    return _span(x, reach, torch.cumprod, 1.0, 0.0)
+
+
+def _span(x: Tensor, reach: str, fn, one: float, outside: float) -> Tensor:  # type: ignore[no-untyped-def]
+    """Every column is its own running sum from its row on."""
+    C = x.shape[1]
+    later = reach_mask(C, "strict", x.device).reshape(C, C, *[1] * (x.ndim - 2))
+    y = torch.where(later, x.unsqueeze(2), torch.full((), one, dtype=x.dtype, device=x.device))
+    if reach == "excl":  # the row's own value comes after the read
+        y = torch.cat([torch.full_like(y[:, :1], one), y[:, :-1]], 1)
+    seen = reach_mask(C, reach, x.device).reshape(later.shape)
+    return torch.where(seen, fn(y, 1), torch.full((), outside, dtype=x.dtype, device=x.device))
+
+
+def keep(x: Tensor, which: str, t: int, s: int) -> Tensor:
+    """x where s <= t (incl), s < t (strict) or s == t (diag) along its axes t and s, else 0."""
+    seen = reach_mask(x.shape[t], which, x.device)
+    shape = [1] * x.ndim
+    shape[t] = shape[s] = x.shape[t]
+    seen = (seen if t < s else seen.mT).reshape(shape)
+    return torch.where(seen, x, torch.zeros((), dtype=x.dtype, device=x.device))
+
+
+def guard(c: Tensor, d: Tensor | float) -> Tensor:
+    """c * d, and 0 where the cotangent c is 0."""
+    zero = torch.zeros((), dtype=c.dtype, device=c.device)
+    return torch.where(c == 0, zero, c * d)
+
+
+def norm(x: Tensor, axes: list[int]) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=axes)
+
+
+def softmax(x: Tensor, axes: list[int]) -> Tensor:
+    e = torch.exp(x - x.amax(axes, keepdim=True))
+    return e / e.sum(axes, keepdim=True)
+
+
+def place(x: Tensor, i: int, size: int) -> Tensor:
+    """[M, size, ...]: x at entry i, 0 elsewhere."""
+    out = x.new_zeros(x.shape[0], size, *x.shape[1:])
+    out[:, i] = x
+    return out
+
+
+def fold(x: Tensor, axes: list[int], batch: int, rows: int) -> Tensor:
+    """x as one batch of matrices: axes in the given order, the first `batch` joined to M, `rows` to its rows."""
+    x = x.permute(0, *axes)
+    lead = math.prod(x.shape[:1 + batch])
+    mid = math.prod(x.shape[1 + batch:1 + batch + rows])
+    return x.reshape(lead, mid, math.prod(x.shape[1 + batch + rows:]))

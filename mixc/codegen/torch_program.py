@@ -1,0 +1,274 @@
+"""A chunk program as a fast torch program: readable Python source, compiled from our own text.
+
+One function runs a *segment*, some consecutive chunks of all sequences at once: what reads no carried
+state as batches of products over [M, C, ...] tensors (M = chunks * sequences * heads), then the loop over
+the chunks with nothing in it but what the next state needs, then everything else, again in batches.
+Scratch is given by the caller and used again by the next segment, so it stays in cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from mixc.codegen import torch_prelude
+from mixc.codegen.torch_stages import Level, Stages, above, stages
+from mixc.codegen.torch_values import Dims, Names, Value
+from mixc.codegen.torch_writer import Writer, origin
+from mixc.ir.node import COL, ROW, Node
+from mixc.ir.program import Program
+from mixc.passes.simplify import simplify
+
+RESERVED = frozenset("""torch F M C steps starts nexts finish live scratch keep dtype device number running_sum
+    running_product running_decay span_decay span_sum span_product guard norm softmax place fold range zip""".split())
+
+
+def safe(name: str) -> str:
+    """The spec's name in emitted code."""
+    return name + "_" if name in RESERVED else name
+
+
+@dataclass
+class Segment:
+    """The emitted function of one program, and what it must be given.
+
+    Attributes:
+        rows: leaves with a row a token, by the name of their argument: loaded for each segment.
+        received: state leaves that are read for all chunks at once: [M, dims...].
+        numbers: values formed in fp64 once per call, as arguments n1, n2, ...
+        heads: values formed from params by `per_head`, as arguments h1, h2, ...
+        scratch: shapes of the buffers, as names of sizes.
+        results: (role, name, dims of the tensor returned) in order.
+        saved: values written to (`keep`, forward) or read from a forward.
+    """
+
+    program: Program
+    text: str = ""
+    rows: dict[str, Node] = field(default_factory=dict)
+    received: dict[str, Node] = field(default_factory=dict)
+    numbers: dict[str, Node] = field(default_factory=dict)
+    heads: dict[str, Node] = field(default_factory=dict)
+    scratch: dict[str, Dims] = field(default_factory=dict)
+    results: list[tuple[str, str, Dims]] = field(default_factory=list)
+    saved: dict[str, Node] = field(default_factory=dict)
+    carried: list[str] = field(default_factory=list)
+    partial: bool = False
+    run: Callable[..., tuple[Any, ...]] = lambda *a, **k: ()
+    per_head: Callable[..., tuple[Any, ...]] = lambda *a, **k: ()
+
+
+def segment(program: Program, partial: bool, saves: tuple[Node, ...] = ()) -> Segment:
+    """The function of a chunk program.
+
+    Args:
+        partial: rows may be dead, `live` says which. Else every row is a token.
+        saves: forward: values to write for the backward; backward: values to read. They are nodes of the
+            prepared program (see `prepare`).
+    """
+    writer = _Function(program, partial, saves)
+    made = writer.write()
+    scope: dict[str, Any] = {}
+    exec(compile(made.text, f"<mixc {program.name}>", "exec"), scope)  # noqa: S102  our own text
+    made.run = scope["backward" if program.reverse else "forward"]
+    made.per_head = scope.get("per_head", made.per_head)
+    return made
+
+
+def prepare(program: Program, partial: bool) -> Program:
+    """The program as it is emitted: simplified, and without `live` where all rows are tokens."""
+    return simplify(program, drop_live=not partial)
+
+
+class _Function:
+    def __init__(self, program: Program, partial: bool, saves: tuple[Node, ...]):
+        self.made = Segment(program, partial=partial)
+        self.saves = saves
+        read = frozenset(saves) if program.reverse else frozenset()
+        self.stages: Stages = stages(program, read, partial)
+        self.dims = [safe(d.name) for d in program.dims]
+        spec = {safe(d.name) for d in program.decls}
+        self.names = Names({*RESERVED, *self.dims, *spec, *(f"d{n}" for n in spec)})
+        self.reverse = program.reverse
+
+    def write(self) -> Segment:
+        made, s = self.made, self.stages
+        known = self._known()
+        w = Writer(s.level, known, self.names, buffered=True)
+        for name in made.rows:
+            w.scratch.adopt(name, known[made.rows[name]].axes)
+        loaded = dict(w.scratch.shapes)
+        if not self.reverse:
+            for i, n in enumerate(self.saves):
+                made.saved[f"s{i + 1}"] = n
+                w.fixed[n] = f"s{i + 1}"
+        for i, n in enumerate(s.kept):
+            w.fixed.setdefault(n, f"k{i + 1}")
+        w.plan([s.first, s.loop, s.rest], [*s.roots, *(n for n in s.kept if n in s.roots)])
+        self._count_loop(w)
+        w.write(s.first)
+        self._loop(w)
+        w.write(s.rest)
+        returned = self._results(w)
+        made.scratch = {n: shape for n, shape in w.scratch.shapes.items() if n not in loaded}
+        for n in s.kept:
+            if w.fixed[n] not in made.saved:
+                made.scratch[w.fixed[n]] = tuple("C" if d in (ROW, COL, "_u") else d for d in n.dims)
+        made.text = "\n".join([*self._head(), *w.lines, f"    return {returned}", "", "", *self._per_head()]) + "\n"
+        return made
+
+    # ------------------------------------------------------------ what exists from the start
+    def _known(self) -> dict[Node, Value]:
+        made, s = self.made, self.stages
+        known: dict[Node, Value] = {}
+        for i, n in enumerate(s.numbers):
+            name = safe(n.attr("name")) if n.op == "const" else f"n{i + 1}"
+            made.numbers[name] = n
+            known[n] = Value(name, n.dims, scalar=not n.dims)
+        for i, n in enumerate(s.heads):
+            name = safe(n.attr("name")) if n.op == "param" else f"h{i + 1}"
+            made.heads[name] = n
+            known[n] = Value(name, n.dims)
+        made.carried = [safe(d.name) for d, _, _ in s.carried]
+        for n in above(made.program.values(), frozenset(self.saves) if self.reverse else frozenset()):
+            if n in known or n.args or n.op in ("number", "size", "const", "index", "param"):
+                continue
+            name = safe(n.attr("name"))
+            if n.op == "state" or name.endswith("'"):
+                name = "d" + safe(name[:-1]) if n.op == "cot" else name
+                made.received[name] = n
+            else:
+                name = "d" + name if n.op == "cot" else name
+                made.rows[name] = n
+            known[n] = Value(name, n.dims, name if name in made.rows else None)
+        if self.reverse:
+            for i, n in enumerate(self.saves):
+                made.saved[f"s{i + 1}"] = n
+                known[n] = Value(f"s{i + 1}", n.dims)
+        return known
+
+    # ------------------------------------------------------------ the loop over chunks
+    def _count_loop(self, w: Writer) -> None:
+        """What the loop reads stays until the loop is over."""
+        self.loop_reads = list(dict.fromkeys(
+            a for n in self.stages.loop if n not in w.absorbed for a in w.operands(n)
+            if self.stages.level[a] in (Level.HEAD, Level.SEGMENT)))
+        nexts = [origin(n) for _, _, n in self.stages.carried]
+        self.loop_reads += [n for n in dict.fromkeys(nexts) if self.stages.level[n] in (Level.HEAD, Level.SEGMENT)
+                            and n not in self.loop_reads]
+        w.uses.update(self.loop_reads)
+
+    def _loop(self, w: Writer) -> None:
+        s = self.stages
+        if not s.carried:
+            return
+        inner = Writer(s.level, w.values, self.names, buffered=False)
+        inner.absorbed, inner.uses, inner.indent = w.absorbed, w.uses.copy(), "        "
+        loops, sources = ["finish"], ["finish"]
+        for (d, leaf, _), name in zip(s.carried, self._leaf_names(), strict=True):
+            inner.values[leaf] = Value(f"{name}_now", d.dims)
+            loops += [f"{name}_now", f"{name}_next"]
+            sources += [f"{name}_at", f"{name}_to"]
+        for n in self.loop_reads:
+            v = w.values[n]
+            inner.values[n] = Value(f"{v.text}_j", v.axes)
+            loops.append(f"{v.text}_j")
+            sources.append(self._split(v.text))
+        for n in s.kept:
+            inner.fixed[n] = f"{w.fixed[n]}_j"
+            loops.append(inner.fixed[n])
+            sources.append(self._split(w.fixed[n]))
+        self._next_values(inner)
+        w.lines.append(f"    for {', '.join(loops)} in zip(")
+        w.lines += [f"            {x}," for x in sources] + ["            strict=True):"]
+        w.lines += inner.lines
+        w.lines += ["        if finish is not None:", "            finish()"]
+        for n in s.kept:
+            w.values[n] = Value(w.fixed[n], inner.values[n].axes)
+        w.absorbed = inner.absorbed
+        w.release(self.loop_reads)
+
+    def _split(self, text: str) -> str:
+        return f"reversed({text}.split(steps))" if self.reverse else f"{text}.split(steps)"
+
+    def _leaf_names(self) -> list[str]:
+        return [("d" if self.reverse else "") + safe(d.name) for d, _, _ in self.stages.carried]
+
+    def _next_values(self, inner: Writer) -> None:
+        """The loop's body; each next state goes straight to its place where one call forms it."""
+        places = {n: f"{name}_next" for (_, _, n), name in zip(self.stages.carried, self._leaf_names(), strict=True)}
+        for n in self.stages.loop:
+            if n in inner.absorbed or n.op in ("rename", "expand", "stop_gradient"):
+                continue
+            place = places.get(n)
+            inner.write([n])
+            if place and n not in inner.fixed and _takes_out(inner.lines[-1]) and inner.values[n].axes == n.dims:
+                inner.lines[-1] = inner.lines[-1][:-1] + f", out={place})"
+                inner.values[n] = Value(inner.values[n].text, n.dims, place)
+        for (d, _, n), name in zip(self.stages.carried, self._leaf_names(), strict=True):
+            v = inner.value(n)
+            if v.scratch != f"{name}_next":
+                text = v.text if v.scalar else v.over(d.dims)
+                inner.lines.append(f"{inner.indent}{name}_next.{'fill_' if v.scalar else 'copy_'}({text})")
+
+    # ------------------------------------------------------------ around the body
+    def _results(self, w: Writer) -> str:
+        texts = []
+        for r in self.made.program.results:
+            if r.role == "next":
+                continue
+            v = w.value(r.value)
+            want = tuple(d for d in self._declared(r.role, r.name) if d in v.axes)
+            self.made.results.append((r.role, r.name, want))
+            texts.append(w.number(v.text) + "[None]" if v.scalar else v.over(want))
+        return f"({', '.join(texts)},)" if texts else "()"
+
+    def _declared(self, role: str, name: str) -> Dims:
+        dims = next(d.dims for d in self.made.program.decls if d.name == name)
+        return dims if role == "sum" else (ROW, *dims)
+
+    def _head(self) -> list[str]:
+        made = self.made
+        name = "backward" if self.reverse else "forward"
+        args = ["M", "steps", "finish", *(f"{n}_{x}" for n in self._leaf_names() for x in ("at", "to")),
+                *made.received, *made.rows, *made.numbers, *made.heads, *made.saved]
+        args += ["live"] if made.partial else []
+        args += [*made.scratch, "C", *self.dims, "dtype", "device"]
+        lines = ["import torch", "import torch.nn.functional as F", "",
+                 f"from {torch_prelude.__name__} import *", "", "",
+                 f"def {name}(*, {', '.join(dict.fromkeys(args))}):",
+                 f'    """{made.program.name}: {name} of a segment of chunks{", some rows of which are no tokens" * made.partial}.',
+                 ""]
+        lines += [f"    {n}: [M, {', '.join(_sizes(x.dims))}]" for n, x in made.rows.items()]
+        lines += [f"    {n}: [M, {', '.join(_sizes(x.dims))}], what each chunk receives" for n, x in made.received.items()]
+        return [*lines, '    """']
+
+    def _per_head(self) -> list[str]:
+        """Values of params alone, once per call: [H, ...]."""
+        made, s = self.made, self.stages
+        if not made.heads:
+            return []
+        params = {safe(d.name): d.leaf() for d in made.program.params}
+        known = {n: Value(name, n.dims) for name, n in params.items()}
+        known |= {n: Value(name, n.dims, scalar=not n.dims) for name, n in made.numbers.items()}
+        nodes = [n for n in above(list(made.heads.values()), frozenset()) if s.level[n] == Level.HEAD and n.args]
+        w = Writer(s.level, known, self.names, buffered=False)
+        w.plan([nodes], made.heads.values())
+        w.write(nodes)
+        args = ["M", *params, *made.numbers, "C", *self.dims, "dtype", "device"]
+        outs = [w.value(n) for n in made.heads.values()]
+        texts = [v.over(n.dims) if set(v.axes) == set(n.dims) else w.full(n, n.dims)
+                 for v, n in zip(outs, made.heads.values(), strict=True)]
+        return [f"def per_head(*, {', '.join(dict.fromkeys(args))}):", '    """Values of params alone: [M, ...], M heads."""',
+                *w.lines, f"    return ({', '.join(texts)},)"]
+
+
+def _sizes(dims: Dims) -> list[str]:
+    return ["C" if d in (ROW, COL, "_u") else d for d in dims]
+
+
+def _takes_out(line: str) -> bool:
+    """Is the line one call of a torch function that has an `out`?"""
+    code = line.split(" = ", 1)[-1]
+    return any(code.startswith(f"torch.{f}(") for f in ("addcmul", "baddbmm", "bmm", "mul", "add", "sub")) \
+        and code.endswith(")") and "out=" not in code

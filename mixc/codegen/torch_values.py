@@ -1,0 +1,100 @@
+"""How emitted torch code refers to values: names, axes, and the scratch they are written to.
+
+A value of a segment is a tensor [M, axes...], one entry for every (chunk, sequence, head) triple; values
+formed once per call are [M, ...] too (heads repeated) or [1, ...].  Numbers without dims are Python floats.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from mixc.ir.node import COL, ROW, Node
+
+Dims = tuple[str, ...]
+
+
+def size_of(dim: str) -> str:
+    """The name of a dim's size in emitted code."""
+    return "C" if dim in (ROW, COL, "_u") else dim
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor in emitted code: `text` names it, `axes` are its dims in the order they lie in memory.
+
+    `scratch`: it was written to this buffer and may be overwritten once nothing reads it any more.
+    `scalar`: a Python float."""
+
+    text: str
+    axes: Dims
+    scratch: str | None = None
+    scalar: bool = False
+
+    def over(self, want: Dims) -> str:
+        """Code that broadcasts against tensors with axes `want`, which include its own."""
+        if self.scalar or self.axes == want:
+            return self.text
+        order = tuple(d for d in want if d in self.axes)
+        text = self.text
+        if order != self.axes:
+            text += ".mT" if self._swaps_last(order) else f".permute(0, {', '.join(str(1 + self.axes.index(d)) for d in order)})"
+        if len(order) == len(want):
+            return text
+        marks = [":" if d in order else "None" for d in want]
+        return f"{text}[:, {', '.join(marks)}]"
+
+    def _swaps_last(self, order: Dims) -> bool:
+        return len(order) >= 2 and order[:-2] == self.axes[:-2] and order[-1] == self.axes[-2]
+
+
+class Scratch:
+    """Buffers of a segment, by shape; one is taken again when its value is dead."""
+
+    def __init__(self) -> None:
+        self.shapes: dict[str, Dims] = {}  # of every buffer, as size names
+        self.free: dict[Dims, list[str]] = {}
+        self.count: Counter[Dims] = Counter()
+
+    def take(self, axes: Dims) -> str:
+        shape = tuple(size_of(d) for d in axes)
+        if self.free.get(shape):
+            return self.free[shape].pop()
+        self.count[shape] += 1
+        name = f"buf_{''.join(shape)}{self.count[shape]}"
+        self.shapes[name] = shape
+        return name
+
+    def give(self, name: str) -> None:
+        if name in self.shapes:
+            self.free.setdefault(self.shapes[name], []).append(name)
+
+    def adopt(self, name: str, axes: Dims) -> None:
+        """A buffer under a name of its own (a loaded input), free to be overwritten when it is dead."""
+        self.shapes[name] = tuple(size_of(d) for d in axes)
+
+
+class Names:
+    """A fresh name for a value, telling by its first letter what it ranges over."""
+
+    def __init__(self, taken: set[str]):
+        self.taken, self.count = set(taken), Counter[str]()
+
+    def fresh(self, node: Node) -> str:
+        rows, cols = ROW in node.dims or "_u" in node.dims, COL in node.dims
+        features = any(not d.startswith("_") for d in node.dims)
+        if len(node.dims) <= 1 and not features:
+            base = "r" if node.dims else "c"  # a number a row; a number a chunk
+        elif rows and cols:
+            base = "P"
+        else:
+            base = "x" if rows or cols else "U"
+        return self.name(base)
+
+    def name(self, base: str) -> str:
+        while True:
+            self.count[base] += 1
+            name = f"{base}{self.count[base]}"
+            if name not in self.taken:
+                self.taken.add(name)
+                return name
