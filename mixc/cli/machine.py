@@ -76,7 +76,6 @@ def _findings() -> tuple[list[tuple[str, str, str]], list[str]]:
     rows.append(_gpu() if importlib.util.find_spec("torch") else ("gpu", "?", ""))
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     rows.append(("C++ compiler", compiler or "none", "for torch.compile" if compiler else "nothing needs it"))
-    rows.append(("MIXC_CACHE_DIR", os.environ.get("MIXC_CACHE_DIR", "unset"), "where tuning results go"))
     return rows, wrong
 
 

@@ -1,0 +1,104 @@
+"""The command line: what it prints, and 0, 1 or 2."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from mixc.cli import app
+from mixc.runtime import backends
+
+BROKEN = "mixer m(K, V) {\n    in q[K], v[V]\n    state S[K, V]\n    S = S + q * v\n    out o[V] = p @ S\n}\n"
+SMALL = "B=2,T=9,H=2,K=3,V=2"
+
+
+def mixc(*args: str, code: int = 0) -> str:
+    done = CliRunner().invoke(app, list(args))
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+def test_targets() -> None:
+    assert "h100" in mixc("targets")
+    assert json.loads(mixc("targets", "--json"))["mi300x"]["arch"] == "gfx942"
+
+
+def test_doctor() -> None:
+    assert "torch" in mixc("doctor")
+    assert json.loads(mixc("doctor", "--json"))["ok"]
+
+
+@pytest.mark.parametrize("args", [
+    ("check", "nowhere.mix"), ("check",), ("show", "simple_gla", "--after", "nonsense"), ("bench", "simple_gla", "--no"),
+    ("check", "simple_gla", "--shape", "K=five"), ("check", "simple_gla", "--shape", "Q=5"),
+    ("check", "simple_gla", "--dtype", "int8"), ("compile", "simple_gla", "--target", "h1000"),
+])
+def test_wrong_usage(args: tuple[str, ...]) -> None:
+    mixc(*args, code=2)
+
+
+def test_a_spec_with_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "broken.mix"
+    path.write_text(BROKEN)
+    text = mixc("check", str(path), code=1)
+    assert "error[MX" in text and "^" in text and "broken.mix:5:" in text
+    report = json.loads(mixc("check", str(path), "simple_gla", "--shape", "T=5", "--json", code=1))
+    assert [m["ok"] for m in report["mixers"]] == [False, True]
+    assert report["mixers"][0]["diagnostics"][0]["where"]["line"] == 5
+    mixc("show", str(path), code=1)
+
+
+def test_an_unknown_spec() -> None:
+    assert "simple_gla" in mixc("check", "simple_glaa", code=1)
+
+
+def test_check_compares_backends() -> None:
+    report = json.loads(mixc("check", "simple_gla", "--shape", SMALL, "--json"))
+    (m,) = report["mixers"]
+    assert m["form"] == {"S": "chunk"}
+    torch_cases = [c for c in m["cases"] if c["backend"] == "torch"]
+    assert [c["case"] for c in torch_cases] == ["dense", "from a state", "ragged"]
+    names = {f["name"] for f in torch_cases[1]["findings"]}
+    assert names == {"o", "final S", "dq", "dk", "dv", "dg", "dS0"}
+
+
+def test_check_finds_a_backend_that_disagrees(monkeypatch: pytest.MonkeyPatch) -> None:
+    def off(mixer: object, call: object) -> object:
+        outs, states = backends.reference(mixer, call)  # type: ignore[arg-type]
+        return {n: x * 1.001 for n, x in outs.items()}, states
+
+    monkeypatch.setitem(backends.BACKENDS, "torch", off)
+    text = mixc("check", "simple_gla", "--shape", SMALL, code=1)
+    assert "disagree" in text and "too far" in text
+
+
+def test_a_note_is_no_error() -> None:
+    assert "note[MX" in mixc("check", "min_gru", "--shape", "B=1,T=5,H=1,D=3")
+
+
+def test_show() -> None:
+    everything = mixc("show", "simple_gla", "--all")
+    for name in ("step", "classify", "chunk", "differentiate"):
+        assert f"---- {name}" in everything
+    assert mixc("show", "simple_gla", "--diff").count("@@") >= 2
+    assert set(json.loads(mixc("show", "lstm", "--all", "--json"))) == {"step", "classify"}
+
+
+def test_compile_writes_a_module(tmp_path: Path) -> None:
+    mixc("compile", "simple_gla", "--target", "h100", "-o", str(tmp_path))
+    text = (tmp_path / "simple_gla.py").read_text()
+    assert "@triton.jit" in text and "import mixc" not in text
+    compile(text, "simple_gla.py", "exec")
+
+
+def test_explain() -> None:
+    assert "simple_gla" in mixc("explain", "simple_gla")
+
+
+def test_bench() -> None:
+    report = json.loads(mixc("bench", "simple_gla", "--shape", "B=1,T=8,H=1,K=4,V=4", "--repeat", "1", "--json"))
+    assert [r["what"] for r in report["rows"]] == ["forward", "forward + backward"]
+    assert "times faster" in mixc("bench", "simple_gla", "--shape", "B=1,T=8,H=1,K=4,V=4", "--repeat", "1")
