@@ -32,7 +32,7 @@ def test_doctor() -> None:
 
 
 @pytest.mark.parametrize("args", [
-    ("check", "nowhere.mix"), ("check",), ("show", "simple_gla", "--after", "nonsense"), ("bench", "simple_gla", "--no"),
+    ("check", "nowhere.mix"), ("check",), ("show", "simple_gla", "--after", "nonsense"), ("bench", "gla", "--no"),
     ("check", "simple_gla", "--shape", "K=five"), ("check", "simple_gla", "--shape", "Q=5"),
     ("check", "simple_gla", "--dtype", "int8"), ("compile", "simple_gla", "--target", "h1000"),
 ])
