@@ -186,6 +186,8 @@ RULES: dict[str, Callable[[Node, list[Interval]], Interval]] = {
     "square": _square,
     "norm": _norm,
     "sum": _sum,
+    "cumsum": _sum,
+    "segsum": lambda n, a: Interval(-INF, 0.0 if a[0].high <= 0 else INF, True),  # -inf where t does not reach s
     "contract": lambda n, a: Interval(0.0 if min(a[0].low, a[1].low) >= 0 or n.args[0] is n.args[1] else -INF, INF,
                                       a[0].infinite or a[1].infinite),
     "maximum": lambda n, a: Interval(max(a[0].low, a[1].low), max(a[0].high, a[1].high),

@@ -11,7 +11,7 @@ from lark import Lark, Token, Transformer, UnexpectedInput, v_args
 from lark.exceptions import VisitError
 
 from mixc.errors import Diagnostic, Source, Span, SpecError
-from mixc.frontend.syntax import (
+from mixc.spec.syntax import (
     Assign,
     Attribute,
     Binary,
