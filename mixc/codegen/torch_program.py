@@ -53,6 +53,7 @@ class Segment:
     results: list[tuple[str, str, Dims]] = field(default_factory=list)
     saved: dict[str, Node] = field(default_factory=dict)
     carried: list[str] = field(default_factory=list)
+    arguments: frozenset[str] = frozenset()
     partial: bool = False
     run: Callable[..., tuple[Any, ...]] = lambda *a, **k: ()
     per_head: Callable[..., tuple[Any, ...]] = lambda *a, **k: ()
@@ -234,6 +235,7 @@ class _Function:
                 *made.received, *made.rows, *made.numbers, *made.heads, *made.saved]
         args += ["live"] if made.partial else []
         args += [*made.scratch, "C", *self.dims, "dtype", "device"]
+        made.arguments = frozenset(args)
         lines = ["import torch", "import torch.nn.functional as F", "",
                  f"from {torch_prelude.__name__} import *", "", "",
                  f"def {name}(*, {', '.join(dict.fromkeys(args))}):",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mixc.errors import Diagnostic, InputError, SpecError
-from mixc.runtime import sequential
+from mixc.runtime import chunked, sequential
 from mixc.runtime.call import Call
 
 if TYPE_CHECKING:
@@ -33,9 +33,8 @@ def reference(mixer: Mixer, call: Call) -> Results:
 
 def torch_backend(mixer: Mixer, call: Call) -> Results:
     """The chunk program where the form has one, else the step token by token, with a note said once."""
-    program = _chunked("torch_program") if has_chunk_program(mixer) else None
-    if program is not None:
-        return program(mixer, call)
+    if has_chunk_program(mixer):
+        return chunked.run(call)
     if not mixer.noted:
         mixer.noted = True
         for note in mixer.notes:

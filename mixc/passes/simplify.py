@@ -1,0 +1,238 @@
+"""Chunk -> Chunk: identities that make a program smaller, each one a rule with a name.
+
+before: x * 1 + -(-y)          cumsum(a) + cumsum(b)       (x * y) * z, where x * z is formed anyway
+after:  x + y                  cumsum(a + b)               y * (x * z)
+
+A rule is a function from a node, whose arguments are simple already, to an equal node or None.  It
+holds for every value that the ranges allow; tests evaluate both sides on random inputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+import torch
+
+from mixc.ir.build import contract, expand, number
+from mixc.ir.evaluate import elementwise
+from mixc.ir.node import Node, is_number, make, postorder
+from mixc.ir.ops import OPS
+from mixc.ir.program import Program
+
+Rule = Callable[[Node], Node | None]
+
+
+def simplify(program: Program, drop_live: bool = False) -> Program:
+    """The program with all rules applied until none does; `drop_live`: every row is a token."""
+    roots = program.values()
+    if drop_live:
+        roots = rewrite(roots, (all_rows_live,))
+    for _ in range(4):
+        before, roots = roots, share_products(rewrite(roots, RULES))
+        if all(a is b for a, b in zip(before, roots, strict=True)):
+            break
+    return program.with_values(roots)
+
+
+def rewrite(roots: Iterable[Node], rules: tuple[Rule, ...]) -> list[Node]:
+    """`roots` with the first rule that applies applied at every node, bottom up, until none does."""
+    roots, done = list(roots), {}
+    for node in postorder(roots):
+        args = tuple(done[a] for a in node.args)
+        new = node if args == node.args else make(node.op, *args, span=node.span, **dict(node.attrs))
+        done[node] = _apply(new, rules, done)
+    return [done[r] for r in roots]
+
+
+def _apply(node: Node, rules: tuple[Rule, ...], done: dict[Node, Node]) -> Node:
+    for _ in range(20):
+        better = next((y for rule in rules if (y := rule(node)) is not None and y is not node), None)
+        if better is None:
+            return node
+        # the new node's arguments may be new as well
+        args = tuple(done.get(a) or rewrite([a], rules)[0] for a in better.args)
+        node = better if args == better.args else make(better.op, *args, span=better.span, **dict(better.attrs))
+    return node
+
+
+# ---------------------------------------------------------------- rules
+def all_rows_live(n: Node) -> Node | None:
+    """live(x) = x"""
+    return n.args[0] if n.op == "live" else None
+
+
+def live_twice(n: Node) -> Node | None:
+    """live(live(x)) = live(x);  live(fill) = fill"""
+    if n.op == "live" and n.args[0].op == "live" and n.attr("fill") == n.args[0].attr("fill"):
+        return n.args[0]
+    return None
+
+
+def mask_twice(n: Node) -> Node | None:
+    """mask(mask(x)) = mask(x)"""
+    same = n.op == "mask" and n.args[0].op == "mask" and n.attr("keep") == n.args[0].attr("keep")
+    return n.args[0] if same else None
+
+
+def neutral(n: Node) -> Node | None:
+    """x * 1 = x,  x / 1 = x,  x + 0 = x,  x - 0 = x"""
+    if n.op in ("mul", "add"):
+        one = 1.0 if n.op == "mul" else 0.0
+        for x, c in (n.args, n.args[::-1]):
+            if is_number(c, one) and x.dims == n.dims and x.kind == n.kind:
+                return x
+    if n.op in ("div", "sub") and is_number(n.args[1], 1.0 if n.op == "div" else 0.0) and n.args[0].kind == n.kind:
+        return n.args[0]
+    return None
+
+
+def two_signs(n: Node) -> Node | None:
+    """-(-x) = x,  x - (-y) = x + y,  x + (-y) = x - y,  0 - x = -x,  x * -1 = -x"""
+    a = n.args
+    if n.op == "neg" and a[0].op == "neg":
+        return a[0].args[0]
+    if n.op == "sub" and a[1].op == "neg":
+        return a[0] + a[1].args[0]
+    if n.op == "add" and a[1].op == "neg":
+        return a[0] - a[1].args[0]
+    if n.op == "sub" and is_number(a[0], 0.0):
+        return -a[1]
+    if n.op == "mul":
+        return next((-x for x, c in (a, a[::-1]) if is_number(c, -1.0) and x.dims == n.dims), None)
+    return None
+
+
+def fold_numbers(n: Node) -> Node | None:
+    """2 * 3 = 6, for real numbers; what is not finite stays as written"""
+    if not n.args or n.kind != "real" or not OPS[n.op].elementwise or n.op in ("live", "to_number"):
+        return None
+    if not all(is_number(a) and a.kind == "real" for a in n.args):
+        return None
+    values = [torch.tensor(a.attr("value"), dtype=torch.float64) for a in n.args]
+    found = float(elementwise(n, values, torch.float64))
+    return number(found) if math.isfinite(found) else None
+
+
+def expanded_operand(n: Node) -> Node | None:
+    """expand(x) * y = x * y, where y has the new dims anyway"""
+    if not OPS[n.op].elementwise or len(n.args) < 2:
+        return None
+    for i, a in enumerate(n.args):
+        if a.op == "expand":
+            new = make(n.op, *[a.args[0] if j == i else x for j, x in enumerate(n.args)], span=n.span, **dict(n.attrs))
+            if new.dims == n.dims:
+                return new
+    return None
+
+
+def sum_of_expanded(n: Node) -> Node | None:
+    """sum over d of x repeated along d = x * size of d, for feature dims"""
+    if n.op != "sum" or n.args[0].op != "expand":
+        return None
+    x, new = n.args[0].args[0], n.args[0].attr("dims")
+    over = [d for d in n.attr("over") if d in new and not d.startswith("_")]
+    if not over:
+        return None
+    inner = expand(x, [d for d in new if d not in over])
+    rest = tuple(d for d in n.attr("over") if d not in over)
+    y = make("sum", inner, over=rest) if rest else inner
+    for d in over:
+        y = y * make("size", dim=d)
+    return y
+
+
+def sum_of_product(n: Node) -> Node | None:
+    """sum over k of a[.., k] * b[k, ..] is a contraction, where a and b each bring a dim of their own"""
+    if n.op != "sum" or n.args[0].op != "mul":
+        return None
+    a, b = n.args[0].args
+    over = set(n.attr("over"))
+    if over <= set(a.dims) & set(b.dims) and set(a.dims) - set(b.dims) and set(b.dims) - set(a.dims):
+        return contract(a, b, n.dims)
+    return None
+
+
+def rename_twice(n: Node) -> Node | None:
+    """rename(rename(x)) = rename(x)"""
+    if n.op != "rename" or n.args[0].op != "rename":
+        return None
+    inner, outer = dict(n.args[0].attr("to")), dict(n.attr("to"))
+    x = n.args[0].args[0]
+    pairs = tuple((d, new) for d in x.dims if (new := outer.get(inner.get(d, d), inner.get(d, d))) != d)
+    return make("rename", x, to=pairs) if pairs else x
+
+
+def sums_meet(n: Node) -> Node | None:
+    """cumsum(a) + cumsum(b) = cumsum(a + b),  also x + cumsum(a) + cumsum(b)"""
+    if n.op != "add":
+        return None
+    a, b = n.args
+    for x, y in ((a, b), (b, a)):
+        if x.op != "cumsum":
+            continue
+        if y.op == "cumsum" and y.attrs == x.attrs and y.dims == x.dims:
+            return make("cumsum", y.args[0] + x.args[0], **dict(x.attrs))
+        if y.op == "add":
+            for u, rest in (y.args, y.args[::-1]):
+                if u.op == "cumsum" and u.attrs == x.attrs and u.dims == x.dims:
+                    return rest + make("cumsum", u.args[0] + x.args[0], **dict(x.attrs))
+    return None
+
+
+def number_out_of_contract(n: Node) -> Node | None:
+    """contract(c * a, b) = c * contract(a, b) for a number or const c: the product takes it along"""
+    if n.op != "contract":
+        return None
+    for i, x in enumerate(n.args):
+        if x.op == "mul":
+            for c, rest in (x.args, x.args[::-1]):
+                if c.op in ("number", "const") and rest.dims == x.dims:
+                    other = n.args[1 - i]
+                    pair = (rest, other) if i == 0 else (other, rest)
+                    return c * make("contract", *pair, **dict(n.attrs))
+    return None
+
+
+RULES: tuple[Rule, ...] = (live_twice, mask_twice, neutral, two_signs, fold_numbers, expanded_operand, sum_of_expanded,
+                           sum_of_product, rename_twice, sums_meet)
+
+
+# ---------------------------------------------------------------- one rule on the whole program
+def share_products(roots: list[Node]) -> list[Node]:
+    """(x * y) * z = y * (x * z), where x * z is formed anyway and x * y has no other use."""
+    order = list(postorder(roots))
+    uses = Counter(a for n in order for a in n.args)
+    uses.update(roots)
+    products = {frozenset(n.args): n for n in order if n.op == "mul"}
+
+    def regroup(n: Node) -> Node | None:
+        if n.op != "mul":
+            return None
+        for inner, z in (n.args, n.args[::-1]):
+            if inner.op != "mul" or uses[inner] != 1 or inner is z:
+                continue
+            for x, y in (inner.args, inner.args[::-1]):
+                known = products.get(frozenset((x, z)))
+                if known is not None and known is not n and uses[known] and set(known.dims) <= set(n.dims):
+                    return _mul_as(y, known, n)
+        return None
+    return [_replace_once(order, regroup).get(r, r) for r in roots]
+
+
+def _mul_as(y: Node, known: Node, n: Node) -> Node | None:
+    for new in (y * known, known * y):
+        if new.dims == n.dims:
+            return new
+    return None
+
+
+def _replace_once(order: list[Node], rule: Rule) -> dict[Node, Node]:
+    """Every node of a program after one sweep of a rule that looks at the program as it was."""
+    done: dict[Node, Node] = {}
+    for n in order:
+        new = rule(n) or n
+        args = tuple(done.get(a, a) for a in new.args)
+        done[n] = new if args == new.args else make(new.op, *args, span=new.span, **dict(new.attrs))
+    return done

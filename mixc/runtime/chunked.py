@@ -1,0 +1,341 @@
+"""The torch backend's run of a chunk program: segments in order, under one autograd function.
+
+The forward keeps, for the backward, its inputs, the state that every chunk received, and what
+`keep.worth_keeping` found cheaper to keep than to form again; without a gradient it keeps nothing.
+Temporaries live in a workspace of a fixed size, so time and memory are linear in T.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from mixc.codegen.torch_program import Segment, safe
+from mixc.ir.evaluate import Env, evaluate
+from mixc.ir.node import COL, ROW, Node
+from mixc.ir.program import Decl
+from mixc.runtime.call import Call
+from mixc.runtime.compiled import Compiled, compiled
+from mixc.runtime.segments import Band, Block, Layout
+from mixc.runtime.workspace import Workspace
+
+Tensor = torch.Tensor
+SEGMENT_BYTES = 1 << 20  # of one temporary: some eight of them share the cache
+BAND_BYTES = 1 << 22
+
+
+def run(call: Call, C: int | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Outs [B, T, H, ...] and final states [N, H, ...] by name.  C: the chunk length (default: by rule)."""
+    code = compiled(call.program)
+    ins, params = list(call.ins.values()), list(call.params.values())
+    starts = [_start(call, d) for d in call.program.states]
+    needs = torch.is_grad_enabled() and any(x.requires_grad for x in [*ins, *params, *starts])
+    with torch.autocast(call.device.type, enabled=False):
+        found = _Chunked.apply(_Run(code, call, C, needs), *ins, *params, *starts)
+    outs = [d.name for d in call.program.outs]
+    return dict(zip(outs, found, strict=False)), dict(zip([d.name for d in call.program.states], found[len(outs):],
+                                                        strict=True))
+
+
+class _Chunked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, run: _Run, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.run = run
+        outs, finals, kept = run.forward(list(tensors))
+        ctx.save_for_backward(*tensors, *kept)
+        return (*outs, *finals)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        n = len(ctx.needs_input_grad) - 1
+        tensors, kept = list(ctx.saved_tensors[:n]), list(ctx.saved_tensors[n:])
+        return (None, *ctx.run.backward(tensors, kept, list(cotangents), ctx.needs_input_grad[1:]))
+
+
+def _start(call: Call, d: Decl) -> Tensor:
+    """The initial state [N, H, dims...] in the order of the call, as autograd sees it."""
+    shape = (call.rows.N, call.H, *(call.sizes[n] for n in d.dims))
+    if d.name in call.states0:
+        return call.states0[d.name].to(call.dtype).expand(shape)
+    if d.init is None:
+        return torch.zeros(shape, dtype=call.dtype, device=call.device)
+
+    def leaf(node: Node) -> Tensor:
+        if node.op == "const":
+            return torch.full((1, 1), call.consts[node.attr("name")], dtype=call.dtype, device=call.device)
+        return heads(call.params[node.attr("name")].to(call.dtype), call.H).unsqueeze(0)
+
+    env = Env(leaf, call.sizes, dtype=call.dtype, device=call.device)
+    (x,) = evaluate([d.init], env)
+    order = [2 + d.init.dims.index(n) for n in d.dims if n in d.init.dims]
+    x = x.permute(0, 1, *order)
+    sizes = iter(x.shape[2:])
+    return x.reshape(*x.shape[:2], *[next(sizes) if n in d.init.dims else 1 for n in d.dims]).expand(shape)
+
+
+def heads(x: Tensor, H: int) -> Tensor:
+    """[G, ...] -> [H, ...]"""
+    return x if x.shape[0] == H else x.repeat_interleave(H // x.shape[0], 0)
+
+
+def chunk_length(longest: int) -> int:
+    """64 rows: a product of that size runs at full speed, and half of what it forms is not masked away."""
+    return 64 if longest > 32 else max(16, 1 << max(longest - 1, 0).bit_length())
+
+
+class _Run:
+    """One call: where its tokens are, and the functions that run its segments."""
+
+    def __init__(self, code: Compiled, call: Call, C: int | None, needs: bool):
+        self.code, self.call, self.program, self.needs = code, call, call.program, needs
+        spans = call.rows.T if call.rows.dense else max((n for _, n in call.rows.sequences()), default=0)
+        self.C = C or chunk_length(spans)
+        self.sizes = {**call.sizes, ROW: self.C, COL: self.C, "_u": self.C}
+        self.shape = {"C": self.C, **{safe(n): s for n, s in call.sizes.items()}}
+        kinds = [d.dims for d in (*self.program.ins, *self.program.outs)]
+        widest = max([self.C * self.C, *(self.C * math.prod(call.sizes[n] for n in dims) for dims in kinds),
+                      *(math.prod(call.sizes[n] for n in d.dims) for d in self.program.states)])
+        triple = widest * call.dtype.itemsize
+        self.layout = Layout(call.rows, call.H, self.C, triple, call.device, SEGMENT_BYTES, BAND_BYTES)
+        self.common = {**self.shape, "dtype": call.dtype, "device": call.device}
+
+    # ------------------------------------------------------------ what both directions give a segment
+    def _constants(self, s: Segment, params: list[Tensor]) -> dict[str, Any]:
+        """Values formed once per call, repeated for the largest segment."""
+        call = self.call
+        env = Env(lambda n: torch.full((1,), call.consts[n.attr("name")], dtype=torch.float64), self.sizes, batch=1)
+        values = evaluate(s.numbers.values(), env)
+        found: dict[str, Any] = {}
+        for (name, node), v in zip(s.numbers.items(), values, strict=True):
+            found[name] = v.to(call.device, v.dtype if node.kind == "bool" else call.dtype) if node.dims else v.item()
+        if s.heads:
+            given = {safe(d.name): heads(p.to(call.dtype), call.H) for d, p in zip(self.program.params, params, strict=True)}
+            formed = s.per_head(M=call.H, **given, **found, **self.common)
+            most = max((b.N for band in self.layout.bands for b in band.blocks), default=0)
+            found |= {name: v.repeat(most, *[1] * (v.ndim - 1)) for name, v in zip(s.heads, formed, strict=True)}
+        return found
+
+    def _arguments(self, s: Segment, block: Block, constants: dict[str, Any], work: Workspace) -> dict[str, Any]:
+        M = block.M
+        given = {name: (v[:M] if name in s.heads else v) for name, v in constants.items()}
+        frame = work.frame(M, {**{n: [self._size(d) for d in x.dims] for n, x in s.rows.items()},
+                               **{n: [self.shape[d] for d in shape] for n, shape in s.scratch.items()}})
+        if s.partial:
+            given["live"] = block.live  # type: ignore[attr-defined]
+        return {"M": M, "steps": block.steps, **frame, **given, **self.common}
+
+    def _size(self, dim: str) -> int:
+        return self.sizes[dim]
+
+    def _states(self, rows: int, d: Decl) -> Tensor:
+        shape = [self.call.sizes[n] for n in d.dims]
+        return torch.empty(rows, *shape, dtype=self.call.dtype, device=self.call.device)
+
+    # ------------------------------------------------------------ forward
+    def forward(self, tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        call, program = self.call, self.program
+        n_in, n_par = len(program.ins), len(program.params)
+        ins = {d.name: self.layout.gather(x) for d, x in zip(program.ins, tensors[:n_in], strict=True)}
+        params, starts = tensors[n_in:n_in + n_par], tensors[n_in + n_par:]
+        outs = {d.name: self._out(d) for d in program.outs}
+        finals = [self.layout.by_rank(x).clone() for x in starts]
+        work, kept = Workspace.mine(call.dtype, call.device), []
+        constants = {}
+        for band in self.layout.bands:
+            flows = [_Flow(self, d, final[band.low:band.high].flatten(0, 1), band)
+                     for d, final in zip(program.states, finals, strict=True)]
+            for block in band.blocks:
+                s = self.code.forward(block.partial, self.needs)
+                if block.partial not in constants:
+                    constants[block.partial] = self._constants(s, params)
+                kept += self._forward_block(s, block, flows, ins, outs, constants[block.partial], work)
+            kept += [f.buffer for f in flows if self.needs]
+        finals = [self.layout.by_call(x) for x in finals]
+        return [self.layout.scatter(o) for o in outs.values()], finals, kept
+
+    def _forward_block(self, s: Segment, block: Block, flows: list[_Flow], ins: dict[str, Tensor],
+                       outs: dict[str, Tensor], constants: dict[str, Any], work: Workspace) -> list[Tensor]:
+        given = self._arguments(s, block, constants, work)
+        for name, node in s.rows.items():
+            block.load(ins[node.attr("name")], given[name])
+        given["finish"] = [None] * len(block.counts)
+        for flow, name in zip(flows, s.carried, strict=True):
+            given |= flow.forward(name, block, given["finish"])
+        saved = {name: self._states_like(block.M, node) for name, node in s.saved.items()}
+        results = s.run(**{k: v for k, v in given.items() if k in s.arguments}, **saved)
+        for (_, name, axes), y in zip(s.results, results, strict=True):
+            block.store(self._whole(y, axes, self.program.decl(name), block.M), outs[name])
+        for flow in flows:
+            flow.advance(block)
+        return list(saved.values())
+
+    def _states_like(self, M: int, node: Node) -> Tensor:
+        return torch.empty(M, *[self.sizes[d] for d in node.dims], dtype=self.call.dtype, device=self.call.device)
+
+    def _out(self, d: Decl) -> Tensor:
+        rows, call = self.call.rows, self.call
+        make = torch.empty if rows.dense else torch.zeros
+        return make(rows.B, rows.T, call.H, *[call.sizes[n] for n in d.dims], dtype=call.out_dtypes[d.name],
+                    device=call.device)
+
+    def _whole(self, y: Tensor, axes: tuple[str, ...], d: Decl, M: int, rows: bool = True) -> Tensor:
+        """A result [M, axes...] with all axes of its declaration."""
+        want = ((ROW,) if rows else ()) + d.dims
+        if axes != want:
+            have = iter(y.shape[1:])
+            y = y.reshape(y.shape[0], *[next(have) if n in axes else 1 for n in want])
+        return y.expand(M, *[self.sizes[n] for n in want])
+
+    # ------------------------------------------------------------ backward
+    def backward(self, tensors: list[Tensor], kept: list[Tensor], cotangents: list[Tensor],
+                 needs: tuple[bool, ...]) -> list[Tensor | None]:
+        call, program, layout = self.call, self.program, self.layout
+        n_in, n_par, n_out = len(program.ins), len(program.params), len(program.outs)
+        rows = {d.name: layout.gather(x) for d, x in zip(program.ins, tensors[:n_in], strict=True)}
+        rows |= {f"d{d.name}": layout.gather(c) for d, c in zip(program.outs, cotangents[:n_out], strict=True)}
+        params = tensors[n_in:n_in + n_par]
+        wanted = frozenset(d.name for d, need in zip((*program.ins, *program.params), needs, strict=False) if need)
+        grads = {d.name: torch.zeros_like(x, memory_format=torch.contiguous_format) if not call.rows.dense
+                 else torch.empty(x.shape, dtype=x.dtype, device=x.device)
+                 for d, x in zip(program.ins, tensors[:n_in], strict=True) if d.name in wanted}
+        sums: dict[str, Tensor] = {}
+        final = [layout.by_rank(c).contiguous() for c in cotangents[n_out:]]
+        work, constants, kept = Workspace.mine(call.dtype, call.device), {}, list(kept)
+        for band in reversed(layout.bands):
+            starts = [kept.pop() for _ in program.states][::-1]
+            flows = [_BackFlow(self, d, dF[band.low:band.high].flatten(0, 1), band, s0)
+                     for d, dF, s0 in zip(program.states, final, starts, strict=True)]
+            for block in reversed(band.blocks):
+                s = self.code.backward(block.partial, wanted)
+                if block.partial not in constants:
+                    constants[block.partial] = self._constants(s, params)
+                saved = [kept.pop() for _ in self.code.saves(block.partial)][::-1]
+                self._backward_block(s, block, flows, rows, saved, grads, sums, constants[block.partial], work)
+            for flow in flows:
+                flow.finish()
+        return self._gradients(tensors, needs, grads, sums, [layout.by_call(x) for x in final])
+
+    def _backward_block(self, s: Segment, block: Block, flows: list[_BackFlow], rows: dict[str, Tensor],
+                        saved: list[Tensor], grads: dict[str, Tensor], sums: dict[str, Tensor],
+                        constants: dict[str, Any], work: Workspace) -> None:
+        given = self._arguments(s, block, constants, work)
+        for name, node in s.rows.items():
+            x = given[name]
+            block.load(rows[("d" if node.op == "cot" else "") + node.attr("name")], x)
+            if node.op == "cot" and block.partial:
+                x.mul_(block.live.view(block.M, self.C, *[1] * (x.ndim - 2)))  # type: ignore[attr-defined]
+        given["finish"] = [None] * len(block.counts)
+        for flow, name in zip(flows, s.carried, strict=True):
+            given |= flow.backward(name, block)
+        given |= dict(zip(s.saved, saved, strict=True))
+        results = s.run(**{k: v for k, v in given.items() if k in s.arguments})
+        for (role, name, axes), y in zip(s.results, results, strict=True):
+            y = self._whole(y, axes, self.program.decl(name), block.M, rows=role == "grad")
+            if role == "grad":
+                block.store(y, grads[name])
+            else:
+                part = y.unflatten(0, (block.N, self.call.H)).sum(0)
+                sums[name] = sums[name] + part if name in sums else part
+        for flow in flows:
+            flow.advance(block)
+
+    def _gradients(self, tensors: list[Tensor], needs: tuple[bool, ...], grads: dict[str, Tensor],
+                   sums: dict[str, Tensor], states: list[Tensor]) -> list[Tensor | None]:
+        program, found = self.program, []
+        for d, x, need in zip((*program.ins, *program.params), tensors, needs, strict=False):
+            if not need:
+                found.append(None)
+            elif d.role == "in":
+                grad = self.layout.scatter(grads[d.name])
+                found.append(torch.where(x.isinf(), 0.0, grad) if _open_ended(d) else grad)
+            else:
+                total = sums.get(d.name, torch.zeros((self.call.H, *x.shape[1:]), dtype=self.call.dtype, device=x.device))
+                grad = total.unflatten(0, (x.shape[0], -1)).sum(1).to(x.dtype)
+                found.append(torch.where(x.isinf(), 0.0, grad) if _open_ended(d) else grad)
+        return [*found, *(g if need else None for g, need in zip(states, needs[len(found):], strict=True))]
+
+
+def _open_ended(d: Decl) -> bool:
+    """Inputs that may be infinite have gradient 0 there."""
+    return any(r.of == "x" and (r.low is None) != (r.high is None) for r in d.ranges)
+
+
+# ---------------------------------------------------------------- states
+class _Flow:
+    """One state through a band: a buffer in which every chunk finds what it receives, and leaves what the
+    next one does; `final` [n * H, ...] gets what each sequence ends with."""
+
+    def __init__(self, run: _Run, d: Decl, final: Tensor, band: Band):
+        self.H, self.keep, self.final = run.call.H, run.needs, final
+        sizes = [b.M for b in band.blocks]
+        last = band.blocks[-1].steps[-1] if band.blocks else 0
+        rows = sum(sizes) + last if self.keep else max((b.M + b.steps[-1] for b in band.blocks), default=0)
+        self.buffer, self.base = run._states(rows, d), 0
+        first = band.running * self.H
+        self.buffer[:first] = final[:first]
+
+    def forward(self, name: str, block: Block, finish: list[Callable[[], None] | None]) -> dict[str, Any]:
+        at, to, offset = [], [], self.base
+        counts = [*block.counts[1:], block.after]
+        for j, (m, after) in enumerate(zip(block.steps, counts, strict=True)):
+            at.append(self.buffer[offset:offset + m])
+            to.append(self.buffer[offset + m:offset + 2 * m])
+            offset += m
+            if after * self.H < m:
+                finish[j] = _then(finish[j], self.final[after * self.H:m], to[j][after * self.H:])
+        return {f"{name}_at": at, f"{name}_to": to, name: self.buffer[self.base:offset]}
+
+    def advance(self, block: Block) -> None:
+        if self.keep:
+            self.base += block.M
+        else:
+            n = block.after * self.H
+            self.buffer[:n] = self.buffer[block.M:block.M + n].clone()
+
+
+def _then(before: Callable[[], None] | None, to: Tensor, value: Tensor) -> Callable[[], None]:
+    def finish() -> None:
+        if before is not None:
+            before()
+        to.copy_(value)
+    return finish
+
+
+class _BackFlow:
+    """The cotangent of one state through a band, from its end; `final` [n * H, ...] holds that of the final
+    states, and in the end that of the initial ones."""
+
+    def __init__(self, run: _Run, d: Decl, final: Tensor, band: Band, starts: Tensor):
+        self.H, self.final, self.starts, self.base = run.call.H, final, starts, sum(b.M for b in band.blocks)
+        self.first = band.running * self.H
+        self.buffer = run._states(max((b.M for b in band.blocks), default=0), d)
+        self.carry = run._states(self.first, d)
+        self.to_name = d.name
+
+    def backward(self, name: str, block: Block) -> dict[str, Any]:
+        self.base -= block.M
+        at, to, offset, after = [], [], block.M, block.after * self.H
+        slots = []
+        for m in reversed(block.steps):
+            offset -= m
+            slots.append(self.buffer[offset:offset + m])
+        if slots:
+            slots[0][:after] = self.carry[:after]
+        for slot in slots:
+            slot[after:] = self.final[after:len(slot)]
+            after = len(slot)
+        for slot, target in zip(slots, [*slots[1:], self.carry], strict=True):
+            at.append(slot)
+            to.append(target[:len(slot)])
+        return {f"d{name}_at": at, f"d{name}_to": to, f"d{name}": self.buffer[:block.M],
+                name: self.starts[self.base:self.base + block.M]}
+
+    def advance(self, block: Block) -> None:
+        pass
+
+    def finish(self) -> None:
+        self.final[:self.first] = self.carry

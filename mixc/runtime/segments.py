@@ -1,0 +1,230 @@
+"""How the tokens of a call become segments: [M, C, ...] tensors of consecutive chunks, and back.
+
+    sequences of 3, 1 and 2 chunks:   a0 c0 b0 | a1 c1 | a2        (chunk by chunk, longest sequence first)
+
+Within a chunk's place the sequences stand by falling length, so that the loop over chunks works on a
+contiguous slice of those that still run.  M counts (chunk, sequence, head) triples in this order.
+A *band* is a group of sequences run from start to end, so that one chunk of all its sequences fits the cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from mixc.runtime.rows import Rows
+
+Tensor = torch.Tensor
+
+
+@dataclass
+class Block:
+    """One segment: chunks `first` .. `first + len(counts) - 1` of a band; `counts`: sequences in each."""
+
+    H: int
+    C: int
+    first: int
+    counts: list[int]
+    after: int  # how many of the band's sequences go on behind the last chunk
+
+    partial = False
+
+    @property
+    def N(self) -> int:
+        return sum(self.counts)
+
+    @property
+    def M(self) -> int:
+        return self.N * self.H
+
+    @cached_property
+    def steps(self) -> list[int]:
+        return [n * self.H for n in self.counts]
+
+    def source(self, x: Tensor) -> Tensor:
+        """[B, T, G, ...] -> [n, b, G, C, ...], a view if the rows allow; n * b = N."""
+        raise NotImplementedError
+
+    def load(self, x: Tensor, out: Tensor) -> None:
+        """out [M, C, ...] from x [B, T, G, ...], heads repeated."""
+        y = self.source(x)
+        G = y.shape[2]
+        out.view(*y.shape[:2], G, self.H // G, *y.shape[3:]).copy_(y.unsqueeze(3))
+
+    def store(self, y: Tensor, out: Tensor) -> None:
+        """out [B, T, G, ...] from y [M, C, ...], heads of a group summed."""
+        raise NotImplementedError
+
+    def grouped(self, y: Tensor, lead: tuple[int, ...], G: int) -> Tensor:
+        """[M, C, ...] -> [*lead, G, C, ...]"""
+        if self.H == G:
+            return y.view(*lead, G, *y.shape[1:])
+        return y.view(*lead, G, self.H // G, *y.shape[1:]).sum(len(lead) + 1)
+
+
+@dataclass
+class DenseBlock(Block):
+    """Whole chunks of sequences low .. high - 1 of a dense batch: nothing is gathered."""
+
+    low: int = 0
+    high: int = 0
+
+    def _view(self, x: Tensor) -> Tensor:
+        n, at = len(self.counts), self.first * self.C
+        rows = x[self.low:self.high, at:at + n * self.C].unflatten(1, (n, self.C))
+        return rows.transpose(0, 1).transpose(2, 3)
+
+    def source(self, x: Tensor) -> Tensor:
+        return self._view(x)
+
+    def store(self, y: Tensor, out: Tensor) -> None:
+        lead = (len(self.counts), self.high - self.low)
+        self._view(out).copy_(self.grouped(y, lead, out.shape[2]))
+
+
+@dataclass
+class GatheredBlock(Block):
+    """Chunks of any rows. `index` int64 [N, C]: the flat row of each, the last token's behind the end."""
+
+    index: Tensor = None  # type: ignore[assignment]
+    rows_live: Tensor = None  # type: ignore[assignment]  # bool [N, C]
+
+    def __post_init__(self) -> None:
+        self.partial = not bool(self.rows_live.all())
+
+    @cached_property
+    def live(self) -> Tensor:
+        """bool [M, C]"""
+        return self.rows_live.repeat_interleave(self.H, 0)
+
+    @cached_property
+    def _places(self) -> tuple[Tensor, Tensor]:
+        """The live rows of a segment, and where they go."""
+        places = self.rows_live.reshape(-1).nonzero().squeeze(1)
+        return places, self.index.reshape(-1).index_select(0, places)
+
+    def source(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, *x.shape[2:]).index_select(0, self.index.reshape(-1))
+        return rows.view(1, self.N, self.C, *x.shape[2:]).transpose(2, 3)
+
+    def store(self, y: Tensor, out: Tensor) -> None:
+        places, to = self._places
+        rows = self.grouped(y, (self.N,), out.shape[2]).transpose(1, 2).flatten(0, 1)
+        out.view(-1, *out.shape[2:]).index_copy_(0, to, rows.index_select(0, places).to(out.dtype))
+
+
+@dataclass
+class Band:
+    """Sequences run together, by falling length. `ranks`: their places among all sequences so sorted."""
+
+    low: int
+    high: int
+    blocks: list[Block]
+
+    @property
+    def running(self) -> int:
+        """How many of them have a token."""
+        return self.blocks[0].counts[0] if self.blocks else 0
+
+
+class Layout:
+    """The bands of a call.
+
+    Attributes:
+        ranked: int64 [N], sequences by falling length; None: as they are.
+        rows: how the call's tensors are to be gathered first (dense calls run backwards).
+    """
+
+    def __init__(self, rows: Rows, H: int, C: int, triple: int, device: torch.device, segment: int, band: int):
+        """triple: bytes of one [C, ...] tensor of the largest kind; segment, band: bytes a segment or one
+        chunk of a band may have of it."""
+        self.rows, self.H, self.C, self.device = rows, H, C, device
+        self.chunks = max(1, segment // triple)  # triples in a segment
+        self.width = max(1, band // (triple * H))  # sequences in a band
+        self.ranked: Tensor | None = None
+        self.bands = self._dense() if rows.dense else self._ragged()
+
+    @property
+    def partial(self) -> bool:
+        return any(b.partial for band in self.bands for b in band.blocks)
+
+    # ------------------------------------------------------------ dense
+    def _dense(self) -> list[Band]:
+        B, T, C, H = self.rows.B, self.rows.T, self.C, self.H
+        whole, tail = divmod(T, C)
+        bands = []
+        for low in range(0, B, self.width):
+            high = min(low + self.width, B)
+            n, blocks = high - low, []
+            per = max(1, self.chunks // (n * H))
+            for first in range(0, whole, per):
+                count = min(per, whole - first)
+                last = first + count == whole and not tail
+                blocks.append(DenseBlock(H, C, first, [n] * count, 0 if last else n, low, high))
+            if tail:
+                blocks.append(self._tail(low, high, whole, tail))
+            bands.append(Band(low, high, blocks))
+        return bands
+
+    def _tail(self, low: int, high: int, chunk: int, tail: int) -> Block:
+        place = torch.arange(self.C, device=self.device)
+        row = chunk * self.C + place.clamp(max=tail - 1)
+        index = torch.arange(low, high, device=self.device).unsqueeze(1) * self.rows.T + row
+        live = (place < tail).expand(high - low, -1)
+        return GatheredBlock(self.H, self.C, chunk, [high - low], 0, index, live)
+
+    # ------------------------------------------------------------ ragged
+    def _ragged(self) -> list[Band]:
+        spans = self.rows.sequences()
+        ranked = sorted(range(len(spans)), key=lambda n: -spans[n][1])
+        self.ranked = torch.tensor(ranked, dtype=torch.int64, device=self.device)
+        bands = []
+        for low in range(0, len(ranked), self.width):
+            high = min(low + self.width, len(ranked))
+            mine = [spans[n] for n in ranked[low:high]]
+            bands.append(Band(low, high, self._blocks(mine)))
+        return bands
+
+    def _blocks(self, spans: list[tuple[int, int]]) -> list[Block]:
+        C, H = self.C, self.H
+        counts = []
+        for j in range(-(-spans[0][1] // C)):
+            counts.append(sum(length > j * C for _, length in spans))
+        blocks: list[Block] = []
+        first = 0
+        while first < len(counts):
+            stop, triples = first, 0
+            while stop < len(counts) and (stop == first or triples + counts[stop] * H <= self.chunks):
+                triples += counts[stop] * H
+                stop += 1
+            after = counts[stop] if stop < len(counts) else 0
+            blocks.append(GatheredBlock(H, C, first, counts[first:stop], after,
+                                        *self._index(spans, counts[first:stop], first)))
+            first = stop
+        return blocks
+
+    def _index(self, spans: list[tuple[int, int]], counts: list[int], first: int) -> tuple[Tensor, Tensor]:
+        pairs = torch.tensor([(spans[i][0], spans[i][1], (first + j) * self.C)
+                              for j, n in enumerate(counts) for i in range(n)], dtype=torch.int64, device=self.device)
+        start, length, at = pairs.unbind(1)
+        row = at.unsqueeze(1) + torch.arange(self.C, device=self.device)
+        live = row < length.unsqueeze(1)
+        index = start.unsqueeze(1) + torch.minimum(row, length.unsqueeze(1) - 1)
+        return (index if self.rows.order is None else self.rows.order[index]), live
+
+    # ------------------------------------------------------------ tensors of a call
+    def gather(self, x: Tensor) -> Tensor:
+        """The tensor that blocks load from."""
+        return self.rows.gather(x) if self.rows.dense else x
+
+    def scatter(self, x: Tensor) -> Tensor:
+        """What blocks stored, in the order of the call."""
+        return self.rows.scatter(x) if self.rows.dense else x
+
+    def by_rank(self, x: Tensor) -> Tensor:
+        return x if self.ranked is None else x.index_select(0, self.ranked)
+
+    def by_call(self, x: Tensor) -> Tensor:
+        return x if self.ranked is None else torch.empty_like(x).index_copy(0, self.ranked, x)

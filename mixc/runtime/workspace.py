@@ -1,0 +1,48 @@
+"""Scratch that outlives a call: fresh memory costs a page fault every 4 KB, more than most uses of it.
+
+One per thread, dtype and device.  It is as large as the largest segment so far (some 20 MB: segments are
+cut to a fixed size), whatever the length of the sequences.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+
+import torch
+
+Tensor = torch.Tensor
+_local = threading.local()
+_LINE = 16  # values: buffers start at a cache line
+
+
+class Workspace:
+    def __init__(self, dtype: torch.dtype, device: torch.device):
+        self.flat = torch.empty(0, dtype=dtype, device=device)
+        self.frames: dict[tuple[object, ...], dict[str, Tensor]] = {}
+
+    @staticmethod
+    def mine(dtype: torch.dtype, device: torch.device) -> Workspace:
+        """This thread's."""
+        pool: dict[tuple[torch.dtype, torch.device], Workspace] = _local.__dict__.setdefault("pool", {})
+        if (dtype, device) not in pool:
+            pool[dtype, device] = Workspace(dtype, device)
+        return pool[dtype, device]
+
+    def frame(self, M: int, shapes: dict[str, list[int]]) -> dict[str, Tensor]:
+        """A tensor [M, shape...] for every name; valid until the next frame is asked for."""
+        key = (M, tuple((name, tuple(shape)) for name, shape in shapes.items()))
+        if key not in self.frames:
+            sizes = {name: M * math.prod(shape) for name, shape in shapes.items()}
+            total = sum(-(-n // _LINE) * _LINE for n in sizes.values())
+            if total > self.flat.numel():
+                self.flat = torch.empty(total, dtype=self.flat.dtype, device=self.flat.device)
+                self.frames.clear()
+            if len(self.frames) > 64:
+                self.frames.clear()
+            views, at = {}, 0
+            for name, n in sizes.items():
+                views[name] = self.flat[at:at + n].view(M, *shapes[name])
+                at += -(-n // _LINE) * _LINE
+            self.frames[key] = views
+        return self.frames[key]
