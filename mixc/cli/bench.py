@@ -30,6 +30,8 @@ def bench(file: File, shape: ShapeText = None, mixer: Pick = None,
         output.say_json(report)
         return
     where = report["machine"]
+    for note in m.notes:
+        output.diagnostic(note)
     screen.print(f"[bold]{m.__name__}[/]  {report['shape']}  {dtype} on {where}")
     output.table(["", "eager loop, ms", "mixc, ms", "times faster"],
                  [(r["what"], f"{r['eager_ms']:.1f}", f"{r['mixc_ms']:.1f}", f"{r['eager_ms'] / r['mixc_ms']:.1f}")

@@ -150,7 +150,10 @@ def mixers(file: str, name: str | None = None) -> list[Any]:
         found = [m for m in found if m.name == name]
         if not found:
             raise typer.BadParameter(f"{file} has no mixer `{name}`", param_hint="--mixer")
-    return [Mixer(m, source) for m in found]
+    made = [Mixer(m, source) for m in found]
+    for m in made:
+        m.noted = True  # commands print notes themselves
+    return made
 
 
 def one_mixer(file: str, name: str | None) -> Any:

@@ -40,15 +40,13 @@ def eager_loop(program: Program, sizes: dict[str, int], consts: dict[str, float]
     text = writer.text()
     scope: dict[str, Any] = {"torch": torch, "F": F, "REAL": dtype, **writer.constants}
     exec(compile(text, f"<eager loop of {program.name}>", "exec"), scope)  # our own text, names checked
-    start = _starts(program, sizes, consts)
+    start = _starts(program, sizes, consts, dtype)
 
     def loop(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ins = [_heads(tensors[d.name], 2, H) for d in program.ins]
         params = [_heads(tensors[d.name], 0, H)[None] for d in program.params]
         B = ins[0].shape[0]
-        states = [torch.full([B, H, *(sizes[n] for n in d.dims)], start[d.name],
-                             dtype=torch.promote_types(dtype, torch.complex64) if d.kind == "complex" else dtype)
-                  for d in program.states]
+        states = [start[d.name].expand(B, H, *(sizes[n] for n in d.dims)) for d in program.states]
         outs = scope["loop"](*ins, *params, *states)
         return dict(zip((d.name for d in program.outs), outs, strict=True))
     return loop, text
@@ -58,17 +56,20 @@ def _heads(x: Tensor, axis: int, H: int) -> Tensor:
     return x.repeat_interleave(H // x.shape[axis], axis) if x.shape[axis] != H else x
 
 
-def _starts(program: Program, sizes: dict[str, int], consts: dict[str, float]) -> dict[str, float]:
+def _starts(program: Program, sizes: dict[str, int], consts: dict[str, float], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Initial states [1, 1, dims...]."""
     found = {}
     for d in program.states:
-        if d.init is not None and (d.init.dims or any(n.op == "param" for n in postorder([d.init]))):
-            raise NotImplementedError(f"{d.name} starts at values that differ")
-        found[d.name] = 0.0 if d.init is None else float(evaluate([d.init], _env(sizes, consts, torch.float64))[0])
+        if d.init is not None and any(n.op == "param" for n in postorder([d.init])):
+            raise NotImplementedError(f"{d.name} starts at a param")
+        kind = torch.promote_types(dtype, torch.complex64) if d.kind == "complex" else dtype
+        value = torch.zeros(()) if d.init is None else evaluate([d.init], _env(sizes, consts, dtype))[0]
+        found[d.name] = value.to(kind).reshape(1, 1, *(value.shape[2:] or [1] * len(d.dims)))
     return found
 
 
 def _env(sizes: dict[str, int], consts: dict[str, float], dtype: torch.dtype) -> Env:
-    return Env(lambda n: torch.full((), consts[n.attr("name")], dtype=dtype), sizes, dtype=dtype, batch=0)
+    return Env(lambda n: torch.full((1, 1), consts[n.attr("name")], dtype=dtype), sizes, dtype=dtype, batch=2)
 
 
 class _Writer:
@@ -119,7 +120,7 @@ class _Writer:
             number = value.item()
             return repr(number) if not isinstance(number, float) or math.isfinite(number) else f"float('{number}')"
         name = f"c{len(self.constants)}"
-        self.constants[name] = value.reshape(1, 1, *value.shape)
+        self.constants[name] = value
         return name
 
     def _as(self, node: Node, want: tuple[str, ...], plain: bool = False) -> str:
@@ -167,11 +168,19 @@ class _Writer:
         if len(inner) == 1 and not rows and not cols and node.dims == tuple(both):
             return f"({self._as(a, (*both, *inner))} * {self._as(b, (*both, *inner))}).sum(-1)"
         if len(inner) == 1 and not both and len(rows) <= 1 and len(cols) <= 1 and node.dims == (*rows, *cols):
-            left, right = self._as(a, (*rows, *inner)), self._as(b, (*inner, *cols))
+            left, right = self._alike(node, self._as(a, (*rows, *inner)), self._as(b, (*inner, *cols)))
             left = left if rows else f"{left}.unsqueeze(-2)"
             right = right if cols else f"{right}.unsqueeze(-1)"
             squeeze = ".squeeze(-2)" if not rows else ".squeeze(-1)" if not cols else ""
             return f"({left} @ {right}){squeeze}"
         letters = {d: chr(ord("A") + i) for i, d in enumerate(dict.fromkeys((*a.dims, *b.dims)))}
         left, right, out = ("".join(letters[d] for d in x.dims) for x in (a, b, node))
-        return f"torch.einsum('...{left},...{right}->...{out}', {self._name(a)}, {self._name(b)})"
+        operands = ", ".join(self._alike(node, self._name(a), self._name(b)))
+        return f"torch.einsum('...{left},...{right}->...{out}', {operands})"
+
+    @staticmethod
+    def _alike(node: Node, *operands: str) -> list[str]:
+        """Operands of one kind: matrix products take no mixture."""
+        kinds = {a.kind for a in node.args}
+        return [f"({x} + 0j)" if len(kinds) > 1 and a.kind != "complex" else x
+                for x, a in zip(operands, node.args, strict=True)]
