@@ -30,7 +30,16 @@ class Kernel:
 
 
 # names that a kernel's text uses itself; a user's name that equals one gets an underscore
-RESERVED = frozenset(["tl", "triton", "dot", "span_sum", "running_sum", "log_and_sign", "odd", "span_product", "running_product", "whole_product", "softplus", "logsigmoid", "log1p", "expm1", "logaddexp", "sign", "mod", "pid", "seq", "head", "C", "T", "H", "rows", "live", "held", "row", "chunk", "chunks", "first", "length", "batch", "token", "starts", "lengths", "chunk_at", "first_chunk", "i", "SIGN", "RAGGED", "KEEP", "HAS_INITIAL", "OPERAND", "PRECISION", "STAGES", "print", "range", "float", "int", "min", "max", "abs"])
+RESERVED = frozenset([
+    "tl", "triton", "dot", "span_sum", "running_sum", "log_and_sign", "odd", "span_product", "running_product",
+    "whole_product", "softplus", "logsigmoid", "log1p", "expm1", "logaddexp", "sign", "mod", "pid", "seq", "head",
+    "B", "C", "T", "H", "rows", "live", "held", "row", "row_at", "chunk", "chunks", "first", "length", "batch",
+    "token", "starts", "lengths", "chunk_at", "first_chunk", "i", "SIGN", "RAGGED", "KEEP", "HAS_INITIAL",
+    "STORE_FINAL", "OPERAND", "PRECISION", "STAGES", "print", "range", "float", "int", "min", "max", "abs", "any",
+    "ctx", "seqs", "device", "count", "tile", "keep", "bound", "has_initial", "has_final", "parts", "initial",
+    "torch", "math", "os", "run", "block", "operand", "precision", "merged", "over_group", "features_packed",
+    "Sequences", "FORWARD", "BACKWARD", "INTERPRETED",
+])
 
 
 def safe(name: str) -> str:

@@ -250,43 +250,48 @@ class _Module:
 
     # ------------------------------------------------------------ what a user calls
     def _calls(self) -> str:
-        names = [d.name for d in self._tensors()]
-        consts = [c.name for c in self.p.consts]
-        states = [s.name for s in self.states]
-        lines = [f"def {self.name}({', '.join(names)}, *, {''.join(c + '=None, ' for c in consts)}initial_state=None,",
+        names, own = [d.name for d in self._tensors()], [safe(d.name) for d in self._tensors()]
+        consts, states = [c.name for c in self.p.consts], [s.name for s in self.states]
+        keywords = "".join(f"{c}=None, " for c in consts)
+        lines = [f"def {self.name}({', '.join(names)}, *, {keywords}initial_state=None,",
                  " " * (5 + len(self.name)) + "output_final_state=False, cu_seqlens=None, reverse=False):",
-                 f'    """{self._signature_doc()}"""']
-        body = self._const_lines()
-        first = names[0]
-        body += [f"B, T = {first}.shape[:2]",
-                 "starts = lengths = None",
-                 "if cu_seqlens is not None:",
-                 "    starts, lengths = cu_seqlens[:-1].contiguous(), (cu_seqlens[1:] - cu_seqlens[:-1]).to(torch.int32)",
-                 "seqs = Sequences(B, T, starts, lengths, reverse, output_final_state)"]
-        if states:
-            single = len(states) == 1
-            body += [f"initial = {{'{states[0]}': initial_state}} if torch.is_tensor(initial_state) else initial_state or {{}}"
-                     if single else "initial = initial_state or {}"]
+                 f'    """{self._signature_doc()}"""',
+                 "    _sequences = None",
+                 "    if cu_seqlens is not None:",
+                 "        _sequences = cu_seqlens[:-1].contiguous(), (cu_seqlens[1:] - cu_seqlens[:-1]).to(torch.int32)"]
+        if len(states) == 1:
+            lines += ["    if torch.is_tensor(initial_state):", f"        initial_state = {{'{states[0]}': initial_state}}"]
+        passed = "".join(f"{c}={c}, " for c in consts)
+        lines += [f"    _out, _state = run({', '.join(names)}, {passed}initial_state=initial_state,",
+                  "                     output_final_state=output_final_state, sequences=_sequences, reverse=reverse)"]
+        lines.append("    return _out[0], _state" if len(self.outs) == 1 else "    return _out, _state")
+        return "\n".join([*lines, "", "", *self._run(own, consts, states), "", "", *self._step(names, consts)])
+
+    def _run(self, names: list[str], consts: list[str], states: list[str]) -> list[str]:
+        """The same for programs: outs always a tuple, sequences as (first row, length)."""
+        keywords = "".join(f"{c}=None, " for c in consts)
+        lines = [f"def run({', '.join(names)}, *, {keywords}initial_state=None, output_final_state=False, sequences=None,",
+                 "        reverse=False):", '    """Outs as a tuple; sequences: the first row and the length of each."""']
+        body = [*self._const_lines(), f"B, T = {names[0]}.shape[:2]",
+                "seqs = Sequences(B, T, *(sequences or (None, None)), reverse, output_final_state)",
+                "initial = initial_state or {}"]
         given = [*names, *(f"initial.get('{s}')" for s in states)]
         result = [safe(o.name) for o in self.outs] + [f"{s}_final" for s in states]
-        body += [f"{', '.join(result)}{',' if len(result) == 1 else ''} = _apply({_camel(self.name)}, seqs, {_join(consts)}{', '.join(given)})"]
+        body.append(f"{', '.join(result)}{',' if len(result) == 1 else ''} = "
+                    f"{_camel(self.name)}.apply(seqs, {_join(consts)}{', '.join(given)})")
         final = "{" + ", ".join(f"'{s}': {s}_final" for s in states) + "} if output_final_state else None"
-        outs = safe(self.outs[0].name) if len(self.outs) == 1 else "(" + ", ".join(safe(o.name) for o in self.outs) + ")"
-        body.append(f"return {outs}, {final}")
-        lines += _indent(body, 1)
-        lines += ["", "", "def _apply(function, *args):", "    out = function.apply(*args)",
-                  "    return out if isinstance(out, tuple) else (out,)"]
-        return "\n".join([*lines, "", "", *self._step(names, consts, states)])
+        outs = ", ".join(safe(o.name) for o in self.outs)
+        body.append(f"return ({outs},), {final}")
+        return [*lines, *_indent(body, 1)]
 
-    def _step(self, names: list[str], consts: list[str], states: list[str]) -> list[str]:
+    def _step(self, names: list[str], consts: list[str]) -> list[str]:
         ins, params = [d.name for d in self.p.ins], [d.name for d in self.p.params]
         lines = [f"def {self.name}_step(state, {', '.join(names)}{''.join(', ' + c + '=None' for c in consts)}):",
                  '    """One token: tensors without the time axis; state None starts afresh."""']
-        given = [f"{n}.unsqueeze(1)" for n in ins] + params
-        lines += [f"    out, state = {self.name}({', '.join(given)}{''.join(f', {c}={c}' for c in consts)}, initial_state=state,",
-                  "                 " + " " * len(self.name) + "output_final_state=True)"]
-        unpack = "out.squeeze(1)" if len(self.outs) == 1 else "tuple(x.squeeze(1) for x in out)"
-        return [*lines, f"    return {unpack}, state"]
+        given = [*(f"{n}.unsqueeze(1)" for n in ins), *params, *(f"{c}={c}" for c in consts)]
+        lines += [f"    _out, _state = run({', '.join(given)}, initial_state=state, output_final_state=True)",
+                  "    _out = tuple(_o.squeeze(1) for _o in _out)"]
+        return [*lines, f"    return {'_out[0]' if len(self.outs) == 1 else '_out'}, _state"]
 
     def _signature_doc(self) -> str:
         rows = [f"{d.name}: [{', '.join(['B, T, H' if d.role == 'in' else 'H', *d.dims])}]" for d in self._tensors()]
