@@ -1,0 +1,107 @@
+"""The slips a PyTorch user makes first, each with what to write instead.
+
+Shared by both surfaces: a `.mix` text and a Python function are refused in the same words.
+"""
+
+from __future__ import annotations
+
+from mixc.errors import Diagnostic, Span
+from mixc.frontend.names import FUNCTIONS, REDUCTIONS
+
+MODULES = {"torch", "F", "nn", "np", "numpy", "math", "jnp", "jax", "tl", "cmath"}
+STATEMENTS = {
+    "if": "the same lines run for every token: choose between values with `where(cond, a, b)`",
+    "while": "the only loop is `for n in N { ... }` over a dim",
+    "return": "what comes out is written `out o[V] = ...`",
+    "import": "nothing is imported: the functions of the language are always there",
+    "def": "there are no functions: give the value a name, `y = ...`",
+    "for": "the only loop is `for n in N { ... }` over a dim",
+}
+STATEMENTS |= dict.fromkeys(("elif", "else", "match"), STATEMENTS["if"])
+STATEMENTS |= dict.fromkeys(("yield", "print"), STATEMENTS["return"])
+STATEMENTS |= dict.fromkeys(("lambda", "class", "async", "with"), STATEMENTS["def"]) | {"from": STATEMENTS["import"]}
+STATEMENTS |= dict.fromkeys(("assert", "raise", "try"), "what must hold of an input is a range: `in g where g <= 0`")
+STATEMENTS |= dict.fromkeys(("break", "continue", "pass", "del", "global", "nonlocal", "await"),
+                            "lines run from top to bottom, once per token")
+
+_BY_NAME = "dims have names: nothing is transposed, reshaped or repeated by hand; `a @ b` sums over the dims both have"
+_INSTEAD = {
+    **dict.fromkeys(("T", "mT", "t", "transpose", "permute", "swapaxes", "view", "reshape", "unsqueeze", "squeeze",
+                     "expand", "repeat", "flatten", "movedim", "rearrange", "broadcast_to", "contiguous"), _BY_NAME),
+    **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot", "inner", "einsum", "bilinear", "addmm"),
+                    "write `a @ b`: it sums over every dim that both have; keep a shared dim with `sum[K](a * b)`"),
+    **dict.fromkeys(("outer", "kron"), "write `k * v`: values broadcast by dim name, so it is the outer product"),
+    **dict.fromkeys(("shape", "size", "numel", "len", "ndim"), "a dim's name in an expression is its size"),
+    **dict.fromkeys(("cumsum", "cumprod", "cummax", "logcumsumexp", "scan"),
+                    "over time a state does that: `state s`, then `s = s + x`"),
+    **dict.fromkeys(("zeros", "ones", "full", "zeros_like", "ones_like", "tensor", "empty"),
+                    "write the number: a value without dims is repeated"),
+    **dict.fromkeys(("cat", "concat", "stack", "chunk", "split"), "give every part its own name and dims"),
+    **dict.fromkeys(("float", "double", "half", "to", "bfloat16", "type", "int", "long"),
+                    "every value is a float of the run's precision: nothing is cast"),
+    **dict.fromkeys(("amax", "argmax"), "write `max[K](x)`"), "amin": "write `min[K](x)`",
+    "var": "write `mean[K](square(x - mean[K](x)))`", "prod": "write `exp(sum[K](log(x)))` for positive x",
+    "logsumexp": "write `log(sum[K](exp(x - max[K](x)))) + max[K](x)`",
+    "rms": "write `sqrt(mean[K](square(x)))`", "detach": "write `stop_gradient(x)`", "ln": "write `log(x)`",
+    "pow": "write `x ** y`", "normalize": "write `x / norm[K](x)`", "arange": "write `index[K]`",
+    "conv1d": "write `sum[W](c * lag[W](x))`", "roll": "write `lag(x, n)`", "shift": "write `lag(x, n)`",
+    "mul": "write `a * b`", "add": "write `a + b`", "sub": "write `a - b`", "div": "write `a / b`",
+    "neg": "write `-x`", "item": "a value needs no `.item()`", "log2": "write `log(x) / log(2)`",
+    "sgn": "write `sign(x)`", "linear": "write `W @ x`, with `param W[D, E]`", "clip": "write `clamp(x, low, high)`",
+    "exp2": "write `2 ** x`", "tan": "write `sin(x) / cos(x)`", "logit": "write `log(p / (1 - p))`",
+    "swish": "write `silu(x)`",
+    "layer_norm": "with `y = x - mean[D](x)` write `y * rsqrt(mean[D](square(y)) + 1e-5)`",
+    "rms_norm": "write `x * rsqrt(mean[D](square(x)) + 1e-6)`", "masked_fill": "write `where(cond, value, x)`",
+}
+
+
+def instead(name: str, x: str = "x") -> str | None:
+    """What to write for a PyTorch name, if we know."""
+    if name in REDUCTIONS:
+        return f"write `{name}[K]({x})`, with the dims to reduce over in the brackets, or `{name}({x})` for all"
+    if name in FUNCTIONS:
+        return f"write `{name}({', '.join([x, 'b', 'c'][:FUNCTIONS[name]])})`"
+    return _INSTEAD.get(name)
+
+
+def statement(word: str, span: Span) -> Diagnostic:
+    return Diagnostic("MX103", f"`{word}` is no statement of the language", span, STATEMENTS[word])
+
+
+def attribute(base: str, name: str, span: Span, called: bool = False) -> Diagnostic:
+    """x.T, x.sum(...), torch.exp(...): `base` is the text before the dot."""
+    if base.split(".")[0] in MODULES:
+        help_ = instead(name) or "the functions of the language are listed in docs/language.md, section 1"
+        return Diagnostic("MX105", f"`{base}.{name}` is no function of the language", span, help_)
+    help_ = instead(name, base) or "write functions before their arguments: `exp(x)`, `sum[K](x)`"
+    what = f"`{base}.{name}(...)`: values have no methods" if called else f"`{base}.{name}`: values have no attributes"
+    return Diagnostic("MX104", what, span, help_)
+
+
+def position(text: str, span: Span) -> Diagnostic:
+    return Diagnostic("MX106", f"`{text}` picks by position: brackets hold names of dims and loop indices", span,
+                      "entries are picked inside `for n in N { ... x[n] ... }`, or by a mask: "
+                      "`sum[K](where(index[K] == 0, S, 0))`")
+
+
+def number_as_dim(text: str, span: Span) -> Diagnostic:
+    return Diagnostic("MX106", f"`{text}` is no name of a dim", span,
+                      "dims have names, given in the header: `mixer f(K, N = 4) { in x[K, N]`")
+
+
+def several_targets(span: Span) -> Diagnostic:
+    return Diagnostic("MX107", "one line assigns one name", span,
+                      "lines run from top to bottom: keep the old value first, `old = a`, then `a = b`, then `b = old`")
+
+
+def keyword(fn: str, name: str, span: Span) -> Diagnostic:
+    if fn in REDUCTIONS:
+        help_ = f"dims to reduce over stand in brackets: `{fn}[K](x)`"
+    else:
+        help_ = "arguments go by position; `clamp(x, low, high)`"
+    return Diagnostic("MX109", f"`{name}=`: functions take no keywords", span, help_)
+
+
+def lost_value(text: str, span: Span) -> Diagnostic:
+    return Diagnostic("MX110", f"the value of `{text}` goes nowhere", span,
+                      "give it a name, `y = ...`, or let it out, `out y[D] = ...`")
