@@ -138,7 +138,8 @@ class _Walk:
             pass  # poison of this very line: `y += 1` without a y
         elif b.role == "local":
             scope.error("MX204", f"`{name}` is assigned a second time; the first is on line {b.span.line}",
-                        s.target.span, f"only states change: call the new value `{fresh(scope, name)}`, or declare `state {name}`")
+                        s.target.span,
+                        f"only states change: call the new value `{fresh(scope, name)}`, or declare `state {name}`")
         elif b.role in ("dim", "loop"):
             scope.error("MX205", f"`{name}` is a {'dim' if b.role == 'dim' else 'loop index'} and is not assigned",
                         s.target.span, f"call it `{fresh(scope, name)}`")
