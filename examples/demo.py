@@ -76,7 +76,8 @@ def picture(curve: list[tuple[int, float]], held_out: list[tuple[int, float]], u
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     options.add_argument("--spec", default="simple_gla", help="a shipped spec with arguments q, k, v, g")
-    options.add_argument("--steps", type=int, default=350)
+    options.add_argument("--steps", type=int, default=600)
+    options.add_argument("--seconds", type=float, default=130.0, help="for training, about")
     options.add_argument("--out", type=Path, default=Path("out"))
     given = options.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
@@ -91,7 +92,7 @@ def main() -> None:
     size = sum(p.numel() for p in model.parameters())
     say.print(f"\ntraining {size:,} parameters on {len(corpus.train):,} bytes of Python's standard library; "
               f"{len(corpus.held_out):,} bytes of other files are held out")
-    curve, held_out = train(model, corpus, steps=given.steps, batch=16, length=256, console=say)
+    curve, held_out = train(model, corpus, steps=given.steps, seconds=given.seconds, batch=16, length=256, console=say)
     picture(curve, held_out, corpus.unigram_bits, given.out / "demo_loss.png")
     final = held_out[-1][1]
     say.print(f"held-out loss [bold]{final:.2f}[/] bits a byte; unigram entropy {corpus.unigram_bits:.2f}; "

@@ -32,14 +32,19 @@ def bench(file: File, shape: ShapeText = None, mixer: Pick = None,
     where = report["machine"]
     for note in m.notes:
         output.diagnostic(note)
-    screen.print(f"[bold]{m.__name__}[/]  {report['shape']}  {dtype} on {where}")
+    sizes_text = " ".join(f"{n}={size}" for n, size in report["shape"].items())
+    screen.print(f"[bold]{m.__name__}[/]  {sizes_text}  {dtype}  {where}")
     output.table(["", "eager loop, ms", "mixc, ms", "times faster"],
                  [(r["what"], f"{r['eager_ms']:.1f}", f"{r['mixc_ms']:.1f}", f"{r['eager_ms'] / r['mixc_ms']:.1f}")
                   for r in report["rows"]])
+    if report["disturbed"]:
+        screen.print("something else was busy here: times are not to be trusted; run it again", style="yellow")
 
 
 def measure(m: Any, sizes: dict[str, int], dtype: Any, device: str, repeat: int) -> dict[str, Any]:
-    """Milliseconds of both sides: rows "forward" and "forward + backward"."""
+    """Milliseconds of both sides: rows "forward" and "forward + backward".
+
+    The loop's many small operations may be faster on one thread than on all: its better time counts."""
     import torch
 
     from mixc.codegen.eager import eager_loop
@@ -57,22 +62,31 @@ def measure(m: Any, sizes: dict[str, int], dtype: Any, device: str, repeat: int)
         return {names[0]: o} if isinstance(o, torch.Tensor) else o._asdict()
 
     cotangents = {n: torch.randn_like(o) for n, o in compiled(tensors).items()}
-    sides = {"eager": loop, "mixc": compiled}
-    rows = []
+    threads = torch.get_num_threads()
+    sides = {"eager": (loop, threads), "eager on one thread": (loop, 1), "mixc": (compiled, threads)}
+    rows, disturbed = [], False
     with output.progress(m.__name__, 2 * (repeat + 1)) as advance:
         for what, train in (("forward", False), ("forward + backward", True)):
             times: dict[str, list[float]] = {name: [] for name in sides}
             for i in range(repeat + 1):  # the first round warms up
                 advance(f"{m.__name__}: {what}")
-                for name, side in sides.items():
+                for name, (side, count) in sides.items():
+                    torch.set_num_threads(count)
                     seconds = _time(side, tensors, cotangents, train, device)
                     if i:
                         times[name].append(seconds * 1e3)
-            rows.append({"what": what, **{f"{n}_ms": min(t) for n, t in times.items()},
-                         **{f"{n}_median_ms": sorted(t)[len(t) // 2] for n, t in times.items()}})
-    threads = f"{torch.get_num_threads()} threads, OMP_WAIT_POLICY={os.environ.get('OMP_WAIT_POLICY', 'unset')}"
-    machine = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {threads}"
-    return {"mixer": m.__name__, "shape": {"B": B, "T": T, "H": H, **dims}, "machine": machine, "rows": rows}
+            torch.set_num_threads(threads)
+            best = {name: min(t) for name, t in times.items()}
+            middle = {name: sorted(t)[len(t) // 2] for name, t in times.items()}
+            eager = min(("eager", "eager on one thread"), key=best.__getitem__)
+            disturbed = disturbed or any(middle[n] > 2 * best[n] for n in (eager, "mixc"))
+            rows.append({"what": what, "eager_ms": best[eager], "mixc_ms": best["mixc"],
+                         "eager_median_ms": middle[eager], "mixc_median_ms": middle["mixc"]})
+    disturbed = disturbed or any(rows[0][f"{side}_ms"] > rows[1][f"{side}_ms"] for side in ("eager", "mixc"))
+    policy = f"OMP_WAIT_POLICY={os.environ.get('OMP_WAIT_POLICY', 'unset')}"
+    machine = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {threads} threads, {policy}"
+    return {"mixer": m.__name__, "shape": {"B": B, "T": T, "H": H, **dims}, "machine": machine, "rows": rows,
+            "disturbed": disturbed}
 
 
 def _time(side: Callable[..., Any], tensors: dict[str, Any], cotangents: dict[str, Any], train: bool,
