@@ -38,7 +38,7 @@ class Config:
     """Tiles of the forward and of the backward; `short` serves sequences of at most 16 tokens."""
 
     forward: Tile = field(default_factory=lambda: Tile(64, 64, 4, 2))
-    backward: Tile = field(default_factory=lambda: Tile(64, 128, 8, 1))
+    backward: Tile = field(default_factory=lambda: Tile(32, 64, 8, 1))
 
 
 def module_text(forward: Program, backward: Program, config: Config | None = None) -> str:
@@ -124,7 +124,9 @@ class _Module:
 
     def _forward_body(self, names: list[str], initial: list[str], consts: list[str]) -> list[str]:
         lines = [*self._sizes(), "device, count = " + f"{names[0]}.device, seqs.count",
-                 "tile = FORWARD if seqs.T > 16 else dict(FORWARD, C=16)"]
+                 *(["keep = any(ctx.needs_input_grad)"] if self.starts else []),
+                 f"tile = {'dict(FORWARD, C=BACKWARD[' + repr('C') + ']) if keep else ' if self.starts else ''}FORWARD",
+                 "tile = dict(tile, C=16) if seqs.T <= 16 else tile"]
         lines += [f"{n} = features_packed({n}, {3 if d.role == 'in' else 1})" if d.role == "in" else f"{n} = {n}.contiguous()"
                   for n, d in zip(names, self._tensors(), strict=True)]
         lines += self._blocks(self.fwd, "tile")
@@ -133,8 +135,7 @@ class _Module:
         for s in self.states:
             lines.append(f"{s.name}_final = torch.empty({_shape('count, H', s.dims)}, dtype=torch.float32, device=device)")
         if self.starts:
-            lines += ["keep = any(ctx.needs_input_grad)",
-                      "bound, chunk_at = seqs.chunks(tile['C']) if keep else (0, None)"]
+            lines += ["bound, chunk_at = seqs.chunks(tile['C']) if keep else (0, None)"]
             lines += [f"{s}_starts = torch.empty({_shape('bound, H', self.p.decl(s).dims)}, dtype={self._out_dtype()}, device=device)"
                       for s in self.starts]
         else:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import networkx as nx
-
 from mixc.errors import Diagnostic, Span
 from mixc.ir.node import Node, depends, postorder
 from mixc.ir.program import Decl, Group, Program
@@ -21,6 +19,8 @@ from mixc.passes.affine import Affine, AffineForms
 
 def classify(step: Program) -> Program:
     """The program at level "stages": groups in topological order, notes for what is sequential."""
+    import networkx as nx  # slow to import, and only needed to compile
+
     graph: nx.DiGraph = nx.DiGraph()
     graph.add_nodes_from(s.name for s in step.states)
     for reader in step.states:

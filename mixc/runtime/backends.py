@@ -50,12 +50,17 @@ def triton_backend(mixer: Mixer, call: Call) -> Results:
     """
     run = _chunked("triton_program") if has_chunk_program(mixer) else None
     if run is None:
-        why = "; ".join(f"{state}: {why}" for state, why in mixer.why.items() if mixer.form[state] != "chunk")
-        raise SpecError(Diagnostic("MX310", f"{mixer.__name__} has no Triton kernels: {why or 'none are built yet'}",
-                                   help='backend="torch" runs it on any device'))
+        raise no_kernels(mixer)
     if importlib.util.find_spec("triton") is None:
         raise SpecError(Diagnostic("MX311", "triton is not installed", help='backend="torch" needs none'))
     return run(mixer, call)
+
+
+def no_kernels(mixer: Mixer) -> SpecError:
+    """MX310: which state has no kernels, and the term to blame."""
+    why = "; ".join(f"{state}: {why}" for state, why in mixer.why.items() if mixer.form[state] != "chunk")
+    return SpecError(Diagnostic("MX310", f"{mixer.__name__} has no Triton kernels: {why or 'it has no state'}",
+                                help='backend="torch" runs it on any device'))
 
 
 def has_chunk_program(mixer: Mixer) -> bool:

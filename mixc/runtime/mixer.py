@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mixc.errors import Diagnostic, InputError, Source
+from mixc.errors import Diagnostic, InputError, Source, SpecError
 from mixc.ir.program import Program
 from mixc.runtime import arguments, backends, checks, describe
 from mixc.runtime.call import Call, histories
@@ -133,6 +133,29 @@ class Mixer:
     def notes(self) -> tuple[Diagnostic, ...]:
         """What is no error but worth knowing: a state that runs token by token, and why."""
         return self._staged.notes
+
+    def emit(self, target: str = "h100", shape: dict[str, int] | None = None, dtype: str = "bf16") -> str:
+        """The standalone module: kernels, launches, autograd function, NAME and NAME_step; torch and triton only.
+
+        Args:
+            target: a GPU of `mixc targets`. shape: sizes the tiles are chosen for. dtype: bf16, fp16 or fp32.
+        Raises:
+            SpecError: MX310, a state is not in chunk form; MX312, no such target.
+        """
+        from mixc.codegen.triton_program import emit
+        from mixc.targets import TARGETS
+
+        if target not in TARGETS:
+            raise SpecError(Diagnostic("MX312", f"no target {target!r}", help=f"one of {', '.join(TARGETS)}"))
+        if not backends.has_chunk_program(self):
+            raise backends.no_kernels(self)
+        return emit(self.declared)
+
+    def explain(self) -> str:
+        """Markdown: the step, the form of every state and why, the chunk's equations, its adjoint, its costs."""
+        from mixc.codegen.derivation import explain
+
+        return explain(self.declared)
 
     def __repr__(self) -> str:
         return describe.representation(self.declared)
