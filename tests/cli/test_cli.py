@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -21,14 +22,20 @@ def mixc(*args: str, code: int = 0) -> str:
     return done.output
 
 
+def parsed(*args: str, code: int = 0) -> Any:
+    done = CliRunner().invoke(app, [*args, "--json"])
+    assert done.exit_code == code, done.output
+    return json.loads(done.stdout)
+
+
 def test_targets() -> None:
     assert "h100" in mixc("targets")
-    assert json.loads(mixc("targets", "--json"))["mi300x"]["arch"] == "gfx942"
+    assert parsed("targets")["mi300x"]["arch"] == "gfx942"
 
 
 def test_doctor() -> None:
     assert "torch" in mixc("doctor")
-    assert json.loads(mixc("doctor", "--json"))["ok"]
+    assert parsed("doctor")["ok"]
 
 
 @pytest.mark.parametrize("args", [
@@ -45,7 +52,7 @@ def test_a_spec_with_an_error(tmp_path: Path) -> None:
     path.write_text(BROKEN)
     text = mixc("check", str(path), code=1)
     assert "error[MX" in text and "^" in text and "broken.mix:5:" in text
-    report = json.loads(mixc("check", str(path), "simple_gla", "--shape", "T=5", "--json", code=1))
+    report = parsed("check", str(path), "simple_gla", "--shape", "T=5", code=1)
     assert [m["ok"] for m in report["mixers"]] == [False, True]
     assert report["mixers"][0]["diagnostics"][0]["where"]["line"] == 5
     mixc("show", str(path), code=1)
@@ -56,7 +63,7 @@ def test_an_unknown_spec() -> None:
 
 
 def test_check_compares_backends() -> None:
-    report = json.loads(mixc("check", "simple_gla", "--shape", SMALL, "--json"))
+    report = parsed("check", "simple_gla", "--shape", SMALL)
     (m,) = report["mixers"]
     assert m["form"] == {"S": "chunk"}
     torch_cases = [c for c in m["cases"] if c["backend"] == "torch"]
@@ -84,7 +91,7 @@ def test_show() -> None:
     for name in ("step", "classify", "chunk", "differentiate"):
         assert f"---- {name}" in everything
     assert mixc("show", "simple_gla", "--diff").count("@@") >= 2
-    assert set(json.loads(mixc("show", "lstm", "--all", "--json"))) == {"step", "classify"}
+    assert set(parsed("show", "lstm", "--all")) == {"step", "classify"}
 
 
 def test_compile_writes_a_module(tmp_path: Path) -> None:
@@ -99,6 +106,6 @@ def test_explain() -> None:
 
 
 def test_bench() -> None:
-    report = json.loads(mixc("bench", "simple_gla", "--shape", "B=1,T=8,H=1,K=4,V=4", "--repeat", "1", "--json"))
+    report = parsed("bench", "simple_gla", "--shape", "B=1,T=8,H=1,K=4,V=4", "--repeat", "1")
     assert [r["what"] for r in report["rows"]] == ["forward", "forward + backward"]
     assert "times faster" in mixc("bench", "simple_gla", "--shape", "B=1,T=8,H=1,K=4,V=4", "--repeat", "1")
