@@ -64,7 +64,8 @@ def measure(m: Any, sizes: dict[str, int], dtype: Any, device: str, repeat: int)
     cotangents = {n: torch.randn_like(o) for n, o in compiled(tensors).items()}
     threads = torch.get_num_threads()
     sides = {"eager": (loop, threads), "eager on one thread": (loop, 1), "mixc": (compiled, threads)}
-    rows, disturbed = [], False
+    rows: list[dict[str, Any]] = []
+    disturbed = False
     with output.progress(m.__name__, 2 * (repeat + 1)) as advance:
         for what, train in (("forward", False), ("forward + backward", True)):
             times: dict[str, list[float]] = {name: [] for name in sides}
