@@ -1,6 +1,0 @@
-"""From text (or a Python function) to the step of a mixer."""
-
-from mixc.spec.check import elaborate, loop_dims, structural_consts
-from mixc.spec.parse import parse
-
-__all__ = ["elaborate", "loop_dims", "parse", "structural_consts"]

@@ -1,0 +1,22 @@
+"""Programs of every level print and read back to the very same nodes."""
+
+import glob
+
+import pytest
+
+import mixc
+from mixc.ir.text import print_program, read_program
+from mixc.passes import PIPELINE
+
+
+@pytest.mark.parametrize("path", sorted(glob.glob("examples/*.mix")))
+def test_round_trip_of_every_stage(path):
+    program = mixc.load(path).declared
+    for name, stage in (("step", lambda p: p), *PIPELINE):
+        program = stage(program)
+        again = read_program(print_program(program))
+        assert again.values() == program.values(), name
+        assert [d.init for d in again.decls] == [d.init for d in program.decls]
+        assert again.decls == program.decls and again.groups == program.groups and again.dims == program.dims
+        if name == "classify" and {g.form for g in program.groups} != {"chunk"}:
+            break
