@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mixc.codegen.torch_contract import emit_contract, emit_sum_with_product
+from mixc.codegen.torch_stages import is_span, origin
 from mixc.codegen.torch_values import Dims, Value, size_of
 from mixc.ir.node import COL, ROW, Node
 from mixc.ir.ops import OPS
@@ -28,7 +29,7 @@ _NO_OUT = {"conj", "imag", "real", "zeros_like"}
 
 # ---------------------------------------------------------------- elementwise
 def elementwise(w: Writer, n: Node) -> Value:
-    values = [w.value(a) for a in n.args]
+    values = [span_value(w, a) if is_span(origin(a)) else w.value(a) for a in n.args]
     axes = joint_axes(n, values)
     if n.op == "guard":
         return w.line(n, f"guard({values[0].over(axes)}, {values[1].over(axes)})", axes)
@@ -36,6 +37,12 @@ def elementwise(w: Writer, n: Node) -> Value:
     if call is not None and n.kind != "bool" and w.is_large(axes):
         return w.line(n, call, axes, out=w.room(n, axes))
     return w.line(n, _plain(n, values, axes, w), axes)
+
+
+def span_value(w: Writer, n: Node) -> Value:
+    """The sums over spans themselves, where something else than their exponentials is asked for."""
+    (pair,) = (w.value(n),)
+    return Value(f"span_sum_of({pair.text}, {origin(n).attr('reach')!r})", n.dims)
 
 
 def joint_axes(n: Node, values: list[Value]) -> Dims:
@@ -80,10 +87,9 @@ def live(w: Writer, n: Node) -> Value:
 def exponential(w: Writer, n: Node) -> Value:
     """exp of a sum over a span of rows is a decay; other exponentials are elementwise."""
     x = n.args[0]
-    if x in w.absorbed and x.op == "segsum":
-        v = w.value(x.args[0])
-        call = f"span_decay({w.full(x.args[0], (ROW,))}, {x.attr('reach')!r})"
-        return w.line(n, call, (ROW, COL, *v.axes[1:]), out=w.room(n, (ROW, COL)))
+    if is_span(x):
+        call = f"span_decay({w.value(x).text}, {x.attr('reach')!r})"
+        return w.line(n, call, (ROW, COL), out=w.room(n, (ROW, COL)) if w.buffered else None)
     if x in w.absorbed and x.op == "cumsum":
         v = w.value(x.args[0])
         return w.line(n, _running("running_decay", x, v), v.axes)
@@ -145,6 +151,8 @@ def running(w: Writer, n: Node) -> Value:
 
 
 def span(w: Writer, n: Node) -> Value:
+    if is_span(n):
+        return w.line(n, f"span_parts({w.full(n.args[0], (ROW,))}, {n.attr('reach')!r})", ("_parts", ROW))
     name = "span_sum" if n.op == "segsum" else "span_product"
     return w.line(n, f"{name}({w.full(n.args[0], n.args[0].dims)}, {n.attr('reach')!r})", n.dims)
 

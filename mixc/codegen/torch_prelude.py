@@ -16,7 +16,7 @@ LOG2E = 1 / math.log(2)
 
 
 __all__ = ["fold", "guard", "keep", "norm", "number", "place", "running_decay", "running_product", "running_sum",
-           "softmax", "span_decay", "span_product", "span_sum"]
+           "softmax", "span_decay", "span_parts", "span_product", "span_sum", "span_sum_of"]
 
 
 def number(value: float, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
@@ -52,20 +52,41 @@ def running_product(x: Tensor, axis: int, reverse: bool, exclusive: bool) -> Ten
     return running(x, axis, torch.cumprod, 1.0, reverse, exclusive)
 
 
-def span_decay(g: Tensor, reach: str, out: Tensor | None = None) -> Tensor:
+def span_parts(g: Tensor, reach: str) -> Tensor:
+    """[M, 4, C]: what `span_decay` subtracts: running sums of g, as two fp32 parts each, for rows t and s.
+
+    The sum is formed in fp64 and split, so that differences keep every digit.  (fp64: g itself.)"""
+    if g.dtype == torch.float64:
+        return g[:, None]
+    scaled = g.double().mul_(LOG2E)
+    G = torch.cumsum(scaled, 1)
+    parts = torch.empty(g.shape[0], 4, g.shape[1], dtype=g.dtype, device=g.device)
+    for i, x in enumerate((G - scaled if reach == "excl" else G, G)):
+        parts[:, i] = x
+        parts[:, 2 + i] = x - parts[:, i]
+    return parts
+
+
+def span_decay(parts: Tensor, reach: str, out: Tensor | None = None) -> Tensor:
     """[M, t, s]: exp(g[s+1] + ... + g[t]) (reach "excl": to t-1), 0 where t does not reach s.
 
-    In fp32 the running sum, formed in fp64, is split in two fp32 parts, so that differences keep every
-    digit.  Base 2, because torch's exp is some 60 times slower where its result underflows."""
-    if g.dtype == torch.float64:
-        return torch.exp(span_sum(g, reach))
-    G = torch.cumsum(g, 1, dtype=torch.float64).mul_(LOG2E)
-    R = G - g.double().mul_(LOG2E) if reach == "excl" else G
-    high, high_t = G.float(), R.float()
-    low, low_t = (G - high).float(), (R - high_t).float()
-    L = torch.sub(high_t[:, :, None], high[:, None, :], out=out)
-    L.add_(low_t[:, :, None]).sub_(low[:, None, :])
+    Base 2, because torch's exp is some 60 times slower where its result underflows."""
+    if parts.dtype == torch.float64:
+        L = torch.exp(span_sum(parts[:, 0], reach))
+        return L if out is None else out.copy_(L)
+    t, s, t_low, s_low = parts.unbind(1)
+    L = torch.sub(t[:, :, None], s[:, None, :], out=out)
+    L.add_(t_low[:, :, None]).sub_(s_low[:, None, :])
     return L.exp2_().tril_(0 if reach == "incl" else -1)
+
+
+def span_sum_of(parts: Tensor, reach: str) -> Tensor:
+    """[M, t, s]: the sums themselves, -inf where t does not reach s."""
+    if parts.dtype == torch.float64:
+        return span_sum(parts[:, 0], reach)
+    t, s, t_low, s_low = parts.unbind(1)
+    L = (t[:, :, None] - s[:, None, :]).add_(t_low[:, :, None]).sub_(s_low[:, None, :]).mul_(math.log(2))
+    return torch.where(reach_mask(parts.shape[2], reach, parts.device), L, number(-math.inf, L.dtype, L.device))
 
 
 def span_sum(x: Tensor, reach: str) -> Tensor:

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mixc.codegen import torch_prelude
-from mixc.codegen.torch_stages import Level, Stages, above, stages
+from mixc.codegen.torch_stages import Level, Stages, above, origin, small, stages
 from mixc.codegen.torch_values import Dims, Names, Value
-from mixc.codegen.torch_writer import Writer, origin
+from mixc.codegen.torch_writer import Writer
 from mixc.ir.node import COL, ROW, Node
 from mixc.ir.program import Program
 from mixc.passes.simplify import simplify
@@ -35,6 +35,9 @@ class Segment:
 
     Attributes:
         rows: leaves with a row a token, by the name of their argument: loaded for each segment.
+        small: leaves of one number a token: loaded for many segments at once.
+        early: names of what `before` forms for many segments, in order; `exported`: likewise of what a
+            segment hands to `after`, behind its results; `late`: the results that `after` gives.
         received: state leaves that are read for all chunks at once: [M, dims...].
         numbers: values formed in fp64 once per call, as arguments n1, n2, ...
         heads: values formed from params by `per_head`, as arguments h1, h2, ...
@@ -46,6 +49,10 @@ class Segment:
     program: Program
     text: str = ""
     rows: dict[str, Node] = field(default_factory=dict)
+    small: dict[str, Node] = field(default_factory=dict)
+    early: list[str] = field(default_factory=list)
+    exported: list[str] = field(default_factory=list)
+    late: list[tuple[str, str, Dims]] = field(default_factory=list)
     received: dict[str, Node] = field(default_factory=dict)
     numbers: dict[str, Node] = field(default_factory=dict)
     heads: dict[str, Node] = field(default_factory=dict)
@@ -53,10 +60,11 @@ class Segment:
     results: list[tuple[str, str, Dims]] = field(default_factory=list)
     saved: dict[str, Node] = field(default_factory=dict)
     carried: list[str] = field(default_factory=list)
-    arguments: frozenset[str] = frozenset()
     partial: bool = False
     run: Callable[..., tuple[Any, ...]] = lambda *a, **k: ()
     per_head: Callable[..., tuple[Any, ...]] = lambda *a, **k: ()
+    before: Callable[..., tuple[Any, ...]] = lambda *a, **k: ()
+    after: Callable[..., tuple[Any, ...]] = lambda *a, **k: ()
 
 
 def segment(program: Program, partial: bool, saves: tuple[Node, ...] = ()) -> Segment:
@@ -72,7 +80,8 @@ def segment(program: Program, partial: bool, saves: tuple[Node, ...] = ()) -> Se
     scope: dict[str, Any] = {}
     exec(compile(made.text, f"<mixc {program.name}>", "exec"), scope)  # noqa: S102  our own text
     made.run = scope["backward" if program.reverse else "forward"]
-    made.per_head = scope.get("per_head", made.per_head)
+    for part in ("per_head", "before", "after"):
+        setattr(made, part, scope.get(part, getattr(made, part)))
     return made
 
 
@@ -95,7 +104,8 @@ class _Function:
     def write(self) -> Segment:
         made, s = self.made, self.stages
         known = self._known()
-        w = Writer(s.level, known, self.names, buffered=True)
+        early = self._early(known)
+        w = Writer(s.level, {**known, **early}, self.names, buffered=True)
         for name in made.rows:
             w.scratch.adopt(name, known[made.rows[name]].axes)
         loaded = dict(w.scratch.shapes)
@@ -105,18 +115,53 @@ class _Function:
                 w.fixed[n] = f"s{i + 1}"
         for i, n in enumerate(s.kept):
             w.fixed.setdefault(n, f"k{i + 1}")
-        w.plan([s.first, s.loop, s.rest], [*s.roots, *(n for n in s.kept if n in s.roots)])
+        w.plan([s.first, s.loop, s.rest], s.roots())
         self._count_loop(w)
         w.write(s.first)
         self._loop(w)
         w.write(s.rest)
-        returned = self._results(w)
+        texts = self._results(w, made.results, {*s.late, *s.early}, inside=True)
+        made.exported = [w.value(n).text for n in s.exported]
         made.scratch = {n: shape for n, shape in w.scratch.shapes.items() if n not in loaded}
         for n in s.kept:
             if w.fixed[n] not in made.saved:
                 made.scratch[w.fixed[n]] = tuple("C" if d in (ROW, COL, "_u") else d for d in n.dims)
-        made.text = "\n".join([*self._head(), *w.lines, f"    return {returned}", "", "", *self._per_head()]) + "\n"
+        body = [*self._head(), *w.lines, f"    return {_tuple([*texts, *made.exported])}"]
+        late = self._late({**known, **early}, w)
+        made.text = "\n".join([*self._imports(), *self._per_head(), *self.before, *body, *late]) + "\n"
         return made
+
+    # ------------------------------------------------------------ numbers a row, for many segments at once
+    def _early(self, known: dict[Node, Value]) -> dict[Node, Value]:
+        made, s = self.made, self.stages
+        inside = {origin(a) for n in (*s.first, *s.loop, *s.rest, *s.late) for a in n.args}
+        inside |= {origin(r.value) for r in made.program.results}
+        out = [n for n in s.early if n in inside]
+        w = Writer(s.level, known, self.names, buffered=False)
+        w.plan([s.early], out)
+        w.write(s.early)
+        values = {n: w.value(n) for n in out}
+        made.early = [v.text for v in values.values()]
+        self.before = self._part("before", w.lines, made.early, [*made.small]) if s.early else []
+        return values
+
+    def _late(self, known: dict[Node, Value], segment: Writer) -> list[str]:
+        made, s = self.made, self.stages
+        known = known | {n: Value(v.text, v.axes) for n in s.exported for v in [segment.value(n)]}
+        w = Writer(s.level, known, self.names, buffered=False)
+        once = {*s.late, *s.early}
+        w.plan([s.late], [r.value for r in made.program.results if origin(r.value) in once])
+        w.write(s.late)
+        texts = self._results(w, made.late, once, inside=False)
+        args = [*made.small, *made.early, *made.exported]
+        return ["", "", *self._part("after", w.lines, texts, args)[:-2]] if texts else []
+
+    def _part(self, name: str, lines: list[str], texts: list[str], args: list[str]) -> list[str]:
+        live = ["live"] * self.made.partial
+        args = ["M", *args, *self.made.numbers, *self.made.heads, *live, "C", *self.dims, "dtype", "device", "**_"]
+        when = {"before": "Numbers a row, for many segments before them", "after": "and after them"}[name]
+        return [f"def {name}(*, {', '.join(dict.fromkeys(args))}):", f'    """{when}: [M, C]."""', *lines,
+                f"    return {_tuple(texts)}", "", ""]
 
     # ------------------------------------------------------------ what exists from the start
     def _known(self) -> dict[Node, Value]:
@@ -131,17 +176,19 @@ class _Function:
             made.heads[name] = n
             known[n] = Value(name, n.dims)
         made.carried = [safe(d.name) for d, _, _ in s.carried]
+        inside = {origin(a) for n in (*s.first, *s.loop, *s.rest) for a in n.args} | set(map(origin, s.roots()))
         for n in above(made.program.values(), frozenset(self.saves) if self.reverse else frozenset()):
             if n in known or n.args or n.op in ("number", "size", "const", "index", "param"):
                 continue
-            name = safe(n.attr("name"))
+            name, cot = safe(n.attr("name")), n.op == "cot"
             if n.op == "state" or name.endswith("'"):
-                name = "d" + safe(name[:-1]) if n.op == "cot" else name
+                name = "d" + safe(name[:-1]) if cot else name
                 made.received[name] = n
             else:
-                name = "d" + name if n.op == "cot" else name
-                made.rows[name] = n
+                name = "d" + name if cot else name
+                (made.small if small(n) else made.rows)[name] = n
             known[n] = Value(name, n.dims, name if name in made.rows else None)
+        self.small_inside = [name for name, n in made.small.items() if n in inside]
         if self.reverse:
             for i, n in enumerate(self.saves):
                 made.saved[f"s{i + 1}"] = n
@@ -213,16 +260,17 @@ class _Function:
                 inner.lines.append(f"{inner.indent}{name}_next.{'fill_' if v.scalar else 'copy_'}({text})")
 
     # ------------------------------------------------------------ around the body
-    def _results(self, w: Writer) -> str:
+    def _results(self, w: Writer, to: list[tuple[str, str, Dims]], once: set[Node], inside: bool) -> list[str]:
+        """Code for the results formed in a segment, or else (`inside` False) by `before` and `after`."""
         texts = []
         for r in self.made.program.results:
-            if r.role == "next":
+            if r.role == "next" or (origin(r.value) in once) == inside:
                 continue
             v = w.value(r.value)
             want = tuple(d for d in self._declared(r.role, r.name) if d in v.axes)
-            self.made.results.append((r.role, r.name, want))
+            to.append((r.role, r.name, want))
             texts.append(w.number(v.text) + "[None]" if v.scalar else v.over(want))
-        return f"({', '.join(texts)},)" if texts else "()"
+        return texts
 
     def _declared(self, role: str, name: str) -> Dims:
         dims = next(d.dims for d in self.made.program.decls if d.name == name)
@@ -232,18 +280,18 @@ class _Function:
         made = self.made
         name = "backward" if self.reverse else "forward"
         args = ["M", "steps", "finish", *(f"{n}_{x}" for n in self._leaf_names() for x in ("at", "to")),
-                *made.received, *made.rows, *made.numbers, *made.heads, *made.saved]
+                *made.received, *made.rows, *self.small_inside, *made.early, *made.numbers, *made.heads, *made.saved]
         args += ["live"] if made.partial else []
-        args += [*made.scratch, "C", *self.dims, "dtype", "device"]
-        made.arguments = frozenset(args)
-        lines = ["import torch", "import torch.nn.functional as F", "",
-                 f"from {torch_prelude.__name__} import *", "", "",
-                 f"def {name}(*, {', '.join(dict.fromkeys(args))}):",
+        args += [*made.scratch, "C", *self.dims, "dtype", "device", "**_"]
+        lines = [f"def {name}(*, {', '.join(dict.fromkeys(args))}):",
                  f'    """{made.program.name}: {name} of a segment of chunks{", some rows of which are no tokens" * made.partial}.',
                  ""]
         lines += [f"    {n}: [M, {', '.join(_sizes(x.dims))}]" for n, x in made.rows.items()]
         lines += [f"    {n}: [M, {', '.join(_sizes(x.dims))}], what each chunk receives" for n, x in made.received.items()]
         return [*lines, '    """']
+
+    def _imports(self) -> list[str]:
+        return ["import torch", "import torch.nn.functional as F", "", f"from {torch_prelude.__name__} import *", "", ""]
 
     def _per_head(self) -> list[str]:
         """Values of params alone, once per call: [H, ...]."""
@@ -262,7 +310,11 @@ class _Function:
         texts = [v.over(n.dims) if set(v.axes) == set(n.dims) else w.full(n, n.dims)
                  for v, n in zip(outs, made.heads.values(), strict=True)]
         return [f"def per_head(*, {', '.join(dict.fromkeys(args))}):", '    """Values of params alone: [M, ...], M heads."""',
-                *w.lines, f"    return ({', '.join(texts)},)"]
+                *w.lines, f"    return {_tuple(texts)}", "", ""]
+
+
+def _tuple(texts: list[str]) -> str:
+    return f"({', '.join(texts)}{',' * (len(texts) == 1)})"
 
 
 def _sizes(dims: Dims) -> list[str]:

@@ -6,7 +6,9 @@
     CARRIED   also on what the loop over chunks carries
 
 Only what the next carried state needs is computed inside the loop; other CARRIED values are formed for
-all chunks at once afterwards, from the states that the loop left behind.
+all chunks at once afterwards, from the states that the loop left behind.  Values of one number a row (gates,
+their running sums, their gradients) cost more to call than to compute: what can be of them is formed for
+many segments at once, `early` before all of these, `late` after them.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from mixc.ir.node import Node
+from mixc.ir.node import COL, ROW, Node
 from mixc.ir.program import Decl, Program
 from mixc.passes.differentiate import cotangent_of_state
 
@@ -33,6 +35,7 @@ class Stages:
     Attributes:
         carried: what the loop carries: (state's name, the leaf it is read as, its next value).
         numbers, heads: values formed once per call that later stages read.
+        early, late: numbers a row, formed for many segments at once; `exported`: what `late` reads of a segment.
         first: values the loop reads (and what they need). loop: values formed in the loop.
         rest: all other values. kept: loop values that `rest` reads, so each chunk's is kept.
     """
@@ -42,15 +45,35 @@ class Stages:
     carried: list[tuple[Decl, Node, Node]]
     numbers: list[Node] = field(default_factory=list)
     heads: list[Node] = field(default_factory=list)
+    early: list[Node] = field(default_factory=list)
+    late: list[Node] = field(default_factory=list)
+    exported: list[Node] = field(default_factory=list)
     first: list[Node] = field(default_factory=list)
     loop: list[Node] = field(default_factory=list)
     rest: list[Node] = field(default_factory=list)
     kept: list[Node] = field(default_factory=list)
 
-    @property
     def roots(self) -> list[Node]:
         """Values that leave a segment other than through the loop."""
-        return [r.value for r in self.program.results if r.role != "next"]
+        once = {*self.late, *self.early}
+        return [*(r.value for r in self.program.results if r.role != "next" and origin(r.value) not in once),
+                *self.exported]
+
+
+ALIAS = ("rename", "expand", "stop_gradient")
+
+
+def origin(n: Node) -> Node:
+    """The node whose tensor this is: renamed and repeated values are no new ones."""
+    while n.op in ALIAS:
+        n = n.args[0]
+    return n
+
+
+def small(n: Node) -> bool:
+    """One number a row, or a chunk."""
+    dims = origin(n).dims
+    return len(dims) <= 1 and all(d.startswith("_") for d in dims) and not set(n.dims) - {ROW, COL}
 
 
 _NUMBERS = ("number", "size", "const", "index")
@@ -85,18 +108,59 @@ def stages(program: Program, saved: frozenset[Node] = frozenset(), partial: bool
     border = [a for n in nodes if n in in_loop for a in n.args if a not in in_loop]
     border += [nxt for _, _, nxt in carried if nxt not in in_loop]
     needed = set(above(border, saved))
+    nodes = [n for n in nodes if n not in saved and n.args and n.op not in ALIAS]
+    s.early = _early(nodes, level)
+    s.late = _late(nodes, s, needed | in_loop)
+    s.exported = [a for a in dict.fromkeys(origin(a) for n in s.late for a in n.args)
+                  if level[a] >= Level.SEGMENT and a.args and a not in s.late and a not in s.early]
     for n in nodes:
-        if n in saved or not n.args:
-            continue
         if n in in_loop:
             s.loop.append(n)
-        elif level[n] >= Level.SEGMENT:
+        elif level[n] >= Level.SEGMENT and n not in s.early and n not in s.late:
             (s.first if n in needed and level[n] == Level.SEGMENT else s.rest).append(n)
-    s.rest = _depth_first(s, saved)
+    rest, roots = set(s.rest), s.roots()
+    s.rest = [n for n in above(roots, saved) if n in rest]  # root by root, so that values die early
     users = [*s.first, *s.rest]
-    s.kept = [n for n in s.loop if any(n in u.args for u in users) or n in s.roots]
-    _once_a_call(s, [*users, *s.loop], nodes)
+    read = {origin(a) for n in users for a in n.args} | {origin(r) for r in roots}
+    s.kept = [n for n in s.loop if n in read]
+    _once_a_call(s, [*s.early, *users, *s.loop, *s.late])
     return s
+
+
+def _early(nodes: list[Node], level: dict[Node, Level]) -> list[Node]:
+    found: dict[Node, None] = {}
+    for n in nodes:
+        if level[n] == Level.SEGMENT and small(n) and all(
+                level[a] < Level.SEGMENT or (small(a) and (origin(a) in found or origin(a).op in ("in", "cot")))
+                for a in n.args):
+            found[n] = None
+        elif level[n] == Level.SEGMENT and is_span(n) and origin(n.args[0]) in found:
+            found[n] = None  # its running sums, see `torch_prelude.span_parts`
+    return list(found)
+
+
+def is_span(n: Node) -> bool:
+    """A sum over spans of rows, which is formed from running sums of numbers a row."""
+    return n.op == "segsum" and len(n.dims) == 2
+
+
+def _late(nodes: list[Node], s: Stages, needed: set[Node]) -> list[Node]:
+    early, late = set(s.early), set()
+    nexts = {origin(n) for _, _, n in s.carried}
+    users: dict[Node, set[Node]] = {}
+    for n in nodes:
+        for a in n.args:
+            users.setdefault(origin(a), set()).add(n)
+    for n in reversed(nodes):
+        if (s.level[n] >= Level.SEGMENT and small(n) and n not in early and n not in needed and n not in nexts
+                and users.get(n, set()) <= late
+                and all(small(a) and origin(a).op != "state" and not _of_state(origin(a)) for a in n.args)):
+            late.add(n)
+    return [n for n in nodes if n in late]
+
+
+def _of_state(n: Node) -> bool:
+    return n.op == "cot" and str(n.attr("name")).endswith("'")
 
 
 def above(roots: list[Node], stop: frozenset[Node]) -> list[Node]:
@@ -117,16 +181,9 @@ def above(roots: list[Node], stop: frozenset[Node]) -> list[Node]:
     return order
 
 
-def _depth_first(s: Stages, saved: frozenset[Node]) -> list[Node]:
-    """What is left, root by root, so that values die early."""
-    rest = set(s.rest)
-    return [n for n in above(s.roots, saved) if n in rest]
-
-
-def _once_a_call(s: Stages, users: list[Node], nodes: list[Node]) -> None:
-    read = dict.fromkeys([a for n in users for a in n.args] + [r.value for r in s.program.results])
+def _once_a_call(s: Stages, users: list[Node]) -> None:
+    read = dict.fromkeys([origin(a) for n in users for a in n.args] + [origin(r.value) for r in s.program.results])
     s.heads = [n for n in read if s.level[n] == Level.HEAD]
     below = above(s.heads, frozenset())
-    read |= dict.fromkeys(a for n in below if s.level[n] == Level.HEAD for a in n.args)
+    read |= dict.fromkeys(origin(a) for n in below if s.level[n] == Level.HEAD for a in n.args)
     s.numbers = [n for n in read if s.level[n] == Level.NUMBER and n.op != "number"]
-    s.numbers.sort(key=nodes.index)

@@ -11,18 +11,9 @@ from collections.abc import Iterable
 
 from mixc.codegen.torch_contract import emit_add, emit_contract
 from mixc.codegen.torch_ops import rule_of
-from mixc.codegen.torch_stages import Level
+from mixc.codegen.torch_stages import ALIAS, Level, origin
 from mixc.codegen.torch_values import Dims, Names, Scratch, Value, size_of
 from mixc.ir.node import Node
-
-_ALIAS = ("rename", "expand", "stop_gradient")
-
-
-def origin(n: Node) -> Node:
-    """The node whose tensor this is."""
-    while n.op in _ALIAS:
-        n = n.args[0]
-    return n
 
 
 class Writer:
@@ -45,7 +36,7 @@ class Writer:
     def plan(self, stages: Iterable[list[Node]], roots: Iterable[Node]) -> None:
         """Decides which values are absorbed by their only reader, and counts readers."""
         stages, roots = list(stages), list(roots)
-        readers = Counter(origin(a) for nodes in stages for n in nodes if n.op not in _ALIAS for a in n.args)
+        readers = Counter(origin(a) for nodes in stages for n in nodes if n.op not in ALIAS for a in n.args)
         readers.update(map(origin, roots))
         for nodes in stages:
             inside = {n for n in nodes if n not in self.fixed and readers[n] == 1}
@@ -53,7 +44,7 @@ class Writer:
                 self.absorbed.update(self._absorbs(n, inside))
         for nodes in stages:
             for n in nodes:
-                if n.op not in _ALIAS and n not in self.absorbed:
+                if n.op not in ALIAS and n not in self.absorbed:
                     self.uses.update(self.operands(n))
         self.uses.update(map(origin, roots))
 
@@ -72,7 +63,7 @@ class Writer:
             product = core.op == "contract" or (core.op in ("add", "sub") and any(
                 x in self.absorbed and x.op == "contract" for x in core.args))
             return [core] if core in free and product else []
-        if n.op == "exp" and a[0] in free and a[0].op in ("segsum", "cumsum") and len(a[0].args[0].dims) == 1:
+        if n.op == "exp" and a[0] in free and a[0].op == "cumsum" and len(a[0].args[0].dims) == 1:
             return [a[0]]
         if n.op == "sum" and a[0] in free and a[0].op == "mul" and not any(map(self.is_float, a[0].args)):
             return [a[0]] if any(set(x.dims) == set(a[0].dims) for x in a[0].args) else []
@@ -92,7 +83,7 @@ class Writer:
             return self.values[n]
         if n.op == "number":
             return Value(_literal(n.attr("value")), (), scalar=True)
-        assert n.op in _ALIAS, n
+        assert n.op in ALIAS, n
         v = self.value(n.args[0])
         if n.op == "rename":
             to = dict(n.attr("to"))
@@ -156,7 +147,7 @@ class Writer:
 
     def write(self, nodes: list[Node]) -> None:
         for n in nodes:
-            if n.op in _ALIAS or n in self.absorbed or n in self.values:
+            if n.op in ALIAS or n in self.absorbed or n in self.values:
                 continue
             self.values[n] = self._emit(n)
             self.release(self.operands(n))

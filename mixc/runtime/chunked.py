@@ -19,10 +19,11 @@ from mixc.ir.node import COL, ROW, Node
 from mixc.ir.program import Decl
 from mixc.runtime.call import Call
 from mixc.runtime.compiled import Compiled, compiled
-from mixc.runtime.segments import Band, Block, Layout
+from mixc.runtime.segments import Band, Block, Group, Layout
 from mixc.runtime.workspace import Workspace
 
 Tensor = torch.Tensor
+Put = Callable[[str, str, tuple[str, ...], Tensor, Block], None]  # takes a result (role, name, axes, value, block)
 SEGMENT_BYTES = 1 << 20  # of one temporary: some eight of them share the cache
 BAND_BYTES = 1 << 22
 
@@ -105,7 +106,7 @@ class _Run:
 
     # ------------------------------------------------------------ what both directions give a segment
     def _constants(self, s: Segment, params: list[Tensor]) -> dict[str, Any]:
-        """Values formed once per call, repeated for the largest segment."""
+        """Values formed once per call, those of a head repeated for the largest segment."""
         call = self.call
         env = Env(lambda n: torch.full((1,), call.consts[n.attr("name")], dtype=torch.float64), self.sizes, batch=1)
         values = evaluate(s.numbers.values(), env)
@@ -115,25 +116,77 @@ class _Run:
         if s.heads:
             given = {safe(d.name): heads(p.to(call.dtype), call.H) for d, p in zip(self.program.params, params, strict=True)}
             formed = s.per_head(M=call.H, **given, **found, **self.common)
-            most = max((b.N for band in self.layout.bands for b in band.blocks), default=0)
-            found |= {name: v.repeat(most, *[1] * (v.ndim - 1)) for name, v in zip(s.heads, formed, strict=True)}
+            all_groups = [g for band in self.layout.bands for g in band.groups]
+            wide = max((g.whole.N for g in all_groups), default=0)
+            most = max((b.N for g in all_groups for b in g.blocks), default=0)
+            found |= {name: v.repeat(wide if v.ndim <= 2 else most, *[1] * (v.ndim - 1))
+                      for name, v in zip(s.heads, formed, strict=True)}
         return found
 
-    def _arguments(self, s: Segment, block: Block, constants: dict[str, Any], work: Workspace) -> dict[str, Any]:
-        M = block.M
-        given = {name: (v[:M] if name in s.heads else v) for name, v in constants.items()}
-        frame = work.frame(M, {**{n: [self._size(d) for d in x.dims] for n, x in s.rows.items()},
-                               **{n: [self.shape[d] for d in shape] for n, shape in s.scratch.items()}})
+    def _for(self, s: Segment, block: Block, constants: dict[str, Any]) -> dict[str, Any]:
+        """The constants of M triples."""
+        given = {name: (v[:block.M] if name in s.heads else v) for name, v in constants.items()}
         if s.partial:
             given["live"] = block.live  # type: ignore[attr-defined]
-        return {"M": M, "steps": block.steps, **frame, **given, **self.common}
+        return {"M": block.M, **given, **self.common}
 
-    def _size(self, dim: str) -> int:
-        return self.sizes[dim]
+    def _arguments(self, s: Segment, block: Block, constants: dict[str, Any], work: Workspace) -> dict[str, Any]:
+        frame = work.frame(block.M, {**{n: [self.sizes[d] for d in x.dims] for n, x in s.rows.items()},
+                                     **{n: [self.shape[d] for d in shape] for n, shape in s.scratch.items()}})
+        return {"steps": block.steps, **frame, **self._for(s, block, constants), "finish": [None] * len(block.counts)}
+
+    def _small(self, s: Segment, block: Block, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Inputs of one number a token, for a whole group: [M, C]."""
+        found = {}
+        for name, node in s.small.items():
+            x = found[name] = torch.empty(block.M, self.C, dtype=self.call.dtype, device=self.call.device)
+            self._load(block, rows, node, x)
+        return found
+
+    def _load(self, block: Block, rows: dict[str, Tensor], node: Node, out: Tensor) -> None:
+        cot = node.op == "cot"
+        block.load(rows[("d" if cot else "") + node.attr("name")], out)
+        if cot and block.partial:
+            out.mul_(block.live.view(block.M, self.C, *[1] * (out.ndim - 2)))  # type: ignore[attr-defined]
 
     def _states(self, rows: int, d: Decl) -> Tensor:
         shape = [self.call.sizes[n] for n in d.dims]
         return torch.empty(rows, *shape, dtype=self.call.dtype, device=self.call.device)
+
+    def _group(self, s: Segment, group: Group, flows: list[Any], rows: dict[str, Tensor], constants: dict[str, Any],
+               work: Workspace, put: Put, saved: dict[int, dict[str, Tensor]]) -> None:
+        """All segments of a group, in the order of the program's loop."""
+        whole = self._for(s, group.whole, constants)
+        small = self._small(s, group.whole, rows)
+        early = dict(zip(s.early, s.before(**small, **whole), strict=True)) if s.early else {}
+        a_row = {**small, **early}
+        exported: list[tuple[Tensor, ...]] = []
+        at, step = (group.whole.M, -1) if self.reverse(s) else (0, 1)
+        for i in range(len(group.blocks))[::step]:
+            block = group.blocks[i]
+            at -= block.M if step < 0 else 0
+            given = self._arguments(s, block, constants, work)
+            given |= {name: v[at:at + block.M] for name, v in a_row.items()}
+            for name, node in s.rows.items():
+                self._load(block, rows, node, given[name])
+            for flow, name in zip(flows, s.carried, strict=True):
+                given |= flow.places(name, block, given["finish"])
+            results = s.run(**given, **saved.get(i, {}))
+            for (role, name, axes), y in zip(s.results, results, strict=False):
+                put(role, name, axes, y, block)
+            exported.append(results[len(s.results):])
+            for flow in flows:
+                flow.advance(block)
+            at += block.M if step > 0 else 0
+        if s.late:
+            sums = {name: torch.cat(xs[::step]) for name, *xs in zip(s.exported, *exported, strict=True)}
+            results = s.after(**a_row, **sums, **whole)
+            for (role, name, axes), y in zip(s.late, results, strict=True):
+                put(role, name, axes, y, group.whole)
+
+    @staticmethod
+    def reverse(s: Segment) -> bool:
+        return s.program.reverse
 
     # ------------------------------------------------------------ forward
     def forward(self, tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -143,37 +196,27 @@ class _Run:
         params, starts = tensors[n_in:n_in + n_par], tensors[n_in + n_par:]
         outs = {d.name: self._out(d) for d in program.outs}
         finals = [self.layout.by_rank(x).clone() for x in starts]
-        work, kept = Workspace.mine(call.dtype, call.device), []
-        constants = {}
+        work, kept, constants = Workspace.mine(call.dtype, call.device), [], {}
+
+        def put(role: str, name: str, axes: tuple[str, ...], y: Tensor, block: Block) -> None:
+            block.store(self._whole(y, axes, program.decl(name), block.M), outs[name])
+
         for band in self.layout.bands:
             flows = [_Flow(self, d, final[band.low:band.high].flatten(0, 1), band)
                      for d, final in zip(program.states, finals, strict=True)]
-            for block in band.blocks:
-                s = self.code.forward(block.partial, self.needs)
-                if block.partial not in constants:
-                    constants[block.partial] = self._constants(s, params)
-                kept += self._forward_block(s, block, flows, ins, outs, constants[block.partial], work)
+            for group in band.groups:
+                s = self.code.forward(group.whole.partial, self.needs)
+                if s.partial not in constants:
+                    constants[s.partial] = self._constants(s, params)
+                saved = {i: {name: self._like(b.M, node) for name, node in s.saved.items()}
+                         for i, b in enumerate(group.blocks)}
+                self._group(s, group, flows, ins, constants[s.partial], work, put, saved)
+                kept += [x for values in saved.values() for x in values.values()]
             kept += [f.buffer for f in flows if self.needs]
         finals = [self.layout.by_call(x) for x in finals]
         return [self.layout.scatter(o) for o in outs.values()], finals, kept
 
-    def _forward_block(self, s: Segment, block: Block, flows: list[_Flow], ins: dict[str, Tensor],
-                       outs: dict[str, Tensor], constants: dict[str, Any], work: Workspace) -> list[Tensor]:
-        given = self._arguments(s, block, constants, work)
-        for name, node in s.rows.items():
-            block.load(ins[node.attr("name")], given[name])
-        given["finish"] = [None] * len(block.counts)
-        for flow, name in zip(flows, s.carried, strict=True):
-            given |= flow.forward(name, block, given["finish"])
-        saved = {name: self._states_like(block.M, node) for name, node in s.saved.items()}
-        results = s.run(**{k: v for k, v in given.items() if k in s.arguments}, **saved)
-        for (_, name, axes), y in zip(s.results, results, strict=True):
-            block.store(self._whole(y, axes, self.program.decl(name), block.M), outs[name])
-        for flow in flows:
-            flow.advance(block)
-        return list(saved.values())
-
-    def _states_like(self, M: int, node: Node) -> Tensor:
+    def _like(self, M: int, node: Node) -> Tensor:
         return torch.empty(M, *[self.sizes[d] for d in node.dims], dtype=self.call.dtype, device=self.call.device)
 
     def _out(self, d: Decl) -> Tensor:
@@ -205,43 +248,28 @@ class _Run:
         sums: dict[str, Tensor] = {}
         final = [layout.by_rank(c).contiguous() for c in cotangents[n_out:]]
         work, constants, kept = Workspace.mine(call.dtype, call.device), {}, list(kept)
+
+        def put(role: str, name: str, axes: tuple[str, ...], y: Tensor, block: Block) -> None:
+            y = self._whole(y, axes, program.decl(name), block.M, rows=role == "grad")
+            if role == "grad":
+                block.store(y, grads[name])
+            else:
+                part = y.unflatten(0, (block.N, call.H)).sum(0)
+                sums[name] = sums[name] + part if name in sums else part
+
         for band in reversed(layout.bands):
             starts = [kept.pop() for _ in program.states][::-1]
             flows = [_BackFlow(self, d, dF[band.low:band.high].flatten(0, 1), band, s0)
                      for d, dF, s0 in zip(program.states, final, starts, strict=True)]
-            for block in reversed(band.blocks):
-                s = self.code.backward(block.partial, wanted)
-                if block.partial not in constants:
-                    constants[block.partial] = self._constants(s, params)
-                saved = [kept.pop() for _ in self.code.saves(block.partial)][::-1]
-                self._backward_block(s, block, flows, rows, saved, grads, sums, constants[block.partial], work)
+            for group in reversed(band.groups):
+                s = self.code.backward(group.whole.partial, wanted)
+                if s.partial not in constants:
+                    constants[s.partial] = self._constants(s, params)
+                saved = {i: {name: kept.pop() for name in reversed(s.saved)} for i in range(len(group.blocks))[::-1]}
+                self._group(s, group, flows, rows, constants[s.partial], work, put, saved)
             for flow in flows:
                 flow.finish()
         return self._gradients(tensors, needs, grads, sums, [layout.by_call(x) for x in final])
-
-    def _backward_block(self, s: Segment, block: Block, flows: list[_BackFlow], rows: dict[str, Tensor],
-                        saved: list[Tensor], grads: dict[str, Tensor], sums: dict[str, Tensor],
-                        constants: dict[str, Any], work: Workspace) -> None:
-        given = self._arguments(s, block, constants, work)
-        for name, node in s.rows.items():
-            x = given[name]
-            block.load(rows[("d" if node.op == "cot" else "") + node.attr("name")], x)
-            if node.op == "cot" and block.partial:
-                x.mul_(block.live.view(block.M, self.C, *[1] * (x.ndim - 2)))  # type: ignore[attr-defined]
-        given["finish"] = [None] * len(block.counts)
-        for flow, name in zip(flows, s.carried, strict=True):
-            given |= flow.backward(name, block)
-        given |= dict(zip(s.saved, saved, strict=True))
-        results = s.run(**{k: v for k, v in given.items() if k in s.arguments})
-        for (role, name, axes), y in zip(s.results, results, strict=True):
-            y = self._whole(y, axes, self.program.decl(name), block.M, rows=role == "grad")
-            if role == "grad":
-                block.store(y, grads[name])
-            else:
-                part = y.unflatten(0, (block.N, self.call.H)).sum(0)
-                sums[name] = sums[name] + part if name in sums else part
-        for flow in flows:
-            flow.advance(block)
 
     def _gradients(self, tensors: list[Tensor], needs: tuple[bool, ...], grads: dict[str, Tensor],
                    sums: dict[str, Tensor], states: list[Tensor]) -> list[Tensor | None]:
@@ -278,7 +306,7 @@ class _Flow:
         first = band.running * self.H
         self.buffer[:first] = final[:first]
 
-    def forward(self, name: str, block: Block, finish: list[Callable[[], None] | None]) -> dict[str, Any]:
+    def places(self, name: str, block: Block, finish: list[Callable[[], None] | None]) -> dict[str, Any]:
         at, to, offset = [], [], self.base
         counts = [*block.counts[1:], block.after]
         for j, (m, after) in enumerate(zip(block.steps, counts, strict=True)):
@@ -316,7 +344,7 @@ class _BackFlow:
         self.carry = run._states(self.first, d)
         self.to_name = d.name
 
-    def backward(self, name: str, block: Block) -> dict[str, Any]:
+    def places(self, name: str, block: Block, finish: list[Any]) -> dict[str, Any]:
         self.base -= block.M
         at, to, offset, after = [], [], block.M, block.after * self.H
         slots = []

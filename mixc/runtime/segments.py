@@ -43,6 +43,10 @@ class Block:
     def steps(self) -> list[int]:
         return [n * self.H for n in self.counts]
 
+    def joined(self, others: list[Block]) -> Block:
+        """This block and those behind it as one."""
+        raise NotImplementedError
+
     def source(self, x: Tensor) -> Tensor:
         """[B, T, G, ...] -> [n, b, G, C, ...], a view if the rows allow; n * b = N."""
         raise NotImplementedError
@@ -71,6 +75,10 @@ class DenseBlock(Block):
     low: int = 0
     high: int = 0
 
+    def joined(self, others: list[Block]) -> Block:
+        counts = [n for b in (self, *others) for n in b.counts]
+        return DenseBlock(self.H, self.C, self.first, counts, [self, *others][-1].after, self.low, self.high)
+
     def _view(self, x: Tensor) -> Tensor:
         n, at = len(self.counts), self.first * self.C
         rows = x[self.low:self.high, at:at + n * self.C].unflatten(1, (n, self.C))
@@ -94,6 +102,12 @@ class GatheredBlock(Block):
     def __post_init__(self) -> None:
         self.partial = not bool(self.rows_live.all())
 
+    def joined(self, others: list[Block]) -> Block:
+        every = [self, *others]
+        return GatheredBlock(self.H, self.C, self.first, [n for b in every for n in b.counts], every[-1].after,
+                             torch.cat([b.index for b in every]),  # type: ignore[attr-defined]
+                             torch.cat([b.rows_live for b in every]))  # type: ignore[attr-defined]
+
     @cached_property
     def live(self) -> Tensor:
         """bool [M, C]"""
@@ -116,12 +130,34 @@ class GatheredBlock(Block):
 
 
 @dataclass
+class Group:
+    """Segments behind each other, all with or all without dead rows, and `whole`, all of them as one."""
+
+    whole: Block
+    blocks: list[Block]
+
+
+def groups(blocks: list[Block], most: int = 16) -> list[Group]:
+    found: list[list[Block]] = []
+    for b in blocks:
+        if found and found[-1][0].partial == b.partial and type(found[-1][0]) is type(b) and len(found[-1]) < most:
+            found[-1].append(b)
+        else:
+            found.append([b])
+    return [Group(bs[0].joined(bs[1:]) if len(bs) > 1 else bs[0], bs) for bs in found]
+
+
+@dataclass
 class Band:
     """Sequences run together, by falling length. `ranks`: their places among all sequences so sorted."""
 
     low: int
     high: int
     blocks: list[Block]
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        return groups(self.blocks)
 
     @property
     def running(self) -> int:
@@ -145,10 +181,6 @@ class Layout:
         self.width = max(1, band // (triple * H))  # sequences in a band
         self.ranked: Tensor | None = None
         self.bands = self._dense() if rows.dense else self._ragged()
-
-    @property
-    def partial(self) -> bool:
-        return any(b.partial for band in self.bands for b in band.blocks)
 
     # ------------------------------------------------------------ dense
     def _dense(self) -> list[Band]:
