@@ -143,7 +143,7 @@ class Writer:
             code, out = f"{self.fixed[n]}.copy_({code})", self.fixed[n]
         comment = f"  # sum over {', '.join(_summed(note))}" if note is not None else ""
         self.lines.append(f"{self.indent}{name} = {code}{comment}")
-        return Value(name, axes, out)
+        return Value(name, axes, None if n in self.fixed else out)  # what is kept is not overwritten
 
     def write(self, nodes: list[Node]) -> None:
         for n in nodes:

@@ -125,7 +125,7 @@ class _Walk:
         b = scope.names.get(name)
         if b is not None and b.role == "state":
             self.assign_state(s, b, x)
-        elif b is None:
+        elif b is None or b.role == "unknown":
             if claim(scope, s.target):
                 scope.bind(Binding("local", name, s.target.span, x))
         elif b.role in ("in", "param", "const"):
@@ -134,8 +134,6 @@ class _Walk:
             scope.error("MX205", f"`{name}` is {'an input' if b.role == 'in' else 'a ' + b.role} and is not assigned",
                         s.target.span, f"it stays {why}: write `{new} = {spelled(s.value)}`, and read `{new}` below; "
                         f"what is carried to the next token is a `state`")
-        elif b.role == "local" and b.node is None and b.span == s.target.span:
-            pass  # poison of this very line: `y += 1` without a y
         elif b.role == "local":
             scope.error("MX204", f"`{name}` is assigned a second time; the first is on line {b.span.line}",
                         s.target.span,
@@ -178,9 +176,10 @@ class _Walk:
                                 "an out stands below the loop, and reads a state that the loop assigns"
                                 if inner.role == "out" else "declarations come first")
             self.lines(tuple(i for i in s.body if not isinstance(i, Declare)))
-            if self.steps > MAX_STEPS:
+            if self.steps > MAX_STEPS and not any(d.code == "MX226" for d in scope.found):
                 scope.error("MX226", f"the loops over {s.dim.name} make more than {MAX_STEPS} lines", s.span,
                             "loops are unrolled: carry long ones in a state, or use a dim")
+            if self.steps > MAX_STEPS:
                 break
         self._unread(before)
         scope.names, scope.loops = before, scope.loops - 1

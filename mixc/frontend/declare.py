@@ -51,7 +51,7 @@ def claim(scope: Scope, name: Name) -> bool:
         scope.error("MX202", problem[0], name.span, problem[1])
         return False
     taken = scope.names.get(name.name)
-    if taken is not None and (taken.node is not None or taken.role != "local"):
+    if taken is not None and taken.role != "unknown":
         scope.error("MX204", f"`{name.name}` is {_KINDS[taken.role]} since line {taken.span.line}", name.span,
                     f"dims, inputs, states and all other names are one namespace: call it `{fresh(scope, name.name)}`")
         return False

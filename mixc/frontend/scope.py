@@ -20,7 +20,7 @@ _SCALARS = {"number", "const", "size"}
 
 @dataclass
 class Binding:
-    """A name of the mixer. `role`: dim, in, param, const, state, out, local or loop.
+    """A name of the mixer. `role`: dim, in, param, const, state, out, local, loop, or unknown (reported).
 
     `node` is its value now; None is poison: an error was reported, say no more about it."""
 
@@ -136,7 +136,7 @@ class Scope:
         if e.name in ("inf", "pi"):
             return number(getattr(math, e.name))
         self._unknown(e)
-        self.bind(Binding("local", e.name, e.span, None, reads=1))  # one report a name
+        self.bind(Binding("unknown", e.name, e.span, reads=1))  # one report a name
         return None
 
     def _unknown(self, e: Name) -> None:

@@ -31,8 +31,9 @@ _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 _OPS = {sign: op for op, sign in _INFIX.items()}
 _LISTED = dict.fromkeys(("sum", "prod", "max", "min", "norm", "softmax"), "over") | {
     "contract": "out", "expand": "dims", "index": "dims"}  # the attribute that stands in [ ]
-_NAMED = dict.fromkeys(("in", "param", "state"), {"name", "dims", "kind"}) | dict.fromkeys(
-    ("cot", "saved"), {"name", "dims"}) | {"const": {"name"}}  # leaves that are written `in.q[K]`
+_TENSOR, _LOOSE = frozenset(("name", "dims", "kind")), frozenset(("name", "dims"))
+_NAMED = {"in": _TENSOR, "param": _TENSOR, "state": _TENSOR, "cot": _LOOSE, "saved": _LOOSE,
+          "const": frozenset(("name",))}  # leaves that are written `in.q[K]`
 _LONG = 72
 
 
