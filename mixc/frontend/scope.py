@@ -145,8 +145,10 @@ class Scope:
         if e.name in WORDS:
             return self.error("MX212", f"`{e.name}` is a function", e.span, f"call it: `{e.name}(x)`")
         near = nearest(e.name, [*self.names, "pos", "pi", "inf"])
-        if e.name in self.later:
-            help_: str | None = (f"`{e.name}` is assigned on line {self.later[e.name]}; lines run from top to bottom, "
+        if self.later.get(e.name, e.span.line) < e.span.line:
+            help_ = f"`{e.name}` ended with the `}}` of its loop: only states carry over"
+        elif e.name in self.later:
+            help_ = (f"`{e.name}` is assigned on line {self.later[e.name]}; lines run from top to bottom, "
                                  f"and what the last token left is kept by `state {e.name}`")
         elif e.name in IMPLIED:
             help_ = f"{IMPLIED[e.name]} axes are implied; `pos` counts the tokens before this one"
