@@ -8,6 +8,7 @@ Scratch is given by the caller and used again by the next segment, so it stays i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,8 +21,7 @@ from mixc.ir.node import COL, ROW, Node
 from mixc.ir.program import Program
 from mixc.passes.simplify import simplify
 
-RESERVED = frozenset("""torch F M C steps starts nexts finish live scratch keep dtype device number running_sum
-    running_product running_decay span_decay span_sum span_product guard norm softmax place fold range zip""".split())
+RESERVED = frozenset(["torch", "F", "M", "C", "steps", "starts", "nexts", "finish", "live", "scratch", "keep", "dtype", "device", "number", "running_sum", "running_product", "running_decay", "span_decay", "span_sum", "span_product", "guard", "norm", "softmax", "place", "fold", "range", "zip"])
 
 
 def safe(name: str) -> str:
@@ -78,7 +78,7 @@ def segment(program: Program, partial: bool, saves: tuple[Node, ...] = ()) -> Se
     writer = _Function(program, partial, saves)
     made = writer.write()
     scope: dict[str, Any] = {}
-    exec(compile(made.text, f"<mixc {program.name}>", "exec"), scope)  # noqa: S102  our own text
+    exec(compile(made.text, f"<mixc {program.name}>", "exec"), scope)
     made.run = scope["backward" if program.reverse else "forward"]
     for part in ("per_head", "before", "after"):
         setattr(made, part, scope.get(part, getattr(made, part)))
@@ -227,6 +227,7 @@ class _Function:
             loops.append(inner.fixed[n])
             sources.append(self._split(w.fixed[n]))
         self._next_values(inner)
+        self._align_once(inner, loops, sources)
         w.lines.append(f"    for {', '.join(loops)} in zip(")
         w.lines += [f"            {x}," for x in sources] + ["            strict=True):"]
         w.lines += inner.lines
@@ -235,6 +236,16 @@ class _Function:
             w.values[n] = Value(w.fixed[n], inner.values[n].axes)
         w.absorbed = inner.absorbed
         w.release(self.loop_reads)
+
+    def _align_once(self, inner: Writer, loops: list[str], sources: list[str]) -> None:
+        """A view that every round would make of its slice is made before the slicing: `c[:, None].split(...)`."""
+        body = "\n".join(inner.lines)
+        for i, name in enumerate(loops):
+            views = set(re.findall(rf"\b{name}\b((?:\[[^\]]*\])?)", body))
+            if len(views) == 1 and (view := views.pop()):
+                body = body.replace(name + view, name)
+                sources[i] = self._split(name.removesuffix("_j") + view)
+        inner.lines = body.split("\n")
 
     def _split(self, text: str) -> str:
         return f"reversed({text}.split(steps))" if self.reverse else f"{text}.split(steps)"

@@ -114,7 +114,8 @@ class _Run:
         for (name, node), v in zip(s.numbers.items(), values, strict=True):
             found[name] = v.to(call.device, v.dtype if node.kind == "bool" else call.dtype) if node.dims else v.item()
         if s.heads:
-            given = {safe(d.name): heads(p.to(call.dtype), call.H) for d, p in zip(self.program.params, params, strict=True)}
+            given = {safe(d.name): heads(p.to(call.dtype), call.H)
+                     for d, p in zip(self.program.params, params, strict=True)}
             formed = s.per_head(M=call.H, **given, **found, **self.common)
             all_groups = [g for band in self.layout.bands for g in band.groups]
             wide = max((g.whole.N for g in all_groups), default=0)
@@ -273,7 +274,7 @@ class _Run:
 
     def _gradients(self, tensors: list[Tensor], needs: tuple[bool, ...], grads: dict[str, Tensor],
                    sums: dict[str, Tensor], states: list[Tensor]) -> list[Tensor | None]:
-        program, found = self.program, []
+        program, found = self.program, list[Tensor | None]()
         for d, x, need in zip((*program.ins, *program.params), tensors, needs, strict=False):
             if not need:
                 found.append(None)
@@ -281,7 +282,8 @@ class _Run:
                 grad = self.layout.scatter(grads[d.name])
                 found.append(torch.where(x.isinf(), 0.0, grad) if _open_ended(d) else grad)
             else:
-                total = sums.get(d.name, torch.zeros((self.call.H, *x.shape[1:]), dtype=self.call.dtype, device=x.device))
+                none = torch.zeros((self.call.H, *x.shape[1:]), dtype=self.call.dtype, device=x.device)
+                total = sums.get(d.name, none)
                 grad = total.unflatten(0, (x.shape[0], -1)).sum(1).to(x.dtype)
                 found.append(torch.where(x.isinf(), 0.0, grad) if _open_ended(d) else grad)
         return [*found, *(g if need else None for g, need in zip(states, needs[len(found):], strict=True))]
@@ -308,6 +310,8 @@ class _Flow:
 
     def places(self, name: str, block: Block, finish: list[Callable[[], None] | None]) -> dict[str, Any]:
         at, to, offset = [], [], self.base
+        if len(set(block.steps)) == 1 and block.after in (0, block.counts[0]):
+            return self._uniform(name, block, finish)
         counts = [*block.counts[1:], block.after]
         for j, (m, after) in enumerate(zip(block.steps, counts, strict=True)):
             at.append(self.buffer[offset:offset + m])
@@ -316,6 +320,14 @@ class _Flow:
             if after * self.H < m:
                 finish[j] = _then(finish[j], self.final[after * self.H:m], to[j][after * self.H:])
         return {f"{name}_at": at, f"{name}_to": to, name: self.buffer[self.base:offset]}
+
+    def _uniform(self, name: str, block: Block, finish: list[Callable[[], None] | None]) -> dict[str, Any]:
+        """The same where every chunk has as many sequences."""
+        m, M, base = block.steps[0], block.M, self.base
+        now, then = self.buffer[base:base + M], self.buffer[base + m:base + m + M]
+        if not block.after:
+            finish[-1] = _then(finish[-1], self.final[:m], then[-m:])
+        return {f"{name}_at": now.split(m), f"{name}_to": then.split(m), name: now}
 
     def advance(self, block: Block) -> None:
         if self.keep:
