@@ -28,7 +28,7 @@ class Product:
         summed = tuple(d for d in a.dims if d in b.dims and d not in out)
         sides = [tuple(d for d in out if d in x.dims and d not in self.batch) for x in (a, b)]
         want = want or out
-        if sides[0] and sides[1] and want.index(sides[0][0]) > want.index(sides[1][0]) or not sides[0]:
+        if (sides[0] and sides[1] and want.index(sides[0][0]) > want.index(sides[1][0])) or not sides[0]:
             a, b, sides = b, a, sides[::-1]
         self.m, self.n = sides
         self.axes: Dims = (*self.batch, *self.m, *self.n)
@@ -64,7 +64,7 @@ def emit_contract(w: Writer, n: Node, core: Node, factor: str | None = None) -> 
     """factor * core, core being a contraction."""
     p = Product(w, core)
     if p.dot:
-        return _dot(w, n, *core.args, p.batch, factor)
+        return _dot(w, n, core.args[0], core.args[1], p.batch, factor)
     if p.plain and w.is_large(p.axes):
         out = w.room(n, p.axes, over=False)
         if factor is None:

@@ -145,7 +145,7 @@ def is_span(n: Node) -> bool:
 
 
 def _late(nodes: list[Node], s: Stages, needed: set[Node]) -> list[Node]:
-    early, late = set(s.early), set()
+    early, late = set(s.early), set[Node]()
     nexts = {origin(n) for _, _, n in s.carried}
     users: dict[Node, set[Node]] = {}
     for n in nodes:

@@ -38,7 +38,7 @@ def simplify(program: Program, drop_live: bool = False) -> Program:
 
 def rewrite(roots: Iterable[Node], rules: tuple[Rule, ...]) -> list[Node]:
     """`roots` with the first rule that applies applied at every node, bottom up, until none does."""
-    roots, done = list(roots), {}
+    roots, done = list(roots), dict[Node, Node]()
     for node in postorder(roots):
         args = tuple(done[a] for a in node.args)
         new = node if args == node.args else make(node.op, *args, span=node.span, **dict(node.attrs))

@@ -8,7 +8,6 @@ the price of forming it, and wants x and its arguments there.
 
 from __future__ import annotations
 
-import networkx as nx
 
 from mixc.codegen.torch_stages import ALIAS, origin, small
 from mixc.ir.node import Node, postorder
@@ -53,6 +52,8 @@ def _price(n: Node) -> tuple[float, float]:
 
 def _closure(values: list[Node], needed: set[Node]) -> set[Node]:
     """Of `values` (needed ones among them), those that are there because they are kept."""
+    import networkx as nx  # slow to import, and only needed to compile
+
     graph: nx.DiGraph = nx.DiGraph()
     inside = set(values)
     for n in values:

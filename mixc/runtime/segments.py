@@ -189,7 +189,7 @@ class Layout:
         bands = []
         for low in range(0, B, self.width):
             high = min(low + self.width, B)
-            n, blocks = high - low, []
+            n, blocks = high - low, list[Block]()
             per = max(1, self.chunks // (n * H))
             for first in range(0, whole, per):
                 count = min(per, whole - first)
