@@ -8,7 +8,6 @@ the price of forming it, and wants x and its arguments there.
 
 from __future__ import annotations
 
-
 from mixc.codegen.torch_stages import ALIAS, origin, small
 from mixc.ir.node import Node, postorder
 from mixc.ir.program import Program
