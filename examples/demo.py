@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from byte_lm import Corpus, Model, generate, parallel_equals_steps, train
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
@@ -59,12 +60,8 @@ def time_it(mixer: mixc.Mixer) -> None:
 
 
 def picture(curve: list[tuple[int, float]], held_out: list[tuple[int, float]], unigram: float, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    fig, ax = plt.subplots(figsize=(7, 4), layout="constrained")
+    fig = Figure(figsize=(7, 4), layout="constrained")
+    ax = fig.subplots()
     ax.plot(*zip(*curve, strict=True), lw=1, label="training")
     ax.plot(*zip(*held_out, strict=True), "o-", label="held out")
     ax.axhline(unigram, ls="--", color="grey", label="unigram entropy")
@@ -77,7 +74,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     options.add_argument("--spec", default="simple_gla", help="a shipped spec with arguments q, k, v, g")
     options.add_argument("--steps", type=int, default=600)
-    options.add_argument("--seconds", type=float, default=130.0, help="for training, about")
+    options.add_argument("--seconds", type=float, default=100.0, help="for training, about")
     options.add_argument("--out", type=Path, default=Path("out"))
     given = options.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
