@@ -91,7 +91,7 @@ def exponential(w: Writer, n: Node) -> Value:
         call = f"span_decay({w.value(x).text}, {x.attr('reach')!r})"
         return w.line(n, call, (ROW, COL), out=w.room(n, (ROW, COL)) if w.buffered else None)
     if x in w.absorbed and x.op == "cumsum":
-        v = w.value(x.args[0])
+        v = _with_rows(w, x.args[0])
         return w.line(n, _running("running_decay", x, v), v.axes)
     return elementwise(w, n)
 
@@ -143,10 +143,13 @@ def _running(name: str, n: Node, v: Value) -> str:
             f"exclusive={bool(n.attr('exclusive'))})")
 
 
+def _with_rows(w: Writer, x: Node) -> Value:
+    v = w.value(x)
+    return v if ROW in v.axes else Value(w.full(x, x.dims), x.dims)
+
+
 def running(w: Writer, n: Node) -> Value:
-    v = w.value(n.args[0])
-    if ROW not in v.axes:
-        v = Value(w.full(n.args[0], n.dims), n.dims)
+    v = _with_rows(w, n.args[0])
     return w.line(n, _running("running_sum" if n.op == "cumsum" else "running_product", n, v), v.axes)
 
 
