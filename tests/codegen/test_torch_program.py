@@ -1,0 +1,178 @@
+"""The torch backend: derived chunk programs against the step run token by token in fp64."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mixc.ir.run import run_chunks
+from mixc.passes.chunk import chunk
+from mixc.passes.classify import classify
+from mixc.passes.differentiate import differentiate
+from mixc.passes.simplify import simplify
+from mixc.runtime import chunked, sequential
+from mixc.runtime.call import Call
+from mixc.runtime.compiled import compiled
+from mixc.runtime.rows import rows
+from tests.build import KINDS, scalar_decay
+
+PROGRAMS = {kind: scalar_decay(kind) for kind in KINDS}
+
+
+def make_call(kind="log", B=2, T=17, H=4, K=5, V=3, dtype=torch.float64, groups=None, gates=1.0, **which):
+    """A call on random tensors: gates at 0, -inf and -100, decays of both signs with zeros, initial states."""
+    program, sizes = PROGRAMS[kind], dict(K=K, V=V)
+    random = torch.Generator().manual_seed(T)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=random, dtype=torch.float64)
+
+    ins = {d.name: draw(B, T, (groups or {}).get(d.name, H), *[sizes[n] for n in d.dims]) for d in program.ins}
+    ins["g"] = -ins["g"].abs() * gates
+    ins["g"][:, 3::11], ins["g"][:, 5::7], ins["g"][:, 6::7] = -math.inf, -100.0, 0.0
+    ins["a"][:, 4::9] = 0.0
+    params = {d.name: draw((groups or {}).get(d.name, H), *[sizes[n] for n in d.dims]) for d in program.params}
+    r = rows(B, T, **which)
+    states = {d.name: draw(r.N, H, *[sizes[n] for n in d.dims]) for d in program.states}
+    ins, params, states = ({n: x.to(dtype).requires_grad_() for n, x in xs.items()} for xs in (ins, params, states))
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    return Call(program, sizes, {}, H, ins, params, r, wide, {d.name: dtype for d in program.outs},
+                torch.device("cpu"), states0=states, want_state=True)
+
+
+def values_and_gradients(call, run):
+    outs, states = run(call)
+    values = {**outs, **{n + "'": x for n, x in states.items()}}
+    random = torch.Generator().manual_seed(1)
+    cotangents = [torch.randn(v.shape, generator=random, dtype=torch.float64).to(v.dtype) for v in values.values()]
+    inputs = {**call.ins, **call.params, **call.states0}
+    found = torch.autograd.grad(list(values.values()), list(inputs.values()), cotangents, allow_unused=True)
+    return values | {"d" + n: torch.zeros_like(x) if g is None else g for (n, x), g in zip(inputs.items(), found)}
+
+
+def check(call, C=None, bound=1e-10):
+    want = values_and_gradients(call, lambda c: sequential.run(c, torch.float64))
+    got = values_and_gradients(call, lambda c: chunked.run(c, C))
+    for name, w in want.items():
+        g = got[name]
+        assert g.shape == w.shape and g.isfinite().all(), name
+        if w.numel():
+            size = w.double().square().mean().sqrt().clamp(min=1e-6)
+            error = (g.double() - w.double()).square().mean().sqrt() / size
+            assert error <= bound, f"{name}: {error:.1e}"
+
+
+LENGTHS = (0, 1, 15, 16, 17, 63, 64, 65, 130)
+
+
+@pytest.mark.parametrize("T", LENGTHS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_lengths(kind, T):
+    check(make_call(kind, T=T))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cu", [(0, 0, 5, 5, 21, 70), (0, 16, 32, 33, 130, 130)])
+def test_ragged(kind, cu):
+    check(make_call(kind, B=1, T=cu[-1], cu_seqlens=torch.tensor(cu), reverse=kind == "log"), C=16)
+
+
+@pytest.mark.parametrize("C", [1, 8, 32, 128])
+def test_any_chunk_length(C):
+    check(make_call("between", T=70), C)
+
+
+@pytest.mark.parametrize("groups", [dict(q=2, k=1), dict(v=2, g=1, D=1), dict(a=2, D=2)])
+def test_grouped_heads(groups):
+    for which in ({}, {"reverse": True}, {"mask": torch.arange(140).reshape(2, 70) % 3 > 0}):
+        check(make_call("between", T=70, groups=groups, **which), 16)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (33, 2), (7, 60)])
+def test_odd_sizes(sizes):
+    check(make_call("before", T=40, K=sizes[0], V=sizes[1]), 16)
+
+
+def test_no_sequences():
+    check(make_call(B=0))
+    check(make_call(B=1, T=0, cu_seqlens=torch.tensor([0, 0, 0])))
+
+
+@pytest.mark.parametrize("gates", [0.01, 0.1, 1.0, 10.0])
+@pytest.mark.parametrize("kind", ["log", "before"])
+def test_single_precision_keeps_its_digits(kind, gates):
+    check(make_call(kind, T=130, dtype=torch.float32, gates=gates), bound=3e-6)
+
+
+@pytest.mark.parametrize("dtype,bound", [(torch.bfloat16, 4e-3), (torch.float16, 1e-3)])
+def test_half_inputs_are_computed_in_single_precision(dtype, bound):
+    check(make_call("log", T=70, dtype=dtype), bound=bound)
+
+
+def test_many_segments_and_bands(monkeypatch):
+    """Segments of a chunk or two, bands of a sequence or two: what flows between them."""
+    monkeypatch.setattr(chunked, "SEGMENT_BYTES", 1 << 14)
+    monkeypatch.setattr(chunked, "BAND_BYTES", 1 << 14)
+    check(make_call("between", B=3, T=150), 16)
+    check(make_call("log", B=1, T=150, cu_seqlens=torch.tensor([0, 3, 80, 80, 150])), 8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_causality_bit_for_bit(kind):
+    call = make_call(kind, T=100, dtype=torch.float32)
+    changed = {n: x.detach().clone() for n, x in call.ins.items()}
+    for x in changed.values():
+        x[:, 70] = -0.5
+    with torch.no_grad():
+        a, b = chunked.run(call)[0]["o"], chunked.run(replace(call, ins=changed))[0]["o"]
+    assert torch.equal(a[:, :70], b[:, :70])
+    assert not torch.equal(a[:, 70:], b[:, 70:])
+
+
+def test_only_wanted_gradients_are_formed():
+    call = make_call("log", T=40)
+    only = replace(call, ins={n: x.detach().requires_grad_(n == "v") for n, x in call.ins.items()},
+                   params={n: x.detach() for n, x in call.params.items()}, states0={})
+    o, _ = chunked.run(only)
+    (got,) = torch.autograd.grad(o["o"].sum(), [only.ins["v"]])
+    (want,) = torch.autograd.grad(sequential.run(only, torch.float64)[0]["o"].sum(), [only.ins["v"]])
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
+def test_backward_twice_along_one_graph():
+    call = make_call("log", T=70)
+    o, _ = chunked.run(call)
+    first = torch.autograd.grad(o["o"].sum(), [call.ins["k"]], retain_graph=True)
+    other, _ = chunked.run(call)  # takes scratch in between
+    assert torch.equal(first[0], torch.autograd.grad(o["o"].sum(), [call.ins["k"]])[0])
+    del other
+
+
+def test_a_new_length_compiles_nothing():
+    code = compiled(PROGRAMS["log"])
+    for T in (64, 70, 128):
+        values_and_gradients(make_call("log", T=T), chunked.run)
+    before = len(code._segments)
+    for T in range(65, 200, 9):
+        values_and_gradients(make_call("log", T=T, H=2, K=3), chunked.run)
+    assert len(code._segments) == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_simplified_programs_mean_the_same(kind, reverse):
+    forward = chunk(classify(PROGRAMS[kind]))
+    call = make_call(kind, T=12, H=2)
+    tensors = {n: x.detach() for n, x in {**call.ins, **call.params}.items()}
+    states = {n: x.detach() for n, x in call.states0.items()}
+    program, starts = forward, None
+    if reverse:
+        program, starts = differentiate(forward), run_chunks(forward, tensors, states, call.sizes, 8).starts
+        tensors["cot:o"] = torch.randn(2, 12, 2, 3, dtype=torch.float64)
+    runs = [run_chunks(p, tensors, states, call.sizes, 8, starts=starts) for p in (program, simplify(program))]
+    for a, b in ((runs[0].outs, runs[1].outs), (runs[0].states, runs[1].states), (runs[0].sums, runs[1].sums)):
+        for name in a:
+            torch.testing.assert_close(b[name], a[name], rtol=1e-10, atol=1e-10)
