@@ -20,7 +20,7 @@ from mixc.ir.program import Decl
 from mixc.runtime.call import Call
 from mixc.runtime.compiled import Compiled, compiled
 from mixc.runtime.segments import Band, Block, Group, Layout
-from mixc.runtime.workspace import Workspace
+from mixc.runtime.workspace import Kept, Workspace
 
 Tensor = torch.Tensor
 Put = Callable[[str, str, tuple[str, ...], Tensor, Block], None]  # takes a result (role, name, axes, value, block)
@@ -45,16 +45,14 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, run: _Run, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.run = run
-        outs, finals, kept = run.forward(list(tensors))
-        ctx.save_for_backward(*tensors, *kept)
+        outs, finals, ctx.kept = run.forward(list(tensors))
+        ctx.save_for_backward(*tensors)
         return (*outs, *finals)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        n = len(ctx.needs_input_grad) - 1
-        tensors, kept = list(ctx.saved_tensors[:n]), list(ctx.saved_tensors[n:])
-        return (None, *ctx.run.backward(tensors, kept, list(cotangents), ctx.needs_input_grad[1:]))
+        return (None, *ctx.run.backward(list(ctx.saved_tensors), ctx.kept, list(cotangents), ctx.needs_input_grad[1:]))
 
 
 def _start(call: Call, d: Decl) -> Tensor:
@@ -101,6 +99,7 @@ class _Run:
         widest = max([self.C * self.C, *(self.C * math.prod(call.sizes[n] for n in dims) for dims in kinds),
                       *(math.prod(call.sizes[n] for n in d.dims) for d in self.program.states)])
         triple = widest * call.dtype.itemsize
+        self.memory = Kept()
         self.layout = Layout(call.rows, call.H, self.C, triple, call.device, SEGMENT_BYTES, BAND_BYTES)
         self.common = {**self.shape, "dtype": call.dtype, "device": call.device}
 
@@ -150,9 +149,8 @@ class _Run:
         if cot and block.partial:
             out.mul_(block.live.view(block.M, self.C, *[1] * (out.ndim - 2)))  # type: ignore[attr-defined]
 
-    def _states(self, rows: int, d: Decl) -> Tensor:
-        shape = [self.call.sizes[n] for n in d.dims]
-        return torch.empty(rows, *shape, dtype=self.call.dtype, device=self.call.device)
+    def states(self, rows: int, d: Decl, memory: Kept) -> Tensor:
+        return memory.empty([rows, *[self.call.sizes[n] for n in d.dims]], self.call.dtype, self.call.device)
 
     def _group(self, s: Segment, group: Group, flows: list[Any], rows: dict[str, Tensor], constants: dict[str, Any],
                work: Workspace, put: Put, saved: dict[int, dict[str, Tensor]]) -> None:
@@ -218,7 +216,7 @@ class _Run:
         return [self.layout.scatter(o) for o in outs.values()], finals, kept
 
     def _like(self, M: int, node: Node) -> Tensor:
-        return torch.empty(M, *[self.sizes[d] for d in node.dims], dtype=self.call.dtype, device=self.call.device)
+        return self.memory.empty([M, *[self.sizes[d] for d in node.dims]], self.call.dtype, self.call.device)
 
     def _out(self, d: Decl) -> Tensor:
         rows, call = self.call.rows, self.call
@@ -304,7 +302,7 @@ class _Flow:
         sizes = [b.M for b in band.blocks]
         last = band.blocks[-1].steps[-1] if band.blocks else 0
         rows = sum(sizes) + last if self.keep else max((b.M + b.steps[-1] for b in band.blocks), default=0)
-        self.buffer, self.base = run._states(rows, d), 0
+        self.buffer, self.base = run.states(rows, d, run.memory), 0
         first = band.running * self.H
         self.buffer[:first] = final[:first]
 
@@ -352,9 +350,9 @@ class _BackFlow:
     def __init__(self, run: _Run, d: Decl, final: Tensor, band: Band, starts: Tensor):
         self.H, self.final, self.starts, self.base = run.call.H, final, starts, sum(b.M for b in band.blocks)
         self.first = band.running * self.H
-        self.buffer = run._states(max((b.M for b in band.blocks), default=0), d)
-        self.carry = run._states(self.first, d)
-        self.to_name = d.name
+        self.memory = Kept()
+        self.buffer = run.states(max((b.M for b in band.blocks), default=0), d, self.memory)
+        self.carry = run.states(self.first, d, self.memory)
 
     def places(self, name: str, block: Block, finish: list[Any]) -> dict[str, Any]:
         self.base -= block.M

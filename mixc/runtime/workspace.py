@@ -1,7 +1,9 @@
-"""Scratch that outlives a call: fresh memory costs a page fault every 4 KB, more than most uses of it.
+"""Memory that outlives a call: fresh memory costs a page fault every 4 KB, more than most uses of it.
 
-One per thread, dtype and device.  It is as large as the largest segment so far (some 20 MB: segments are
-cut to a fixed size), whatever the length of the sequences.
+`Workspace`: scratch, one per thread, dtype and device.  It is as large as the largest segment so far (some
+20 MB: segments are cut to a fixed size), whatever the length of the sequences.
+`Kept`: what a forward keeps for its backward.  It goes back to a pool of at most `POOL_BYTES` when the
+graph that holds it is freed.
 """
 
 from __future__ import annotations
@@ -46,3 +48,35 @@ class Workspace:
                 at += -(-n // _LINE) * _LINE
             self.frames[key] = views
         return self.frames[key]
+
+
+POOL_BYTES = 1 << 26
+_lock = threading.Lock()
+_pool: dict[tuple[object, ...], list[Tensor]] = {}
+_pooled = 0
+
+
+class Kept:
+    """Tensors that live as long as this object, which nobody else may hold."""
+
+    def __init__(self) -> None:
+        self.mine: list[Tensor] = []
+
+    def empty(self, shape: list[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        global _pooled
+        key, numel = (math.prod(shape), dtype, device), math.prod(shape)
+        with _lock:
+            flat = _pool[key].pop() if _pool.get(key) else None
+            _pooled -= 0 if flat is None else flat.nbytes
+        if flat is None:
+            flat = torch.empty(numel, dtype=dtype, device=device)
+        self.mine.append(flat)
+        return flat.view(shape)
+
+    def __del__(self) -> None:
+        global _pooled
+        with _lock:
+            for flat in self.mine:
+                if _pooled + flat.nbytes <= POOL_BYTES:
+                    _pool.setdefault((flat.numel(), flat.dtype, flat.device), []).append(flat)
+                    _pooled += flat.nbytes

@@ -50,7 +50,8 @@ def values_and_gradients(call, run):
     cotangents = [torch.randn(v.shape, generator=random, dtype=torch.float64).to(v.dtype) for v in values.values()]
     inputs = {**call.ins, **call.params, **call.states0}
     found = torch.autograd.grad(list(values.values()), list(inputs.values()), cotangents, allow_unused=True)
-    return values | {"d" + n: torch.zeros_like(x) if g is None else g for (n, x), g in zip(inputs.items(), found, strict=False)}
+    pairs = zip(inputs.items(), found, strict=True)
+    return values | {"d" + n: torch.zeros_like(x) if g is None else g for (n, x), g in pairs}
 
 
 def check(call, C=None, bound=1e-10):
