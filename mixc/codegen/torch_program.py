@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mixc.codegen import torch_prelude
+from mixc.codegen.torch_contract import better_transposed
 from mixc.codegen.torch_stages import Level, Stages, above, origin, small, stages
 from mixc.codegen.torch_values import Dims, Names, Value
 from mixc.codegen.torch_writer import Writer
@@ -34,7 +35,8 @@ class Segment:
     """The emitted function of one program, and what it must be given.
 
     Attributes:
-        rows: leaves with a row a token, by the name of their argument: loaded for each segment.
+        rows: leaves with a row a token, by the name of their argument: loaded for each segment,
+            with the axes `loads`.
         small: leaves of one number a token: loaded for many segments at once.
         early: names of what `before` forms for many segments, in order; `exported`: likewise of what a
             segment hands to `after`, behind its results; `late`: the results that `after` gives.
@@ -49,6 +51,7 @@ class Segment:
     program: Program
     text: str = ""
     rows: dict[str, Node] = field(default_factory=dict)
+    loads: dict[str, Dims] = field(default_factory=dict)
     small: dict[str, Node] = field(default_factory=dict)
     early: list[str] = field(default_factory=list)
     exported: list[str] = field(default_factory=list)
@@ -187,7 +190,10 @@ class _Function:
             else:
                 name = "d" + name if cot else name
                 (made.small if small(n) else made.rows)[name] = n
-            known[n] = Value(name, n.dims, name if name in made.rows else None)
+            axes = n.dims[::-1] if name in made.rows and better_transposed(n, [*s.first, *s.loop, *s.rest]) else n.dims
+            known[n] = Value(name, axes, name if name in made.rows else None)
+            if name in made.rows:
+                made.loads[name] = axes
         self.small_inside = [name for name, n in made.small.items() if n in inside]
         if self.reverse:
             for i, n in enumerate(self.saves):
@@ -297,7 +303,7 @@ class _Function:
         lines = [f"def {name}(*, {', '.join(dict.fromkeys(args))}):",
                  f'    """{made.program.name}: {name} of a segment of chunks{", some rows of which are no tokens" * made.partial}.',
                  ""]
-        lines += [f"    {n}: [M, {', '.join(_sizes(x.dims))}]" for n, x in made.rows.items()]
+        lines += [f"    {n}: [M, {', '.join(_sizes(axes))}]" for n, axes in made.loads.items()]
         lines += [f"    {n}: [M, {', '.join(_sizes(x.dims))}], what each chunk receives" for n, x in made.received.items()]
         return [*lines, '    """']
 

@@ -131,7 +131,7 @@ class _Run:
         return {"M": block.M, **given, **self.common}
 
     def _arguments(self, s: Segment, block: Block, constants: dict[str, Any], work: Workspace) -> dict[str, Any]:
-        frame = work.frame(block.M, {**{n: [self.sizes[d] for d in x.dims] for n, x in s.rows.items()},
+        frame = work.frame(block.M, {**{n: [self.sizes[d] for d in axes] for n, axes in s.loads.items()},
                                      **{n: [self.shape[d] for d in shape] for n, shape in s.scratch.items()}})
         return {"steps": block.steps, **frame, **self._for(s, block, constants), "finish": [None] * len(block.counts)}
 
@@ -167,7 +167,8 @@ class _Run:
             given = self._arguments(s, block, constants, work)
             given |= {name: v[at:at + block.M] for name, v in a_row.items()}
             for name, node in s.rows.items():
-                self._load(block, rows, node, given[name])
+                natural = s.loads[name] == node.dims
+                self._load(block, rows, node, given[name] if natural else given[name].mT)
             for flow, name in zip(flows, s.carried, strict=True):
                 given |= flow.places(name, block, given["finish"])
             results = s.run(**given, **saved.get(i, {}))

@@ -55,7 +55,7 @@ class Block:
         """out [M, C, ...] from x [B, T, G, ...], heads repeated."""
         y = self.source(x)
         G = y.shape[2]
-        out.view(*y.shape[:2], G, self.H // G, *y.shape[3:]).copy_(y.unsqueeze(3))
+        out.unflatten(0, (*y.shape[:2], G, self.H // G)).copy_(y.unsqueeze(3))
 
     def store(self, y: Tensor, out: Tensor) -> None:
         """out [B, T, G, ...] from y [M, C, ...], heads of a group summed."""
