@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mixc.codegen.torch_contract import emit_contract, emit_sum_with_product
+from mixc.codegen.torch_scan import emit_previous, emit_prod_behind, emit_scan
 from mixc.codegen.torch_stages import is_span, origin
-from mixc.codegen.torch_values import Dims, Value, size_of
+from mixc.codegen.torch_values import Dims, Value, literal, size_of
 from mixc.ir.node import COL, ROW, Node
 from mixc.ir.ops import OPS
 
@@ -80,7 +81,7 @@ def live(w: Writer, n: Node) -> Value:
     v, mask = w.value(n.args[0]), Value("live", (ROW,))
     axes = v.axes if ROW in v.axes else (ROW, *v.axes)
     x = w.number(v.text) if v.scalar else v.over(axes)
-    call = f"torch.where({mask.over(axes)}, {x}, {w.number(repr(n.attr('fill')))})"
+    call = f"torch.where({mask.over(axes)}, {x}, {w.number(literal(n.attr('fill')))})"
     return w.line(n, call, axes, out=w.room(n, axes) if w.is_large(axes) else None)
 
 
@@ -120,6 +121,8 @@ def _reduction(call: str) -> Rule:
 
 
 def prod(w: Writer, n: Node) -> Value:
+    if n.args[0] in w.absorbed:
+        return emit_prod_behind(w, n, n.args[0])
     axes, text = list(n.args[0].dims), w.full(n.args[0], n.args[0].dims)
     for d in n.attr("over"):
         text += f".prod({1 + axes.index(d)})"
@@ -188,6 +191,9 @@ RULES: dict[str, Rule] = {
     "segsum": span,
     "segprod": span,
     "mask": mask,
+    "scan": emit_scan,
+    "scan_end": emit_scan,
+    "previous": emit_previous,
 }
 
 

@@ -11,16 +11,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
-from mixc.codegen import torch_prelude
+from mixc.codegen import torch_prelude, torch_scan_prelude
 from mixc.codegen.torch_contract import better_transposed
 from mixc.codegen.torch_stages import Level, Stages, above, origin, small, stages
 from mixc.codegen.torch_values import Dims, Names, Value
 from mixc.codegen.torch_writer import Writer
-from mixc.ir.node import COL, ROW, Node
+from mixc.ir.node import COL, ROW, Node, postorder
 from mixc.ir.program import Program
-from mixc.passes.simplify import simplify
+from mixc.ir.scans import carry_first
+from mixc.passes.simplify import rewrite, simplify
 
 RESERVED = frozenset(["torch", "F", "M", "C", "steps", "starts", "nexts", "finish", "live", "scratch", "keep", "dtype", "device", "number", "running_sum", "running_product", "running_decay", "span_decay", "span_sum", "span_product", "guard", "norm", "softmax", "place", "fold", "range", "zip"])
 
@@ -70,15 +72,16 @@ class Segment:
     after: Callable[..., tuple[Any, ...]] = lambda *a, **k: ()
 
 
-def segment(program: Program, partial: bool, saves: tuple[Node, ...] = ()) -> Segment:
+def segment(program: Program, partial: bool, saves: tuple[Node, ...] = (), single: bool = False) -> Segment:
     """The function of a chunk program.
 
     Args:
         partial: rows may be dead, `live` says which. Else every row is a token.
         saves: forward: values to write for the backward; backward: values to read. They are nodes of the
             prepared program (see `prepare`).
+        single: every segment is one chunk of all its sequences, so that the function has no loop over chunks.
     """
-    writer = _Function(program, partial, saves)
+    writer = _Function(program, partial, saves, single)
     made = writer.write()
     scope: dict[str, Any] = {}
     exec(compile(made.text, f"<mixc {program.name}>", "exec"), scope)
@@ -88,17 +91,29 @@ def segment(program: Program, partial: bool, saves: tuple[Node, ...] = ()) -> Se
     return made
 
 
-def prepare(program: Program, partial: bool) -> Program:
-    """The program as it is emitted: simplified, and without `live` where all rows are tokens."""
-    return simplify(program, drop_live=not partial)
+def prepare(program: Program, partial: bool, single: bool = False) -> Program:
+    """The program as it is emitted: simplified, without `live` where all rows are tokens, and (but for `single`)
+    with scans whose ends are formed before the states come in."""
+    program = simplify(program, drop_live=not partial)
+    return program if single else program.with_values(rewrite(program.values(), (carry_first,)))
+
+
+def needs_single(program: Program) -> bool:
+    """Do scans make the loop over chunks so heavy that it does everything?
+
+    So they do where they scan a matrix (a slab of one chunk is large), or where what runs in chunks depends on them."""
+    scans = [n for n in postorder(program.values()) if n.op == "scan"]
+    if any(len(n.attr("dims")) > 1 for n in scans):
+        return True
+    return bool(scans) and any(ROW in n.dims for n in stages(prepare(program, True)).loop)
 
 
 class _Function:
-    def __init__(self, program: Program, partial: bool, saves: tuple[Node, ...]):
+    def __init__(self, program: Program, partial: bool, saves: tuple[Node, ...], single: bool):
         self.made = Segment(program, partial=partial)
         self.saves = saves
         read = frozenset(saves) if program.reverse else frozenset()
-        self.stages: Stages = stages(program, read, partial)
+        self.stages: Stages = stages(program, read, partial, single)
         self.dims = [safe(d.name) for d in program.dims]
         spec = {safe(d.name) for d in program.decls}
         self.names = Names({*RESERVED, *self.dims, *spec, *(f"d{n}" for n in spec)})
@@ -123,6 +138,7 @@ class _Function:
         w.write(s.first)
         self._loop(w)
         w.write(s.rest)
+        self._leave(w)
         texts = self._results(w, made.results, {*s.late, *s.early}, inside=True)
         made.exported = [w.value(n).text for n in s.exported]
         made.scratch = {n: shape for n, shape in w.scratch.shapes.items() if n not in loaded}
@@ -207,6 +223,8 @@ class _Function:
         self.loop_reads = list(dict.fromkeys(
             a for n in self.stages.loop if n not in w.absorbed for a in w.operands(n)
             if self.stages.level[a] in (Level.HEAD, Level.SEGMENT)))
+        if self.stages.single:
+            return
         nexts = [origin(n) for _, _, n in self.stages.carried]
         self.loop_reads += [n for n in dict.fromkeys(nexts) if self.stages.level[n] in (Level.HEAD, Level.SEGMENT)
                             and n not in self.loop_reads]
@@ -214,7 +232,7 @@ class _Function:
 
     def _loop(self, w: Writer) -> None:
         s = self.stages
-        if not s.carried:
+        if not s.carried or s.single:
             return
         inner = Writer(s.level, w.values, self.names, buffered=False)
         inner.absorbed, inner.uses, inner.indent = w.absorbed, w.uses.copy(), "        "
@@ -242,6 +260,17 @@ class _Function:
             w.values[n] = Value(w.fixed[n], inner.values[n].axes)
         w.absorbed = inner.absorbed
         w.release(self.loop_reads)
+
+    def _leave(self, w: Writer) -> None:
+        """Without a loop: what the chunk leaves goes to its place."""
+        s = self.stages
+        if not s.single or not s.carried:
+            return
+        for (d, _, n), name in zip(s.carried, self._leaf_names(), strict=True):
+            v = w.value(n)
+            text = v.text if v.scalar else v.over(d.dims)
+            w.lines.append(f"    {name}_to[0].{'fill_' if v.scalar else 'copy_'}({text})")
+        w.lines += ["    if finish[0] is not None:", "        finish[0]()"]
 
     def _align_once(self, inner: Writer, loops: list[str], sources: list[str]) -> None:
         """A view that every round would make of its slice is made before the slicing: `c[:, None].split(...)`."""
@@ -308,7 +337,12 @@ class _Function:
         return [*lines, '    """']
 
     def _imports(self) -> list[str]:
-        return ["import torch", "import torch.nn.functional as F", "", f"from {torch_prelude.__name__} import *", "", ""]
+        return ["import torch", "import torch.nn.functional as F", "",
+                *(f"from {m.__name__} import *" for m in self._preludes()), "", ""]
+
+    def _preludes(self) -> list[ModuleType]:
+        scans = any(n.op in ("scan", "scan_end", "previous") for n in self.stages.level)
+        return [torch_prelude, *[torch_scan_prelude] * scans]
 
     def _per_head(self) -> list[str]:
         """Values of params alone, once per call: [H, ...]."""

@@ -36,11 +36,13 @@ class Stages:
         carried: what the loop carries: (state's name, the leaf it is read as, its next value).
         numbers, heads: values formed once per call that later stages read.
         early, late: numbers a row, formed for many segments at once; `exported`: what `late` reads of a segment.
+        single: a segment is one chunk of every sequence, and there is no loop: nothing is in it.
         first: values the loop reads (and what they need). loop: values formed in the loop.
         rest: all other values. kept: loop values that `rest` reads, so each chunk's is kept.
     """
 
     program: Program
+    single: bool
     level: dict[Node, Level]
     carried: list[tuple[Decl, Node, Node]]
     numbers: list[Node] = field(default_factory=list)
@@ -56,8 +58,9 @@ class Stages:
     def roots(self) -> list[Node]:
         """Values that leave a segment other than through the loop."""
         once = {*self.late, *self.early}
+        nexts = [n for _, _, n in self.carried] if self.single else []
         return [*(r.value for r in self.program.results if r.role != "next" and origin(r.value) not in once),
-                *self.exported]
+                *self.exported, *nexts]
 
 
 ALIAS = ("rename", "expand", "stop_gradient")
@@ -97,17 +100,18 @@ def levels(nodes: list[Node], carried: set[Node], saved: frozenset[Node], partia
     return found
 
 
-def stages(program: Program, saved: frozenset[Node] = frozenset(), partial: bool = False) -> Stages:
-    """The stages of a chunk program; `saved` values are read, not formed."""
+def stages(program: Program, saved: frozenset[Node] = frozenset(), partial: bool = False,
+           single: bool = False) -> Stages:
+    """The stages of a chunk program; `saved` values are read, not formed. `single`: see `Stages`."""
     carried = [(d, cotangent_of_state(d.name, d.dims) if program.reverse else d.leaf(),
                 program.result("next", d.name)) for d in program.states]
     nodes = above(program.values(), saved)
     level = levels(nodes, {leaf for _, leaf, _ in carried}, saved, partial)
-    s = Stages(program, level, carried)
-    in_loop = {n for n in above([n for _, _, n in carried], saved) if level[n] == Level.CARRIED and n.args}
+    s = Stages(program, single, level, carried)
+    in_loop = set() if single else {n for n in above([n for _, _, n in carried], saved) if level[n] == Level.CARRIED and n.args}
     border = [a for n in nodes if n in in_loop for a in n.args if a not in in_loop]
     border += [nxt for _, _, nxt in carried if nxt not in in_loop]
-    needed = set(above(border, saved))
+    needed = set() if single else set(above(border, saved))
     nodes = [n for n in nodes if n not in saved and n.args and n.op not in ALIAS]
     s.early = _early(nodes, level)
     s.late = _late(nodes, s, needed | in_loop)

@@ -98,3 +98,10 @@ class Names:
             if name not in self.taken:
                 self.taken.add(name)
                 return name
+
+
+def literal(value: float) -> str:
+    """A number in emitted code."""
+    if value != value or value in (float("inf"), float("-inf")):
+        return f"float('{value}')"
+    return repr(value) if value >= 0 else f"({value!r})"

@@ -11,8 +11,10 @@ from collections.abc import Iterable
 
 from mixc.codegen.torch_contract import emit_add, emit_contract
 from mixc.codegen.torch_ops import rule_of
-from mixc.codegen.torch_stages import ALIAS, Level, origin
-from mixc.codegen.torch_values import Dims, Names, Scratch, Value, size_of
+from mixc.codegen.torch_scan import absorbs as absorbs_shifted
+from mixc.codegen.torch_scan import emit_mul_before, shifted_operands
+from mixc.codegen.torch_stages import ALIAS, Level, origin, small
+from mixc.codegen.torch_values import Dims, Names, Scratch, Value, literal, size_of
 from mixc.ir.node import Node
 
 
@@ -38,10 +40,13 @@ class Writer:
         stages, roots = list(stages), list(roots)
         readers = Counter(origin(a) for nodes in stages for n in nodes if n.op not in ALIAS for a in n.args)
         readers.update(map(origin, roots))
+        shifts = Counter(x for nodes in stages for n in nodes for x in shifted_operands(n))
         for nodes in stages:
-            inside = {n for n in nodes if n not in self.fixed and readers[n] == 1}
+            inside = {n for n in nodes if n not in self.fixed and (readers[n] == 1 or shifts[n] == readers[n])}
             for n in nodes:
-                self.absorbed.update(self._absorbs(n, inside))
+                taken = self._absorbs(n, inside)
+                self.absorbed.update(x for x in taken if not any(
+                    y.op == "previous" and y in self.absorbed for y in x.args))
         for nodes in stages:
             for n in nodes:
                 if n.op not in ALIAS and n not in self.absorbed:
@@ -51,11 +56,14 @@ class Writer:
     def _absorbs(self, n: Node, free: set[Node]) -> list[Node]:
         """The arguments of n that need no line of their own."""
         a = n.args
+        shifted = absorbs_shifted(n, free)
+        if shifted:
+            return shifted
         if n.op in ("add", "sub"):
             whole = [x for x in reversed(a) if x in free and set(x.dims) == set(n.dims)]
             products = [x for x in whole if x.op == "contract" and (n.op == "add" or x is a[1])
                         and set(a[0].dims) == set(a[1].dims)]
-            muls = [x for x in whole if x.op == "mul" and n.op == "add" and len(x.dims) > 1
+            muls = [x for x in whole if x.op == "mul" and n.op == "add" and not small(x)
                     and not any(self.is_float(y) for y in x.args)]
             return products[:1] or muls[:1]
         if n.op == "mul" and any(map(self.is_float, a)):
@@ -82,7 +90,7 @@ class Writer:
         if n in self.values:
             return self.values[n]
         if n.op == "number":
-            return Value(_literal(n.attr("value")), (), scalar=True)
+            return Value(literal(n.attr("value")), (), scalar=True)
         assert n.op in ALIAS, n
         v = self.value(n.args[0])
         if n.op == "rename":
@@ -157,6 +165,8 @@ class Writer:
         if taken and n.op in ("add", "sub"):
             return emit_add(self, n, n) or self._unabsorbed(n, taken)
         if taken and n.op == "mul":
+            if taken[0].op == "previous":
+                return emit_mul_before(self, n, taken[0])
             (core,), factor = taken, next(self.value(a).text for a in n.args if a not in taken)
             if core.op == "contract":
                 return emit_contract(self, n, core, factor)
@@ -177,12 +187,6 @@ class Writer:
             v = self.values.get(a)
             if self.uses[a] == 0 and v is not None and v.scratch is not None:
                 self.scratch.give(v.scratch)
-
-
-def _literal(value: float) -> str:
-    if value != value or value in (float("inf"), float("-inf")):
-        return f"float('{value}')"
-    return repr(value) if value >= 0 else f"({value!r})"
 
 
 def _summed(n: Node) -> list[str]:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from mixc.ir.build import at_col, contract, cumprod, cumsum, exp, expand, rename, total, where
 from mixc.ir.node import COL, ROW, Node, make, number, postorder
 from mixc.ir.ops import OPS
+from mixc.ir.scans import adjoint, previous
 
 Cotangents = tuple[Node | None, ...]
 _MID = "_u"  # a third name for rows, summed over inside a rule
@@ -259,6 +260,15 @@ def _cumprod(n: Node, c: Node) -> Cotangents:
             * cumprod(a, exclusive=True),)
 
 
+def _previous(n: Node, c: Node) -> Cotangents:
+    back = n.attr("reverse")
+    return previous(c, number(0), not back), make("pick", c, dim=ROW, i=-1 if back else 0)
+
+
+def _scan_end(n: Node, c: Node) -> Cotangents:
+    raise NotImplementedError("scans are differentiated before their ends are split off")
+
+
 def _lag(n: Node, c: Node) -> Cotangents:
     raise NotImplementedError("lag is differentiated by the program that shifts it")
 
@@ -323,5 +333,8 @@ RULES: dict[str, Callable[[Node, Node], Cotangents]] = {
     "segsum": _segsum,
     "segprod": _segprod,
     "mask": _mask,
+    "scan": adjoint,
+    "scan_end": _scan_end,
+    "previous": _previous,
 }
 assert set(RULES) == {name for name, row in OPS.items() if row.arity != 0}, "a rule an op"

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from mixc.ir.node import COL, ROW, Node, postorder
 from mixc.ir.ops import OPS
+from mixc.ir.scans import run_scan, shift
 
 Rule = Callable[[Node, list[torch.Tensor], "Env"], torch.Tensor]
 
@@ -227,6 +228,25 @@ def _pick(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
     return args[0].select(env.batch + node.args[0].dims.index(node.attr("dim")), node.attr("i"))
 
 
+def _scan(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
+    a, b, *start = _with_rows(node, args, env)
+    rows = run_scan(node.attr("combine"), a, b, start[0].select(env.batch, 0) if start else None, env.batch,
+                    node.attr("reverse"))
+    return torch.stack(rows, env.batch) if node.op == "scan" else rows[0 if node.attr("reverse") else -1]
+
+
+def _previous(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
+    x, edge = _with_rows(node, args, env)
+    return shift(x, edge.select(env.batch, 0), env.batch, node.attr("reverse"))
+
+
+def _with_rows(node: Node, args: list[torch.Tensor], env: Env) -> list[torch.Tensor]:
+    """Arguments of an op over rows, all with its dims and all rows."""
+    dims = (ROW, *node.attr("dims", ())) if node.op != "previous" else node.dims
+    wide = torch.broadcast_tensors(*[align(x, n.dims, dims, env.batch) for x, n in zip(args, node.args, strict=True)])
+    return [x.expand(*x.shape[:env.batch], *[env.sizes[d] for d in dims]) for x in wide]
+
+
 _STRUCTURAL: dict[str, Callable[[Node, list[torch.Tensor], Env], torch.Tensor]] = {
     "number": lambda n, a, e: _scalar(n.attr("value"), e),
     "size": lambda n, a, e: _scalar(float(math.prod(e.sizes[d] for d in (n.attr("dim"),))), e),
@@ -247,6 +267,9 @@ _STRUCTURAL: dict[str, Callable[[Node, list[torch.Tensor], Env], torch.Tensor]] 
     "segsum": _seg(torch.cumsum, 0.0, -math.inf),
     "segprod": _seg(torch.cumprod, 1.0, 0.0),
     "mask": _mask,
+    "scan": _scan,
+    "scan_end": _scan,
+    "previous": _previous,
 }
 
 

@@ -95,6 +95,18 @@ def pairwise(args: Args, attrs: Attrs) -> tuple[str, ...]:
     return ("_t", "_s", *args[0].dims[1:])
 
 
+def over_rows(args: Args, attrs: Attrs) -> tuple[str, ...]:
+    """Broadcast by name behind the time axis."""
+    return ("_t", *(d for d in union(args, attrs) if d != "_t"))
+
+
+def scanned(args: Args, attrs: Attrs) -> tuple[str, ...]:
+    dims = ("_t", *attrs["dims"])
+    if any(set(a.dims) - set(dims) for a in args):
+        raise TypeError(f"a scan over {dims} of {args}")
+    return dims
+
+
 # ---------------------------------------------------------------- kind rules
 def joined(args: Args, attrs: Attrs) -> str:
     return "complex" if any(a.kind == "complex" for a in args) else "real"
@@ -217,4 +229,9 @@ OPS: dict[str, Op] = {
     "segprod": Op(1, pairwise, first, "product of the same rows; 0 for s > t (not incl: s >= t)", level="chunk"),
     "mask": Op(1, same, first, "x[t, s] where s <= t (keep incl), s < t (strict) or s == t (diag), else 0",
                linear_in=(0,), level="chunk"),
+    "scan": Op(3, scanned, joined, "h[t] = combine(a[t], h[t-1], b[t]) from a start; reverse: from the last row",
+               level="chunk"),
+    "scan_end": Op(2, lambda a, k: k["dims"], joined, "what a scan leaves when nothing comes in", level="chunk"),
+    "previous": Op(2, over_rows, joined, "x of the row before (reverse: behind), `edge` where there is none",
+                   linear_in=(0, 1), level="chunk"),
 }

@@ -49,6 +49,9 @@ class proving:
             self.facts[make("in", name=d.name, dims=(ROW, *d.dims), kind=d.kind)] = _of_decl(d.ranges)
         for d in program.consts:
             self.facts[d.leaf()] = Interval()
+        for d in program.states:  # one that starts at -inf may still be there
+            if d.init is not None and bounds(d.init).infinite:
+                self.facts[d.leaf()] = Interval(infinite=True)
 
     def __enter__(self) -> None:
         self.saved = dict(_declared)
@@ -159,6 +162,15 @@ def _square(n: Node, a: list[Interval]) -> Interval:
     return Interval(_safe(i.low, i.low), _safe(i.high, i.high), i.infinite)
 
 
+def _scan(n: Node, a: list[Interval]) -> Interval:
+    """Infinite where it starts so; what a scan takes the maximum with bounds it."""
+    of = n.attr("combine")
+    low = a[1].low if of in ("max+", "maxx", "log+") else -INF
+    high = a[1].high if of in ("min+", "minx") else INF
+    positive = of == "affine" and min(x.low for x in a) >= 0
+    return Interval(0.0 if positive else low, high, a[1].infinite or a[2].infinite)
+
+
 def _number(n: Node, a: list[Interval]) -> Interval:
     v = n.attr("value")
     return ANY if isinstance(v, complex) else Interval(v, v, math.isinf(v))
@@ -201,6 +213,9 @@ RULES: dict[str, Callable[[Node, list[Interval]], Interval]] = {
     "stop_gradient": lambda n, a: a[0],
     "rename": lambda n, a: a[0],
     "expand": lambda n, a: a[0],
+    "previous": lambda n, a: Interval(min(a[0].low, a[1].low), max(a[0].high, a[1].high),
+                                      a[0].infinite or a[1].infinite),
+    "scan": _scan,
     "pick": lambda n, a: a[0],
     "live": lambda n, a: Interval(min(a[0].low, n.attr("fill")), max(a[0].high, n.attr("fill")), a[0].infinite),
 }

@@ -22,14 +22,15 @@ from mixc.ir.program import Decl, Program, Result
 from mixc.ir.ranges import proving
 from mixc.passes.affine import Affine, AffineForms, Write
 from mixc.passes.decay import Decay
+from mixc.passes.scan import ScanState
 
 
 def chunk(stages: Program) -> Program:
-    """The chunk program of a spec whose groups are all "chunk".
+    """The chunk program of a spec whose groups are all "chunk" or "scan".
 
     Its "out" results have a time axis in front of their dims, its "next" results are what the next
     chunk receives; `state` leaves are what the previous chunk left."""
-    assert all(g.form == "chunk" for g in stages.groups), "only for affine states"
+    assert all(g.form in ("chunk", "scan") for g in stages.groups), "only for affine states and scans"
     with proving(stages):
         return _Lift(stages).program()
 
@@ -141,7 +142,10 @@ class _Lift:
         self.done: dict[Node, Node] = {}
         roots = step.values()
         self.states: dict[str, _State] = {}
-        self.forms = {s.name: AffineForms(s, roots) for s in step.states}
+        scans = {s for g in step.groups if g.form == "scan" for s in g.states}
+        self.scans = {name: ScanState(step, step.decl(name), self) for name in scans}
+        self.scanned = {step.result("next", name): name for name in scans}
+        self.forms = {s.name: AffineForms(s, roots) for s in step.states if s.name not in scans}
         self.order = list(postorder(roots))
 
     def __call__(self, node: Node) -> Node:
@@ -180,6 +184,10 @@ class _Lift:
     def _lift(self, node: Node) -> Node:
         if node.op == "in":
             return make("in", name=node.attr("name"), dims=(ROW, *node.dims), kind=node.kind)
+        if node in self.scanned:
+            return self.scans[self.scanned[node]].after()
+        if node.op == "state" and node.attr("name") in self.scans:
+            return self.scans[node.attr("name")].before()
         if node.op in ("contract", "sum"):
             read = self._read(node)
             if read is not None:
@@ -212,5 +220,6 @@ class _Lift:
                 dims = next(d.dims for d in self.step.outs if d.name == r.name)
                 results.append(Result("out", r.name, expand(self(r.value), (ROW, *dims))))
             else:
-                results.append(Result("next", r.name, self.state(r.name).next()))
+                state = self.scans[r.name] if r.name in self.scans else self.state(r.name)
+                results.append(Result("next", r.name, state.next()))
         return replace(self.step, level="chunk", results=tuple(results))

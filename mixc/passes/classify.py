@@ -15,6 +15,7 @@ from mixc.ir.node import Node, depends, postorder
 from mixc.ir.program import Decl, Group, Program
 from mixc.ir.ranges import proving
 from mixc.passes.affine import Affine, AffineForms
+from mixc.passes.scan import is_scan, reason
 
 
 def classify(step: Program) -> Program:
@@ -42,6 +43,9 @@ def _group(step: Program, names: list[str]) -> Group:
         coupled = f"{', '.join(names)} are coupled: each is read by the next one's update"
         return Group(tuple(names), "sequential", coupled)
     state = step.decl(names[0])
+    scan = None if state.kind == "complex" else is_scan(step, state)
+    if scan is not None:
+        return Group((state.name,), "scan", reason(scan))
     refusal = why_not_chunk(step, state)
     if refusal is None:
         return Group((state.name,), "chunk", _reason(affine_update(step, state)))

@@ -33,7 +33,7 @@ def reference(mixer: Mixer, call: Call) -> Results:
 
 def torch_backend(mixer: Mixer, call: Call) -> Results:
     """The chunk program where the form has one, else the step token by token, with a note said once."""
-    if has_chunk_program(mixer):
+    if has_torch_program(mixer):
         return chunked.run(call)
     if not mixer.noted:
         mixer.noted = True
@@ -66,6 +66,11 @@ def no_kernels(mixer: Mixer) -> SpecError:
 def has_chunk_program(mixer: Mixer) -> bool:
     """Every state in chunk form.  Without any state the sequential program has no loop, and is the chunk."""
     return bool(mixer.form) and all(form == "chunk" for form in mixer.form.values())
+
+
+def has_torch_program(mixer: Mixer) -> bool:
+    """Every state in chunk or scan form."""
+    return bool(mixer.form) and all(form in ("chunk", "scan") for form in mixer.form.values())
 
 
 def _chunked(module: str) -> Backend | None:

@@ -96,11 +96,13 @@ class _Run:
         self.sizes = {**call.sizes, ROW: self.C, COL: self.C, "_u": self.C}
         self.shape = {"C": self.C, **{safe(n): s for n, s in call.sizes.items()}}
         kinds = [d.dims for d in (*self.program.ins, *self.program.outs)]
+        rows = self.C if code.single else 1  # a scan forms the state of every row
         widest = max([self.C * self.C, *(self.C * math.prod(call.sizes[n] for n in dims) for dims in kinds),
-                      *(math.prod(call.sizes[n] for n in d.dims) for d in self.program.states)])
+                      *(rows * math.prod(call.sizes[n] for n in d.dims) for d in self.program.states)])
         triple = widest * call.dtype.itemsize
         self.memory = Kept()
-        self.layout = Layout(call.rows, call.H, self.C, triple, call.device, SEGMENT_BYTES, BAND_BYTES)
+        self.layout = Layout(call.rows, call.H, self.C, triple, call.device,
+                             1 if code.single else SEGMENT_BYTES, BAND_BYTES)
         self.common = {**self.shape, "dtype": call.dtype, "device": call.device}
 
     # ------------------------------------------------------------ what both directions give a segment
@@ -301,8 +303,8 @@ class _Flow:
     def __init__(self, run: _Run, d: Decl, final: Tensor, band: Band):
         self.H, self.keep, self.final = run.call.H, run.needs, final
         sizes = [b.M for b in band.blocks]
-        last = band.blocks[-1].steps[-1] if band.blocks else 0
-        rows = sum(sizes) + last if self.keep else max((b.M + b.steps[-1] for b in band.blocks), default=0)
+        most = [max(b.steps) for b in band.blocks]  # what a chunk leaves is as long as what it received
+        rows = sum(sizes) + max(most, default=0) if self.keep else max(map(int.__add__, sizes, most), default=0)
         self.buffer, self.base = run.states(rows, d, run.memory), 0
         first = band.running * self.H
         self.buffer[:first] = final[:first]

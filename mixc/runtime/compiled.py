@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cached_property
 
-from mixc.codegen.torch_program import Segment, prepare, segment
+from mixc.codegen.torch_program import Segment, needs_single, prepare, segment
 from mixc.ir.node import Node
 from mixc.ir.program import Program
 from mixc.passes.chunk import chunk
@@ -18,7 +18,7 @@ _known: dict[int, Compiled] = {}
 
 
 def compiled(step: Program) -> Compiled:
-    """Of a program at level "step" whose states all have a chunk form."""
+    """Of a program at level "step" whose states all have a chunk program."""
     found = _known.get(id(step))
     if found is None or found.step is not step:
         if len(_known) >= 256:
@@ -38,10 +38,15 @@ class Compiled:
     def chunk(self) -> Program:
         return chunk(classify(self.step))
 
+    @cached_property
+    def single(self) -> bool:
+        """Is a segment one chunk of every sequence?"""
+        return needs_single(self.chunk) or needs_single(differentiate(self.chunk))
+
     def prepared(self, partial: bool, reverse: bool) -> Program:
         if (partial, reverse) not in self._prepared:
             program = differentiate(self.chunk) if reverse else self.chunk
-            self._prepared[partial, reverse] = prepare(program, partial)
+            self._prepared[partial, reverse] = prepare(program, partial, self.single)
         return self._prepared[partial, reverse]
 
     def saves(self, partial: bool) -> tuple[Node, ...]:
@@ -53,7 +58,8 @@ class Compiled:
     def forward(self, partial: bool, keeps: bool) -> Segment:
         key = ("forward", partial, keeps)
         if key not in self._segments:
-            self._segments[key] = segment(self.prepared(partial, False), partial, self.saves(partial) if keeps else ())
+            self._segments[key] = segment(self.prepared(partial, False), partial, self.saves(partial) if keeps else (),
+                                          self.single)
         return self._segments[key]
 
     def backward(self, partial: bool, wanted: frozenset[str]) -> Segment:
@@ -62,5 +68,6 @@ class Compiled:
         if key not in self._segments:
             program = self.prepared(partial, True)
             results = tuple(r for r in program.results if r.role == "next" or r.name in wanted)
-            self._segments[key] = segment(replace(program, results=results), partial, self.saves(partial))
+            self._segments[key] = segment(replace(program, results=results), partial, self.saves(partial),
+                                          self.single)
         return self._segments[key]

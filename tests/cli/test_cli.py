@@ -83,7 +83,7 @@ def test_check_finds_a_backend_that_disagrees(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_note_is_no_error() -> None:
-    assert "note[MX" in mixc("check", "min_gru", "--shape", "B=1,T=5,H=1,D=3")
+    assert "note[MX" in mixc("check", "gru", "--shape", "B=1,T=5,H=1,D=3")
 
 
 def test_show() -> None:

@@ -1,0 +1,83 @@
+"""Scans in emitted torch code: row after row over [M, dims...] slabs, in place.
+
+    h = affine_scan(a, b, h0, ...)      h over b's buffer: the slab of b is dead once its row is done
+    e = affine_end(a, b, ...)           only what the last row leaves
+    y = mul_before(d, h, h0, ...)       d times h of the row before: the shifted copy is never made
+
+The adjoint's factor, a of the row behind, is read at its place and not copied either.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mixc.codegen.torch_values import Dims, Value
+from mixc.ir.node import ROW, Node, is_number
+
+if TYPE_CHECKING:
+    from mixc.codegen.torch_writer import Writer
+
+
+def absorbs(n: Node, free: set[Node]) -> list[Node]:
+    """The shifted value that n reads without a copy of its own."""
+    return [x for x in shifted_operands(n) if x in free][:1]
+
+
+def shifted_operands(n: Node) -> list[Node]:
+    """The operands that n could so read."""
+    a = n.args
+    if n.op in ("scan", "scan_end") or (n.op == "prod" and n.attr("over") == (ROW,)):
+        return [a[0]] if a[0].op == "previous" and is_number(a[0].args[1], 1.0) else []
+    if n.op == "mul" and a[0] is not a[1]:
+        return [x for x in a if x.op == "previous" and set(x.dims) == set(n.dims)][:1]
+    return []
+
+
+def emit_scan(w: Writer, n: Node) -> Value:
+    a, b = n.args[:2]
+    shifted = a in w.absorbed
+    end, dims = n.op == "scan_end", (ROW, *n.attr("dims"))
+    factor, added = _rows(w, a.args[0] if shifted else a, dims), _rows(w, b, dims, whole=True)
+    name = {"affine": "affine"}.get(n.attr("combine"), "other") + ("_end" if end else "_scan")
+    more = [] if n.attr("combine") == "affine" else [repr(n.attr("combine"))]
+    start = [] if end else ["None" if is_number(n.args[2], 0.0) and not more else _start(w, n.args[2], n.attr("dims"))]
+    call = f"{name}({', '.join([factor, added, *start, *more])}, reverse={n.attr('reverse')}, shifted={shifted})"
+    axes = tuple(n.attr("dims")) if end else n.dims
+    if end or not w.is_large(axes):
+        return w.line(n, call, axes, out=w.fixed.get(n) if not end else None)
+    return w.line(n, call, axes, out=w.room(n, axes, operands=(b,)))
+
+
+def _rows(w: Writer, x: Node, dims: Dims, whole: bool = False) -> str:
+    v = w.value(x)
+    if whole or v.scalar:
+        return w.full(x, dims)
+    return v.over(dims)
+
+
+def _start(w: Writer, x: Node, dims: Dims) -> str:
+    v = w.value(x)
+    return w.number(v.text) if v.scalar else v.over(dims)
+
+
+def emit_previous(w: Writer, n: Node) -> Value:
+    x, edge = n.args
+    dims = n.dims
+    call = f"shift_rows({w.full(x, dims)}, {_start(w, edge, dims[1:])}, reverse={n.attr('reverse')})"
+    return w.line(n, call, dims, out=w.room(n, dims, over=False) if w.is_large(dims) else None)
+
+
+def emit_mul_before(w: Writer, n: Node, shifted: Node) -> Value:
+    other = n.args[1] if n.args[0] is shifted else n.args[0]
+    x, edge = shifted.args
+    dims = (ROW, *(d for d in n.dims if d != ROW))
+    call = (f"mul_before({w.full(other, dims)}, {w.full(x, dims)}, {_start(w, edge, dims[1:])}, "
+            f"reverse={shifted.attr('reverse')})")
+    return w.line(n, call, dims, out=w.room(n, dims, operands=(other,)) if w.is_large(dims) else None)
+
+
+def emit_prod_behind(w: Writer, n: Node, shifted: Node) -> Value:
+    """The product of all rows but the first (reverse of a shift: but the last)."""
+    x = shifted.args[0]
+    part = "[:, 1:]" if shifted.attr("reverse") else "[:, :-1]"
+    return w.line(n, f"{w.full(x, x.dims)}{part}.prod(1)", x.dims[1:])

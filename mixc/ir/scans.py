@@ -1,0 +1,168 @@
+"""Scans: h[t] = update(a[t], b[t], h[t-1]) over the rows of a chunk, entry by entry, and their adjoint.
+
+    affine   a * h + b                   max+  maximum(a + h, b)        maxx  maximum(a * h, b), a >= 0
+    log+     logaddexp(a + h, b)         min+  minimum(a + h, b)        minx  minimum(a * h, b), a >= 0
+
+Every update composes with itself: after rows 1..t it is the update of one row, with a the sum (or product)
+of their a and b what a scan that starts with nothing leaves.  That makes a scan associative, and is all that
+`carry_first` uses.
+
+The adjoint of *every* scan is the affine scan run backwards with the factor d h[t] / d h[t-1] of the update at
+the h[t-1] that was there; the combine of two rows is never differentiated (at ties that gives wrong numbers, at
+-inf NaN).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from mixc.ir.node import ROW, Node, make, number, postorder, substitute
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class Combine:
+    """One row of the table above.
+
+    Attributes:
+        update: nodes (a, b, h) to the next h. step: the same on tensors.
+        keep: the a that leaves h as it is. nothing: the b that adds nothing.
+        times: does a multiply (else it is added)?
+    """
+
+    update: Callable[[Node, Node, Node], Node]
+    step: Callable[[Tensor, Tensor, Tensor], Tensor]
+    nothing: float
+    times: bool
+
+    @property
+    def keep(self) -> float:
+        return 1.0 if self.times else 0.0
+
+
+def _of(op: str, times: bool) -> Callable[[Node, Node, Node], Node]:
+    return lambda a, b, h: make(op, a * h if times else a + h, b)
+
+
+COMBINES: dict[str, Combine] = {
+    "affine": Combine(_of("add", True), lambda a, b, h: a * h + b, 0.0, True),
+    "max+": Combine(_of("maximum", False), lambda a, b, h: torch.maximum(a + h, b), -math.inf, False),
+    "min+": Combine(_of("minimum", False), lambda a, b, h: torch.minimum(a + h, b), math.inf, False),
+    "maxx": Combine(_of("maximum", True), lambda a, b, h: torch.maximum(a * h, b), -math.inf, True),
+    "minx": Combine(_of("minimum", True), lambda a, b, h: torch.minimum(a * h, b), math.inf, True),
+    "log+": Combine(_of("logaddexp", False), lambda a, b, h: torch.logaddexp(a + h, b), -math.inf, False),
+}
+
+
+# ---------------------------------------------------------------- nodes
+def scan(combine: str, a: Node, b: Node, start: Node, dims: tuple[str, ...], reverse: bool = False) -> Node:
+    """[_t, dims...]: h after every row; `reverse`: from the last row to the first."""
+    return make("scan", a, b, start, combine=combine, dims=dims, reverse=reverse)
+
+
+def previous(x: Node, edge: Node, reverse: bool = False) -> Node:
+    """x of the row before (reverse: behind), `edge` where there is none."""
+    return make("previous", x, edge, reverse=reverse)
+
+
+def at_edge(x: Node, last: bool) -> Node:
+    """x of the last row, or of the first."""
+    return make("pick", x, dim=ROW, i=-1 if last else 0) if ROW in x.dims else x
+
+
+def lasting(a: Node, combine: str) -> Node:
+    """The a of all rows together."""
+    from mixc.ir.build import expand
+
+    return make("prod" if COMBINES[combine].times else "sum", expand(a, (ROW,)), over=(ROW,))
+
+
+def carry_first(n: Node) -> Node | None:
+    """The edge of a scan = update(all its a, what it leaves when nothing comes in, what comes in).
+
+    So all a loop over chunks does is one update a chunk; the scans themselves need no loop."""
+    if n.op != "pick" or n.args[0].op != "scan" or n.attr("dim") != ROW:
+        return None
+    scan_ = n.args[0]
+    a, b, start = scan_.args
+    if n.attr("i") != (0 if scan_.attr("reverse") else -1):
+        return None
+    combine = scan_.attr("combine")
+    left = make("scan_end", a, b, **dict(scan_.attrs))
+    return COMBINES[combine].update(lasting(a, combine), left, start)
+
+
+# ---------------------------------------------------------------- adjoint
+def adjoint(n: Node, c: Node) -> tuple[Node, Node, Node]:
+    """Cotangents of a, b and the start."""
+    from mixc.ir.build import expand
+    from mixc.ir.derivatives import gradient
+
+    combine, back = n.attr("combine"), n.attr("reverse")
+    before = previous(n, n.args[2], back)
+    a, b, h = (make("saved", name=f"_{i}", dims=x.dims) for i, x in enumerate((*n.args[:2], before)))
+    known = {a: n.args[0], b: n.args[1], h: before}
+    update = COMBINES[combine].update(a, b, h)
+    factor = a if combine == "affine" else _or_zero(gradient([(update, expand(number(1), h.dims))], [h])[0])
+    (factor,) = substitute([factor], known)
+    if n.args[0].op == "live" or _has_live(n.args[1]):
+        factor = make("live", expand(factor, (ROW,)), fill=1.0)
+    rows, behind = _split(c, 0 if back else -1)
+    later = previous(expand(factor, (ROW,)), number(1), not back)
+    d = scan("affine", later, rows, behind, n.attr("dims"), not back)
+    cot = make("saved", name="_d", dims=d.dims)
+    da, db = (_or_zero(x) for x in gradient([(update, cot)], [a, b]))
+    da, db = substitute([da, db], {**known, cot: d})
+    return da, db, at_edge(factor, back) * at_edge(d, back)
+
+
+def _or_zero(x: Node | None) -> Node:
+    return number(0) if x is None else x
+
+
+def _has_live(x: Node) -> bool:
+    return any(n.op == "live" for n in postorder([x]))
+
+
+def _split(c: Node, edge: int) -> tuple[Node, Node]:
+    """A sum of cotangents as those of rows, and that of the state behind the last row."""
+    rows, behind, stack = list[Node](), list[Node](), [c]
+    while stack:
+        x = stack.pop()
+        if x.op == "add":
+            stack.extend(reversed(x.args))
+        elif x.op == "place" and x.attr("dim") == ROW and x.attr("i") == edge:
+            behind.append(x.args[0])
+        else:
+            rows.append(x)
+    return _total(rows), _total(behind)
+
+
+def _total(xs: list[Node]) -> Node:
+    out: Node | None = None
+    for x in xs:
+        out = x if out is None else out + x
+    return number(0) if out is None else out
+
+
+# ---------------------------------------------------------------- evaluation
+def run_scan(combine: str, a: Tensor, b: Tensor, start: Tensor | None, axis: int, reverse: bool) -> list[Tensor]:
+    """h after every row, in the order of rows; start None: nothing comes in."""
+    step, h, found = COMBINES[combine].step, start, list[Tensor]()
+    rows = list(zip(a.unbind(axis), b.unbind(axis), strict=True))
+    for x, y in reversed(rows) if reverse else rows:
+        h = y.clone() if h is None else step(x, y, h)
+        found.append(h)
+    return found[::-1] if reverse else found
+
+
+def shift(x: Tensor, edge: Tensor, axis: int, reverse: bool) -> Tensor:
+    """x moved on by one row, `edge` (without that axis) at the row that has none before it."""
+    edge = edge.to(x.dtype).expand(x.select(axis, 0).shape).unsqueeze(axis)
+    n = x.shape[axis] - 1
+    return torch.cat([x.narrow(axis, 1, n), edge] if reverse else [edge, x.narrow(axis, 0, n)], axis)

@@ -1,0 +1,295 @@
+"""States that are scans: each entry of the next state depends on the same entry of the old one alone.
+
+before: h = exp(g) * h + x                      one token
+after:  P = scan(exp(g), x, h0)                 [_t, D]; what a read above the update sees is previous(P, h0)
+
+`scan_form` walks the Step from the state to its next value and keeps a form a * h + b, or
+maximum(a + h, b) and its like (`mixc.ir.scans`), operation by operation; a and b do not read the state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mixc.ir.build import expand, is_number, make, number, where
+from mixc.ir.node import ROW, Node, depends
+from mixc.ir.program import Decl, Program
+from mixc.ir.ranges import bounds
+from mixc.ir.scans import COMBINES, at_edge, previous, scan
+
+
+@dataclass(frozen=True)
+class ScanForm:
+    """next = update(a, b, state) of `COMBINES[combine]`."""
+
+    combine: str
+    a: Node
+    b: Node
+
+
+def scan_form(step: Program, state: Decl) -> ScanForm | None:
+    """The form of a state's update, or None.  Call inside `proving(step)`: factors of maxima must be >= 0."""
+    update = step.result("next", state.name)
+    for combine, rules in _RULES.items():
+        form = _Walk(step, state, combine, rules).form(update)
+        if form is not None:
+            return form
+    return None
+
+
+def reason(form: ScanForm) -> str:
+    """Why it is a scan, for `mixer.why`."""
+    if form.combine == "affine":
+        return "affine entry by entry, and no sum of outer products under a decay that separates"
+    words = {"max": "maximum", "min": "minimum", "log": "logaddexp"}[form.combine[:3]]
+    return f"entry by entry, a {words} with what was there, {'times' if form.combine[3] == 'x' else 'plus'} its decay"
+
+
+class _Walk:
+    def __init__(self, step: Program, state: Decl, combine: str, rules: dict[str, Rule]):
+        self.state, self.leaf, self.combine, self.rules = state, state.leaf(), combine, rules
+        self.reads = depends(step.values(), [self.leaf])
+        self.nothing, self.keep = number(COMBINES[combine].nothing), number(COMBINES[combine].keep)
+        self.known: dict[Node, ScanForm | None] = {}
+
+    def free(self, n: Node) -> bool:
+        """Does it not read the state, and vary along no other dims?"""
+        return n not in self.reads and set(n.dims) <= set(self.state.dims)
+
+    def form(self, n: Node) -> ScanForm | None:
+        if n not in self.known:
+            self.known[n] = self._find(n)
+        return self.known[n]
+
+    def _find(self, n: Node) -> ScanForm | None:
+        if n is self.leaf:
+            return self.of(self.keep, self.nothing)
+        if n not in self.reads:
+            return None
+        rule = self.rules.get(n.op)
+        return rule(self, n) if rule else None
+
+    def of(self, a: Node, b: Node) -> ScanForm:
+        return ScanForm(self.combine, a, b)
+
+    def sides(self, n: Node) -> tuple[ScanForm, Node] | None:
+        """(the form of one argument, the other one, which is free)."""
+        for x, c in (n.args, n.args[::-1]):
+            if self.free(c):
+                f = self.form(x)
+                return None if f is None else (f, c)
+        return None
+
+
+Rule = Callable[[_Walk, Node], "ScanForm | None"]
+
+
+# ---------------------------------------------------------------- a * h + b
+def _plus(a: Node, b: Node) -> Node:
+    return b if is_number(a, 0.0) else a if is_number(b, 0.0) else a + b
+
+
+def _times(a: Node, b: Node) -> Node:
+    if is_number(a, 0.0) or is_number(b, 0.0):
+        return number(0)
+    return b if is_number(a, 1.0) else a if is_number(b, 1.0) else a * b
+
+
+def _affine(w: _Walk, n: Node) -> ScanForm | None:
+    """Of an argument of a sum: a value without the state is 0 * h + b."""
+    return w.of(number(0), n) if w.free(n) else w.form(n)
+
+
+def _add(w: _Walk, n: Node) -> ScanForm | None:
+    x, y = (_affine(w, a) for a in n.args)
+    return None if x is None or y is None else w.of(_plus(x.a, y.a), _plus(x.b, y.b))
+
+
+def _sub(w: _Walk, n: Node) -> ScanForm | None:
+    x, y = (_affine(w, a) for a in n.args)
+    if x is None or y is None:
+        return None
+    minus = number(-1)
+    return w.of(_plus(x.a, _times(minus, y.a)), x.b - y.b if not is_number(y.b, 0.0) else x.b)
+
+
+def _neg(w: _Walk, n: Node) -> ScanForm | None:
+    x = w.form(n.args[0])
+    return x and w.of(_times(number(-1), x.a), _times(number(-1), x.b))
+
+
+def _mul(w: _Walk, n: Node) -> ScanForm | None:
+    found = w.sides(n)
+    return found and w.of(_times(found[1], found[0].a), _times(found[1], found[0].b))
+
+
+def _div(w: _Walk, n: Node) -> ScanForm | None:
+    x, c = w.form(n.args[0]), n.args[1]
+    return w.of(x.a / c, x.b if is_number(x.b, 0.0) else x.b / c) if x and w.free(c) else None
+
+
+def _where(w: _Walk, n: Node) -> ScanForm | None:
+    cond, *sides = n.args
+    x, y = (_affine(w, a) for a in sides)
+    if not w.free(cond) or x is None or y is None:
+        return None
+    return w.of(*(p if p is q else where(cond, p, q) for p, q in ((x.a, y.a), (x.b, y.b))))
+
+
+def _same(w: _Walk, n: Node) -> ScanForm | None:
+    return w.form(n.args[0]) if set(n.dims) == set(n.args[0].dims) else None
+
+
+# ---------------------------------------------------------------- maximum(a + h, b) and its like
+def _shifted(w: _Walk, n: Node) -> ScanForm | None:
+    """(h + c): both sides move."""
+    found = w.sides(n)
+    if found is None:
+        return None
+    x, c = found
+    return w.of(_plus(x.a, c), x.b if x.b is w.nothing else x.b + c)
+
+
+def _shifted_back(w: _Walk, n: Node) -> ScanForm | None:
+    x, c = w.form(n.args[0]), n.args[1]
+    return w.of(x.a - c, x.b if x.b is w.nothing else x.b - c) if x and w.free(c) else None
+
+
+def _scaled(w: _Walk, n: Node) -> ScanForm | None:
+    """(h * c), c >= 0: the order stays."""
+    found = w.sides(n)
+    if found is None or not bounds(found[1]).nonnegative:
+        return None
+    x, c = found
+    return w.of(_times(c, x.a), x.b if x.b is w.nothing else x.b * c)
+
+
+def _joined(op: str) -> Rule:
+    def rule(w: _Walk, n: Node) -> ScanForm | None:
+        found = w.sides(n)
+        if found is not None:
+            old, c = found
+            return w.of(old.a, c if old.b is w.nothing else make(op, old.b, c))
+        x, y = (w.form(a) for a in n.args)
+        if x is None or y is None or COMBINES[w.combine].times:  # a * h and c * h: which is larger hangs on h
+            return None
+        return w.of(make(op, x.a, y.a), y.b if x.b is w.nothing else x.b if y.b is w.nothing else make(op, x.b, y.b))
+    return rule
+
+
+def _log_of_sum(w: _Walk, n: Node) -> ScanForm | None:
+    """log(exp(h + a) + exp(b)) = logaddexp(h + a, b)"""
+    total = n.args[0]
+    if total.op != "add":
+        return None
+    (x, free) = (total.args if total.args[0] in w.reads else total.args[::-1])
+    if x.op != "exp" or not w.free(free):
+        return None
+    f = w.form(x.args[0])
+    log = free.args[0] if free.op == "exp" else make("log", free) if bounds(free).nonnegative else None
+    return None if f is None or log is None else w.of(f.a, log if f.b is w.nothing else make("logaddexp", f.b, log))
+
+
+def _tropical(op: str, times: bool) -> dict[str, Rule]:
+    moved: dict[str, Rule] = {"mul": _scaled} if times else {"add": _shifted, "sub": _shifted_back}
+    return {**moved, op: _joined(op), "expand": _same}
+
+
+_RULES: dict[str, dict[str, Rule]] = {
+    "affine": {"add": _add, "sub": _sub, "neg": _neg, "mul": _mul, "div": _div, "where": _where, "expand": _same},
+    "max+": _tropical("maximum", False),
+    "min+": _tropical("minimum", False),
+    "maxx": _tropical("maximum", True),
+    "minx": _tropical("minimum", True),
+    "log+": {**_tropical("logaddexp", False), "log": _log_of_sum},
+}
+
+
+# ---------------------------------------------------------------- the rule of language.md
+def is_scan(step: Program, state: Decl) -> ScanForm | None:
+    """The form, if the state counts as a scan and not as a chunk.
+
+    A matrix whose decay separates and which adds outer products is a chunk; so is a vector whose decay has no
+    dim, or that of a matrix state."""
+    from mixc.passes.affine import outer_products
+
+    form = scan_form(step, state)
+    if form is None or form.combine != "affine":
+        return form
+    dims = set(state.dims)
+    outer = all(len(set(f.dims) & dims) <= 1 for p in outer_products(form.b, dims) for f in p)
+    if not _separates(form.a, dims) or not outer:
+        return form
+    if len(dims) == 1 and form.a.dims and not _shared(step, state, form):
+        return form
+    return None
+
+
+def _separates(decay: Node, dims: set[str]) -> bool:
+    """Is it a product of factors of one dim each?"""
+    if len(set(decay.dims) & dims) <= 1:
+        return True
+    if decay.op in ("mul", "div"):
+        return all(_separates(a, dims) for a in decay.args)
+    if decay.op == "exp":
+        return _adds(decay.args[0], dims)
+    return decay.op in ("neg", "expand", "square", "ipow", "sqrt") and _separates(decay.args[0], dims)
+
+
+def _adds(x: Node, dims: set[str]) -> bool:
+    """Is it a sum of terms of one dim each?"""
+    if len(set(x.dims) & dims) <= 1:
+        return True
+    return x.op in ("add", "sub", "neg", "expand") and all(_adds(a, dims) for a in x.args)
+
+
+def _shared(step: Program, state: Decl, form: ScanForm) -> bool:
+    """Does a matrix state have this decay?"""
+    for other in step.states:
+        if len(other.dims) > 1 and set(state.dims) <= set(other.dims):
+            found = scan_form(step, other)
+            if found is not None and found.combine == "affine" and _factor(form.a, found.a):
+                return True
+    return False
+
+
+def _factor(a: Node, product: Node) -> bool:
+    return a is product or (product.op == "mul" and any(_factor(a, x) for x in product.args))
+
+
+# ---------------------------------------------------------------- Step -> Chunk
+class ScanState:
+    """One state of form scan in a chunk program.
+
+    Args:
+        lift: from a value of one token to that of all rows.
+    """
+
+    def __init__(self, step: Program, decl: Decl, lift: Callable[[Node], Node]):
+        form = scan_form(step, decl)
+        assert form is not None
+        combine = COMBINES[form.combine]
+        self.decl, self.form, self.lift = decl, form, lift
+        self.keep, self.nothing = combine.keep, combine.nothing
+        self.rows: Node | None = None
+
+    def after(self) -> Node:
+        """The state after every row: [_t, dims...]."""
+        if self.rows is None:
+            a, b = self.lift(self.form.a), self.lift(self.form.b)
+            a = make("live", expand(a, (ROW,)), fill=self.keep) if not is_number(a, self.keep) else a
+            b = make("live", expand(b, (ROW,)), fill=self.nothing)
+            self.rows = scan(self.form.combine, a, b, self.decl.leaf(), self.decl.dims)
+        return self.rows
+
+    def before(self) -> Node:
+        """The state before every row."""
+        return previous(self.after(), self.decl.leaf())
+
+    def next(self) -> Node:
+        """The state after the last row; rows that are no tokens have left it as it was."""
+        return at_edge(self.after(), last=True)
+
+
+__all__ = ["ScanForm", "ScanState", "is_scan", "reason", "scan_form"]

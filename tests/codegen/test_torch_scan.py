@@ -1,0 +1,126 @@
+"""Scans on the torch backend against the step run token by token: forward, backward, final states."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import mixc
+from mixc.runtime import chunked
+from tests.agree import assert_runs_agree, draw, normal, run
+from tests.scans import NAMES, body, spec
+
+EXAMPLES = ("hgrn", "min_gru", "mamba1")
+
+
+def check(mixer, T=70, B=2, H=2, dtype=torch.float64, change=None, start=True, **options):
+    x = draw(mixer.declared, B=B, T=T, H=H, dtype=dtype, ends=1 / 16, seed=T)
+    for name, value in (change or {}).items():
+        x[name] = value(x[name])
+    N = len(options["cu_seqlens"]) - 1 if "cu_seqlens" in options else B
+    sizes = {n: s for d in mixer.declared.ins for n, s in zip(d.dims, x[d.name].shape[3:], strict=True)}
+    given = {d.name: normal([N, H, *(sizes[n] for n in d.dims)], 5, d.name, dtype) for d in mixer.declared.states}
+    given = given if start else None
+    want = run(mixer, x, initial_state=given, wide=True, **options)
+    got = run(mixer, x, initial_state=given, backend="torch", **options)
+    assert_runs_agree(mixer, got, want, dtype)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("T", [0, 1, 16, 17, 70])
+def test_lengths(name, T):
+    check(spec(name), T)
+    check(spec(name), T, start=False)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("T", [1, 15, 64, 130])
+def test_examples(name, T):
+    check(mixc.load(name), T)
+
+
+@pytest.mark.parametrize("name", [*NAMES, *EXAMPLES])
+def test_ragged_reversed_masked(name):
+    mixer = spec(name) if name in NAMES else mixc.load(name)
+    check(mixer, 90, B=1, cu_seqlens=torch.tensor([0, 0, 5, 5, 21, 90]))
+    check(mixer, 90, B=1, cu_seqlens=torch.tensor([0, 70, 90]), reverse=True)
+    check(mixer, 70, mask=torch.arange(140).reshape(2, 70) % 3 > 0)
+
+
+@pytest.mark.parametrize("name", ["hgrn", "mamba1", "stabilised", "scan_feeds_scan"])
+def test_many_segments_and_bands(name, monkeypatch):
+    monkeypatch.setattr(chunked, "SEGMENT_BYTES", 1 << 12)
+    monkeypatch.setattr(chunked, "BAND_BYTES", 1 << 12)
+    check(spec(name) if name in NAMES else mixc.load(name), 300, B=3)
+
+
+@pytest.mark.parametrize("gate", [0.0, 1.0])
+def test_gates_exactly_zero_and_one(gate):
+    check(spec("before_and_after"), change={"f": lambda f: torch.full_like(f, gate)})
+    check(spec("max_times"), change={"d": lambda d: torch.full_like(d, gate)})
+
+
+def test_log_gates_at_minus_infinity_forget():
+    def some(g):
+        g[:, ::3] = -math.inf
+        return g
+    check(mixc.load("hgrn"), change={"g": some})
+    check(spec("log_sum"), start=False, change={"a": some, "x": lambda x: some(x.clone())})
+
+
+def test_ties_are_split_evenly():
+    check(spec("max_plus"), change={"a": torch.zeros_like, "x": torch.zeros_like}, start=False)
+    check(spec("max_plus"), change={"a": torch.zeros_like, "x": lambda x: x.round()})
+    check(spec("max_times"), change={"d": torch.ones_like, "x": lambda x: x.round()})
+
+
+def test_everything_at_minus_infinity_has_no_nan():
+    check(spec("log_sum"), start=False, change={"x": lambda x: torch.full_like(x, -math.inf)})
+
+
+def test_forgetful_heads_and_groups():
+    check(spec("slow_gate"), H=4, change={"k": lambda k: k[:, :, :2], "r": lambda r: r[:, :, :1]})
+
+
+def test_stabiliser_with_gates_of_fifty_in_single_precision():
+    def wide(g):
+        return g * 50
+    check(spec("stabilised"), 130, dtype=torch.float32, start=False, change={"i": wide, "f": wide})
+
+
+def test_a_hundred_thousand_tokens():
+    mixer = mixc.load("hgrn")
+    x = draw(mixer.declared, B=1, T=100_000, H=1, sizes={"D": 3}, dtype=torch.float32)
+    g = x["g"] * 1e-4
+    got = mixer(x["x"], g, backend="torch")[0]
+    h, rows = torch.zeros(1, 3, dtype=torch.float64), []
+    for a, b in zip(g[0].double().exp().unbind(0), x["x"][0].double().unbind(0), strict=True):
+        h = a * h + b
+        rows.append(h)
+    want = torch.stack(rows)
+    assert (got[0].double() - want).norm() <= 1e-5 * want.norm()
+
+
+def test_the_hidden_state_of_mamba_is_never_whole_in_memory():
+    """Neither direction allocates [T, D, N]: a block of it at a time."""
+    mixer = mixc.load("mamba1")
+    sizes = {"D": 16, "N": 16}
+    x = draw(mixer.declared, B=1, T=4096, H=1, sizes=sizes, dtype=torch.float32)
+    leaves = {n: t.requires_grad_() for n, t in x.items()}
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        y = mixer(**leaves, backend="torch")[0]
+    assert max(kept) <= 4096 * 16
+    assert sum(t.numel() for t in y.grad_fn.kept) <= 4096 * 16 * 16 // 32
+
+
+def test_single_chunk_segments_only_where_a_scan_needs_them():
+    from mixc.runtime.compiled import compiled
+
+    assert compiled(mixc.load("mamba1").declared).single
+    assert compiled(spec("stabilised").declared).single
+    assert not compiled(mixc.load("hgrn").declared).single
+    assert not compiled(mixc.load("simple_gla").declared).single
+    assert not compiled(body("in x[D], f[D]\nstate h[D]\nh = sigmoid(f) * h + x\nout o[D] = h").declared).single

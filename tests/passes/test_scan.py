@@ -1,0 +1,77 @@
+"""Which states are scans, and what their chunk programs mean."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import mixc
+from mixc.ir.run import run_chunks
+from mixc.passes.chunk import chunk
+from mixc.passes.classify import classify
+from mixc.passes.differentiate import differentiate
+from tests.agree import draw, normal
+from tests.scans import NAMES, body, spec
+
+
+@pytest.mark.parametrize("name", ["hgrn", "min_gru", "mamba1"])
+def test_examples_are_scans(name):
+    assert set(mixc.load(name).form.values()) == {"scan"}
+
+
+def test_forms_of_mixed_programs():
+    assert spec("stabilised").form == {"S": "chunk", "n": "chunk", "m": "scan"}
+    assert spec("slow_gate").form == {"z": "scan", "S": "chunk"}
+
+
+@pytest.mark.parametrize("text,form", [
+    ("in x[D], a\nstate h[D]\nh = sigmoid(a) * h + x\nout o[D] = h", "chunk"),  # a matrix of one column
+    ("in x[D], a[D]\nstate h[D]\nh = sigmoid(a) * h + x\nout o[D] = h", "scan"),
+    ("in x[D]\nstate h[D]\nh = h + x\nout o[D] = h", "chunk"),
+    ("in x[D], w[N]\nstate h[D, N]\nh = exp(-abs(x * w)) * h + x * w\nout o[D] = h @ w", "scan"),
+    ("in x[D], w[N]\nstate h[D, N]\nh = 0.5 * h + tanh(x * w)\nout o[D] = h @ w", "scan"),  # no outer product
+    ("in x[D], a[D]\nstate h[D]\nh = tanh(a * h + x)\nout o[D] = h", "sequential"),
+    ("in x[D], a[D]\nstate h[D]\nh = sigmoid(h) * a + x\nout o[D] = h", "sequential"),
+    ("in x[D], a[D]\nstate h[D]\nh = a * h * h + x\nout o[D] = h", "sequential"),
+    ("in x[D], a[D]\nstate h[D]\nh = maximum(a * h, x)\nout o[D] = h", "sequential"),  # a may be negative
+    ("in x[D], a[D] where a >= 0\nstate h[D]\nh = minimum(a * h, x)\nout o[D] = h", "scan"),
+    ("in x[D], a[D]\nstate h[D]\nh = maximum(h, x) + a\nout o[D] = h", "scan"),
+    ("in x[D], a[D]\nstate h[D]\nh = maximum(h, maximum(h + a, x))\nout o[D] = h", "scan"),
+    ("in x[D], a[D]\nstate h[D]\nh = maximum(h, x) + minimum(h, a)\nout o[D] = h", "sequential"),
+    ("in x[D], a[D]\nstate h[D]\nh = h - a * (h - x) / 2\nout o[D] = h", "scan"),
+    ("in x[D], a[D], r\nstate h[D]\nh = where(r > 0, a * h, x)\nout o[D] = h", "scan"),
+    ("in x[D], a[D]\nstate h[D]\nh = where(h > 0, a * h, x)\nout o[D] = h", "sequential"),
+])
+def test_forms(text, form):
+    assert set(body(text).form.values()) == {form}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("T,C", [(1, 4), (13, 8), (16, 4)])
+def test_chunks_equal_tokens_forward_and_backward(name, T, C):
+    """A chunk of one token is the step; its gradients by autograd are what the derived backward must give."""
+    step = spec(name).declared
+    program = chunk(classify(step))
+    sizes = {d.name: 3 + i for i, d in enumerate(step.dims)}
+    x = draw(step, B=2, T=T, H=2, sizes=sizes, dtype=torch.float64)
+    tensors = {n: t.requires_grad_() for n, t in x.items()}
+    states = {d.name: normal([2, 2, *(sizes[n] for n in d.dims)], 5, d.name, torch.float64).requires_grad_()
+              for d in step.states}
+    tokens = run_chunks(program, tensors, states, sizes, 1)
+    chunks = run_chunks(program, tensors, states, sizes, C)
+    cots = {n: torch.randn_like(o) for n, o in tokens.outs.items()}
+    finals = {n: torch.randn_like(s) for n, s in tokens.states.items()}
+    for n, o in tokens.outs.items():
+        torch.testing.assert_close(chunks.outs[n], o, rtol=1e-11, atol=1e-11)
+    loss = sum((tokens.outs[n] * c).sum() for n, c in cots.items())
+    loss = loss + sum((tokens.states[n] * c).sum() for n, c in finals.items())
+    loss.backward()
+    detached = {n: t.detach() for n, t in tensors.items()} | {f"cot:{n}": c for n, c in cots.items()}
+    starts = [{n: s.detach() for n, s in at.items()} for at in chunks.starts]
+    back = run_chunks(differentiate(program), detached, finals, sizes, C, starts=starts)
+    for n, t in tensors.items():
+        got = back.outs[n] if n in back.outs else back.sums[n].sum(0)
+        want = torch.zeros_like(t) if t.grad is None else t.grad
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10, msg=lambda m, n=n: f"d{n}: {m}")
+    for n, s in states.items():
+        torch.testing.assert_close(back.states[n], s.grad, rtol=1e-10, atol=1e-10, msg=lambda m, n=n: f"d{n}0: {m}")
