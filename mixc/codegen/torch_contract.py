@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from mixc.codegen.torch_stages import origin
 from mixc.codegen.torch_values import Dims, Value, size_of
-from mixc.ir.node import Node
+from mixc.ir.node import ROW, Node
 
 if TYPE_CHECKING:
     from mixc.codegen.torch_writer import Writer
@@ -82,6 +82,8 @@ def better_transposed(leaf: Node, nodes: list[Node]) -> bool:
 def emit_contract(w: Writer, n: Node, core: Node, factor: str | None = None) -> Value:
     """factor * core, core being a contraction."""
     p = Product(w, core)
+    if not p.n and len(p.m) == 1 and p.batch == (ROW,) and len(core.args) == 2:  # a matrix a row times a vector a row
+        return _dot(w, n, core.args[0], core.args[1], core.dims, factor)
     if p.dot:
         return _dot(w, n, core.args[0], core.args[1], p.batch, factor)
     if p.plain and w.is_large(p.axes):
@@ -104,6 +106,11 @@ def emit_sum_with_product(w: Writer, n: Node, product: Node) -> Value:
 def _dot(w: Writer, n: Node, a: Node, b: Node, kept: Dims, factor: str | None) -> Value:
     """sum of a * b over all dims but `kept`."""
     x, y = w.whole(a), w.whole(b)
+    found = _row_times_matrix(x, y, kept) or _row_times_matrix(y, x, kept)
+    if found:
+        operands, axes = found
+        return _scaled(w, n, f"torch.bmm({operands})", axes, factor, f".view(-1, 1, {size_of(axes[1])})",
+                       f".view(-1, {', '.join(map(size_of, axes))})")
     axes = x.axes if len(x.axes) >= len(y.axes) else y.axes
     over = ", ".join(str(1 + i) for i, d in enumerate(axes) if d not in kept)
     text = f"torch.mul({x.over(axes)}, {y.over(axes)}"
@@ -111,8 +118,27 @@ def _dot(w: Writer, n: Node, a: Node, b: Node, kept: Dims, factor: str | None) -
         out = w.scratch.take(axes)
         text += f", out={out}"
         w.scratch.give(out)
-    text += f").sum(({over},))"
-    return w.line(n, text if factor is None else f"{text} * {factor}", tuple(d for d in axes if d in kept), note=n)
+    return _scaled(w, n, f"torch.sum({text}), ({over},))", tuple(d for d in axes if d in kept), factor)
+
+
+def _scaled(w: Writer, n: Node, call: str, axes: Dims, factor: str | None, within: str = "", after: str = "") -> Value:
+    """A call whose result is large enough to want room, and its factor."""
+    if factor is None and w.is_large(axes) and n not in w.fixed:
+        out = w.room(n, axes, over=False)
+        v = w.line(n, f"{call[:-1]}, out={out}{within}){after}", axes, note=n)
+        return Value(v.text, axes, out)
+    call = call + after
+    return w.line(n, call if factor is None else f"{call} * {factor}", axes, note=n)
+
+
+def _row_times_matrix(x: Value, y: Value, kept: Dims) -> tuple[str, Dims] | None:
+    """x[t, p] times y[t, p, q], summed over p: a product of a row and a matrix for every t (the other way round it
+    would cost seven times as much)."""
+    if len(y.axes) != 3 or y.axes[0] != ROW or set(x.axes) != {*y.axes[:2]} or set(kept) != {y.axes[0], y.axes[2]}:
+        return None
+    p, q = map(size_of, y.axes[1:])
+    row = f"{x.over(y.axes[:2])}.reshape(-1, 1, {p})"
+    return f"{row}, {y.text}.reshape(-1, {p}, {q})", (y.axes[0], y.axes[2])
 
 
 # ---------------------------------------------------------------- a product and its addend

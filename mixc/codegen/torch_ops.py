@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from mixc.codegen.torch_contract import emit_contract, emit_sum_with_product
 from mixc.codegen.torch_scan import emit_previous, emit_prod_behind, emit_scan
-from mixc.codegen.torch_stages import is_span, origin
+from mixc.codegen.torch_stages import is_span, origin, small
 from mixc.codegen.torch_values import Dims, Value, literal, size_of
 from mixc.ir.node import COL, ROW, Node
 from mixc.ir.ops import OPS
+from mixc.ir.ranges import bounds
 
 if TYPE_CHECKING:
     from mixc.codegen.torch_writer import Writer
@@ -31,7 +32,7 @@ _NO_OUT = {"conj", "imag", "real", "zeros_like"}
 # ---------------------------------------------------------------- elementwise
 def elementwise(w: Writer, n: Node) -> Value:
     values = [span_value(w, a) if is_span(origin(a)) else w.value(a) for a in n.args]
-    axes = joint_axes(n, values)
+    axes = joint_axes(w, n, values)
     if n.op == "guard":
         return w.line(n, f"guard({values[0].over(axes)}, {values[1].over(axes)})", axes)
     call = _with_out(n, values, axes, w)
@@ -46,13 +47,13 @@ def span_value(w: Writer, n: Node) -> Value:
     return Value(f"span_sum_of({pair.text}, {origin(n).attr('reach')!r})", n.dims)
 
 
-def joint_axes(n: Node, values: list[Value]) -> Dims:
-    """The axes of an elementwise result: those of an operand that has all of them, else in the node's order."""
+def joint_axes(w: Writer, n: Node, values: list[Value]) -> Dims:
+    """The axes of an elementwise result: those of an operand that has all of them, else in the writer's order."""
     have = {d for v in values for d in v.axes}
     for v in values:
         if set(v.axes) == have:
             return v.axes
-    return tuple(d for d in n.dims if d in have)
+    return w.sorted(tuple(d for d in n.dims if d in have))
 
 
 def _with_out(n: Node, values: list[Value], axes: Dims, w: Writer) -> str | None:
@@ -94,6 +95,9 @@ def exponential(w: Writer, n: Node) -> Value:
     if x in w.absorbed and x.op == "cumsum":
         v = _with_rows(w, x.args[0])
         return w.line(n, _running("running_decay", x, v), v.axes)
+    v = w.value(x)
+    if not small(n) and COL not in n.dims and w.is_large(v.axes) and bounds(x).nonpositive and v.axes and not v.scalar:
+        return w.line(n, f"decay({v.text})", v.axes, out=w.room(n, v.axes))
     return elementwise(w, n)
 
 

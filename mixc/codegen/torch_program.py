@@ -21,6 +21,7 @@ from mixc.codegen.torch_values import Dims, Names, Value
 from mixc.codegen.torch_writer import Writer
 from mixc.ir.node import COL, ROW, Node, postorder
 from mixc.ir.program import Program
+from mixc.ir.ranges import proving
 from mixc.ir.scans import carry_first
 from mixc.passes.simplify import rewrite, simplify
 
@@ -47,6 +48,7 @@ class Segment:
         heads: values formed from params by `per_head`, as arguments h1, h2, ...
         scratch: shapes of the buffers, as names of sizes.
         results: (role, name, dims of the tensor returned) in order.
+        direct: results formed at a place that is given under this name: (role, name).
         saved: values written to (`keep`, forward) or read from a forward.
     """
 
@@ -64,6 +66,7 @@ class Segment:
     scratch: dict[str, Dims] = field(default_factory=dict)
     results: list[tuple[str, str, Dims]] = field(default_factory=list)
     saved: dict[str, Node] = field(default_factory=dict)
+    direct: dict[str, tuple[str, str]] = field(default_factory=dict)
     carried: list[str] = field(default_factory=list)
     partial: bool = False
     run: Callable[..., tuple[Any, ...]] = lambda *a, **k: ()
@@ -72,7 +75,8 @@ class Segment:
     after: Callable[..., tuple[Any, ...]] = lambda *a, **k: ()
 
 
-def segment(program: Program, partial: bool, saves: tuple[Node, ...] = (), single: bool = False) -> Segment:
+def segment(program: Program, partial: bool, saves: tuple[Node, ...] = (), single: bool = False,
+            order: Dims = (), borrowed: bool = False) -> Segment:
     """The function of a chunk program.
 
     Args:
@@ -80,9 +84,13 @@ def segment(program: Program, partial: bool, saves: tuple[Node, ...] = (), singl
         saves: forward: values to write for the backward; backward: values to read. They are nodes of the
             prepared program (see `prepare`).
         single: every segment is one chunk of all its sequences, so that the function has no loop over chunks.
+        order: see `Writer`.
+        borrowed: rows are given as views of the call's own tensors, which are never written to, and results are
+            formed where the caller wants them (`Segment.direct`).
     """
-    writer = _Function(program, partial, saves, single)
-    made = writer.write()
+    writer = _Function(program, partial, saves, single, order, borrowed)
+    with proving(program):
+        made = writer.write()
     scope: dict[str, Any] = {}
     exec(compile(made.text, f"<mixc {program.name}>", "exec"), scope)
     made.run = scope["backward" if program.reverse else "forward"]
@@ -91,10 +99,10 @@ def segment(program: Program, partial: bool, saves: tuple[Node, ...] = (), singl
     return made
 
 
-def prepare(program: Program, partial: bool, single: bool = False) -> Program:
-    """The program as it is emitted: simplified, without `live` where all rows are tokens, and (but for `single`)
-    with scans whose ends are formed before the states come in."""
-    program = simplify(program, drop_live=not partial)
+def prepare(program: Program, partial: bool, single: bool = False, finite: bool = False) -> Program:
+    """The program as it is emitted: simplified, without `live` where all rows are tokens, without guards where
+    `finite` inputs need none, and (but for `single`) with scans whose ends are formed before the states come in."""
+    program = simplify(program, not partial, finite)
     return program if single else program.with_values(rewrite(program.values(), (carry_first,)))
 
 
@@ -109,7 +117,9 @@ def needs_single(program: Program) -> bool:
 
 
 class _Function:
-    def __init__(self, program: Program, partial: bool, saves: tuple[Node, ...], single: bool):
+    def __init__(self, program: Program, partial: bool, saves: tuple[Node, ...], single: bool, order: Dims,
+                 borrowed: bool):
+        self.order, self.borrowed = order, borrowed
         self.made = Segment(program, partial=partial)
         self.saves = saves
         read = frozenset(saves) if program.reverse else frozenset()
@@ -123,8 +133,8 @@ class _Function:
         made, s = self.made, self.stages
         known = self._known()
         early = self._early(known)
-        w = Writer(s.level, {**known, **early}, self.names, buffered=True)
-        for name in made.rows:
+        w = Writer(s.level, {**known, **early}, self.names, buffered=True, order=self.order)
+        for name in made.rows if not self.borrowed else ():
             w.scratch.adopt(name, known[made.rows[name]].axes)
         loaded = dict(w.scratch.shapes)
         if not self.reverse:
@@ -133,6 +143,8 @@ class _Function:
                 w.fixed[n] = f"s{i + 1}"
         for i, n in enumerate(s.kept):
             w.fixed.setdefault(n, f"k{i + 1}")
+        if self.borrowed:
+            self._form_in_place(w)
         w.plan([s.first, s.loop, s.rest], s.roots())
         self._count_loop(w)
         w.write(s.first)
@@ -149,6 +161,17 @@ class _Function:
         late = self._late({**known, **early}, w)
         made.text = "\n".join([*self._imports(), *self._per_head(), *self.before, *body, *late]) + "\n"
         return made
+
+    def _form_in_place(self, w: Writer) -> None:
+        """Results of rows that are values of their own are written where the caller wants them."""
+        inside, s = {*self.stages.first, *self.stages.rest}, self.stages
+        if any(n.op == "contract" for n in s.level):  # axes may then lie in another order
+            return
+        for r in self.made.program.results:
+            if r.role in ("out", "grad") and r.value in inside and r.value not in w.fixed \
+                    and r.value.dims == self._declared(r.role, r.name):
+                w.fixed[r.value] = f"to_{r.name}"
+                self.made.direct[f"to_{r.name}"] = (r.role, r.name)
 
     # ------------------------------------------------------------ numbers a row, for many segments at once
     def _early(self, known: dict[Node, Value]) -> dict[Node, Value]:
@@ -193,7 +216,7 @@ class _Function:
         for i, n in enumerate(s.heads):
             name = safe(n.attr("name")) if n.op == "param" else f"h{i + 1}"
             made.heads[name] = n
-            known[n] = Value(name, n.dims)
+            known[n] = Value(name, self._ordered(n))
         made.carried = [safe(d.name) for d, _, _ in s.carried]
         inside = {origin(a) for n in (*s.first, *s.loop, *s.rest) for a in n.args} | set(map(origin, s.roots()))
         for n in above(made.program.values(), frozenset(self.saves) if self.reverse else frozenset()):
@@ -207,7 +230,7 @@ class _Function:
                 name = "d" + name if cot else name
                 (made.small if small(n) else made.rows)[name] = n
             axes = n.dims[::-1] if name in made.rows and better_transposed(n, [*s.first, *s.loop, *s.rest]) else n.dims
-            known[n] = Value(name, axes, name if name in made.rows else None)
+            known[n] = Value(name, axes, name if name in made.rows and not self.borrowed else None)
             if name in made.rows:
                 made.loads[name] = axes
         self.small_inside = [name for name, n in made.small.items() if n in inside]
@@ -216,6 +239,9 @@ class _Function:
                 made.saved[f"s{i + 1}"] = n
                 known[n] = Value(f"s{i + 1}", n.dims)
         return known
+
+    def _ordered(self, n: Node) -> Dims:
+        return Writer({}, {}, self.names, False, self.order).sorted(n.dims)
 
     # ------------------------------------------------------------ the loop over chunks
     def _count_loop(self, w: Writer) -> None:
@@ -326,7 +352,8 @@ class _Function:
         made = self.made
         name = "backward" if self.reverse else "forward"
         args = ["M", "steps", "finish", *(f"{n}_{x}" for n in self._leaf_names() for x in ("at", "to")),
-                *made.received, *made.rows, *self.small_inside, *made.early, *made.numbers, *made.heads, *made.saved]
+                *made.received, *made.rows, *self.small_inside, *made.early, *made.numbers, *made.heads, *made.saved,
+                *made.direct]
         args += ["live"] if made.partial else []
         args += [*made.scratch, "C", *self.dims, "dtype", "device", "**_"]
         lines = [f"def {name}(*, {', '.join(dict.fromkeys(args))}):",
@@ -358,7 +385,7 @@ class _Function:
         w.write(nodes)
         args = ["M", *params, *made.numbers, "C", *self.dims, "dtype", "device"]
         outs = [w.value(n) for n in made.heads.values()]
-        texts = [v.over(n.dims) if set(v.axes) == set(n.dims) else w.full(n, n.dims)
+        texts = [v.over(self._ordered(n)) if set(v.axes) == set(n.dims) else w.full(n, self._ordered(n))
                  for v, n in zip(outs, made.heads.values(), strict=True)]
         return [f"def per_head(*, {', '.join(dict.fromkeys(args))}):", '    """Values of params alone: [M, ...], M heads."""',
                 *w.lines, f"    return {_tuple(texts)}", "", ""]

@@ -36,13 +36,13 @@ def shifted_operands(n: Node) -> list[Node]:
 def emit_scan(w: Writer, n: Node) -> Value:
     a, b = n.args[:2]
     shifted = a in w.absorbed
-    end, dims = n.op == "scan_end", (ROW, *n.attr("dims"))
+    end, dims = n.op == "scan_end", w.sorted((ROW, *n.attr("dims")))
     factor, added = _rows(w, a.args[0] if shifted else a, dims), _rows(w, b, dims, whole=True)
     name = {"affine": "affine"}.get(n.attr("combine"), "other") + ("_end" if end else "_scan")
     more = [] if n.attr("combine") == "affine" else [repr(n.attr("combine"))]
-    start = [] if end else ["None" if is_number(n.args[2], 0.0) and not more else _start(w, n.args[2], n.attr("dims"))]
+    start = [] if end else ["None" if is_number(n.args[2], 0.0) and not more else _start(w, n.args[2], dims[1:])]
     call = f"{name}({', '.join([factor, added, *start, *more])}, reverse={n.attr('reverse')}, shifted={shifted})"
-    axes = tuple(n.attr("dims")) if end else n.dims
+    axes = dims[1:] if end else dims
     if end or not w.is_large(axes):
         return w.line(n, call, axes, out=w.fixed.get(n) if not end else None)
     return w.line(n, call, axes, out=w.room(n, axes, operands=(b,)))
@@ -62,7 +62,7 @@ def _start(w: Writer, x: Node, dims: Dims) -> str:
 
 def emit_previous(w: Writer, n: Node) -> Value:
     x, edge = n.args
-    dims = n.dims
+    dims = w.sorted(n.dims)
     call = f"shift_rows({w.full(x, dims)}, {_start(w, edge, dims[1:])}, reverse={n.attr('reverse')})"
     return w.line(n, call, dims, out=w.room(n, dims, over=False) if w.is_large(dims) else None)
 
@@ -70,7 +70,7 @@ def emit_previous(w: Writer, n: Node) -> Value:
 def emit_mul_before(w: Writer, n: Node, shifted: Node) -> Value:
     other = n.args[1] if n.args[0] is shifted else n.args[0]
     x, edge = shifted.args
-    dims = (ROW, *(d for d in n.dims if d != ROW))
+    dims = w.sorted((ROW, *(d for d in n.dims if d != ROW)))
     call = (f"mul_before({w.full(other, dims)}, {w.full(x, dims)}, {_start(w, edge, dims[1:])}, "
             f"reverse={shifted.attr('reverse')})")
     return w.line(n, call, dims, out=w.room(n, dims, operands=(other,)) if w.is_large(dims) else None)
@@ -78,6 +78,6 @@ def emit_mul_before(w: Writer, n: Node, shifted: Node) -> Value:
 
 def emit_prod_behind(w: Writer, n: Node, shifted: Node) -> Value:
     """The product of all rows but the first (reverse of a shift: but the last)."""
-    x = shifted.args[0]
+    x, dims = shifted.args[0], w.sorted(shifted.args[0].dims)
     part = "[:, 1:]" if shifted.attr("reverse") else "[:, :-1]"
-    return w.line(n, f"{w.full(x, x.dims)}{part}.prod(1)", x.dims[1:])
+    return w.line(n, f"{w.full(x, dims)}{part}.prod(1)", dims[1:])

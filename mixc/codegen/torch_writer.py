@@ -23,9 +23,12 @@ class Writer:
     Args:
         level: of every node. known: values that exist from the start.
         names: of everything in the function. buffered: large results go to scratch.
+        order: dims from the outermost to the innermost, for axes that nothing else orders (others: as declared).
     """
 
-    def __init__(self, level: dict[Node, Level], known: dict[Node, Value], names: Names, buffered: bool):
+    def __init__(self, level: dict[Node, Level], known: dict[Node, Value], names: Names, buffered: bool,
+                 order: Dims = ()):
+        self.order = order
         self.level, self.values, self.names, self.buffered = level, dict(known), names, buffered
         self.scratch = Scratch()
         self.lines: list[str] = []
@@ -97,6 +100,14 @@ class Writer:
             to = dict(n.attr("to"))
             return Value(v.text, tuple(to.get(d, d) for d in v.axes), v.scratch, v.scalar)
         return v
+
+    def sorted(self, dims: Dims) -> Dims:
+        """Axes for a new value: time first, then features in `order`."""
+        time = tuple(d for d in dims if d[0] == "_")
+        features = [d for d in dims if d[0] != "_"]
+        if not set(features) <= set(self.order) or time != dims[:len(time)]:
+            return dims
+        return (*time, *sorted(features, key=self.order.index))
 
     def whole(self, n: Node) -> Value:
         """Its tensor with all its axes, and M entries."""

@@ -76,25 +76,54 @@ def at_edge(x: Node, last: bool) -> Node:
 
 
 def lasting(a: Node, combine: str) -> Node:
-    """The a of all rows together."""
-    from mixc.ir.build import expand
+    """The a of all rows together; of exponentials as one of their sum, which keeps more digits."""
+    from mixc.ir.build import expand, total
 
-    return make("prod" if COMBINES[combine].times else "sum", expand(a, (ROW,)), over=(ROW,))
+    if not COMBINES[combine].times:
+        return total(expand(a, (ROW,)), (ROW,))
+    power, dead = (a.args[0], a.op == "live") if a.op == "live" else (a, False)
+    if power.op == "exp":
+        g = expand(power.args[0], (ROW,))
+        return make("exp", total(make("live", g, fill=0.0) if dead else g, (ROW,)))
+    return make("prod", expand(a, (ROW,)), over=(ROW,))
 
 
 def carry_first(n: Node) -> Node | None:
-    """The edge of a scan = update(all its a, what it leaves when nothing comes in, what comes in).
+    """The edge of a scan = update(all its a, what it leaves when nothing comes in, what comes in); x times the edge
+    of an affine one likewise, with x taken into both.
 
     So all a loop over chunks does is one update a chunk; the scans themselves need no loop."""
-    if n.op != "pick" or n.args[0].op != "scan" or n.attr("dim") != ROW:
+    if n.op == "mul":
+        for x, edge in (n.args, n.args[::-1]):
+            if edge.op == "add" and edge.args[1].op == "scan_end" and edge.args[0].op == "mul" and x.op != "add":
+                a, start = edge.args[0].args
+                return _without_rows(x * a) * start + x * edge.args[1]
         return None
-    scan_ = n.args[0]
-    a, b, start = scan_.args
-    if n.attr("i") != (0 if scan_.attr("reverse") else -1):
+    if not _is_edge(n):
         return None
-    combine = scan_.attr("combine")
-    left = make("scan_end", a, b, **dict(scan_.attrs))
-    return COMBINES[combine].update(lasting(a, combine), left, start)
+    a, _, start = n.args[0].args
+    combine = n.args[0].attr("combine")
+    return COMBINES[combine].update(lasting(a, combine), _end(n.args[0]), start)
+
+
+def _is_edge(n: Node) -> bool:
+    """What a scan leaves."""
+    return (n.op == "pick" and n.args[0].op == "scan" and n.attr("dim") == ROW
+            and n.attr("i") == (0 if n.args[0].attr("reverse") else -1))
+
+
+def _end(n: Node) -> Node:
+    return make("scan_end", n.args[0], n.args[1], **dict(n.attrs))
+
+
+def _without_rows(x: Node) -> Node:
+    """x[first] * (the product of the others) = the product of all"""
+    edge, rest = x.args
+    if edge.op == "pick" and rest.op == "prod" and rest.args[0].op == "previous":
+        inner, one = rest.args[0].args
+        if edge.args[0] is inner and one.op == "number" and one.attr("value") == 1.0:
+            return lasting(inner, "affine")
+    return x
 
 
 # ---------------------------------------------------------------- adjoint

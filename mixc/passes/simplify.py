@@ -24,9 +24,12 @@ from mixc.ir.program import Program
 Rule = Callable[[Node], Node | None]
 
 
-def simplify(program: Program, drop_live: bool = False) -> Program:
-    """The program with all rules applied until none does; `drop_live`: every row is a token."""
+def simplify(program: Program, drop_live: bool = False, finite: bool = False) -> Program:
+    """The program with all rules applied until none does; `drop_live`: every row is a token; `finite`: no input is
+    infinite."""
     roots = program.values()
+    if finite:
+        roots = rewrite(roots, (guard_of_finite,))
     if drop_live:
         roots = rewrite(roots, (all_rows_live,))
     for _ in range(4):
@@ -61,6 +64,18 @@ def _apply(node: Node, rules: tuple[Rule, ...], done: dict[Node, Node]) -> Node:
 def all_rows_live(n: Node) -> Node | None:
     """live(x) = x"""
     return n.args[0] if n.op == "live" else None
+
+
+def guard_of_finite(n: Node) -> Node | None:
+    """guard(c, d) = c * d, where d is finite for finite inputs"""
+    if n.op == "guard" and all(x.op in _FINITE for x in postorder([n.args[1]])):
+        return n.args[0] * n.args[1]
+    return None
+
+
+_FINITE = frozenset(("number", "size", "const", "index", "in", "param", "add", "sub", "mul", "neg", "square", "rename",
+                     "expand", "live", "pick", "place", "contract", "sum", "sigmoid", "tanh", "logsigmoid", "softplus",
+                     "relu", "sin", "cos", "where", "lt", "le", "eq", "ne", "and", "or", "not", "to_number"))
 
 
 def live_twice(n: Node) -> Node | None:

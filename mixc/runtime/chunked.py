@@ -26,6 +26,7 @@ Tensor = torch.Tensor
 Put = Callable[[str, str, tuple[str, ...], Tensor, Block], None]  # takes a result (role, name, axes, value, block)
 SEGMENT_BYTES = 1 << 20  # of one temporary: some eight of them share the cache
 BAND_BYTES = 1 << 22
+SCAN_ROWS, SCAN_BYTES = 16, 1 << 22  # where all work is row after row: slabs of 65,536 values, which two threads share
 
 
 def run(call: Call, C: int | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -92,7 +93,9 @@ class _Run:
     def __init__(self, code: Compiled, call: Call, C: int | None, needs: bool):
         self.code, self.call, self.program, self.needs = code, call, call.program, needs
         spans = call.rows.T if call.rows.dense else max((n for _, n in call.rows.sequences()), default=0)
-        self.C = C or chunk_length(spans)
+        self.borrow = code.scans and call.rows.dense and call.H == 1 and all(
+            x.dtype == call.dtype for x in call.ins.values()) and all(t == call.dtype for t in call.out_dtypes.values())
+        self.C = C or (SCAN_ROWS if code.scans else chunk_length(spans))
         self.sizes = {**call.sizes, ROW: self.C, COL: self.C, "_u": self.C}
         self.shape = {"C": self.C, **{safe(n): s for n, s in call.sizes.items()}}
         kinds = [d.dims for d in (*self.program.ins, *self.program.outs)]
@@ -100,9 +103,13 @@ class _Run:
         widest = max([self.C * self.C, *(self.C * math.prod(call.sizes[n] for n in dims) for dims in kinds),
                       *(rows * math.prod(call.sizes[n] for n in d.dims) for d in self.program.states)])
         triple = widest * call.dtype.itemsize
+        self.finite = call.device.type == "cpu" and all(_finite(x) for d, x in _given(call) if _open_ended(d))
+        # what has a matrix a row lies with the longest dim inside
+        self.order = tuple(sorted(call.sizes, key=lambda n: call.sizes[n])) if code.single else ()
         self.memory = Kept()
         self.layout = Layout(call.rows, call.H, self.C, triple, call.device,
-                             1 if code.single else SEGMENT_BYTES, BAND_BYTES)
+                             1 if code.single else SCAN_BYTES if code.scans else SEGMENT_BYTES,
+                             1 if self.borrow else BAND_BYTES)
         self.common = {**self.shape, "dtype": call.dtype, "device": call.device}
 
     # ------------------------------------------------------------ what both directions give a segment
@@ -133,7 +140,8 @@ class _Run:
         return {"M": block.M, **given, **self.common}
 
     def _arguments(self, s: Segment, block: Block, constants: dict[str, Any], work: Workspace) -> dict[str, Any]:
-        frame = work.frame(block.M, {**{n: [self.sizes[d] for d in axes] for n, axes in s.loads.items()},
+        loads = {} if self.borrow and block.viewable else s.loads
+        frame = work.frame(block.M, {**{n: [self.sizes[d] for d in axes] for n, axes in loads.items()},
                                      **{n: [self.shape[d] for d in shape] for n, shape in s.scratch.items()}})
         return {"steps": block.steps, **frame, **self._for(s, block, constants), "finish": [None] * len(block.counts)}
 
@@ -151,11 +159,14 @@ class _Run:
         if cot and block.partial:
             out.mul_(block.live.view(block.M, self.C, *[1] * (out.ndim - 2)))  # type: ignore[attr-defined]
 
+    def borrows(self, group: Group) -> bool:
+        return self.borrow and group.whole.viewable
+
     def states(self, rows: int, d: Decl, memory: Kept) -> Tensor:
         return memory.empty([rows, *[self.call.sizes[n] for n in d.dims]], self.call.dtype, self.call.device)
 
     def _group(self, s: Segment, group: Group, flows: list[Any], rows: dict[str, Tensor], constants: dict[str, Any],
-               work: Workspace, put: Put, saved: dict[int, dict[str, Tensor]]) -> None:
+               work: Workspace, put: Put, saved: dict[int, dict[str, Tensor]], places: dict[str, Tensor]) -> None:
         """All segments of a group, in the order of the program's loop."""
         whole = self._for(s, group.whole, constants)
         small = self._small(s, group.whole, rows)
@@ -169,13 +180,19 @@ class _Run:
             given = self._arguments(s, block, constants, work)
             given |= {name: v[at:at + block.M] for name, v in a_row.items()}
             for name, node in s.rows.items():
+                if self.borrows(group):
+                    row = rows[("d" if node.op == "cot" else "") + node.attr("name")]
+                    given[name] = block.view(row) if s.loads[name] == node.dims else block.view(row).mT
+                    continue
                 natural = s.loads[name] == node.dims
                 self._load(block, rows, node, given[name] if natural else given[name].mT)
             for flow, name in zip(flows, s.carried, strict=True):
                 given |= flow.places(name, block, given["finish"])
+            given |= {arg: block.view(places[name]) for arg, (_, name) in s.direct.items()}
             results = s.run(**given, **saved.get(i, {}))
             for (role, name, axes), y in zip(s.results, results, strict=False):
-                put(role, name, axes, y, block)
+                if (role, name) not in s.direct.values():
+                    put(role, name, axes, y, block)
             exported.append(results[len(s.results):])
             for flow in flows:
                 flow.advance(block)
@@ -207,12 +224,13 @@ class _Run:
             flows = [_Flow(self, d, final[band.low:band.high].flatten(0, 1), band)
                      for d, final in zip(program.states, finals, strict=True)]
             for group in band.groups:
-                s = self.code.forward(group.whole.partial, self.needs)
-                if s.partial not in constants:
-                    constants[s.partial] = self._constants(s, params)
+                s = self.code.forward(group.whole.partial, self.finite, self.needs, self.order, self.borrows(group))
+                key = (s.partial, self.borrows(group))
+                if key not in constants:
+                    constants[key] = self._constants(s, params)
                 saved = {i: {name: self._like(b.M, node) for name, node in s.saved.items()}
                          for i, b in enumerate(group.blocks)}
-                self._group(s, group, flows, ins, constants[s.partial], work, put, saved)
+                self._group(s, group, flows, ins, constants[key], work, put, saved, outs)
                 kept += [x for values in saved.values() for x in values.values()]
             kept += [f.buffer for f in flows if self.needs]
         finals = [self.layout.by_call(x) for x in finals]
@@ -257,18 +275,19 @@ class _Run:
                 block.store(y, grads[name])
             else:
                 part = y.unflatten(0, (block.N, call.H)).sum(0)
-                sums[name] = sums[name] + part if name in sums else part
+                sums[name] = sums[name].add_(part) if name in sums else part
 
         for band in reversed(layout.bands):
             starts = [kept.pop() for _ in program.states][::-1]
             flows = [_BackFlow(self, d, dF[band.low:band.high].flatten(0, 1), band, s0)
                      for d, dF, s0 in zip(program.states, final, starts, strict=True)]
             for group in reversed(band.groups):
-                s = self.code.backward(group.whole.partial, wanted)
-                if s.partial not in constants:
-                    constants[s.partial] = self._constants(s, params)
+                s = self.code.backward(group.whole.partial, self.finite, wanted, self.order, self.borrows(group))
+                key = (s.partial, self.borrows(group))
+                if key not in constants:
+                    constants[key] = self._constants(s, params)
                 saved = {i: {name: kept.pop() for name in reversed(s.saved)} for i in range(len(group.blocks))[::-1]}
-                self._group(s, group, flows, rows, constants[s.partial], work, put, saved)
+                self._group(s, group, flows, rows, constants[key], work, put, saved, grads)
             for flow in flows:
                 flow.finish()
         return self._gradients(tensors, needs, grads, sums, [layout.by_call(x) for x in final])
@@ -281,13 +300,22 @@ class _Run:
                 found.append(None)
             elif d.role == "in":
                 grad = self.layout.scatter(grads[d.name])
-                found.append(torch.where(x.isinf(), 0.0, grad) if _open_ended(d) else grad)
+                found.append(torch.where(x.isinf(), 0.0, grad) if _open_ended(d) and not self.finite else grad)
             else:
                 none = torch.zeros((self.call.H, *x.shape[1:]), dtype=self.call.dtype, device=x.device)
                 total = sums.get(d.name, none)
                 grad = total.unflatten(0, (x.shape[0], -1)).sum(1).to(x.dtype)
-                found.append(torch.where(x.isinf(), 0.0, grad) if _open_ended(d) else grad)
+                found.append(torch.where(x.isinf(), 0.0, grad) if _open_ended(d) and not self.finite else grad)
         return [*found, *(g if need else None for g, need in zip(states, needs[len(found):], strict=True))]
+
+
+def _given(call: Call) -> list[tuple[Decl, Tensor]]:
+    return [(d, {**call.ins, **call.params}[d.name]) for d in (*call.program.ins, *call.program.params)]
+
+
+def _finite(x: Tensor) -> bool:
+    """(May say no where it is: a sum may overflow.)"""
+    return bool(x.detach().sum(dtype=torch.promote_types(x.dtype, torch.float32)).isfinite())
 
 
 def _open_ended(d: Decl) -> bool:

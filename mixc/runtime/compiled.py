@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 
 from mixc.codegen.torch_program import Segment, needs_single, prepare, segment
-from mixc.ir.node import Node
+from mixc.ir.node import COL, Node, postorder
 from mixc.ir.program import Program
 from mixc.passes.chunk import chunk
 from mixc.passes.classify import classify
@@ -30,8 +30,8 @@ def compiled(step: Program) -> Compiled:
 class Compiled:
     def __init__(self, step: Program):
         self.step = step
-        self._prepared: dict[tuple[bool, bool], Program] = {}
-        self._saves: dict[bool, tuple[Node, ...]] = {}
+        self._prepared: dict[tuple[bool, bool, bool], Program] = {}
+        self._saves: dict[tuple[bool, bool], tuple[Node, ...]] = {}
         self._segments: dict[object, Segment] = {}
 
     @cached_property
@@ -43,31 +43,44 @@ class Compiled:
         """Is a segment one chunk of every sequence?"""
         return needs_single(self.chunk) or needs_single(differentiate(self.chunk))
 
-    def prepared(self, partial: bool, reverse: bool) -> Program:
-        if (partial, reverse) not in self._prepared:
+    @cached_property
+    def scans(self) -> bool:
+        """Does it scan vectors, and nothing else in chunks?  Then copies of rows would cost more than all else."""
+        nodes = list(postorder(self.chunk.values()))
+        return not self.single and any(n.op == "scan" for n in nodes) and not any(COL in n.dims for n in nodes)
+
+    def prepared(self, partial: bool, finite: bool, reverse: bool) -> Program:
+        key = (partial, finite, reverse)
+        if key not in self._prepared:
             program = differentiate(self.chunk) if reverse else self.chunk
-            self._prepared[partial, reverse] = prepare(program, partial, self.single)
-        return self._prepared[partial, reverse]
+            self._prepared[key] = prepare(program, partial, self.single, finite)
+        return self._prepared[key]
 
-    def saves(self, partial: bool) -> tuple[Node, ...]:
+    def saves(self, partial: bool, finite: bool) -> tuple[Node, ...]:
         """What a forward keeps for its backward, besides inputs and the states that chunks received."""
-        if partial not in self._saves:
-            self._saves[partial] = worth_keeping(self.prepared(partial, False), self.prepared(partial, True))
-        return self._saves[partial]
+        if (partial, finite) not in self._saves:
+            forward, backward = (self.prepared(partial, finite, reverse) for reverse in (False, True))
+            self._saves[partial, finite] = worth_keeping(forward, backward)
+        return self._saves[partial, finite]
 
-    def forward(self, partial: bool, keeps: bool) -> Segment:
-        key = ("forward", partial, keeps)
+    def forward(self, partial: bool, finite: bool, keeps: bool, order: tuple[str, ...] = (),
+                borrowed: bool = False) -> Segment:
+        """`partial`: some rows are no tokens. `finite`: no input is infinite. `keeps`: a backward may follow.
+        `order`: of dims in memory, see `torch_writer.Writer`."""
+        key = ("forward", partial, finite, keeps, order, borrowed)
         if key not in self._segments:
-            self._segments[key] = segment(self.prepared(partial, False), partial, self.saves(partial) if keeps else (),
-                                          self.single)
+            saves = self.saves(partial, finite) if keeps else ()
+            self._segments[key] = segment(self.prepared(partial, finite, False), partial, saves, self.single,
+                                          order, borrowed)
         return self._segments[key]
 
-    def backward(self, partial: bool, wanted: frozenset[str]) -> Segment:
+    def backward(self, partial: bool, finite: bool, wanted: frozenset[str],
+                 order: tuple[str, ...] = (), borrowed: bool = False) -> Segment:
         """`wanted`: the inputs and params whose gradient is asked for."""
-        key = ("backward", partial, wanted)
+        key = ("backward", partial, finite, wanted, order, borrowed)
         if key not in self._segments:
-            program = self.prepared(partial, True)
+            program = self.prepared(partial, finite, True)
             results = tuple(r for r in program.results if r.role == "next" or r.name in wanted)
-            self._segments[key] = segment(replace(program, results=results), partial, self.saves(partial),
-                                          self.single)
+            self._segments[key] = segment(replace(program, results=results), partial, self.saves(partial, finite),
+                                          self.single, order, borrowed)
         return self._segments[key]

@@ -30,6 +30,7 @@ class Block:
     after: int  # how many of the band's sequences go on behind the last chunk
 
     partial = False
+    viewable = False  # do its rows lie in the call's tensors as they do in a segment?
 
     @property
     def N(self) -> int:
@@ -57,6 +58,10 @@ class Block:
         G = y.shape[2]
         out.unflatten(0, (*y.shape[:2], G, self.H // G)).copy_(y.unsqueeze(3))
 
+    def view(self, x: Tensor) -> Tensor:
+        """[M, C, ...] of x [B, T, 1, ...], where `viewable`."""
+        raise NotImplementedError
+
     def store(self, y: Tensor, out: Tensor) -> None:
         """out [B, T, G, ...] from y [M, C, ...], heads of a group summed."""
         raise NotImplementedError
@@ -78,6 +83,14 @@ class DenseBlock(Block):
     def joined(self, others: list[Block]) -> Block:
         counts = [n for b in (self, *others) for n in b.counts]
         return DenseBlock(self.H, self.C, self.first, counts, [self, *others][-1].after, self.low, self.high)
+
+    @property
+    def viewable(self) -> bool:  # type: ignore[override]
+        return self.H == 1 and self.high == self.low + 1
+
+    def view(self, x: Tensor) -> Tensor:
+        n, at = len(self.counts), self.first * self.C
+        return x[self.low, at:at + n * self.C, 0].unflatten(0, (n, self.C))
 
     def _view(self, x: Tensor) -> Tensor:
         n, at = len(self.counts), self.first * self.C

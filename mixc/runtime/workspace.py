@@ -45,6 +45,7 @@ class Workspace:
             views, at = {}, 0
             for name, n in sizes.items():
                 views[name] = self.flat[at:at + n].view(M, *shapes[name])
+                views[name].mixc_scratch = True  # type: ignore[attr-defined]
                 at += -(-n // _LINE) * _LINE
             self.frames[key] = views
         return self.frames[key]

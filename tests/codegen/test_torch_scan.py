@@ -124,3 +124,41 @@ def test_single_chunk_segments_only_where_a_scan_needs_them():
     assert not compiled(mixc.load("hgrn").declared).single
     assert not compiled(mixc.load("simple_gla").declared).single
     assert not compiled(body("in x[D], f[D]\nstate h[D]\nh = sigmoid(f) * h + x\nout o[D] = h").declared).single
+
+
+VECTORS = ("max_plus", "min_plus_before", "max_times", "log_sum", "before_and_after", "lerp", "reset", "between",
+           "param_decay", "scan_feeds_scan", "hgrn", "min_gru")
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_one_head_reads_and_writes_the_tensors_of_the_call(name):
+    mixer = spec(name) if name in NAMES else mixc.load(name)
+    for T in (16, 70, 160):
+        check(mixer, T, B=3, H=1)
+    x = draw(mixer.declared, B=2, T=48, H=1, dtype=torch.float32, seed=1)
+    before = {n: t.clone() for n, t in x.items()}
+    leaves = {n: t.requires_grad_() for n, t in x.items()}
+    o = mixer(**leaves, backend="torch")[0]
+    first = o if isinstance(o, torch.Tensor) else o[0]
+    kept = first.detach().clone()
+    first.sum().backward()
+    assert all(torch.equal(before[n], t) for n, t in x.items()) and torch.equal(first, kept)
+
+
+def test_one_head_with_strides_and_half_inputs():
+    mixer = mixc.load("hgrn")
+    wide = {n: torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(i)).transpose(1, 2).unsqueeze(2)
+            for i, n in enumerate("xg")}
+    wide["g"] = -wide["g"].abs()
+    for dtype in (torch.float32, torch.bfloat16):
+        x = {n: t.to(dtype) for n, t in wide.items()}
+        assert_runs_agree(mixer, run(mixer, x, backend="torch"), run(mixer, x), dtype)
+
+
+def test_infinite_inputs_are_guarded_and_finite_ones_are_not():
+    from mixc.runtime.compiled import compiled
+
+    names = frozenset(("u", "dt", "B", "C", "A", "skip"))
+    code = compiled(mixc.load("mamba1").declared)
+    assert "guard(" in code.backward(False, False, names).text
+    assert "guard(" not in code.backward(False, True, names).text
