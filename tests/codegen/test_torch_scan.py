@@ -12,7 +12,8 @@ from mixc.runtime import chunked
 from tests.agree import assert_runs_agree, draw, normal, run
 from tests.scans import NAMES, body, spec
 
-EXAMPLES = ("hgrn", "min_gru", "mamba1")
+EXAMPLES = ("hgrn", "min_gru", "mamba1", "min_lstm", "rg_lru", "s4d_real", "qrnn", "sru", "max_plus", "log_sum",
+            "mlstm_stabilised")
 
 
 def check(mixer, T=70, B=2, H=2, dtype=torch.float64, change=None, start=True, **options):
@@ -21,6 +22,7 @@ def check(mixer, T=70, B=2, H=2, dtype=torch.float64, change=None, start=True, *
         x[name] = value(x[name])
     N = len(options["cu_seqlens"]) - 1 if "cu_seqlens" in options else B
     sizes = {n: s for d in mixer.declared.ins for n, s in zip(d.dims, x[d.name].shape[3:], strict=True)}
+    sizes |= {n: s for d in mixer.declared.params for n, s in zip(d.dims, x[d.name].shape[1:], strict=True)}
     given = {d.name: normal([N, H, *(sizes[n] for n in d.dims)], 5, d.name, dtype) for d in mixer.declared.states}
     given = given if start else None
     want = run(mixer, x, initial_state=given, wide=True, **options)
