@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from mixc.codegen.host import HOST
 from mixc.codegen.kernel import Kernel, KernelWriter, safe
 from mixc.codegen.prelude import PRELUDE
+from mixc.codegen.triton_scan import scan_prelude
 from mixc.ir.launch import Launch
 from mixc.ir.program import Decl, Program
 from mixc.passes.partition import fused_backward, fused_forward
@@ -62,7 +63,8 @@ class _Module:
 
     # ------------------------------------------------------------ text
     def text(self) -> str:
-        parts = [self._head(), HOST, PRELUDE, "\n", self.fwd.text, "\n\n", self.bwd.text, "\n\n", self._function(),
+        kernels = [self.fwd.text, "\n\n", self.bwd.text, "\n\n"]
+        parts = [self._head(), HOST, PRELUDE, scan_prelude("".join(kernels)), "\n", *kernels, self._function(),
                  "\n\n", self._calls()]
         return "".join(p if p.endswith("\n") else p + "\n" for p in parts)
 

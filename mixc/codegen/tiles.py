@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 
+from mixc.codegen.triton_scan import is_factor_behind, pick_code, previous_code, scan_code
 from mixc.errors import Diagnostic, SpecError
 from mixc.ir.launch import feature_dims
 from mixc.ir.node import COL, ROW, Node
@@ -132,7 +133,7 @@ class Tiles:
 
     def inlined(self, node: Node) -> bool:
         """Will the node stand inside the expression that uses it?"""
-        return node.op in ("rename", "expand", "number", "size") or (bool(node.args) and self._inline(node))
+        return node.op in ("rename", "expand", "number", "size") or is_factor_behind(node) or (bool(node.args) and self._inline(node))
 
     def _inline(self, node: Node) -> bool:
         """Small expressions used once stand where they are used; large ones get a name."""
@@ -264,6 +265,17 @@ class Tiles:
         top = keep.format(f"tl.max({masked}, {axis})")
         self.emit(node, f"{e} = tl.exp({masked} - {top})")
         return f"{e} / {keep.format(f'tl.sum({e}, {axis})')}"
+
+    def _scan(self, node: Node) -> str:
+        return scan_code(self, node)
+
+    def _previous(self, node: Node) -> str:
+        return previous_code(self, node)
+
+    def _pick(self, node: Node) -> str:
+        if node.attr("dim") != ROW:
+            raise refuse("an entry along a dim", node)
+        return pick_code(self, node)
 
     def _prod(self, node: Node) -> str:
         if node.attr("over") != (ROW,):

@@ -25,7 +25,7 @@ _modules: WeakKeyDictionary[Any, dict[Program, ModuleType]] = WeakKeyDictionary(
 
 
 def emit(step: Program) -> str:
-    """The text of the standalone module of a step whose states are all "chunk"."""
+    """The text of the standalone module of a step whose states have kernels."""
     from mixc.codegen.module import module_text
     from mixc.passes.chunk import chunk
     from mixc.passes.classify import classify

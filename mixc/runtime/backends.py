@@ -64,8 +64,11 @@ def no_kernels(mixer: Mixer) -> SpecError:
 
 
 def has_chunk_program(mixer: Mixer) -> bool:
-    """Every state in chunk form.  Without any state the sequential program has no loop, and is the chunk."""
-    return bool(mixer.form) and all(form == "chunk" for form in mixer.form.values())
+    """Every state has kernels: those in chunk form, and scans of numbers and vectors.  Without any state the
+    sequential program has no loop, and is the chunk."""
+    forms = mixer.form
+    return bool(forms) and all(forms[d.name] == "chunk" or (forms[d.name] == "scan" and len(d.dims) < 2)
+                               for d in mixer.declared.states)
 
 
 def has_torch_program(mixer: Mixer) -> bool:

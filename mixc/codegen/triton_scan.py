@@ -1,0 +1,138 @@
+"""Scans as Triton: `tl.associative_scan` over the rows of a tile, and what came in put in afterwards.
+
+    h      = after_affine(a, b, h0, REVERSE)            h of every row
+    before = before_affine(a, b, h0, REVERSE)           h of the row before, without a shift
+    d      = c + before_affine(f, f * c, d0, True)      the adjoint: its factor, f of the row behind, is f's own
+                                                        once the recurrence is written for f * d
+
+A row's update and that of the rows before it compose to one update; `before` carries, besides the update of a
+span of rows, that of the span without its last row, which composes likewise.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mixc.ir.node import Node, is_number
+from mixc.ir.scans import COMBINES
+
+if TYPE_CHECKING:
+    from mixc.codegen.tiles import Tiles
+
+_NAMES = {"affine": "affine", "max+": "max_plus", "min+": "min_plus", "maxx": "max_times", "minx": "min_times",
+          "log+": "log_plus"}
+
+
+def is_factor_behind(node: Node) -> bool:
+    """The adjoint's factor: never a tile of its own."""
+    return node.op == "previous" and is_number(node.args[1], 1.0)
+
+
+def scan_code(tiles: Tiles, node: Node) -> str:
+    a, b, start = node.args
+    order = tiles.order(node)
+    if is_factor_behind(a):
+        f, c = _whole(tiles, a.args[0], order), _whole(tiles, b, order)
+        rest = f"before_affine({f}, ({f}) * ({c}), {tiles.ref(start, order)}, {node.attr('reverse')})"
+        return f"{c} + {rest}"
+    return _call(tiles, "after", node, order)
+
+
+def previous_code(tiles: Tiles, node: Node) -> str:
+    x, edge = node.args
+    order = tiles.order(node)
+    if x.op == "scan" and x.args[2] is edge and x.attr("reverse") == node.attr("reverse"):
+        return _call(tiles, "before", x, order)
+    rows = _whole(tiles, x, order)
+    return f"row_before({rows}, {tiles.ref(edge, order)}, {node.attr('reverse')})"
+
+
+def pick_code(tiles: Tiles, node: Node) -> str:
+    """One row of a tile."""
+    x = node.args[0]
+    order = tiles.order(x)
+    row = "rows == C - 1" if node.attr("i") == -1 else f"rows == {node.attr('i')}"
+    mask = f"({row})[:, None]" if len(order) > 1 else row
+    return f"tl.sum(tl.where({mask}, {tiles.ref(x, order)}, 0.0), 0)"
+
+
+def _call(tiles: Tiles, which: str, scan: Node, order: tuple[str, ...]) -> str:
+    a, b, start = scan.args
+    parts = [_whole(tiles, a, order), _whole(tiles, b, order), tiles.ref(start, order), str(scan.attr("reverse"))]
+    return f"{which}_{_NAMES[scan.attr('combine')]}({', '.join(parts)})"
+
+
+def _whole(tiles: Tiles, x: Node, order: tuple[str, ...]) -> str:
+    """The tile with all its axes: both operands of an associative scan have one shape."""
+    code, inner = tiles.ref(x, order), x
+    while inner.op in ("rename", "expand"):
+        inner = inner.args[0]
+    return code if set(inner.dims) == set(order) else f"tl.zeros({tiles.shape(order)}, tl.float32) + {code}"
+
+
+_UPDATE = {"affine": "{a} * {h} + {b}", "max+": "tl.maximum({a} + {h}, {b})", "min+": "tl.minimum({a} + {h}, {b})",
+           "maxx": "tl.maximum({a} * {h}, {b})", "minx": "tl.minimum({a} * {h}, {b})",
+           "log+": "logaddexp({a} + {h}, {b})"}
+
+
+def scan_prelude(text: str) -> str:
+    """The functions that a module's text calls."""
+    found = [_functions(c) for c in COMBINES if f"_{_NAMES[c]}(" in text]
+    return "".join([*found, *([_ROW_BEFORE] if "row_before(" in text else [])])
+
+
+_ROW_BEFORE = '''
+
+@triton.jit
+def two_rows(x1, p1, one1, x2, p2, one2):
+    """The last row of a span, the one before it, and whether the span is a single row."""
+    return x2, tl.where(one2 > 0, x1, p2), one2 * 0.0
+
+
+@triton.jit
+def row_before(x, edge, REVERSE: tl.constexpr):
+    """x of the row before, and edge where there is none."""
+    first = tl.zeros(x.shape, tl.float32) + edge
+    _, before, _ = tl.associative_scan((x.to(tl.float32), first, tl.full(x.shape, 1.0, tl.float32)), 0, two_rows,
+                                       reverse=REVERSE)
+    return before
+'''
+
+
+def _functions(combine: str) -> str:
+    c, name = COMBINES[combine], _NAMES[combine]
+    nothing = {"affine": "0.0"}.get(combine, f"float('{c.nothing}')")
+
+    def then(b: str) -> str:
+        """b, which the later row's update is applied to (nothing times 0 is nothing)."""
+        code = _UPDATE[combine].format(a="a2", h=b, b="b2")
+        return f"tl.where({b} == {nothing}, b2, {code})" if combine in ("maxx", "minx") else code
+    joined = "a1 * a2" if c.times else "a1 + a2"
+    return f'''
+
+@triton.jit
+def {name}_rows(a1, b1, a2, b2):
+    """Rows (a2, b2) after rows (a1, b1)."""
+    return {joined}, {then("b1")}
+
+
+@triton.jit
+def {name}_rows_before(a1, b1, p1, q1, a2, b2, p2, q2):
+    """The same, and (p, q) without the last row."""
+    return {joined}, {then("b1")}, {joined.replace("a2", "p2")}, {then("b1").replace("a2", "p2").replace("b2", "q2")}
+
+
+@triton.jit
+def after_{name}(a, b, h, REVERSE: tl.constexpr):
+    """The state after every row, h coming in."""
+    A, B = tl.associative_scan((a, b), 0, {name}_rows, reverse=REVERSE)
+    return {_UPDATE[combine].format(a="A", h="h", b="B")}
+
+
+@triton.jit
+def before_{name}(a, b, h, REVERSE: tl.constexpr):
+    """The state before every row."""
+    keep, nothing = tl.full(a.shape, {c.keep}, tl.float32), tl.full(b.shape, {nothing}, tl.float32)
+    _, _, A, B = tl.associative_scan((a, b, keep, nothing), 0, {name}_rows_before, reverse=REVERSE)
+    return {_UPDATE[combine].format(a="A", h="h", b="B")}
+'''
