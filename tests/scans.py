@@ -96,6 +96,37 @@ _BODIES = {
         z = 0.9 * z * sigmoid(r) + r
         S = sigmoid(sum(z)) * S + k * v
         out h[V] = q @ S""",
+    "rotation": """
+        in u[D], r where 0 <= r <= 1
+        param w[D]
+        state x[D], y[D]
+        a = x
+        x = r * (cos(w) * a - sin(w) * y) + u
+        y = r * (sin(w) * a + cos(w) * y)
+        out o[D] = x + y""",
+    "momentum": """
+        in x[D], b[D], e
+        state m[D], h[D]
+        out p[D] = tanh(h) * m
+        m = sigmoid(b) * m - sigmoid(e) * (h - x)
+        h = h + m
+        out o[D] = h""",
+    "three_coupled": """
+        in x[D], f[D]
+        state a[D], b[D], c[D]
+        t = a
+        a = 0.5 * a + 0.2 * c + x
+        b = sigmoid(f) * b + 0.3 * t
+        c = 0.7 * c - 0.1 * b
+        out o[D] = a * b + c""",
+    "coupled_matrices": """
+        in x[D], w[N]
+        param A[D, N]
+        state p[D, N], q[D, N]
+        t = p
+        p = sigmoid(A) * (p - 0.3 * q) + x * w
+        q = sigmoid(A) * (q + 0.3 * t)
+        out o[D] = sum[N](p * w)""",
 }
 NAMES = tuple(_BODIES)
 

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mixc.codegen.torch_contract import emit_contract, emit_sum_with_product
-from mixc.codegen.torch_scan import emit_previous, emit_prod_behind, emit_scan
+from mixc.codegen.torch_scan import emit_block, emit_component, emit_previous, emit_prod_behind, emit_scan
 from mixc.codegen.torch_stages import is_span, origin, small
 from mixc.codegen.torch_values import Dims, Value, literal, size_of
+from mixc.ir.blocks import PART
 from mixc.ir.node import COL, ROW, Node
 from mixc.ir.ops import OPS
 from mixc.ir.ranges import bounds
@@ -136,6 +137,8 @@ def prod(w: Writer, n: Node) -> Value:
 
 def pick(w: Writer, n: Node) -> Value:
     dims, dim = n.args[0].dims, n.attr("dim")
+    if dim == PART:
+        return emit_component(w, n)
     return w.line(n, f"{w.full(n.args[0], dims)}.select({1 + dims.index(dim)}, {n.attr('i')})", n.dims)
 
 
@@ -197,6 +200,7 @@ RULES: dict[str, Rule] = {
     "mask": mask,
     "scan": emit_scan,
     "scan_end": emit_scan,
+    "scan_block": emit_block,
     "previous": emit_previous,
 }
 

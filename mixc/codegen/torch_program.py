@@ -110,8 +110,8 @@ def needs_single(program: Program) -> bool:
     """Do scans make the loop over chunks so heavy that it does everything?
 
     So they do where they scan a matrix (a slab of one chunk is large), or where what runs in chunks depends on them."""
-    scans = [n for n in postorder(program.values()) if n.op == "scan"]
-    if any(len(n.attr("dims")) > 1 for n in scans):
+    scans = [n for n in postorder(program.values()) if n.op in ("scan", "scan_block")]
+    if any(n.op == "scan_block" or len(n.attr("dims")) > 1 for n in scans):
         return True
     return bool(scans) and any(ROW in n.dims for n in stages(prepare(program, True)).loop)
 
@@ -368,7 +368,7 @@ class _Function:
                 *(f"from {m.__name__} import *" for m in self._preludes()), "", ""]
 
     def _preludes(self) -> list[ModuleType]:
-        scans = any(n.op in ("scan", "scan_end", "previous") for n in self.stages.level)
+        scans = any(n.op in ("scan", "scan_end", "scan_block", "previous") for n in self.stages.level)
         return [torch_prelude, *[torch_scan_prelude] * scans]
 
     def _per_head(self) -> list[str]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mixc.codegen.torch_values import Dims, Value
+from mixc.ir.blocks import parts
 from mixc.ir.node import ROW, Node, is_number
 
 if TYPE_CHECKING:
@@ -58,6 +59,23 @@ def _rows(w: Writer, x: Node, dims: Dims, whole: bool = False) -> str:
 def _start(w: Writer, x: Node, dims: Dims) -> str:
     v = w.value(x)
     return w.number(v.text) if v.scalar else v.over(dims)
+
+
+def emit_block(w: Writer, n: Node) -> Value:
+    """All components at once, as a list."""
+    A, b, start = parts(n)
+    dims = w.sorted((ROW, *n.attr("dims")))
+    rows = [[None if is_number(a, 0.0) else w.full(a, dims) for a in row] for row in A]
+    added = [w.full(x, dims) for x in b]
+    starts = [w.full(x, dims[1:]) for x in start]
+    text = ", ".join(f"[{', '.join(map(str, row))}]" for row in rows)
+    call = f"run_block([{text}], [{', '.join(added)}], [{', '.join(starts)}], 1, {n.attr('reverse')})"
+    return w.line(n, call, n.dims)
+
+
+def emit_component(w: Writer, n: Node) -> Value:
+    dims = w.sorted((ROW, *n.args[0].attr("dims")))
+    return w.line(n, f"{w.value(n.args[0]).text}[{n.attr('i')}]", dims)
 
 
 def emit_previous(w: Writer, n: Node) -> Value:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import torch
 
 from mixc.codegen.torch_prelude import LOG2E
+from mixc.ir.blocks import run_block
 from mixc.ir.scans import COMBINES, shift
 
 Tensor = torch.Tensor
 
-__all__ = ["affine_end", "affine_scan", "decay", "mul_before", "other_end", "other_scan", "shift_rows"]
+__all__ = ["affine_end", "affine_scan", "decay", "mul_before", "other_end", "other_scan", "run_block", "shift_rows"]
 
 
 def decay(g: Tensor, out: Tensor | None = None) -> Tensor:

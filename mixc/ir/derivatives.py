@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from mixc.ir import blocks
 from mixc.ir.build import at_col, contract, cumprod, cumsum, exp, expand, rename, total, where
 from mixc.ir.node import COL, ROW, Node, make, number, postorder
 from mixc.ir.ops import OPS
@@ -335,6 +336,7 @@ RULES: dict[str, Callable[[Node, Node], Cotangents]] = {
     "mask": _mask,
     "scan": adjoint,
     "scan_end": _scan_end,
+    "scan_block": blocks.adjoint,
     "previous": _previous,
 }
 assert set(RULES) == {name for name, row in OPS.items() if row.arity != 0}, "a rule an op"

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from mixc.ir.blocks import run_block
 from mixc.ir.node import COL, ROW, Node, postorder
 from mixc.ir.ops import OPS
 from mixc.ir.scans import run_scan, shift
@@ -235,6 +236,13 @@ def _scan(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
     return torch.stack(rows, env.batch) if node.op == "scan" else rows[0 if node.attr("reverse") else -1]
 
 
+def _scan_block(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
+    n, wide = node.attr("n"), _with_rows(node, args, env)
+    A: list[list[torch.Tensor | None]] = [[*wide[i * n:(i + 1) * n]] for i in range(n)]
+    start = [x.select(env.batch, 0) for x in wide[-n:]]
+    return torch.stack(run_block(A, wide[n * n:n * n + n], start, env.batch, node.attr("reverse")), env.batch)
+
+
 def _previous(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
     x, edge = _with_rows(node, args, env)
     return shift(x, edge.select(env.batch, 0), env.batch, node.attr("reverse"))
@@ -269,6 +277,7 @@ _STRUCTURAL: dict[str, Callable[[Node, list[torch.Tensor], Env], torch.Tensor]] 
     "mask": _mask,
     "scan": _scan,
     "scan_end": _scan,
+    "scan_block": _scan_block,
     "previous": _previous,
 }
 

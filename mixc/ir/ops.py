@@ -232,6 +232,8 @@ OPS: dict[str, Op] = {
     "scan": Op(3, scanned, joined, "h[t] = combine(a[t], h[t-1], b[t]) from a start; reverse: from the last row",
                level="chunk"),
     "scan_end": Op(2, lambda a, k: k["dims"], joined, "what a scan leaves when nothing comes in", level="chunk"),
+    "scan_block": Op(None, lambda a, k: ("_i", "_t", *k["dims"]), joined, "a scan of n coupled states along _i: of n*n "
+                     "factors, n addends and n starts", level="chunk"),
     "previous": Op(2, over_rows, joined, "x of the row before (reverse: behind), `edge` where there is none",
                    linear_in=(0, 1), level="chunk"),
 }

@@ -141,7 +141,7 @@ def adjoint(n: Node, c: Node) -> tuple[Node, Node, Node]:
     (factor,) = substitute([factor], known)
     if n.args[0].op == "live" or _has_live(n.args[1]):
         factor = make("live", expand(factor, (ROW,)), fill=1.0)
-    rows, behind = _split(c, 0 if back else -1)
+    rows, behind = split_edge(c, 0 if back else -1)
     later = previous(expand(factor, (ROW,)), number(1), not back)
     d = scan("affine", later, rows, behind, n.attr("dims"), not back)
     cot = make("saved", name="_d", dims=d.dims)
@@ -158,7 +158,7 @@ def _has_live(x: Node) -> bool:
     return any(n.op == "live" for n in postorder([x]))
 
 
-def _split(c: Node, edge: int) -> tuple[Node, Node]:
+def split_edge(c: Node, edge: int) -> tuple[Node, Node]:
     """A sum of cotangents as those of rows, and that of the state behind the last row."""
     rows, behind, stack = list[Node](), list[Node](), [c]
     while stack:
@@ -169,10 +169,10 @@ def _split(c: Node, edge: int) -> tuple[Node, Node]:
             behind.append(x.args[0])
         else:
             rows.append(x)
-    return _total(rows), _total(behind)
+    return total_of(rows), total_of(behind)
 
 
-def _total(xs: list[Node]) -> Node:
+def total_of(xs: list[Node]) -> Node:
     out: Node | None = None
     for x in xs:
         out = x if out is None else out + x

@@ -21,6 +21,7 @@ from mixc.ir.node import COL, ROW, Node, is_number, number, postorder
 from mixc.ir.program import Decl, Program, Result
 from mixc.ir.ranges import proving
 from mixc.passes.affine import Affine, AffineForms, Write
+from mixc.passes.block import Block, BlockState
 from mixc.passes.decay import Decay
 from mixc.passes.scan import ScanState
 
@@ -143,7 +144,13 @@ class _Lift:
         roots = step.values()
         self.states: dict[str, _State] = {}
         scans = {s for g in step.groups if g.form == "scan" for s in g.states}
-        self.scans = {name: ScanState(step, step.decl(name), self) for name in scans}
+        self.scans: dict[str, ScanState | BlockState] = {}
+        for g in step.groups:
+            if g.form == "scan" and len(g.states) == 1:
+                self.scans[g.states[0]] = ScanState(step, step.decl(g.states[0]), self)
+            elif g.form == "scan":
+                block = Block(step, [step.decl(name) for name in g.states], self)
+                self.scans |= {name: BlockState(block, i) for i, name in enumerate(g.states)}
         self.scanned = {step.result("next", name): name for name in scans}
         self.forms = {s.name: AffineForms(s, roots) for s in step.states if s.name not in scans}
         self.order = list(postorder(roots))

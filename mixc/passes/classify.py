@@ -15,6 +15,8 @@ from mixc.ir.node import Node, depends, postorder
 from mixc.ir.program import Decl, Group, Program
 from mixc.ir.ranges import proving
 from mixc.passes.affine import Affine, AffineForms
+from mixc.passes.block import block_rows
+from mixc.passes.block import reason as coupled_reason
 from mixc.passes.scan import is_scan, reason
 
 
@@ -40,6 +42,9 @@ def classify(step: Program) -> Program:
 
 def _group(step: Program, names: list[str]) -> Group:
     if len(names) > 1:
+        states = [step.decl(name) for name in names]
+        if block_rows(step, states) is not None:
+            return Group(tuple(names), "scan", coupled_reason(states))
         coupled = f"{', '.join(names)} are coupled: each is read by the next one's update"
         return Group(tuple(names), "sequential", coupled)
     state = step.decl(names[0])

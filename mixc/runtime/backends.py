@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mixc.errors import Diagnostic, InputError, SpecError
+from mixc.ir.program import Group
 from mixc.runtime import chunked, sequential
 from mixc.runtime.call import Call
 
@@ -66,9 +67,11 @@ def no_kernels(mixer: Mixer) -> SpecError:
 def has_chunk_program(mixer: Mixer) -> bool:
     """Every state has kernels: those in chunk form, and scans of numbers and vectors.  Without any state the
     sequential program has no loop, and is the chunk."""
-    forms = mixer.form
-    return bool(forms) and all(forms[d.name] == "chunk" or (forms[d.name] == "scan" and len(d.dims) < 2)
-                               for d in mixer.declared.states)
+    def kernels(g: Group) -> bool:
+        return g.form == "chunk" or (g.form == "scan" and len(g.states) == 1
+                                     and len(mixer.declared.decl(g.states[0]).dims) < 2)
+    groups = mixer._staged.groups
+    return bool(groups) and all(map(kernels, groups))
 
 
 def has_torch_program(mixer: Mixer) -> bool:

@@ -9,6 +9,7 @@ the price of forming it, and wants x and its arguments there.
 from __future__ import annotations
 
 from mixc.codegen.torch_stages import ALIAS, origin, small
+from mixc.ir.blocks import PART
 from mixc.ir.node import COL, ROW, Node, postorder
 from mixc.ir.program import Program
 
@@ -31,7 +32,9 @@ def worth_keeping(forward: Program, backward: Program) -> tuple[Node, ...]:
 def _counts(n: Node) -> bool:
     """Values of one number a row are formed again for next to nothing; sums over spans, with their exponential.
     Scans, and what has a matrix a row, are never kept: the backward forms them from the state that came in."""
-    if n.op in ("scan", "scan_end", "previous") or (n.dims[:1] == (ROW,) and len(n.dims) > 2 and COL not in n.dims):
+    if n.op in ("scan", "scan_end", "scan_block", "previous") or n.attr("dim") == PART:
+        return False
+    if n.dims[:1] == (ROW,) and len(n.dims) > 2 and COL not in n.dims:
         return False
     return bool(n.args) and n.op not in (*ALIAS, "segsum") and n.kind == "real" and not small(n) and not _constant(n)
 

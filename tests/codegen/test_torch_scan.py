@@ -13,7 +13,7 @@ from tests.agree import assert_runs_agree, draw, normal, run
 from tests.scans import NAMES, body, spec
 
 EXAMPLES = ("hgrn", "min_gru", "mamba1", "min_lstm", "rg_lru", "s4d_real", "qrnn", "sru", "max_plus", "log_sum",
-            "mlstm_stabilised")
+            "mlstm_stabilised", "damped_rotation")
 
 
 def check(mixer, T=70, B=2, H=2, dtype=torch.float64, change=None, start=True, **options):

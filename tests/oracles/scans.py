@@ -81,3 +81,14 @@ def _(x: Tensors, s: Tensors) -> Result:
     run = importlib.import_module("mlstm_kernels.torch").get_mlstm_kernel("parallel--native_autograd")
     q, k, v, i, f = (x[n].transpose(1, 2) for n in ("q", "k", "v", "i", "f"))
     return run(q, k, v, i, f).transpose(1, 2), None
+
+
+@case("damped_rotation", wide=True)
+def _(x: Tensors, s: Tensors) -> Result:
+    """One complex number a channel: z[t] = exp(-d + i w) z[t-1] + u[t], in closed form."""
+    T, log = x["u"].shape[1], torch.complex(-x["d"], x["w"])
+    u = torch.complex(x["u"], torch.zeros_like(x["u"]))
+    start = torch.complex(s["x"], s["y"]) if s else torch.zeros_like(u[:, 0])
+    rows = torch.cat([start[:, None], u], 1)
+    z = torch.stack([sum(torch.exp(log * (t - j)) * rows[:, j] for j in range(t + 1)) for t in range(1, T + 1)], 1)
+    return z.imag, {"x": z[:, -1].real, "y": z[:, -1].imag}

@@ -24,6 +24,16 @@ def test_forms_of_mixed_programs():
     assert spec("slow_gate").form == {"z": "scan", "S": "chunk"}
 
 
+def test_blocks_of_two_or_three_states():
+    for name in ("rotation", "momentum", "three_coupled", "coupled_matrices"):
+        mixer = spec(name)
+        assert set(mixer.form.values()) == {"scan"} and "drive each other" in next(iter(mixer.why.values()))
+    four = "a = 0.5 * a + d + x\nb = 0.5 * b + a\nc = 0.5 * c + b\nd = 0.5 * d + c"
+    assert "sequential" in body(f"in x[D]\nstate a[D], b[D], c[D], d[D]\n{four}\nout o[D] = a").form.values()
+    product = "t = a\na = 0.5 * a * b + x\nb = 0.5 * b + t"
+    assert "sequential" in body(f"in x[D]\nstate a[D], b[D]\n{product}\nout o[D] = a").form.values()
+
+
 @pytest.mark.parametrize("text,form", [
     ("in x[D], a\nstate h[D]\nh = sigmoid(a) * h + x\nout o[D] = h", "chunk"),  # a matrix of one column
     ("in x[D], a[D]\nstate h[D]\nh = sigmoid(a) * h + x\nout o[D] = h", "scan"),

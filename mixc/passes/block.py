@@ -1,0 +1,143 @@
+"""States that drive each other as one scan: a damped rotation, momentum, systems of second order.
+
+before: x, y = c * x - s * y + u, s * x + c * y        one token, x and y the old values
+after:  P = block_scan([[c, -s], [s, c]], [u, 0], [x0, y0]);  x = component 0, y = component 1
+
+Found for any two or three states of a strongly connected component that have the same dims: every update is
+walked like that of a single scan, with one factor for each of the old states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mixc.ir.blocks import block_scan, component
+from mixc.ir.build import expand, is_number, make, number, where
+from mixc.ir.node import ROW, Node, depends
+from mixc.ir.program import Decl, Program
+from mixc.ir.scans import at_edge, previous
+
+MOST = 3
+
+
+@dataclass(frozen=True)
+class Row:
+    """sum_j a[j] * state_j + b"""
+
+    a: tuple[Node, ...]
+    b: Node
+
+
+def block_rows(step: Program, states: list[Decl]) -> list[Row] | None:
+    """The update of every state of a group as a row of a matrix, or None."""
+    dims = set(states[0].dims)
+    if not 1 < len(states) <= MOST or any(set(s.dims) != dims or s.kind == "complex" for s in states):
+        return None
+    walk = _Walk(step, states)
+    rows = [walk.row(step.result("next", s.name)) for s in states]
+    found = [r for r in rows if r is not None]
+    if len(found) < len(rows):
+        return None
+    if len(dims) > 1 and not any(set(a.dims) & dims for r in found for a in r.a):
+        return None  # matrices coupled by scalars: of form chunk, where what is added is a sum of outer products
+    return found
+
+
+class _Walk:
+    def __init__(self, step: Program, states: list[Decl]):
+        self.leaves = [s.leaf() for s in states]
+        self.dims = set(states[0].dims)
+        self.reads = depends(step.values(), self.leaves)
+        self.known: dict[Node, Row | None] = {}
+
+    def free(self, n: Node) -> bool:
+        return n not in self.reads and set(n.dims) <= self.dims
+
+    def row(self, n: Node) -> Row | None:
+        if n not in self.known:
+            self.known[n] = self._find(n)
+        return self.known[n]
+
+    def _find(self, n: Node) -> Row | None:
+        zeros = tuple(number(0) for _ in self.leaves)
+        if n in self.leaves:
+            return Row(tuple(number(float(n is leaf)) for leaf in self.leaves), number(0))
+        if self.free(n):
+            return Row(zeros, n)
+        a = n.args
+        if n.op == "mul":
+            for x, c in (a, a[::-1]):
+                if self.free(c):
+                    return self._map(x, lambda y, c=c: _times(c, y))  # type: ignore[misc]
+        if n.op == "div" and self.free(a[1]):
+            return self._map(a[0], lambda y: y if is_number(y, 0.0) else y / a[1])
+        if n.op == "neg":
+            return self._map(a[0], lambda y: _times(number(-1), y))
+        if n.op == "expand" and set(n.dims) == set(a[0].dims):
+            return self.row(a[0])
+        if n.op == "add":
+            return self._join(a[0], a[1], _plus)
+        if n.op == "sub":
+            return self._join(a[0], a[1], lambda x, y: _plus(x, _times(number(-1), y)))
+        if n.op == "where" and self.free(a[0]):
+            return self._join(a[1], a[2], lambda x, y: x if x is y else where(a[0], x, y))
+        return None
+
+    def _map(self, x: Node, fn: Callable[[Node], Node]) -> Row | None:
+        r = self.row(x)
+        return None if r is None else Row(tuple(map(fn, r.a)), fn(r.b))
+
+    def _join(self, x: Node, y: Node, fn: Callable[[Node, Node], Node]) -> Row | None:
+        r, s = self.row(x), self.row(y)
+        return None if r is None or s is None else Row(tuple(map(fn, r.a, s.a)), fn(r.b, s.b))
+
+
+def _plus(a: Node, b: Node) -> Node:
+    return b if is_number(a, 0.0) else a if is_number(b, 0.0) else a + b
+
+
+def _times(a: Node, b: Node) -> Node:
+    if is_number(a, 0.0) or is_number(b, 0.0):
+        return number(0)
+    return b if is_number(a, 1.0) else a if is_number(b, 1.0) else a * b
+
+
+def reason(states: list[Decl]) -> str:
+    return f"{' and '.join(s.name for s in states)} drive each other entry by entry: a scan over small matrices"
+
+
+class Block:
+    """The states of one group in a chunk program."""
+
+    def __init__(self, step: Program, states: list[Decl], lift: Callable[[Node], Node]):
+        rows = block_rows(step, states)
+        assert rows is not None
+        self.states, self.rows, self.lift = states, rows, lift
+        self.made: Node | None = None
+
+    def node(self) -> Node:
+        if self.made is None:
+            A = [[self._live(a, float(i == j)) for j, a in enumerate(r.a)] for i, r in enumerate(self.rows)]
+            b = [self._live(r.b, 0.0) for r in self.rows]
+            self.made = block_scan(A, b, [s.leaf() for s in self.states], self.states[0].dims)
+        return self.made
+
+    def _live(self, x: Node, fill: float) -> Node:
+        return x if is_number(x, fill) else make("live", expand(self.lift(x), (ROW,)), fill=fill)
+
+
+class BlockState:
+    """One of them, with the interface of `passes.scan.ScanState`."""
+
+    def __init__(self, block: Block, i: int):
+        self.block, self.i = block, i
+
+    def after(self) -> Node:
+        return component(self.block.node(), self.i)
+
+    def before(self) -> Node:
+        return previous(self.after(), self.block.states[self.i].leaf())
+
+    def next(self) -> Node:
+        return at_edge(self.after(), last=True)
