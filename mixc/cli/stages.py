@@ -45,7 +45,7 @@ def stages(step: Any) -> dict[str, str]:
 
     program, found = step, {"step": print_program(step)}
     for name, run in _pipeline():
-        if program.level == "stages" and any(g.form != "chunk" for g in program.groups):
+        if program.level == "stages" and any(g.form == "sequential" for g in program.groups):
             break  # it runs as it is, token by token
         program = run(program)
         found[name] = print_program(program)

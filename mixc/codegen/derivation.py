@@ -84,6 +84,7 @@ def equations(p: Program, prefix: str = "") -> list[str]:
 
 def explain(step: Program) -> str:
     """Markdown: the step, the form of every state and why, the chunk's equations, and its adjoint."""
+    from mixc.codegen.triton_program import has_kernels
     from mixc.passes.chunk import chunk
     from mixc.passes.classify import classify
     from mixc.passes.differentiate import differentiate
@@ -91,13 +92,14 @@ def explain(step: Program) -> str:
     stages = classify(step)
     lines = [f"# {step.name}", "", step.doc, "", "## The step", "", "```", *equations(step), "```", "", "## Form", ""]
     lines += [f"- `{', '.join(g.states)}`: **{g.form}** — {g.why}" for g in stages.groups] or ["- no state"]
-    if stages.groups and all(g.form == "chunk" for g in stages.groups):
+    if stages.groups and all(g.form != "sequential" for g in stages.groups):
         forward = chunk(stages)
         backward = differentiate(forward)
         lines += ["", "## One chunk of tokens", "", "Rows t and s of a chunk; primed states are what the next chunk receives.",
                   "", "```", *equations(forward), "```", "", "## Its adjoint, from the last chunk to the first", "",
                   "```", *equations(backward, "d"), "```", "", "## What runs", "",
-                  "- forward and backward: one Triton kernel each, the state on chip; on a CPU the same program in torch",
+                  "- forward and backward: " + ("one Triton kernel each, the state on chip; on a CPU the same program in torch"
+                                                if has_kernels(stages) else "the same program in torch, on any device"),
                   "- kept for the backward: the inputs, and the state at the start of every chunk",
                   "- decode: the step on one token", "", "## Bytes and FLOPs of the products", "", *_costs(forward, backward)]
     else:

@@ -14,14 +14,23 @@ import torch
 
 from mixc.errors import InputError
 from mixc.ir.evaluate import Env, evaluate
-from mixc.ir.program import Program
+from mixc.ir.program import Group, Program
 from mixc.ir.run import heads
+from mixc.passes.planes import is_complex
 from mixc.runtime.call import Call
 
 if TYPE_CHECKING:
     from mixc.runtime.mixer import Mixer
 
 _modules: WeakKeyDictionary[Any, dict[Program, ModuleType]] = WeakKeyDictionary()
+
+
+def has_kernels(stages: Program) -> bool:
+    """Of every group of states: those in chunk form, and scans of numbers and vectors."""
+    def one(g: Group) -> bool:
+        scans = g.form == "scan" and len(g.states) == 1 and len(stages.decl(g.states[0]).dims) < 2
+        return g.form == "chunk" or scans
+    return bool(stages.groups) and all(map(one, stages.groups)) and not is_complex(stages)
 
 
 def emit(step: Program) -> str:

@@ -22,7 +22,9 @@ from mixc.ir.program import Decl, Program, Result
 from mixc.ir.ranges import proving
 from mixc.passes.affine import Affine, AffineForms, Write
 from mixc.passes.block import Block, BlockState
+from mixc.passes.classify import classify
 from mixc.passes.decay import Decay
+from mixc.passes.planes import is_complex, planes
 from mixc.passes.scan import ScanState
 
 
@@ -31,6 +33,10 @@ def chunk(stages: Program) -> Program:
 
     Its "out" results have a time axis in front of their dims, its "next" results are what the next
     chunk receives; `state` leaves are what the previous chunk left."""
+    if is_complex(stages):
+        real = planes(stages)
+        assert real is not None
+        stages = classify(replace(real, level="step", groups=()))
     assert all(g.form in ("chunk", "scan") for g in stages.groups), "only for affine states and scans"
     with proving(stages):
         return _Lift(stages).program()

@@ -17,6 +17,7 @@ from mixc.ir.ranges import proving
 from mixc.passes.affine import Affine, AffineForms
 from mixc.passes.block import block_rows
 from mixc.passes.block import reason as coupled_reason
+from mixc.passes.planes import is_complex, part_names, planes
 from mixc.passes.scan import is_scan, reason
 
 
@@ -24,6 +25,10 @@ def classify(step: Program) -> Program:
     """The program at level "stages": groups in topological order, notes for what is sequential."""
     import networkx as nx  # slow to import, and only needed to compile
 
+    if is_complex(step):
+        by_planes = _by_planes(step)
+        if by_planes is not None:
+            return replace(step, level="stages", groups=by_planes)
     graph: nx.DiGraph = nx.DiGraph()
     graph.add_nodes_from(s.name for s in step.states)
     for reader in step.states:
@@ -38,6 +43,24 @@ def classify(step: Program) -> Program:
     groups = _whole(step, groups)
     notes = tuple(_note(step, g) for g in groups if g.form == "sequential")
     return replace(step, level="stages", groups=tuple(groups), notes=(*step.notes, *notes))
+
+
+def _by_planes(step: Program) -> tuple[Group, ...] | None:
+    """The groups of the step of real and imaginary planes, where all of them have a chunk program."""
+    real = planes(step)
+    found = None if real is None else classify(real).groups
+    if found is None or not found or any(g.form == "sequential" for g in found):
+        return None
+    whole = {p: d.name for d in step.states if d.kind == "complex" for p in part_names(step, d.name)}
+    groups: list[Group] = []
+    seen: set[str] = set()
+    for g in found:
+        names = tuple(n for n in dict.fromkeys(whole.get(s, s) for s in g.states) if n not in seen)
+        seen.update(names)
+        if names:
+            why = "in its real and imaginary planes: " if set(g.states) & set(whole) else ""
+            groups.append(Group(names, g.form, why + g.why))
+    return tuple(groups)
 
 
 def _group(step: Program, names: list[str]) -> Group:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mixc.errors import Diagnostic, InputError, SpecError
-from mixc.ir.program import Group
-from mixc.runtime import chunked, sequential
+from mixc.passes.planes import is_complex
+from mixc.runtime import chunked, planes, sequential
 from mixc.runtime.call import Call
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def reference(mixer: Mixer, call: Call) -> Results:
 def torch_backend(mixer: Mixer, call: Call) -> Results:
     """The chunk program where the form has one, else the step token by token, with a note said once."""
     if has_torch_program(mixer):
-        return chunked.run(call)
+        return planes.run(call, chunked.run) if is_complex(call.program) else chunked.run(call)
     if not mixer.noted:
         mixer.noted = True
         for note in mixer.notes:
@@ -67,11 +67,9 @@ def no_kernels(mixer: Mixer) -> SpecError:
 def has_chunk_program(mixer: Mixer) -> bool:
     """Every state has kernels: those in chunk form, and scans of numbers and vectors.  Without any state the
     sequential program has no loop, and is the chunk."""
-    def kernels(g: Group) -> bool:
-        return g.form == "chunk" or (g.form == "scan" and len(g.states) == 1
-                                     and len(mixer.declared.decl(g.states[0]).dims) < 2)
-    groups = mixer._staged.groups
-    return bool(groups) and all(map(kernels, groups))
+    from mixc.codegen.triton_program import has_kernels
+
+    return has_kernels(mixer._staged)
 
 
 def has_torch_program(mixer: Mixer) -> bool:

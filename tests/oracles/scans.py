@@ -92,3 +92,17 @@ def _(x: Tensors, s: Tensors) -> Result:
     rows = torch.cat([start[:, None], u], 1)
     z = torch.stack([sum(torch.exp(log * (t - j)) * rows[:, j] for j in range(t + 1)) for t in range(1, T + 1)], 1)
     return z.imag, {"x": z[:, -1].real, "y": z[:, -1].imag}
+
+
+@case("s5", wide=True)
+def _(x: Tensors, s: Tensors) -> Result:
+    """Equation 6 of the paper, token by token on complex tensors."""
+    lam, step = torch.complex(-torch.exp(x["a"]), x["w"]), torch.exp(x["step"])
+    turn = torch.exp(lam * step)
+    held = ((turn - 1) / lam)[..., None] * x["B"]
+    h = s["x"] if s else torch.zeros(())
+    found = []
+    for u in x["u"].unbind(1):
+        h = turn * h + torch.einsum("hnd,bhd->bhn", held, u.to(turn.dtype))
+        found.append(torch.einsum("hdn,bhn->bhd", x["C"], h).real + x["skip"] * u)
+    return torch.stack(found, 1), {"x": h}

@@ -1,0 +1,190 @@
+"""Complex values as two real ones: their real and imaginary planes.
+
+before: state x[N] complex;  x = exp(1j * w) * x + u
+after:  state x_re[N], x_im[N];  x_re, x_im = cos(w) * x_re - sin(w) * x_im + u, sin(w) * x_re + cos(w) * x_im
+
+What comes out is a step of real values with the same meaning; gradients of the two planes are the two planes of
+PyTorch's gradient.  A plane of None is 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from mixc.ir.build import is_number, make, number
+from mixc.ir.node import Node, postorder
+from mixc.ir.program import Decl, Program, Result
+
+Planes = tuple[Node | None, Node | None]
+PARTS = ("_re", "_im")
+
+
+def is_complex(step: Program) -> bool:
+    return any(n.kind == "complex" for n in postorder([*step.values(), *(d.leaf() for d in step.decls if d.role in (
+        "in", "param", "state"))]))
+
+
+def part_names(step: Program, name: str) -> tuple[str, str]:
+    """Names of the planes of a declared name, unlike all others."""
+    taken = {d.name for d in step.decls} | {d.name for d in step.dims}
+    base = name
+    while any(base + p in taken for p in PARTS):
+        base += "_"
+    return base + PARTS[0], base + PARTS[1]
+
+
+def out_kind(step: Program, d: Decl) -> str:
+    return step.result("out", d.name).kind
+
+
+def planes(step: Program) -> Program | None:
+    """The step of real values, or None where an operation has no planes here."""
+    split = _Split(step)
+    decls: list[Decl] = []
+    results: list[Result] = []
+    try:
+        for d in step.decls:
+            kind = out_kind(step, d) if d.role == "out" else d.kind
+            decls += [d] if kind != "complex" else split.decls(d)
+        for r in step.results:
+            dims = next(d.dims for d in step.decls if d.name == r.name)
+            kind = out_kind(step, step.decl(r.name)) if r.role == "out" else step.decl(r.name).kind
+            names = part_names(step, r.name) if kind == "complex" else (r.name,)
+            for name, x in zip(names, split(r.value), strict=False):
+                results.append(Result(r.role, name, _present(x, dims)))
+    except NotImplementedError:
+        return None
+    return replace(step, decls=tuple(decls), results=tuple(results))
+
+
+def _present(x: Node | None, dims: tuple[str, ...]) -> Node:
+    x = number(0) if x is None else x
+    missing = tuple(d for d in dims if d not in x.dims)
+    return make("expand", x, dims=missing) if missing else x
+
+
+class _Split:
+    def __init__(self, step: Program):
+        self.step, self.known = step, dict[Node, Planes]()
+
+    def decls(self, d: Decl) -> list[Decl]:
+        inits = self(d.init) if d.init is not None else (None, None)
+        ranges = tuple(r for r in d.ranges if r.of != "x")
+        return [replace(d, name=name, kind="real", init=init, ranges=ranges)
+                for name, init in zip(part_names(self.step, d.name), inits, strict=True)]
+
+    def __call__(self, root: Node) -> Planes:
+        for n in postorder([root]):
+            if n not in self.known:
+                self.known[n] = self._find(n)
+        return self.known[root]
+
+    def _find(self, n: Node) -> Planes:
+        if n.op in ("in", "param", "state"):
+            if n.kind != "complex":
+                return n, None
+            re, im = (make(n.op, name=name, dims=n.dims, kind="real") for name in part_names(self.step, n.attr("name")))
+            return re, im
+        if n.op == "number" and n.kind == "complex":
+            z = n.attr("value")
+            return number(z.real) if z.real else None, number(z.imag) if z.imag else None
+        args = [self.known[a] for a in n.args]
+        if all(im is None for _, im in args) and n.kind != "complex" and n.op not in ("real", "imag"):
+            return _again(n, [_present(re, a.dims) for (re, _), a in zip(args, n.args, strict=True)]), None
+        rule = _RULES.get(n.op)
+        if rule is None:
+            raise NotImplementedError(n.op)
+        return rule(n, args)
+
+
+def _again(n: Node, args: list[Node]) -> Node:
+    return n if tuple(args) == n.args else make(n.op, *args, span=n.span, **dict(n.attrs))
+
+
+# ---------------------------------------------------------------- arithmetic where None is 0
+def _add(a: Node | None, b: Node | None) -> Node | None:
+    return b if a is None else a if b is None else a + b
+
+
+def _sub(a: Node | None, b: Node | None) -> Node | None:
+    return a if b is None else -b if a is None else a - b
+
+
+def _mul(a: Node | None, b: Node | None) -> Node | None:
+    if a is None or b is None:
+        return None
+    return b if is_number(a, 1.0) else a if is_number(b, 1.0) else a * b
+
+
+def _bilinear(times: Callable[[Node, Node], Node]) -> Callable[[Node, list[Planes]], Planes]:
+    def product(a: Node | None, b: Node | None) -> Node | None:
+        return None if a is None or b is None else times(a, b)
+
+    def rule(n: Node, args: list[Planes]) -> Planes:
+        (a, b), (c, d) = args
+        return _sub(product(a, c), product(b, d)), _add(product(a, d), product(b, c))
+    return rule
+
+
+def _contract(n: Node, args: list[Planes]) -> Planes:
+    def times(a: Node, b: Node) -> Node:
+        return make("contract", _present(a, n.args[0].dims), _present(b, n.args[1].dims), span=n.span, **dict(n.attrs))
+    return _bilinear(times)(n, args)
+
+
+def _div(n: Node, args: list[Planes]) -> Planes:
+    (a, b), (c, d) = args
+    if d is None:
+        assert c is not None
+        return None if a is None else a / c, None if b is None else b / c
+    size = _add(_mul(c, c), _mul(d, d))
+    assert size is not None
+    re, im = _add(_mul(a, c), _mul(b, d)), _sub(_mul(b, c), _mul(a, d))
+    return None if re is None else re / size, None if im is None else im / size
+
+
+def _exp(n: Node, args: list[Planes]) -> Planes:
+    ((a, b),) = args
+    size = None if a is None else make("exp", a)
+    if b is None:
+        return size if size is not None else number(1), None
+    turn = make("cos", b), make("sin", b)
+    return turn if size is None else (size * turn[0], size * turn[1])
+
+
+def _square(n: Node, args: list[Planes]) -> Planes:
+    return _bilinear(lambda a, b: a * b)(n, [args[0], args[0]])
+
+
+def _each(n: Node, args: list[Planes]) -> Planes:
+    """An operation that acts on the planes alike."""
+    ((a, b),) = args
+    return tuple(None if x is None else make(n.op, _present(x, n.args[0].dims), span=n.span, **dict(n.attrs))  # type: ignore[return-value]
+                 for x in (a, b))
+
+
+def _where(n: Node, args: list[Planes]) -> Planes:
+    (cond, _), x, y = args
+    assert cond is not None
+
+    def pick(a: Node | None, b: Node | None) -> Node | None:
+        return None if a is None and b is None else make("where", cond, a or number(0), b or number(0))
+    return pick(x[0], y[0]), pick(x[1], y[1])
+
+
+_RULES: dict[str, Callable[[Node, list[Planes]], Planes]] = {
+    "add": lambda n, a: (_add(a[0][0], a[1][0]), _add(a[0][1], a[1][1])),
+    "sub": lambda n, a: (_sub(a[0][0], a[1][0]), _sub(a[0][1], a[1][1])),
+    "neg": lambda n, a: (_sub(None, a[0][0]), _sub(None, a[0][1])),
+    "mul": _bilinear(lambda a, b: b if is_number(a, 1.0) else a if is_number(b, 1.0) else a * b),
+    "div": _div,
+    "contract": _contract,
+    "exp": _exp,
+    "square": _square,
+    "where": _where,
+    "real": lambda n, a: (a[0][0], None),
+    "imag": lambda n, a: (a[0][1], None),
+    "conj": lambda n, a: (a[0][0], _sub(None, a[0][1])),
+    **dict.fromkeys(("sum", "rename", "expand", "pick", "place", "stop_gradient"), _each),
+}
