@@ -69,7 +69,7 @@ def emit_block(w: Writer, n: Node) -> Value:
     added = [w.full(x, dims) for x in b]
     starts = [w.full(x, dims[1:]) for x in start]
     text = ", ".join(f"[{', '.join(map(str, row))}]" for row in rows)
-    call = f"run_block([{text}], [{', '.join(added)}], [{', '.join(starts)}], 1, {n.attr('reverse')})"
+    call = f"block_scan([{text}], [{', '.join(added)}], [{', '.join(starts)}], {n.attr('reverse')})"
     return w.line(n, call, n.dims)
 
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 import torch
 
 from mixc.codegen.torch_prelude import LOG2E
-from mixc.ir.blocks import run_block
 from mixc.ir.scans import COMBINES, shift
 
 Tensor = torch.Tensor
 
-__all__ = ["affine_end", "affine_scan", "decay", "mul_before", "other_end", "other_scan", "run_block", "shift_rows"]
+__all__ = ["affine_end", "affine_scan", "block_scan", "decay", "mul_before", "other_end", "other_scan", "shift_rows"]
 
 
 def decay(g: Tensor, out: Tensor | None = None) -> Tensor:
@@ -94,6 +93,24 @@ def other_end(a: Tensor, b: Tensor, combine: str, reverse: bool, shifted: bool) 
     for x, y in zip(factors[1:], rows[1:], strict=True):
         h = step(x, y, h)
     return h
+
+
+def block_scan(A: list[list[Tensor | None]], b: list[Tensor], start: list[Tensor], reverse: bool) -> list[Tensor]:
+    """h[t] = A[t] h[t-1] + b[t] of len(b) components, each [M, C, dims...]; None in A is 0."""
+    C, h = b[0].shape[1], list(start)
+    out = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in b]
+    places = list(zip(*(_rows(x, C, reverse) for x in out), strict=True))
+    added = list(zip(*(_rows(x, C, reverse) for x in b), strict=True))
+    factors = [[(j, _rows(a, C, reverse)) for j, a in enumerate(row) if a is not None] for row in A]
+    for t, (place, rest) in enumerate(zip(places, added, strict=True)):
+        for z, y, row in zip(place, rest, factors, strict=True):
+            for j, a in row:
+                torch.addcmul(y, a[t], h[j], out=z)
+                y = z
+            if y is not z:
+                z.copy_(y)
+        h = list(place)
+    return out
 
 
 def shift_rows(x: Tensor, edge: Tensor, reverse: bool, out: Tensor | None = None) -> Tensor:

@@ -73,7 +73,7 @@ def _group(step: Program, names: list[str]) -> Group:
     state = step.decl(names[0])
     scan = None if state.kind == "complex" else is_scan(step, state)
     if scan is not None:
-        return Group((state.name,), "scan", reason(scan))
+        return Group((state.name,), "scan", reason(state, scan))
     refusal = why_not_chunk(step, state)
     if refusal is None:
         return Group((state.name,), "chunk", _reason(affine_update(step, state)))

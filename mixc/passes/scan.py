@@ -38,12 +38,35 @@ def scan_form(step: Program, state: Decl) -> ScanForm | None:
     return None
 
 
-def reason(form: ScanForm) -> str:
-    """Why it is a scan, for `mixer.why`."""
-    if form.combine == "affine":
-        return "affine entry by entry, and no sum of outer products under a decay that separates"
-    words = {"max": "maximum", "min": "minimum", "log": "logaddexp"}[form.combine[:3]]
-    return f"entry by entry, a {words} with what was there, {'times' if form.combine[3] == 'x' else 'plus'} its decay"
+def reason(state: Decl, form: ScanForm) -> str:
+    """Why it is a scan, for `mixer.why`: the term that decided it."""
+    if form.combine != "affine":
+        words = {"max": "maximum", "min": "minimum", "log": "logaddexp"}[form.combine[:3]]
+        combine = COMBINES[form.combine]
+        how = "times" if combine.times else "plus"
+        moved = "" if is_number(form.a, combine.keep) else f" {how} {_words(form.a)}"
+        return f"entry by entry a {words} with what was there{moved}"
+    if not _separates(form.a, set(state.dims)):
+        return f"affine entry by entry, and its decay {_words(form.a)} does not separate over {', '.join(state.dims)}"
+    if not _outer(form.b, set(state.dims)):
+        return f"affine entry by entry, and what is added, {_words(form.b)}, is no sum of outer products"
+    return f"affine entry by entry, and its decay {_words(form.a)} has the dim of the vector"
+
+
+def _words(node: Node) -> str:
+    """The user's own words for a value, where it has any."""
+    from mixc.passes.classify import text_of
+
+    if node.span is not None:
+        return text_of(node)
+    name = node.attr("name") or node.attr("value")
+    return f"`{name}`" if name is not None else f"of dims [{', '.join(node.dims)}]"
+
+
+def _outer(added: Node, dims: set[str]) -> bool:
+    from mixc.passes.affine import outer_products
+
+    return all(len(set(f.dims) & dims) <= 1 for p in outer_products(added, dims) for f in p)
 
 
 class _Walk:
@@ -212,14 +235,11 @@ def is_scan(step: Program, state: Decl) -> ScanForm | None:
 
     A matrix whose decay separates and which adds outer products is a chunk; so is a vector whose decay has no
     dim, or that of a matrix state."""
-    from mixc.passes.affine import outer_products
-
     form = scan_form(step, state)
     if form is None or form.combine != "affine":
         return form
     dims = set(state.dims)
-    outer = all(len(set(f.dims) & dims) <= 1 for p in outer_products(form.b, dims) for f in p)
-    if not _separates(form.a, dims) or not outer:
+    if not _separates(form.a, dims) or not _outer(form.b, dims):
         return form
     if len(dims) == 1 and form.a.dims and not _shared(step, state, form):
         return form
