@@ -38,6 +38,8 @@ def elementwise(w: Writer, n: Node) -> Value:
         return w.line(n, f"guard({values[0].over(axes)}, {values[1].over(axes)})", axes)
     call = _with_out(n, values, axes, w)
     if call is not None and n.kind != "bool" and w.is_large(axes):
+        if n.op == "where":
+            call = call.replace("torch.where(", "select(", 1)
         return w.line(n, call, axes, out=w.room(n, axes))
     return w.line(n, _plain(n, values, axes, w), axes)
 

@@ -25,7 +25,7 @@ from mixc.ir.ranges import proving
 from mixc.ir.scans import carry_first
 from mixc.passes.simplify import rewrite, simplify
 
-RESERVED = frozenset(["torch", "F", "M", "C", "steps", "starts", "nexts", "finish", "live", "scratch", "keep", "dtype", "device", "number", "running_sum", "running_product", "running_decay", "span_decay", "span_sum", "span_product", "guard", "norm", "softmax", "place", "fold", "range", "zip"])
+RESERVED = frozenset(["torch", "F", "M", "C", "steps", "starts", "nexts", "finish", "live", "scratch", "keep", "dtype", "device", "number", "running_sum", "running_product", "running_decay", "span_decay", "span_sum", "span_product", "guard", "select", "norm", "softmax", "place", "fold", "range", "zip"])
 
 
 def safe(name: str) -> str:

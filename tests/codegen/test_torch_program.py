@@ -177,3 +177,21 @@ def test_simplified_programs_mean_the_same(kind, reverse):
     for a, b in ((runs[0].outs, runs[1].outs), (runs[0].states, runs[1].states), (runs[0].sums, runs[1].sums)):
         for name in a:
             torch.testing.assert_close(b[name], a[name], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_select_is_where_bit_by_bit(dtype):
+    from mixc.codegen.torch_prelude import select
+
+    x, y = torch.randn(2, 3, 5, dtype=dtype), torch.randn(2, 3, 5, dtype=dtype)
+    x[0, 0, 0], y[0, 0, 1], x[0, 1, 0], y[1, 1, 1] = math.inf, math.nan, math.nan, -math.inf
+    zero, one = torch.zeros((), dtype=dtype), torch.ones((), dtype=dtype)
+    for cond in (torch.rand(2, 3, 5) > 0.5, torch.rand(2, 3, 1) > 0.5):
+        for a, b in ((x, y), (x, zero), (zero, y), (one, y), (x, one), (x[:, :1], y), (x, y[:1])):
+            want = torch.where(cond, a, b)
+            for out in (torch.empty_like(x), a, b):
+                if out.shape == x.shape:
+                    a2, b2 = (t.clone() for t in (a, b))
+                    to = a2 if out is a else b2 if out is b else out.clone()
+                    got = select(cond, a2, b2, out=to)
+                    assert torch.equal(got.nan_to_num(7), want.nan_to_num(7)) and got is to
