@@ -17,7 +17,7 @@ from mixc.ir.node import COL, ROW, Node
 from mixc.ir.ops import OPS
 
 _ZERO_AT_ZERO = {"square", "abs", "sqrt", "sin", "tanh", "relu", "silu", "gelu", "elu", "expm1", "log1p", "sign",
-                 "neg", "rename", "live", "mask", "cumsum", "sum", "stop_gradient", "pick", "conj"}
+                 "neg", "rename", "live", "mask", "cumsum", "sum", "stop_gradient", "pick", "place", "conj"}
 
 
 def refuse(what: str, node: Node | None = None) -> SpecError:
@@ -274,8 +274,17 @@ class Tiles:
 
     def _pick(self, node: Node) -> str:
         if node.attr("dim") != ROW:
-            raise refuse("an entry along a dim", node)
+            x, order = node.args[0], self.order(node.args[0])
+            return f"tl.sum(tl.where({self._at(node, order)}, {self.ref(x, order)}, 0.0), {order.index(node.attr('dim'))})"
         return pick_code(self, node)
+
+    def _place(self, node: Node) -> str:
+        order = self.order(node)
+        return f"tl.where({self._at(node, order)}, {self.ref(node.args[0], order)}, 0.0)"
+
+    def _at(self, node: Node, order: tuple[str, ...]) -> str:
+        d = node.attr("dim")
+        return self._align(f"({self.index(d)} == {node.attr('i')})", (d,), order)
 
     def _prod(self, node: Node) -> str:
         if node.attr("over") != (ROW,):

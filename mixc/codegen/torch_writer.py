@@ -133,7 +133,7 @@ class Writer:
 
     def room(self, n: Node, axes: Dims, over: bool = True, operands: Iterable[Node] | None = None) -> str:
         """A buffer for n: its own, that of an operand which dies here (if `over`), or a free one."""
-        if n in self.fixed:
+        if n in self.fixed and axes == n.dims:
             return self.fixed[n]
         mine = Counter(self.operands(n))
         for a in map(origin, operands) if operands is not None else list(mine) if over else []:
@@ -158,8 +158,8 @@ class Writer:
         name = self.names.fresh(n)
         if out is not None:
             code = f"{code[:-1]}, out={out})"
-        elif n in self.fixed:
-            code, out = f"{self.fixed[n]}.copy_({code})", self.fixed[n]
+        if n in self.fixed and out != self.fixed[n]:
+            code, axes = f"{self.fixed[n]}.copy_({Value(code, axes).over(n.dims)})", n.dims
         comment = f"  # sum over {', '.join(_summed(note))}" if note is not None else ""
         self.lines.append(f"{self.indent}{name} = {code}{comment}")
         return Value(name, axes, None if n in self.fixed else out)  # what is kept is not overwritten

@@ -23,6 +23,7 @@ from mixc.ir.ranges import proving
 from mixc.passes.affine import Affine, AffineForms, Write
 from mixc.passes.block import Block, BlockState
 from mixc.passes.classify import classify
+from mixc.passes.context import context, has_context
 from mixc.passes.decay import Decay
 from mixc.passes.planes import is_complex, planes
 from mixc.passes.scan import ScanState
@@ -33,6 +34,8 @@ def chunk(stages: Program) -> Program:
 
     Its "out" results have a time axis in front of their dims, its "next" results are what the next
     chunk receives; `state` leaves are what the previous chunk left."""
+    if has_context(stages):
+        stages = context(stages).program
     if is_complex(stages):
         real = planes(stages)
         assert real is not None

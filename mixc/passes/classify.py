@@ -17,6 +17,7 @@ from mixc.ir.ranges import proving
 from mixc.passes.affine import Affine, AffineForms
 from mixc.passes.block import block_rows
 from mixc.passes.block import reason as coupled_reason
+from mixc.passes.context import context
 from mixc.passes.planes import is_complex, part_names, planes
 from mixc.passes.scan import is_scan, reason
 
@@ -47,7 +48,7 @@ def classify(step: Program) -> Program:
 
 def _by_planes(step: Program) -> tuple[Group, ...] | None:
     """The groups of the step of real and imaginary planes, where all of them have a chunk program."""
-    real = planes(step)
+    real = planes(context(step).program)
     found = None if real is None else classify(real).groups
     if found is None or not found or any(g.form == "sequential" for g in found):
         return None
@@ -134,16 +135,11 @@ def text_of(node: Node) -> str:
     return f"`{line[node.span.column - 1:node.span.end - 1]}` (line {node.span.line})"
 
 
-_TOKEN_ONLY = {"lag": "lag", "window": "lag", "pos": "pos"}
-
-
 def _whole(step: Program, groups: list[Group]) -> list[Group]:
     """What no chunk program holds yet makes every state sequential: they run in one loop."""
     reason = None
     for node in postorder(step.values()):
-        if node.op in _TOKEN_ONLY:
-            reason = f"the step uses {_TOKEN_ONLY[node.op]}"
-        elif node.kind == "complex":
+        if node.kind == "complex":
             reason = f"{text_of(node)} is complex"
     if reason is None:
         reason = next((g.why for g in groups if g.form == "sequential"), None)

@@ -16,7 +16,7 @@ import torch
 
 from mixc.errors import Diagnostic, InputError, SpecError
 from mixc.passes.planes import is_complex
-from mixc.runtime import chunked, planes, sequential
+from mixc.runtime import chunked, context, planes, sequential
 from mixc.runtime.call import Call
 
 if TYPE_CHECKING:
@@ -35,12 +35,16 @@ def reference(mixer: Mixer, call: Call) -> Results:
 def torch_backend(mixer: Mixer, call: Call) -> Results:
     """The chunk program where the form has one, else the step token by token, with a note said once."""
     if has_torch_program(mixer):
-        return planes.run(call, chunked.run) if is_complex(call.program) else chunked.run(call)
+        return context.run(call, _chunked_planes)
     if not mixer.noted:
         mixer.noted = True
         for note in mixer.notes:
             warnings.warn(str(note), stacklevel=5)
     return sequential.run(call)
+
+
+def _chunked_planes(call: Call) -> Results:
+    return planes.run(call, chunked.run) if is_complex(call.program) else chunked.run(call)
 
 
 def triton_backend(mixer: Mixer, call: Call) -> Results:
@@ -54,7 +58,7 @@ def triton_backend(mixer: Mixer, call: Call) -> Results:
         raise no_kernels(mixer)
     if importlib.util.find_spec("triton") is None:
         raise SpecError(Diagnostic("MX311", "triton is not installed", help='backend="torch" needs none'))
-    return run(mixer, call)
+    return context.run(call, lambda c: run(mixer, c))
 
 
 def no_kernels(mixer: Mixer) -> SpecError:

@@ -8,6 +8,7 @@ import torch
 
 from mixc.ir.node import Node
 from mixc.ir.program import Program
+from mixc.passes.context import name_of
 from mixc.runtime.plan import plan_of
 from mixc.runtime.rows import Rows
 
@@ -57,17 +58,10 @@ def histories(program: Program, sizes: dict[str, int]) -> dict[str, tuple[Node, 
     """By name of x in `lag(x, n)` and `lag[W](x)`: its node, and how many values a history keeps."""
     found: dict[str, tuple[Node, int]] = {}
     for node in plan_of(program).lags:
-        (x,), name = node.args, lag_name(node)
+        (x,), name = node.args, name_of(node)
         depth = node.attr("n") if node.op == "lag" else sizes[node.attr("dim")] - 1
         found[name] = (x, max(int(depth), found[name][1] if name in found else 0))
     return {name: (x, depth) for name, (x, depth) in found.items() if depth > 0}
-
-
-def lag_name(node: Node) -> str:
-    """The name of x in a `lag` node: what the state dict calls its history."""
-    name = node.attr("name") or node.args[0].attr("name")
-    assert isinstance(name, str), node
-    return name
 
 
 def counts_tokens(program: Program) -> bool:

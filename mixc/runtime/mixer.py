@@ -10,6 +10,7 @@ import torch
 
 from mixc.errors import Diagnostic, InputError, Source, SpecError
 from mixc.ir.program import Program
+from mixc.passes.context import has_context
 from mixc.runtime import arguments, backends, checks, describe
 from mixc.runtime.call import Call, histories
 
@@ -149,6 +150,9 @@ class Mixer:
             raise SpecError(Diagnostic("MX312", f"no target {target!r}", help=f"one of {', '.join(TARGETS)}"))
         if not backends.has_chunk_program(self):
             raise backends.no_kernels(self)
+        if has_context(self.declared):
+            raise SpecError(Diagnostic("MX310", "a module for a step that uses `lag` or `pos` is not emitted yet",
+                                       help='backend="triton" runs its kernels'))
         return emit(self.declared)
 
     def explain(self) -> str:

@@ -8,10 +8,9 @@ from functools import cached_property
 from mixc.ir.evaluate import Rule
 from mixc.ir.node import Node, depends, postorder
 from mixc.ir.program import Program
+from mixc.passes.context import exact_nodes
 from mixc.runtime.guarded import rules_for
 from mixc.runtime.risk import guarded_nodes
-
-_EXACT = ("number", "size", "const", "index", "pos")
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,16 +73,9 @@ def _plan(program: Program) -> Plan:
     border += [n for n in states.values() if n not in dynamic]
     shifted = [n.args[0] for n in order if n.op in ("lag", "window")]
     fixed = [*border, *(n for n in (*roots, *inits.values()) if n not in dynamic), *shifted]
-    exact = _exact(order)
+    exact = exact_nodes(order)
     used = [a for n in order if n not in exact for a in n.args if a in exact] + [n for n in fixed if n in exact]
     return Plan(program, outs, states, inits, tuple(dict.fromkeys(used)), tuple(dict.fromkeys(fixed)), loop,
                 tuple(dict.fromkeys(border)), tuple(n for n in order if n.op in ("lag", "window")),
                 any(n.op == "pos" for n in order))
 
-
-def _exact(order: list[Node]) -> set[Node]:
-    exact: set[Node] = set()
-    for n in order:
-        if n.op in _EXACT or (n.args and n.op not in ("lag", "window") and all(a in exact for a in n.args)):
-            exact.add(n)
-    return exact

@@ -13,7 +13,8 @@ import torch
 from mixc.ir.evaluate import Env, compute, evaluate
 from mixc.ir.node import Node
 from mixc.ir.program import Decl
-from mixc.runtime.call import Call, histories, lag_name
+from mixc.passes.context import name_of
+from mixc.runtime.call import Call, histories
 from mixc.runtime.guarded import RULES
 from mixc.runtime.packing import Packing
 from mixc.runtime.plan import plan_of
@@ -107,7 +108,7 @@ class _Run:
         return self._values[name]
 
     def _lag(self, node: Node, args: list[Tensor], env: Env) -> Tensor:
-        name = lag_name(node)
+        name = name_of(node)
         if name not in self.lags:  # nothing but lags of 0 tokens
             return args[0] if node.op == "lag" else args[0].unsqueeze(2)
         depth = self.lags[name][1]
