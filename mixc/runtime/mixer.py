@@ -130,6 +130,23 @@ class Mixer:
         found = {s: g.why for g in self._staged.groups for s in g.states}
         return {d.name: found[d.name] for d in self.declared.states}
 
+    @cached_property
+    def hash(self) -> str:
+        """32 hexadecimal digits that two specs share when they are one function: names, order and spelling do not
+        count; ranges, defaults, outs, final states and gradients do."""
+        from mixc.hashing import hash_of
+
+        return hash_of(self)
+
+    @property
+    def structural_consts(self) -> frozenset[str]:
+        """The consts whose values shape the step: integer exponents, distances of lags, bounds of ranges."""
+        if isinstance(self._spec, Program):
+            return frozenset()
+        from mixc.frontend import structural_consts
+
+        return frozenset(structural_consts(self._spec))
+
     @property
     def notes(self) -> tuple[Diagnostic, ...]:
         """What is no error but worth knowing: a state that runs token by token, and why."""

@@ -1,0 +1,175 @@
+"""Programs evaluated on exact enough numbers: `ir/evaluate.py` again, with 32 digits or more.
+
+A value has `BATCH` leading axes, (probes, tokens), of size 1 where it does not vary, then the node's dims in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from mixc.hashing.values import Complex, Value, as_complex, elementwise, like, maximum, minimum, where
+from mixc.ir.node import Node, postorder
+
+BATCH = 2
+Real = Any
+
+
+class Env:
+    """Where leaves get their values.
+
+    Args:
+        leaf: called with an in, param, const, state, cot or pos node.
+        sizes: of every dim.
+        real: the array type: `dd.DD` or `mp.MP`.
+        watch: called with every node and its arguments' values, if given.
+    """
+
+    def __init__(self, leaf: Callable[[Node], Value], sizes: Mapping[str, int], real: Any,
+                 watch: Callable[[Node, list[Value]], None] | None = None):
+        self.leaf, self.sizes, self.real, self.watch = leaf, sizes, real, watch
+
+
+def evaluate(roots: Iterable[Node], env: Env, known: dict[Node, Value]) -> list[Value]:
+    """The values of `roots`; `known` is read and filled."""
+    roots = list(roots)
+    for node in postorder(roots):
+        if node not in known:
+            known[node] = compute(node, [known[a] for a in node.args], env)
+    return [known[r] for r in roots]
+
+
+def compute(node: Node, args: list[Value], env: Env) -> Value:
+    if env.watch is not None and node.args:
+        env.watch(node, args)
+    rule = _STRUCTURAL.get(node.op)
+    if rule is not None:
+        return rule(node, args, env)
+    if not node.args:
+        return env.leaf(node)
+    return elementwise(node, [align(a, n.dims, node.dims) for a, n in zip(args, node.args, strict=True)], env.real)
+
+
+def rearrange(x: Value, f: Callable[[Any], Any]) -> Value:
+    return f(x) if isinstance(x, np.ndarray) else x.map(f)
+
+
+def align(x: Value, have: tuple[str, ...], want: tuple[str, ...]) -> Value:
+    """x with dims `have` viewed with dims `want`, of size 1 where it lacks one."""
+    if have == want:
+        return x
+    order = [BATCH + have.index(d) for d in want if d in have]
+    where_new = [BATCH + i for i, d in enumerate(want) if d not in have]
+    return rearrange(x, lambda a: np.expand_dims(a.transpose(*range(BATCH), *order), where_new))
+
+
+def widen(x: Value, dims: tuple[str, ...], sizes: Mapping[str, int]) -> Value:
+    """x with all entries along its dims."""
+    shape = tuple(sizes[d] for d in dims)
+    return rearrange(x, lambda a: np.broadcast_to(a, (*a.shape[:BATCH], *shape)))
+
+
+def total(x: Value, axes: Iterable[int]) -> Value:
+    """Sum over axes, one entry after the other."""
+    for axis in sorted(axes, reverse=True):
+        parts = [x.map(lambda a, i=i, axis=axis: np.take(a, i, axis)) for i in range(x.shape[axis])]
+        x = parts[0]
+        for p in parts[1:]:
+            x = x + p
+    return x
+
+
+def _fold(f: Callable[[Value, Value], Value]) -> Callable[[Node, list[Value], Env], Value]:
+    def run(node: Node, args: list[Value], env: Env) -> Value:
+        inner = node.args[0].dims
+        x = widen(args[0], inner, env.sizes)
+        for d in sorted(node.attr("over"), key=inner.index, reverse=True):
+            axis = BATCH + inner.index(d)
+            parts = [x.map(lambda a, i=i, axis=axis: np.take(a, i, axis)) for i in range(env.sizes[d])]
+            x = parts[0]
+            for p in parts[1:]:
+                x = f(x, p)
+        return x
+    return run
+
+
+def _sum(node: Node, args: list[Value], env: Env) -> Value:
+    return _fold(lambda a, b: a + b)(node, args, env)
+
+
+def _axes(node: Node) -> list[int]:
+    return [BATCH + node.args[0].dims.index(d) for d in node.attr("over")]
+
+
+def _contract(node: Node, args: list[Value], env: Env) -> Value:
+    every = (*node.dims, *(d for d in dict.fromkeys((*node.args[0].dims, *node.args[1].dims)) if d not in node.dims))
+    a, b = (align(x, n.dims, every) for x, n in zip(args, node.args, strict=True))
+    if isinstance(a, Complex) or isinstance(b, Complex):
+        a, b = as_complex(a), as_complex(b)
+    return total(widen(a * b, every, env.sizes), range(BATCH + len(node.dims), BATCH + len(every)))
+
+
+def _softmax(node: Node, args: list[Value], env: Env) -> Value:
+    x, axes = widen(args[0], node.dims, env.sizes), tuple(_axes(node))
+    top = _fold(maximum)(node, args, env)
+    e = (x - top.map(lambda a: np.expand_dims(a, axes))).exp()
+    return e / total(e, axes).map(lambda a: np.expand_dims(a, axes))
+
+
+def _norm(node: Node, args: list[Value], env: Env) -> Value:
+    x = args[0]
+    square = x.re * x.re + x.im * x.im if isinstance(x, Complex) else x * x
+    return _fold(lambda a, b: a + b)(node, [square], env).sqrt()
+
+
+def _place(node: Node, args: list[Value], env: Env) -> Value:
+    size, i = env.sizes[node.attr("dim")], node.attr("i")
+    x = rearrange(args[0], lambda a: np.expand_dims(a, BATCH))
+    hit = (np.arange(size) == i % size).reshape(1, 1, size, *[1] * (len(node.dims) - 1))
+    zero = x.re if isinstance(x, Complex) else x
+    return where(hit, x, like(zero, 0.0))
+
+
+def _expand(node: Node, args: list[Value], env: Env) -> Value:
+    return widen(align(args[0], node.args[0].dims, node.dims), node.dims, env.sizes)
+
+
+def _pick(node: Node, args: list[Value], env: Env) -> Value:
+    dims = node.args[0].dims
+    return rearrange(widen(args[0], dims, env.sizes),
+                     lambda a: np.take(a, node.attr("i"), BATCH + dims.index(node.attr("dim"))))
+
+
+def _index(node: Node, args: list[Value], env: Env) -> Value:
+    return env.real.of(np.arange(env.sizes[node.dims[0]], dtype=np.float64).reshape(1, 1, -1))
+
+
+def _number(node: Node, args: list[Value], env: Env) -> Value:
+    value = node.attr("value")
+    if isinstance(value, complex):
+        return Complex(_scalar(value.real, env), _scalar(value.imag, env))
+    return _scalar(value, env)
+
+
+def _scalar(value: float, env: Env) -> Real:
+    return env.real.of(np.full((1,) * BATCH, value))
+
+
+_STRUCTURAL: dict[str, Callable[[Node, list[Value], Env], Value]] = {
+    "number": _number,
+    "size": lambda n, a, e: _scalar(float(e.sizes[n.attr("dim")]), e),
+    "index": _index,
+    "contract": _contract,
+    "sum": _sum,
+    "prod": _fold(lambda a, b: a * b),
+    "max": _fold(maximum),
+    "min": _fold(minimum),
+    "norm": _norm,
+    "softmax": _softmax,
+    "rename": lambda n, a, e: a[0],
+    "pick": _pick,
+    "place": _place,
+    "expand": _expand,
+}

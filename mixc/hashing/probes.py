@@ -1,0 +1,120 @@
+"""Probe inputs: drawn from a key alone, so that every machine and process draws the same.
+
+A value depends on the entity's place in the canonical order, never on its name; its axes come in the canonical order
+of the dims and are then put into the declared one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mixc.hashing.dd import DD
+from mixc.hashing.evaluate import BATCH, Env, evaluate
+from mixc.ir.node import Node
+from mixc.ir.program import Decl
+
+Array = Any
+
+
+def uniform(key: str, shape: Sequence[int]) -> Array:
+    """Numbers in (0, 1), 30 bits each."""
+    n = math.prod(shape)
+    bits = np.frombuffer(hashlib.shake_128(key.encode()).digest(4 * n), dtype="<u4") >> 2
+    return ((bits + 0.5) / 2.0**30).reshape(shape)
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where a declared value may lie: low <= x <= high, and norms over some dims.  One form for every spelling."""
+
+    low: float
+    high: float
+    low_open: bool
+    high_open: bool
+    norms: tuple[tuple[tuple[str, ...], float, bool], ...]  # (over, bound, open), sorted
+
+
+def region(d: Decl, sizes: Mapping[str, int], consts: Mapping[str, float], order: Sequence[str]) -> Region:
+    """The ranges of a declaration as numbers; `order`: the canonical one of the dims."""
+    low, high = (-math.inf, True), (math.inf, True)  # (bound, open)
+    norms: dict[tuple[str, ...], tuple[float, bool]] = {}
+    for r in d.ranges:
+        a = -math.inf if r.low is None else scalar(r.low, sizes, consts)
+        b = math.inf if r.high is None else scalar(r.high, sizes, consts)
+        modulus = r.of == "abs" or (r.of == "norm" and not r.over)
+        if (r.of == "norm" and r.over) or (modulus and d.kind == "complex"):
+            over = tuple(sorted(r.over, key=order.index))
+            norms[over] = min(norms.get(over, (math.inf, False)), (b, r.high_open), key=lambda x: (x[0], not x[1]))
+            continue
+        a, a_open = (-b, r.high_open) if modulus else (a, r.low_open if r.low is not None else True)
+        low = max(low, (a, a_open))
+        high = min(high, (b, r.high_open if r.high is not None else True), key=lambda x: (x[0], not x[1]))
+    return Region(low[0], high[0], low[1], high[1], tuple(sorted((k, *v) for k, v in norms.items())))
+
+
+def scalar(node: Node, sizes: Mapping[str, int], consts: Mapping[str, float]) -> float:
+    """The value of an expression of numbers, sizes and consts."""
+    def leaf(n: Node) -> DD:
+        return DD.of(np.full((1,) * BATCH, consts[n.attr("name")]))
+
+    with np.errstate(all="ignore"):
+        (x,) = evaluate([node], Env(leaf, sizes, DD), {})
+    return float(x.hi.item())
+
+
+def default_consts(consts: Sequence[Decl], sizes: Mapping[str, int]) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for d in consts:
+        values[d.name] = 0.0 if d.init is None else scalar(d.init, sizes, values)
+    return values
+
+
+def draw(key: str, shape: Sequence[int], dims: Sequence[str], r: Region | None, scale: float = 1.0,
+         kind: str = "real") -> list[Array]:
+    """Doubles of the given shape (batch axes, then `dims`) inside the region and off its ends; [re, im] if complex.
+
+    `scale`: the size of what is unbounded, and of the distance from a single bound; a bounded value with a small
+    scale stays near the middle, with a large one near an end."""
+    parts = [_draw(f"{key}|{part}", shape, r, scale) for part in ("re", "im")[:1 + (kind == "complex")]]
+    for over, bound, _ in r.norms if r is not None else ():
+        axes = tuple(BATCH + list(dims).index(d) for d in over)
+        size = np.sqrt(_sum_of_squares(parts, axes))
+        v = uniform(f"{key}|norm", [1 if i in axes else n for i, n in enumerate(shape)])
+        parts = [x / size * (bound * (_pushed(v, scale) if scale != 1.0 else 0.2 + 0.75 * v)) for x in parts]
+    return parts
+
+
+def _draw(key: str, shape: Sequence[int], r: Region | None, scale: float) -> Array:
+    u = uniform(key, shape)
+    if r is None or (r.low == -math.inf and r.high == math.inf):
+        return (3 * u - 1.5) * scale
+    if r.low > -math.inf and r.high < math.inf:
+        return r.low + (r.high - r.low) * (_pushed(u, scale) if scale != 1.0 else u)
+    away = (0.05 + 1.5 * u) * scale
+    return r.low + away if r.low > -math.inf else r.high - away
+
+
+def _pushed(u: Array, scale: float) -> Array:
+    """Numbers in (0, 1) towards the ends (scale > 1) or the middle (< 1), by rational arithmetic."""
+    w = (u - 0.5) * 2
+    w = w * scale / (1 + np.abs(w) * (scale - 1.0)) if scale > 1 else w * scale
+    return 0.5 + 0.5 * w * (1 - 2.0**-20)
+
+
+def _sum_of_squares(parts: list[Array], axes: tuple[int, ...]) -> Array:
+    """In the order of the axes, one entry after the other: every machine rounds alike."""
+    y = parts[0] * parts[0]
+    for x in parts[1:]:
+        y = y + x * x
+    for axis in axes:
+        total = np.take(y, [0], axis)
+        for i in range(1, y.shape[axis]):
+            total = total + np.take(y, [i], axis)
+        y = total
+    return y

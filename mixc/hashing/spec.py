@@ -1,0 +1,190 @@
+"""A spec as the hash sees it: entities that can be matched, and their function on probes.
+
+An entity is a declared name: values enter by it (an input, a param, a const, an initial state; the cotangent of an
+out or of a final state) and leave by it (an out, a final state, a gradient, the default of a const).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from mixc.hashing.dd import DD
+from mixc.hashing.evaluate import rearrange
+from mixc.hashing.probes import Region, default_consts, draw, region, uniform
+from mixc.hashing.tokens import Port, Ports, Tokens
+from mixc.hashing.values import Complex, Value
+from mixc.ir.node import Node
+from mixc.ir.program import Decl, Dim, Program
+
+Array = Any
+Elaborate = Callable[[dict[str, int]], tuple[Program, frozenset[str]]]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One drawing of all inputs. `scales`: None (size 1), or the range of the logarithm of each entity's own scale."""
+
+    fresh: bool
+    consts: bool  # varied, or at their defaults
+    pos: int
+    scales: tuple[float, float] | None = None
+
+
+PROBES = (Probe(True, False, 0), Probe(False, True, 5), Probe(True, True, 70, (0.0, 1.0)))
+# Far from 1, where clamp(x, -50, 50) is not x; for `mp`, as 1 - sigmoid(150) has 65 zeros behind the point
+FAR = (Probe(True, False, 0, (2.0, 2.0)), Probe(False, True, 1000, (1.5, 2.0)), Probe(True, True, 3, (-2.0, 2.0)))
+
+
+class View:
+    """A spec under one order of its dims, with sizes of their own.
+
+    Attributes:
+        entities: the declarations that are matched. attributes: by entity, what must agree besides the function.
+    """
+
+    def __init__(self, elaborate: Elaborate, dims: Sequence[Dim], sizes: Sequence[int], T: int):
+        """
+        Args:
+            elaborate: gives the step for sizes, and its structural consts.
+            dims: in the canonical order. sizes: for those of no fixed size, one a group of dims of one size.
+        """
+        self.order = [d.name for d in dims]
+        self.sizes = assign_sizes(dims, sizes)
+        self.program, self.structural = elaborate(self.sizes)
+        self.entities = [*self.program.ins, *self.program.params, *self.program.consts, *self.program.states,
+                         *self.program.outs]
+        self.tokens = Tokens(self.program, self.sizes)
+        self.T = max([T, *(min(n + 2, 24) for lag in self.tokens.lags for n in lag.distances)])
+        with np.errstate(all="ignore"):
+            self.defaults = default_consts(self.program.consts, self.sizes)
+        self.regions = {d.name: region(d, self.sizes, self.defaults, self.order)
+                        for d in (*self.program.ins, *self.program.params)}
+
+    @cached_property
+    def attributes(self) -> list[str]:
+        found = []
+        for d in self.entities:
+            r: Region | None = self.regions.get(d.name)
+            dims = sorted(self.order.index(n) for n in d.dims)
+            rank = self.order.index
+            norms = [(sorted(map(rank, over)), _digits(b), o) for over, b, o in r.norms] if r else []
+            found.append(repr((d.role, d.kind, dims, [_digits(r.low), r.low_open, _digits(r.high), r.high_open, norms]
+                               if r else None, d.name in self.structural,
+                               _digits(self.defaults[d.name]) if d.role == "const" else None)))
+        return found
+
+    # ------------------------------------------------------------ values
+    def evaluate(self, colourings: Sequence[Sequence[int]], probes: Sequence[Probe] = PROBES, real: Any = DD,
+                 seed: str = "", watch: Callable[[Node, list[Value]], None] | None = None) -> list[list[bytes]]:
+        """By colouring and entity: a digest of all that leaves by it, entities of one colour being given one value."""
+        ports = self._ports(colourings, probes, real, seed)
+        fresh = np.array([p.fresh for _ in colourings for p in probes])
+        results = self.tokens.run(ports, self.T, fresh, real, watch)
+        P = len(probes)
+        quantised = {port: _quantised(self._canonical(port, v), len(fresh)) for port, v in results.items()}
+        return [[self._digest(d, quantised, slice(i * P, (i + 1) * P)) for d in self.entities]
+                for i in range(len(colourings))]
+
+    def _digest(self, d: Decl, results: dict[Port, list[Array]], probes: slice) -> bytes:
+        h = hashlib.sha256()
+        for role in (d.role, "next"):
+            for x in results.get((role, d.name), ()):
+                h.update(np.ascontiguousarray(x[probes]).tobytes())
+        return h.digest()
+
+    def _ports(self, colourings: Sequence[Sequence[int]], probes: Sequence[Probe], real: Any, seed: str) -> Ports:
+        ports: Ports = {}
+        for i, d in enumerate(self.entities):
+            roles = {"out": ("out",), "state": ("state", "next")}.get(d.role, (d.role,))
+            for role in roles:
+                drawn = [self._drawn(d, role, c[i], n, p, seed) for c in colourings for n, p in enumerate(probes)]
+                parts = [real.of(np.concatenate(x)) for x in zip(*drawn, strict=True)]
+                ports[role, d.name] = Complex(*parts) if len(parts) == 2 else parts[0]
+        start = np.array([p.pos for _ in colourings for p in probes], dtype=np.float64)
+        ports["pos", ""] = real.of(start[:, None] + np.arange(self.T))
+        return ports
+
+    def _drawn(self, d: Decl, role: str, colour: int, n: int, probe: Probe, seed: str) -> list[Array]:
+        """[1, tokens or 1, dims...] in the declared order of dims."""
+        key = f"{seed}|{role}|{colour}|{n}"
+        if d.role == "const":
+            varied = probe.consts and d.name not in self.structural
+            sign = -1.0 if self.defaults[d.name] < 0 else 1.0
+            return [np.full((1, 1), sign * (0.3 + uniform(key, [1])[0]) if varied else self.defaults[d.name])]
+        scale = 1.0
+        if probe.scales is not None:
+            low, high = probe.scales
+            scale = 2.0 ** round((low + (high - low) * float(uniform(key + "|scale", [1])[0])) * 3.25)  # 10^x or so
+        dims = sorted(d.dims, key=self.order.index)
+        shape = [1, self.T if d.role in ("in", "out") else 1, *(self.sizes[n] for n in dims)]
+        r = self.regions[d.name] if role in ("in", "param") else None
+        parts = draw(key, shape, dims, r, scale if role not in ("out", "next") else 1.0, d.kind)
+        return [x.transpose(0, 1, *[2 + dims.index(n) for n in d.dims]) for x in parts]
+
+    def _canonical(self, port: Port, x: Value) -> Value:
+        """Its dims in the canonical order."""
+        dims = self.program.decl(port[1]).dims
+        order = [2 + dims.index(n) for n in sorted(dims, key=self.order.index)]
+        return rearrange(x, lambda a: a.transpose(0, 1, *order))
+
+
+def assign_sizes(dims: Sequence[Dim], sizes: Sequence[int]) -> dict[str, int]:
+    roots, spare, found = _roots(dims), list(sizes), dict[str, int]()
+    fixed = {roots[d.name]: d.size for d in dims if d.size is not None}
+    for d in dims:
+        root = roots[d.name]
+        if root not in found:
+            found[root] = fixed.get(root) or (spare.pop(0) if spare else 2)
+    return {d.name: found[roots[d.name]] for d in dims}
+
+
+def _roots(dims: Sequence[Dim]) -> dict[str, str]:
+    """Of every dim, the first name of its size."""
+    alias = {d.name: d.alias for d in dims}
+    found = {}
+    for d in dims:
+        root = d.name
+        while (a := alias[root]) is not None:
+            root = a
+        found[d.name] = root
+    return found
+
+
+def one_size(dims: Sequence[Dim]) -> dict[str, tuple[str, ...]]:
+    """Of every dim, all names of its size, its own included."""
+    roots = _roots(dims)
+    return {d: tuple(e for e in roots if roots[e] == roots[d]) for d in roots}
+
+
+# ---------------------------------------------------------------- coarse values
+BITS = 30  # 9 digits of the 32 that are computed: rounding errors move nothing, one part in a million does
+_FLOOR = 2.0**-56
+
+
+def _quantised(x: Value, P: int) -> list[Array]:
+    """Integers that rounding errors do not change: mantissa and exponent of every value."""
+    found: list[Array] = []
+    for part in (x.re, x.im) if isinstance(x, Complex) else (x,):
+        v = np.broadcast_to(part.doubles(), (P, *part.shape[1:]))
+        m, e = np.frexp(np.where(np.abs(v) < _FLOOR, 0.0, v))
+        odd = ~np.isfinite(v)
+        m = np.rint(np.where(odd, 0.0, m) * 2.0**BITS)
+        carry = np.abs(m) == 2.0**BITS
+        m, e = np.where(carry, m / 2, m), np.where(carry, e + 1, e)
+        kind = np.where(np.isnan(v), 3, np.where(v == np.inf, 1, np.where(v == -np.inf, 2, 0)))
+        found += [m.astype("<i8"), np.where(odd | (m == 0), 0, e).astype("<i4"), kind.astype("<i1")]
+    return found
+
+
+def _digits(x: float) -> tuple[int, int] | str:
+    """A number as the hash sees it."""
+    if not np.isfinite(x):
+        return repr(float(x))
+    m, e = np.frexp(x)
+    return int(np.rint(m * 2.0**BITS)), int(e)
