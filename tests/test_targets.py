@@ -1,4 +1,11 @@
-from mixc.targets import TARGETS, find
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mixc.targets import MB, TARGETS, find, form, reported
 
 
 def test_limits_are_consistent() -> None:
@@ -13,3 +20,32 @@ def test_find_by_name_and_architecture() -> None:
     assert find("H100").arch == "sm_90"
     assert find("RTX 4090").name == "rtx4090"
     assert find("gfx942").name == "mi300x"
+
+
+def test_a_form_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(form(find("a100")) | {"name": "mine", "sms": 98}))
+    assert find(str(path)).sms == 98
+    path.write_text(json.dumps({"name": "mine", "cores": 3}))
+    with pytest.raises(KeyError, match=r"missing arch, .*unknown cores"):
+        find(str(path))
+    path.write_text("{")
+    with pytest.raises(KeyError, match=r"mine\.json"):
+        find(str(path))
+
+
+def test_auto_takes_what_the_device_reports() -> None:
+    device = SimpleNamespace(name="NVIDIA H100 PCIe", multi_processor_count=114, L2_cache_size=50 * MB,
+                             shared_memory_per_block_optin=227 * 1024, regs_per_multiprocessor=65536)
+    found = reported(device, "sm_90")
+    assert found.sms == 114 and found.bandwidth == find("h100").bandwidth and "sms" in found.sources[-1]
+    device.multi_processor_count = 132
+    assert reported(device, "sm_90") is find("h100")
+    with pytest.raises(KeyError, match="no table of limits"):
+        reported(device, "sm_75")
+
+
+def test_auto_without_a_gpu_names_those_of_the_table() -> None:
+    if not torch.cuda.is_available():
+        with pytest.raises(KeyError, match="there is none; name one: a100"):
+            find("auto")

@@ -7,7 +7,7 @@ import importlib.util
 import os
 import platform
 import shutil
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -19,20 +19,27 @@ TESTED = {"torch": "2.13.0", "triton": "3.9.0"}
 NEEDS = {"torch": (2, 6), "triton": (3, 4)}
 
 
-def targets(json_: Json = False) -> None:
+def targets(form: Annotated[str | None, typer.Option(metavar="NAME", help="print one as a form to fill in")] = None,
+            json_: Json = False) -> None:
     """The limits of GPUs that kernels are made for, and where each number was published."""
     known = table_of_targets.TARGETS.values()
+    if form is not None:
+        try:
+            output.say_json(table_of_targets.form(table_of_targets.find(form)))
+        except KeyError as error:
+            raise typer.BadParameter(str(error.args[0]), param_hint="--form") from None
+        return
     if json_:
-        fields = table_of_targets.Target.__dataclass_fields__
-        output.say_json({t.name: {k: getattr(t, k) for k in fields} | {"peaks": dict(t.peaks)} for t in known})
+        output.say_json({t.name: table_of_targets.form(t) for t in known})
         return
     rows = [(t.name, t.arch, t.sms, t.registers_thread, t.registers_sm // 1024, t.shared_block // 1024,
-             t.shared_sm // 1024, t.warps, t.l2 // table_of_targets.MB, t.bandwidth, t.peaks["bf16"], t.peaks["tf32"],
+             t.shared_sm // 1024, t.warps, t.blocks, t.l2 // table_of_targets.MB, t.bandwidth, t.peaks["bf16"], t.peaks["tf32"],
              t.peaks["fp32"]) for t in known]
-    output.table(["name", "arch", "SMs", "regs/thread", "Kregs/SM", "KB/block", "KB/SM", "warps", "L2 MB", "GB/s",
+    output.table(["name", "arch", "SMs", "regs/thread", "Kregs/SM", "KB/block", "KB/SM", "warps", "blocks", "L2 MB", "GB/s",
                   "bf16 TF", "tf32 TF", "fp32 TF"], rows)
     for t in known:
         screen.print(f"\n{t.name}: {t.title}", style="bold", markup=False)
+        screen.print(f"  {t.tensor}", markup=False)
         for source in t.sources:
             screen.print(f"  {source}", markup=False)
 
