@@ -36,11 +36,9 @@ def eager_loop(program: Program, sizes: dict[str, int], consts: dict[str, float]
     Raises:
         NotImplementedError: the step looks back in time or counts tokens.
     """
-    writer = _Writer(program, sizes, consts, dtype)
-    text = writer.text()
-    scope: dict[str, Any] = {"torch": torch, "F": F, "REAL": dtype, **writer.constants}
+    text, constants, start = loop_text(program, sizes, consts, dtype)
+    scope: dict[str, Any] = {"torch": torch, "F": F, "REAL": dtype, **constants}
     exec(compile(text, f"<eager loop of {program.name}>", "exec"), scope)  # our own text, names checked
-    start = _starts(program, sizes, consts, dtype)
 
     def loop(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ins = [_heads(tensors[d.name], 2, H) for d in program.ins]
@@ -50,6 +48,14 @@ def eager_loop(program: Program, sizes: dict[str, int], consts: dict[str, float]
         outs = scope["loop"](*ins, *params, *states)
         return dict(zip((d.name for d in program.outs), outs, strict=True))
     return loop, text
+
+
+def loop_text(program: Program, sizes: dict[str, int], consts: dict[str, float], dtype: torch.dtype
+              ) -> tuple[str, dict[str, Tensor], dict[str, Tensor]]:
+    """The text of `loop(*ins, *params, *states)`, every tensor [B, ..., H, ...], params [1, H, ...], which gives a
+    list of outs; the constants it names (and torch, F, REAL: its dtype); and the initial states [1, 1, dims...]."""
+    writer = _Writer(program, sizes, consts, dtype)
+    return writer.text(), writer.constants, _starts(program, sizes, consts, dtype)
 
 
 def _heads(x: Tensor, axis: int, H: int) -> Tensor:

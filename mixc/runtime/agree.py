@@ -97,7 +97,7 @@ def run(mixer: Any, tensors: Mapping[str, Tensor], *, backend: str = "reference"
     roots = outs | state if state_cotangents else outs
     ends = [(x, f"d{n}") for n, x in roots.items() if x.requires_grad]
     pulled = torch.autograd.grad([x for x, _ in ends], list(wanted.values()),
-                                 [_cotangent(x, seed, n) for x, n in ends], allow_unused=True) if ends else ()
+                                 [cotangent(x, seed, n) for x, n in ends], allow_unused=True) if ends else ()
     for (name, leaf), g in zip(wanted.items(), pulled, strict=bool(ends)):
         found.grads[name] = torch.zeros_like(leaf) if g is None else g
     return found
@@ -112,7 +112,7 @@ def _leaf(x: Any, wide: bool, grads: bool) -> Any:
     return x.clone().requires_grad_(grads and smooth)
 
 
-def _cotangent(x: Tensor, seed: int, name: str) -> Tensor:
+def cotangent(x: Tensor, seed: int, name: str) -> Tensor:
     """Rounded to the half dtype, so that every run of a comparison is given the same numbers."""
     shape = list(x.shape)
     c = normal(shape, seed, name).to(torch.bfloat16).to(torch.float32)
