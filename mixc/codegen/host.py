@@ -49,6 +49,11 @@ def operand(dtype):
     return {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}[dtype]
 
 
+def heads_of(x, H):
+    """A param [G, ...] for all H heads."""
+    return x if x.shape[0] == H else x.repeat_interleave(H // x.shape[0], 0)
+
+
 def merged(parts):
     """The sum of what the programs of one head found, each over its own block of a dim."""
     return parts[0] if parts.shape[0] == 1 else parts.sum(0)

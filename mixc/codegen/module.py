@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from mixc.codegen.host import HOST
 from mixc.codegen.kernel import Kernel, KernelWriter, safe
 from mixc.codegen.prelude import PRELUDE
+from mixc.codegen.starts import start_lines
 from mixc.codegen.triton_scan import scan_prelude
 from mixc.ir.launch import Launch
 from mixc.ir.program import Decl, Program
@@ -277,7 +278,7 @@ class _Module:
                  "        reverse=False):", '    """Outs as a tuple; sequences: the first row and the length of each."""']
         body = [*self._const_lines(), f"B, T = {names[0]}.shape[:2]",
                 "seqs = Sequences(B, T, *(sequences or (None, None)), reverse, output_final_state)",
-                "initial = initial_state or {}"]
+                "initial = dict(initial_state or {})", *self._start_lines(names[0])]
         given = [*names, *(f"initial.get('{s}')" for s in states)]
         result = [safe(o.name) for o in self.outs] + [f"{s}_final" for s in states]
         body.append(f"{', '.join(result)}{',' if len(result) == 1 else ''} = "
@@ -286,6 +287,12 @@ class _Module:
         outs = ", ".join(safe(o.name) for o in self.outs)
         body.append(f"return ({outs},), {final}")
         return [*lines, *_indent(body, 1)]
+
+    def _start_lines(self, first: str) -> list[str]:
+        """Declared initial states; what their sizes and heads need stands before them."""
+        lines = start_lines(self.states)
+        sizes = [s for s in self._sizes() if not s.startswith("B,")] + [f"device = {first}.device"]
+        return [*sizes, *lines] if lines else []
 
     def _step(self, names: list[str], consts: list[str]) -> list[str]:
         ins, params = [d.name for d in self.p.ins], [d.name for d in self.p.params]
