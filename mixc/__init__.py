@@ -5,7 +5,9 @@
 """
 
 from mixc.errors import InputError, SpecError
+from mixc.lang import outs
+from mixc.runtime.jit import jit
 from mixc.runtime.load import load, loads
 from mixc.runtime.mixer import Mixer
 
-__all__ = ["InputError", "Mixer", "SpecError", "load", "loads"]
+__all__ = ["InputError", "Mixer", "SpecError", "jit", "load", "loads", "outs"]

@@ -94,7 +94,7 @@ class _Walk:
         values = scope.unmarked([*self.outs.values(), *ends])
         names = [*(("out", o) for o in self.outs), *(("next", d.name) for d in states)]
         results = tuple(Result(role, n, v) for (role, n), v in zip(names, values, strict=True))
-        notes = tuple(d for d in scope.found if d.level == "note")
+        notes = (*mixer.notes, *(d for d in scope.found if d.level == "note"))
         return Program("step", mixer.name, tuple(scope.dims.values()), tuple(scope.decls.values()), results,
                        doc=mixer.doc, notes=notes, source=mixer.source)
 
@@ -186,8 +186,8 @@ class _Walk:
 
     def out(self, s: Declare) -> None:
         scope, name = self.scope, s.name.name
-        dims = declared_dims(scope, s)
         x = None if s.value is None else as_number(value(scope, s.value))
+        dims = declared_dims(scope, s) if not s.inferred else None if x is None else scope.order(x.dims)
         if s.value is None:
             scope.error("MX221", f"`out {name}` has no value", s.span,
                         f"it stands where its value is known: `out {name}{shown(dims, '')} = ...`")

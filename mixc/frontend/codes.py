@@ -14,6 +14,12 @@ CODES = {
     "MX110": "a line whose value goes nowhere",
     "MX111": "a character that the language does not use",
     "MX112": "a text without a mixer, or one that is nested too deeply",
+    # the Python surface
+    "MX113": "a Python function whose source cannot be read",
+    "MX114": "a parameter of a Python function that does not say what it is",
+    "MX115": "a return that is missing, or does not fit",
+    "MX116": "(also a note) a name from around a Python function: numbers are taken, as consts",
+    "MX117": "something of Python that the language has not: a string, a list, a lambda, ...",
     # checks
     "MX201": "a name that stands for nothing here",
     "MX202": "a name that is reserved or malformed",

@@ -46,11 +46,38 @@ def parse(source: Source) -> list[MixerSyntax]:
 
     Raises:
         SpecError: what is wrong with the syntax (MX1xx), as far as it could be read."""
+    mixers: list[MixerSyntax] = _parse(source.text, source, "start")
+    if not mixers:
+        raise SpecError(Diagnostic("MX112", f"{source.name} holds no mixer",
+                                   help="a spec starts with `mixer NAME(K, V) {`"))
+    return mixers
+
+
+def parse_expression(text: str, span: Span, exact: bool = True) -> Expr:
+    """An expression of the language in a string of Python; `exact`: its text stands at `span`."""
+    return _parse(*_placed(text, span, exact), "test", span if exact else None)  # type: ignore[no-any-return]
+
+
+def parse_dims(text: str, span: Span, exact: bool = True) -> tuple[DimSyntax, ...]:
+    """A header in a string of Python: "D, E = D"."""
+    return _parse(*_placed(text, span, exact), "dims", span if exact else None) or ()
+
+
+def _placed(text: str, span: Span, exact: bool) -> tuple[str, Source]:
+    """The text moved to where it stands, so that its tokens say so."""
+    if not exact:
+        return text, Source(f'"{text}"', text)
+    return "\n" * (span.line - 1) + " " * (span.column - 1) + text, span.source
+
+
+def _parse(text: str, source: Source, rule: str, place: Span | None = None) -> Any:
+    """What a rule of the grammar makes of a text; findings outside `place` are about all of it."""
     with _lock:
         parser, builder, brackets = _parser()
         builder.source, builder.slips = source, []
+        brackets.ends = rule == "start"
         try:
-            mixers: list[MixerSyntax] = parser.parse(source.text)  # type: ignore[assignment]
+            found = parser.parse(text, start=rule)
         except UnexpectedInput as e:
             builder.slips.append(_explain(e, source, brackets.open))
         except _Brackets as e:
@@ -58,11 +85,9 @@ def parse(source: Source) -> list[MixerSyntax]:
         except RecursionError:
             builder.slips.append(Diagnostic("MX112", "the text is nested too deeply"))
         if builder.slips:
-            raise SpecError(builder.slips)
-    if not mixers:
-        raise SpecError(Diagnostic("MX112", f"{source.name} holds no mixer",
-                                   help="a spec starts with `mixer NAME(K, V) {`"))
-    return mixers
+            raise SpecError([d if place is None or _within(d.span, place) else replace(d, span=place)
+                             for d in builder.slips])
+    return found
 
 
 class _Brackets(Exception):
@@ -85,12 +110,13 @@ class _Lines:
 
     def __init__(self) -> None:
         self.open: list[Token] = []
+        self.ends = True  # do lines end?  In the text of one expression they do not
 
     def process(self, stream: Iterator[Token]) -> Iterator[Token]:
         self.open = []
         for token in stream:
             if token.type == "_NL":
-                if self.open and self.open[-1] != "{":
+                if not self.ends or (self.open and self.open[-1] != "{"):
                     continue
             elif token in _CLOSES:
                 self._close(token)
@@ -114,7 +140,9 @@ class _Lines:
 def _parser() -> tuple[Lark, _Builder, _Lines]:
     text = Path(__file__).with_name("grammar.lark").read_text(encoding="utf-8")
     builder, brackets = _Builder(), _Lines()
-    return Lark(text, parser="lalr", transformer=builder, postlex=brackets), builder, brackets  # type: ignore[arg-type]
+    parser = Lark(text, parser="lalr", transformer=builder, postlex=brackets,  # type: ignore[arg-type]
+                  start=["start", "test", "dims"])
+    return parser, builder, brackets
 
 
 def _token_span(source: Source, token: Token) -> Span:
@@ -158,7 +186,16 @@ class _Builder(Transformer):  # type: ignore[type-arg]
 
     def mixer(self, word: Token, name: Name, lpar: Token, dims: tuple[DimSyntax, ...] | None, rpar: Token,
               lbrace: Token, body: tuple[Statement, ...], rbrace: Token) -> MixerSyntax:
-        return MixerSyntax(name.name, dims or (), body, name.span, self.source, self._doc(word.line or 1))
+        doc = self._doc(word.line or 1)
+        return MixerSyntax(name.name, dims or (), body, name.span, self.source, doc,
+                           text=self._text(word, rbrace, doc))
+
+    def _text(self, first: Token, last: Token, doc: str) -> str:
+        """The mixer as it is written, with the comment above it."""
+        lines = self.source.text.splitlines()[(first.line or 1) - 1:last.end_line]
+        lines[-1] = lines[-1][:(last.end_column or 1) - 1]
+        lines[0] = lines[0][(first.column or 1) - 1:]
+        return "\n".join([*(f"# {line}".rstrip() for line in doc.splitlines()), *lines]) + "\n"
 
     def _doc(self, line: int) -> str:
         """The comment block directly above a line."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mixc.errors import Source, Span
+from mixc.errors import Diagnostic, Source, Span
 
 
 # ---------------------------------------------------------------- expressions
@@ -77,7 +77,8 @@ Expr = Number | Name | Unary | Binary | Compare | Call | Index
 # ---------------------------------------------------------------- statements
 @dataclass(frozen=True, slots=True)
 class Declare:
-    """One declared name. `role`: in, param, const, state or out; `value`: what follows `=`."""
+    """One declared name. `role`: in, param, const, state or out; `value`: what follows `=`;
+    `inferred`: an out with the dims of its value, in the header's order."""
 
     role: str
     name: Name
@@ -86,6 +87,7 @@ class Declare:
     is_complex: bool = False
     where: Expr | None = None
     value: Expr | None = None
+    inferred: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,9 @@ class DimSyntax:
 
 @dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
 class MixerSyntax:
-    """One mixer. Compared by identity, so that it can be a key of caches."""
+    """One mixer. Compared by identity, so that it can be a key of caches.
+
+    `text`: the `.mix` text it was read from, if any; `notes`: found while it was read; `python`: from a function."""
 
     name: str
     dims: tuple[DimSyntax, ...]
@@ -127,6 +131,9 @@ class MixerSyntax:
     span: Span
     source: Source
     doc: str = ""
+    text: str = ""
+    notes: tuple[Diagnostic, ...] = ()
+    python: bool = False
 
 
 def children(e: Expr) -> tuple[Expr, ...]:

@@ -181,12 +181,28 @@ class Mixer:
     def __repr__(self) -> str:
         return describe.representation(self.declared)
 
+    @property
+    def text(self) -> str:
+        """The spec as `.mix` text: as it was written, or what says the same as its Python function."""
+        if isinstance(self._spec, Program):
+            raise SpecError(Diagnostic("MX403", f"{self.__name__} was made from a program and has no text"))
+        from mixc.frontend.unparse import unparse
+
+        return self._spec.text or unparse(self._spec, self.declared)
+
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._source is None:
+        if isinstance(self._spec, Program):
             return Mixer, (self._spec,)
         from mixc.runtime.load import from_text
 
-        return from_text, (self._source.text, self._source.name, self.__name__)
+        whole = self._source or Source(f"{self._spec.source.name}:{self.__name__}", self.text)
+        return from_text, (whole.text, whole.name, self.__name__)
+
+    def __copy__(self) -> Mixer:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Mixer:
+        return self  # it holds a spec and what was compiled from it, and nothing that changes
 
 
 def _split(options: dict[str, Any]) -> dict[str, Any]:

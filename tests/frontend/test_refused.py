@@ -5,6 +5,7 @@ import pytest
 from mixc.errors import Source, SpecError
 from mixc.frontend.codes import CODES
 from mixc.frontend.parse import parse
+from tests.frontend import test_python_surface
 from tests.frontend.specs import body, refused, step
 
 TAIL = "\nS = S + k * v\nout o[V] = q @ S"
@@ -164,7 +165,7 @@ def test_refused(text: str, code: str, line: int, column: int, message: str, hel
 
 
 def test_every_code_has_an_example() -> None:
-    assert {b[1] for b in BAD} | {"MX225"} == set(CODES)
+    assert {b[1] for b in [*BAD, *test_python_surface.BAD]} | {"MX225", "MX113"} == set(CODES)
 
 
 def test_the_diagnostic_of_the_contract() -> None:
