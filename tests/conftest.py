@@ -6,7 +6,14 @@ import os
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported anywhere
 
+import importlib.util
+
 import pytest
+
+if importlib.util.find_spec("triton") is not None:
+    from tests.interpreter import amend
+
+    amend()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -15,8 +15,8 @@ Tensor = torch.Tensor
 LOG2E = 1 / math.log(2)
 
 
-__all__ = ["fold", "guard", "keep", "norm", "number", "place", "running_decay", "running_product", "running_sum",
-           "select", "softmax", "span_decay", "span_parts", "span_product", "span_sum", "span_sum_of"]
+__all__ = ["decay", "fold", "guard", "keep", "norm", "number", "place", "running_decay", "running_product",
+           "running_sum", "select", "softmax", "span_decay", "span_parts", "span_product", "span_sum", "span_sum_of"]
 
 
 def number(value: float, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
@@ -39,6 +39,13 @@ def _sums(x: Tensor, axis: int, reverse: bool, exclusive: bool) -> Tensor:
         total = total.narrow(axis, x.shape[axis] - 1, 1) - total
         return total if exclusive else total.add_(x)
     return total.sub_(x) if exclusive else total
+
+
+def decay(g: Tensor, out: Tensor | None = None) -> Tensor:
+    """exp of g <= 0.  Base 2, because torch's exp2 takes a third of the time of its exp."""
+    if g.dtype == torch.float64:
+        return torch.exp(g, out=out)
+    return torch.mul(g, LOG2E, out=out).exp2_()
 
 
 def running_decay(g: Tensor, axis: int, reverse: bool, exclusive: bool) -> Tensor:

@@ -25,7 +25,9 @@ from mixc.ir.ranges import proving
 from mixc.ir.scans import carry_first
 from mixc.passes.simplify import rewrite, simplify
 
-RESERVED = frozenset(["torch", "F", "M", "C", "steps", "starts", "nexts", "finish", "live", "scratch", "keep", "dtype", "device", "number", "running_sum", "running_product", "running_decay", "span_decay", "span_sum", "span_product", "guard", "select", "norm", "softmax", "place", "fold", "range", "zip"])
+RESERVED = frozenset([
+    "torch", "F", "M", "C", "steps", "starts", "nexts", "finish", "live", "scratch", "dtype", "device", "range", "zip",
+    *torch_prelude.__all__, *torch_scan_prelude.__all__])
 
 
 def safe(name: str) -> str:

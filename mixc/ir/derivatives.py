@@ -234,7 +234,10 @@ def _cumsum(n: Node, c: Node) -> Cotangents:
 
 
 def _segsum(n: Node, c: Node) -> Cotangents:
-    """c[t, s] belongs to rows s+1..t: sums over t and s meet in one running sum from the end."""
+    """c[t, s] belongs to rows s+1..t: sums over t and s meet in one running sum from the end.
+
+    The span of t = s is empty: left in, it would cancel, and take with it the digits of what strong decays leave."""
+    c = make("mask", c, keep="strict") if n.attr("reach") == "incl" else c
     row, col = total(c, [COL]), rename(total(c, [ROW]), **{COL: ROW})
     dg = cumsum(row - col, reverse=True)
     return (dg - row if n.attr("reach") == "excl" else dg,)
