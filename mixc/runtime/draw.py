@@ -95,6 +95,12 @@ def draw(program: Program, *, B: int = 2, T: int = 17, H: int = 2, sizes: Mappin
     return found
 
 
+def draw_one(d: Decl, shape: list[int], sizes: Mapping[str, int], consts: Mapping[str, float]) -> Tensor:
+    """One declaration, from torch's own generator and without its ends: how a module starts its params."""
+    g = torch.Generator().manual_seed(int(torch.randint(1 << 62, ())))
+    return _draw(d, shape, limits(d, sizes, consts), g, 1.0, 0.0, torch.float64)
+
+
 def generator(seed: int, name: str) -> torch.Generator:
     """Its own stream for every name, so that another input more does not change the others."""
     return torch.Generator().manual_seed(seed * 1_000_003 + zlib.crc32(name.encode()))
