@@ -60,7 +60,8 @@ def write(folder: Path, names: list[str] | None, tiny: bool, say: Any) -> None:
     for name in names or list(shipped()):
         say(name)
         entries.append(_example(folder / name, mixc.load(name), tiny))
-    manifest = {"mixc": importlib.metadata.version("mixc"), "torch": torch.__version__, "tiny": tiny, "examples": entries}
+    versions = {"mixc": importlib.metadata.version("mixc"), "torch": torch.__version__}
+    manifest = versions | {"tiny": tiny, "examples": entries}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
 
@@ -148,6 +149,6 @@ def _loop(path: Path, mixer: mixc.Mixer, shape: dict[str, int]) -> str | None:
     except NotImplementedError:
         return None
     torch.save({"constants": constants, "starts": starts}, path.with_suffix(".pt"))
-    path.write_text(f'"""The step of {mixer.__name__}, token by token."""\nimport torch\nimport torch.nn.functional as F\n\n'
-                    f"REAL = torch.float64\n\n\n{text}")
+    path.write_text("\n".join([f'"""The step of {mixer.__name__}, token by token."""', "import torch",
+                               "import torch.nn.functional as F", "", "REAL = torch.float64", "", "", text]))
     return path.name

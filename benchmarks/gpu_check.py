@@ -19,7 +19,7 @@ import torch
 Tensor = torch.Tensor
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-INTERPRETED = 2.1  # Triton's interpreter cuts bf16 off where a GPU rounds: 2.1 times the error of a store
+INTERPRETED = 3.0  # Triton's interpreter cuts bf16 off where a GPU rounds: twice the error, all of one sign
 
 
 def load(path: Path) -> ModuleType:
@@ -146,13 +146,13 @@ def inputs_at(entry: dict[str, Any], shape: dict[str, int], device: str, fp32: t
     return found
 
 
-def check_long(module: ModuleType, entry: dict[str, Any], folder: Path, shape: dict[str, int], device: str
-               ) -> list[dict[str, Any]]:
-    """bf16 at a large shape, first and last sequence and head, against the loop in fp64 on the same device."""
+def check_long(module: ModuleType, entry: dict[str, Any], folder: Path, shape: dict[str, int], device: str,
+               dtype: str) -> list[dict[str, Any]]:
+    """A large shape, first and last sequence and head, against the loop in fp64 on the same device."""
     loop, stored = load(folder / entry["loop"]), torch.load(folder / "loop.pt", map_location=device)
     for n, x in stored["constants"].items():
         setattr(loop, n, x)
-    x = inputs_at(entry, shape, device)
+    x = inputs_at(entry, shape, device, tuple(a["name"] for a in entry["args"]) if dtype == "fp32" else ())
     roles = {a["name"]: a["role"] for a in entry["args"]}
     o, _ = getattr(module, entry["name"])(*x.values())
     outs = outs_of(o, entry["outs"])
@@ -160,8 +160,8 @@ def check_long(module: ModuleType, entry: dict[str, Any], folder: Path, shape: d
     torch.autograd.backward(list(outs.values()), list(ends.values()))
     worst: dict[str, float] = {}
     for b, h in ((0, 0), (shape["B"] - 1, shape["H"] - 1)):
-        part = {n: (t[b:b + 1, :, h:h + 1] if roles[n] == "in" else t[None, h:h + 1]).detach() for n, t in x.items()}
-        exact = {n: t.to(torch.complex128 if t.is_complex() else torch.float64).requires_grad_() for n, t in part.items()}
+        part = {n: t[b:b + 1, :, h:h + 1] if roles[n] == "in" else t[None, h:h + 1] for n, t in x.items()}
+        exact = {n: to(t.detach(), torch.float64, device).requires_grad_() for n, t in part.items()}
         states = [s.expand(1, 1, *(shape[d] for d in dims)) for s, dims in zip(stored["starts"].values(),
                                                                                entry["state_dims"], strict=True)]
         want = dict(zip(entry["outs"], loop.loop(*exact.values(), *states), strict=True))
@@ -174,6 +174,8 @@ def check_long(module: ModuleType, entry: dict[str, Any], folder: Path, shape: d
             worst[n] = max(worst.get(n, 0.0), ratio(got, right, least))
     gates = {f"d{a['name']}" for a in entry["args"] if a["gate"]}
     bound = {n: 0.005 if n in outs else 0.02 if n in gates else 0.008 for n in worst}
+    if dtype == "fp32":
+        bound = dict.fromkeys(worst, 1e-4)  # no plain loop in fp32 is run here to say what rounding costs
     return [{"what": n, "error": e, "bound": bound[n], "ok": e <= bound[n]} for n, e in worst.items()]
 
 
@@ -194,7 +196,8 @@ def check(root: Path, entry: dict[str, Any], device: str, tiny: bool) -> dict[st
             found = [{"what": "raised", "error": math.inf, "bound": 0.0, "ok": False, "text": text}]
         seconds = time.perf_counter() - start
         if tiny and dtype == "bf16":
-            found = [r | {"bound": INTERPRETED * r["bound"], "ok": r["error"] <= INTERPRETED * r["bound"]} for r in found]
+            wide = [INTERPRETED * r["bound"] for r in found]
+            found = [r | {"bound": b, "ok": r["error"] <= b} for r, b in zip(found, wide, strict=True)]
         rows.extend({"case": title, "dtype": dtype, "seconds": round(seconds, 2), **r} for r in found)
 
     for case in torch.load(folder / "cases.pt"):
@@ -207,8 +210,9 @@ def check(root: Path, entry: dict[str, Any], device: str, tiny: bool) -> dict[st
             record(case["title"], "fp32", lambda: check_steps(modules[f"fp32 {case['size']}"], entry, case, device))  # noqa: B023
     if entry["loop"]:
         shape = entry["shapes"]["64"] if not tiny else entry["shapes"]["64"] | {"B": 1, "T": 33, "H": 1}
-        record("T={T} B={B} H={H}".format(**shape), "bf16",
-               lambda: check_long(modules["bf16 64"], entry, folder, shape, device))
+        dtype = "fp32" if tiny else "bf16"
+        record("T={T} B={B} H={H}".format(**shape), dtype,
+               lambda: check_long(modules[f"{dtype} 64"], entry, folder, shape, device, dtype))
     if device == "cuda":  # so that the timings, which run alone, find every kernel compiled
         for size in entry["shapes"]:
             record(f"D={size} as timed", "bf16", lambda: warm(modules[f"bf16 {size}"], entry, size))  # noqa: B023
