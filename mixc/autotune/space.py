@@ -11,9 +11,9 @@ evaluated, and enumeration returns each solution once, all of them (or says that
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from mixc.autotune import search
+from mixc.autotune import arrays, search
 from mixc.autotune.domain import INF, Domain, chosen, interval
 from mixc.autotune.domain import divisors as _divisors
 from mixc.autotune.propagate import Network
@@ -71,7 +71,18 @@ class Space:
         return search.everything(self.network(), self.constraints, order, limit)
 
     def best(self, cost: Term, limit: int | None = None) -> Search:
-        """Solutions in order of `cost`, found lazily: the next one is sought when asked for."""
+        """Solutions in order of `cost`. A small space is tried out whole; in a large one the next solution is sought
+        when it is asked for."""
+        points = arrays.by_cost(self.domains, self.constraints, cost) if limit is None else None
+        return self.searched(cost, limit) if points is None else Search(None, lambda s: (p for _, p in points))
+
+    def ranked(self, cost: Term) -> Iterator[tuple[float, Point]]:
+        """The same with the cost of each."""
+        points = arrays.by_cost(self.domains, self.constraints, cost)
+        return ((float(cost.evaluate(p)), p) for p in self.searched(cost)) if points is None else points
+
+    def searched(self, cost: Term, limit: int | None = None) -> Search:
+        """The same by search, whatever the size."""
         return search.by_cost(self.network(), self.constraints, cost, limit)
 
     def first(self, found: Search) -> Point:

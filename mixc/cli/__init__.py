@@ -1,4 +1,4 @@
-"""The command line: `mixc check | show | compile | explain | bench | targets | doctor`.
+"""The command line: `mixc check | show | compile | explain | bench | targets | cache | doctor`.
 
 Exit 0 on success, 1 on an error or when a backend disagrees, 2 on wrong usage.
 """
@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import typer
 
+from mixc.cli import cache
 from mixc.cli.bench import bench
 from mixc.cli.check import check
 from mixc.cli.machine import doctor, targets
@@ -21,5 +22,6 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "check": check, "explain": explain, "show": show, "compile": compile_file, "bench": bench, "targets": targets,
     "doctor": doctor,
 }
+app.add_typer(cache.app, name="cache")
 for name, run in _COMMANDS.items():
     app.command(name)(command(run))

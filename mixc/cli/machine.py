@@ -33,10 +33,10 @@ def targets(form: Annotated[str | None, typer.Option(metavar="NAME", help="print
         output.say_json({t.name: table_of_targets.form(t) for t in known})
         return
     rows = [(t.name, t.arch, t.sms, t.registers_thread, t.registers_sm // 1024, t.shared_block // 1024,
-             t.shared_sm // 1024, t.warps, t.blocks, t.l2 // table_of_targets.MB, t.bandwidth, t.peaks["bf16"], t.peaks["tf32"],
-             t.peaks["fp32"]) for t in known]
-    output.table(["name", "arch", "SMs", "regs/thread", "Kregs/SM", "KB/block", "KB/SM", "warps", "blocks", "L2 MB", "GB/s",
-                  "bf16 TF", "tf32 TF", "fp32 TF"], rows)
+             t.shared_sm // 1024, t.warps, t.blocks, t.l2 // table_of_targets.MB, t.bandwidth,
+             t.peaks["bf16"], t.peaks["tf32"], t.peaks["fp32"]) for t in known]
+    output.table(["name", "arch", "SMs", "regs/thread", "Kregs/SM", "KB/block", "KB/SM", "warps", "blocks", "L2 MB",
+                  "GB/s", "bf16 TF", "tf32 TF", "fp32 TF"], rows)
     for t in known:
         screen.print(f"\n{t.name}: {t.title}", style="bold", markup=False)
         screen.print(f"  {t.tensor}", markup=False)

@@ -28,10 +28,17 @@ class Report:
 
 def load_text(text: str, name: str = "emitted") -> ModuleType:
     """Import a module from its text: Triton reads a kernel's source from its file."""
-    folder = Path(tempfile.mkdtemp(prefix="mixc-"))
-    path = folder / f"{name}.py"
+    return load_path(write_text(text, name))
+
+
+def write_text(text: str, name: str = "emitted") -> Path:
+    path = Path(tempfile.mkdtemp(prefix="mixc-")) / f"{name}.py"
     path.write_text(text)
-    spec = importlib.util.spec_from_file_location(f"{name}_{folder.name[5:]}", path)
+    return path
+
+
+def load_path(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"{path.stem}_{path.parent.name[5:]}", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -60,34 +67,63 @@ def signature(kernel: Kernel, dtype: str) -> dict[str, str]:
     return {a: kind(a) for a in kernel.arguments}
 
 
-def compile_kernel(module: ModuleType, kernel: Kernel, sizes: dict[str, int], blocks: dict[str, int], C: int, warps: int,
-                   stages: int, *, target: str = "sm_90", dtype: str = "bf16", keep: bool = True) -> Report:
-    """Compile one kernel of an emitted module for `target`.
+@dataclass(frozen=True)
+class Job:
+    """A kernel to compile, in plain values: a module's path, the kernel, the types of its arguments, constants by
+    name, the names of arguments that are multiples of 16, warps, the architecture. `label` is for people."""
+
+    path: str
+    kernel: str
+    types: dict[str, str]
+    constants: dict[str, Any]
+    aligned: list[str]
+    warps: int
+    arch: str
+    label: str = ""
+
+
+def job_of(path: str, kernel: Kernel, sizes: dict[str, int], blocks: dict[str, int], C: int, warps: int, stages: int, *,
+           target: str = "sm_90", dtype: str = "bf16", keep: bool = True, segment: int = 64, label: str = "") -> Job:
+    """One kernel of an emitted module for `target`.
 
     Args:
         sizes: of every dim the kernel names; blocks: their blocks. dtype: of the tensors."""
+    given: dict[str, Any] = {**sizes, "C": C, **{f"B{d}": blocks[d] for d in sizes}, "SIGN": 1, "RAGGED": False,
+                             "KEEP": keep, "SEGMENT": segment, "HAS_INITIAL": False, "STORE_FINAL": False, "OPERAND": dtype,
+                             "PRECISION": "tf32" if dtype != "fp32" else "tf32x3" if target.startswith("sm_") else "ieee",
+                             "STAGES": stages}
+    types = signature(kernel, dtype)
+    aligned = [a for a, t in types.items() if t.startswith("*")]
+    aligned += [a for a in types if a.endswith(("_st", "_sh")) and a[:-3] in _wide(kernel)]
+    constants: dict[str, Any] = {a: None for a, t in types.items() if t == "constexpr"}
+    constants |= {a: given[a] for a in kernel.constexprs}
+    types |= dict.fromkeys(kernel.constexprs, "constexpr")
+    return Job(path, kernel.launch.name, types, constants, aligned, warps, target, label)
+
+
+def compile_job(module: ModuleType, job: Job) -> Report:
+    """Compile it, and read registers and stack off the result."""
     import triton
     import triton.language as tl
     from triton.compiler import ASTSource
 
-    operand = {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32}[dtype]
-    given: dict[str, Any] = {**sizes, "C": C, **{f"B{d}": blocks[d] for d in sizes}, "SIGN": 1, "RAGGED": False,
-                             "KEEP": keep, "HAS_INITIAL": False, "STORE_FINAL": False, "OPERAND": operand,
-                             "PRECISION": "tf32" if dtype != "fp32" else "tf32x3" if target.startswith("sm_") else "ieee",
-                             "STAGES": stages}
-    types = signature(kernel, dtype)
-    constants: dict[str, Any] = {a: None for a, t in types.items() if t == "constexpr"}
-    constants |= {a: given[a] for a in kernel.constexprs}
-    types |= dict.fromkeys(kernel.constexprs, "constexpr")
-    fn = getattr(module, kernel.launch.name)
-    names = list(fn.arg_names)
-    aligned = {(names.index(a),): [["tt.divisibility", 16]] for a, t in types.items() if t.startswith("*")}
-    aligned |= {(names.index(a),): [["tt.divisibility", 16]] for a in types if a.endswith(("_st", "_sh")) and a[:-3] in _wide(kernel)}
-    source = ASTSource(fn, {a: types[a] for a in names}, {(names.index(a),): v for a, v in constants.items()}, aligned)
-    done = triton.compile(source, target=gpu(target), options={"num_warps": warps})
-    registers, spill = _ptxas(done, int(target[3:])) if target.startswith("sm_") else (0, 0)
+    fn = getattr(module, job.kernel)
+    at = {name: (i,) for i, name in enumerate(fn.arg_names)}
+    constants = {at[a]: v for a, v in job.constants.items()}
+    if "OPERAND" in job.constants:
+        constants[at["OPERAND"]] = {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32}[job.constants["OPERAND"]]
+    source = ASTSource(fn, {a: job.types[a] for a in fn.arg_names}, constants,
+                       {at[a]: [["tt.divisibility", 16]] for a in job.aligned})
+    done = triton.compile(source, target=gpu(job.arch), options={"num_warps": job.warps})
+    registers, spill = _ptxas(done, int(job.arch[3:])) if job.arch.startswith("sm_") else (0, 0)
     dots = "wgmma" if "wgmma" in done.asm.get("ptx", "") else "mma" if "mma.sync" in done.asm.get("ptx", "") else ""
-    return Report(kernel.launch.name, target, registers, spill, done.metadata.shared, dots)
+    return Report(job.kernel, job.arch, registers, spill, done.metadata.shared, dots)
+
+
+def compile_kernel(module: ModuleType, kernel: Kernel, sizes: dict[str, int], blocks: dict[str, int], C: int, warps: int,
+                   stages: int, **options: Any) -> Report:
+    """Compile one kernel of an emitted module, see `job_of`."""
+    return compile_job(module, job_of("", kernel, sizes, blocks, C, warps, stages, **options))
 
 
 def _wide(kernel: Kernel) -> set[str]:

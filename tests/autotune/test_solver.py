@@ -97,10 +97,10 @@ def test_by_cost_is_sorted_and_complete(space: Space, data: Any) -> None:
     a, b = Term("var", name="a"), Term("var", name="b")
     cost = data.draw(st.sampled_from([a * 1.5 - b * b, maximum(a, b * 0.5) + 1 / (b * b + 1),
                                       where(a < b, a * b, 2.5 - a), ceil_div(a * a, b * b + 1) * 0.25 - minimum(a, b)]))
-    found = list(space.best(cost))
-    costs = [cost.evaluate(p) for p in found]
-    assert costs == sorted(costs)
-    assert sorted(keys(found)) == sorted(keys(brute(space)))
+    for found in (list(space.best(cost)), list(space.searched(cost))):
+        costs = [cost.evaluate(p) for p in found]
+        assert costs == sorted(costs)
+        assert sorted(keys(found)) == sorted(keys(brute(space)))
 
 
 @given(spaces(), st.lists(st.sampled_from(["min", "max"]), min_size=2, max_size=2))

@@ -1,0 +1,227 @@
+"""What a launch costs at a point: bytes, products, special functions, occupancy, waves and latency, as terms.
+
+A roofline with latency, of the same form as the meter's (tools/meter), so that both can be compared:
+
+    time = max(busy / balance, memory, latency) + start
+    busy     the longest of products, special functions and elementwise work, each at its peak
+    balance  programs over the places they fill, the last wave counted whole
+    memory   the longest of distinct bytes over bandwidth, issued bytes over the L2's, and over an SM's share
+    latency  waves of resident programs, each with a fixed number of cycles a program, a product and a load
+
+Coefficients: COEFFICIENTS. They are for large chunked kernels on Hopper and Ampere GPUs; measured over modelled time
+was 1.36 (geometric deviation 1.09) over 29 published timings of such kernels, and serial loops take longer than said.
+Registers and shared memory before a compile are estimates fitted to ptxas reports (see `registers`, `shared`);
+what a compile reports takes their place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mixc.autotune.space import Term, ceil_div, maximum, minimum, product, total, where
+from mixc.autotune.terms import Termlike, term
+from mixc.autotune.trace import Counts, Poly, Size
+from mixc.codegen.kernel import Kernel, safe
+from mixc.targets import Target
+
+COEFFICIENTS = {
+    "start": 3e-6,       # seconds a launch, seen from the GPU
+    "cycles": 800.0,     # of a program before its loop: set-up and first loads
+    "product": 200.0,    # cycles until the result of a product can be used
+    "load": 60.0,        # cycles that a load adds when it is not hidden
+    "l2": 1.64,          # bandwidth of the L2 over that of the memory (H100: measured 5.5 TB/s)
+    "an_sm": 2.2,        # an SM's share of the bandwidth over an even share
+    "rest": 0.03,        # of what the longest part hides: it is not hidden quite
+    "narrow": 0.62,      # of the peak, with fewer rows than `full_rows` (mma.sync on Hopper)
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """B sequences of T tokens, H heads, sizes of dims; `operand`: bytes of the tensors' values."""
+
+    B: int
+    T: int
+    H: int
+    dims: tuple[tuple[str, int], ...]
+    operand: int = 2
+
+    def of(self, dims: tuple[str, ...]) -> int:
+        sizes = dict(self.dims)
+        n = 1
+        for d in dims:
+            n *= sizes[d]
+        return n
+
+
+@dataclass
+class Costs:
+    """Terms over the variables of a launch: seconds by what takes them, and what the table shows."""
+
+    time: Term
+    parts: dict[str, Term]
+    bytes: Term
+    flops: Term
+    programs: Term
+    occupancy: Term
+
+
+class LaunchModel:
+    """The terms of one launch.
+
+    Args:
+        counts: of its trace. names: terms for what the trace left a name: C, blocks, SEGMENT.
+        warps, stages: terms."""
+
+    def __init__(self, kernel: Kernel, counts: Counts, target: Target, shape: Shape, names: Mapping[str, Termlike],
+                 warps: Termlike, stages: Termlike):
+        self.kernel, self.counts, self.target, self.shape = kernel, counts, target, shape
+        self.warps, self.stages = term(warps), term(stages)
+        C, segment = names["C"], names["SEGMENT"]
+        self.names: dict[str, Any] = dict(names) | {
+            "chunks": ceil_div(shape.T, C), "keeps": C / term(segment), "replays": (segment / term(C) - 1) * 0.5}
+
+    # ------------------------------------------------------------ counts as terms
+    def size(self, s: Size) -> Term:
+        return product([s[0], *(self.names[n] for n in s[1])]) if s[0] != 1 or not s[1] else product(
+            [self.names[n] for n in s[1]])
+
+    def poly(self, p: Poly) -> Term:
+        return total(self.size((c, n)) for n, c in sorted(p.items()) if c)
+
+    def blocks(self) -> dict[str, Term]:
+        return {d: term(self.names[f"B{d}"]) for d in self.kernel.launch.split if d in self.kernel.dims}
+
+    def cuts(self, dims: Any = None) -> Term:
+        """Programs over which the split dims (those of `dims`) are divided."""
+        return product(ceil_div(self.shape.of((d,)), b) for d, b in self.blocks().items() if dims is None or d in dims)
+
+    def programs(self) -> Term:
+        return self.shape.B * self.shape.H * self.cuts()
+
+    def registers(self) -> Term:
+        """Of a thread: tiles that are alive at once, spread over the threads, half as much again for operands on their
+        way into products, and addresses and masks of every load and store."""
+        operands = 1.5 if self.counts.products else 1.0
+        return 40 + 5 * len(self.counts.memory) + self._live() * operands / (self.warps * (4 * self.target.warp))
+
+    def _live(self) -> Term:
+        """The most bytes of matrices that are alive at a statement."""
+        kept: list[Poly] = []
+        for p in self.counts.live:
+            if not any(all(q.get(n, 0) >= c for n, c in p.items()) for q in kept):
+                kept = [q for q in kept if not all(p.get(n, 0) >= c for n, c in q.items())] + [p]
+        return maximum(*[self.poly(p) for p in kept or [{}]])
+
+    def shared(self) -> Term:
+        """Bytes of a block: operands of products, and the loads that run ahead."""
+        operand = self.shape.operand
+        pairs = [(m, n, k) for m, n, k, _ in self.counts.products]
+        if not pairs:
+            return self.warps * 512
+        widest = maximum(*[(self.size(m) * self.size(k) + self.size(k) * self.size(n)) * operand
+                           for m, n, k in dict.fromkeys(pairs)])
+        ahead = total(self.size(elements) * operand for what, _, elements, times in self.counts.memory
+                      if what == "load" and times[1] == ("chunks",) and len(elements[1]) + (elements[0] > 1) > 1)
+        return widest + ahead * maximum(self.stages - 1, 0)
+
+    # ------------------------------------------------------------ bytes
+    def extent(self, pointer: str) -> Term:
+        """Distinct bytes behind a pointer argument."""
+        shape, program = self.shape, self.kernel.launch.program
+        rows, sequences = shape.B * shape.T * shape.H, shape.B * shape.H
+        name, _, kind = pointer.rpartition("_")
+        if kind in ("initial", "final"):
+            carry = next(c for c in self.kernel.launch.carries if safe(c.name) == name or c.name == name)
+            return term(sequences * shape.of(carry.dims) * 4)
+        if kind == "starts":
+            dims = program.decl(name).dims if any(d.name == name for d in program.decls) else \
+                next(c.dims for c in self.kernel.launch.carries if c.name.endswith(name))
+            return ceil_div(shape.T, self.names["SEGMENT"]) * (sequences * shape.of(dims) * shape.operand)
+        for store in self.kernel.launch.stores:
+            if store.name == name:
+                count = rows if store.kind == "rows" else sequences
+                parts = self.cuts([d for d in self.kernel.launch.summed if d not in store.dims])
+                width = where(parts > 1, 4, shape.operand) if store.kind == "rows" else term(4)
+                return parts * width * (count * shape.of(store.dims))
+        for decl in program.decls:
+            if safe(decl.name) == name or "d" + decl.name == name:
+                return term((rows if decl.role != "param" else shape.H) * shape.of(decl.dims) * shape.operand)
+        return term(0)
+
+    def bytes(self) -> Term:
+        """Distinct bytes loaded and stored by the launch."""
+        return total(self.extent(p) for _, p in dict.fromkeys((what, p) for what, p, _, _ in self.counts.memory))
+
+    def issued(self) -> Term:
+        """Bytes that all programs ask the L2 for; a number a row takes a sector of 32."""
+        out: list[Termlike] = []
+        for _, pointer, elements, times in self.counts.memory:
+            numbers = not any(n.startswith("B") for n in elements[1])
+            width = (32 if self.shape.H * self.shape.operand >= 32 else self.shape.operand) if numbers else \
+                4 if pointer.endswith(("_initial", "_final")) else self.shape.operand
+            out.append(self.size(elements) * self.size(times) * width)
+        return total(out) * self.programs()
+
+    def merges(self) -> tuple[Term, Term]:
+        """Bytes and launches of the torch operations that add up partial sums of gradients behind the launch."""
+        moved, launches = [term(0)], [term(0)]
+        for store in self.kernel.launch.stores:
+            over = [d for d in self.kernel.launch.summed if d in self.kernel.dims and d not in store.dims]
+            if over and store.kind == "rows":
+                parts = self.cuts(over)
+                values = self.shape.B * self.shape.T * self.shape.H * self.shape.of(store.dims)
+                moved.append(where(parts > 1, parts * (4 * values) + values * (8 + self.shape.operand), 0))
+                launches.append(where(parts > 1, 2, 0))
+        return total(moved), total(launches)
+
+    # ------------------------------------------------------------ time
+    def flops(self) -> Term:
+        """Of all products, padding included."""
+        return total(self.size(m) * self.size(n) * self.size(k) * self.size(t) * 2
+                     for m, n, k, t in self.counts.products) * self.programs()
+
+    def _products(self) -> Term:
+        """Seconds of products at the peak of their operands."""
+        target, half = self.target, self.shape.operand == 2
+        peak = target.peaks["bf16"] if half else target.peaks["tf32"] / 3  # three passes
+        out = []
+        for m, n, k, t in self.counts.products:
+            rows = self.size(m)
+            slow = where(rows < target.full_rows, 1 / COEFFICIENTS["narrow"], 1.0)
+            out.append(rows * self.size(n) * self.size(k) * self.size(t) * 2 * slow)
+        return total(out) * self.programs() / (peak * 1e12)
+
+    def occupancy(self, registers: Termlike, shared: Termlike) -> Term:
+        """Programs that an SM holds at once."""
+        t = self.target
+        return maximum(1, minimum(t.blocks, t.warps // self.warps, t.registers_sm // (registers * t.warp * self.warps),
+                                  t.shared_sm // (shared + 1024)))
+
+    def costs(self, registers: Termlike | None = None, shared: Termlike | None = None) -> Costs:
+        """All terms; with a compile's own registers and shared memory where they are known."""
+        t, c = self.target, COEFFICIENTS
+        programs, clock = self.programs(), t.clock * 1e6
+        resident = self.occupancy(self.registers() if registers is None else registers,
+                                  self.shared() if shared is None else shared)
+        work = {kind: self.poly(p) * programs for kind, p in self.counts.poly.items()}
+        busy = {"products": self._products(),
+                "special": work.get("special", term(0)) / (t.sms * t.special * clock),
+                "elementwise": work.get("alu", term(0)) / (t.peaks["fp32"] / 2 * 1e12)}
+        balance = programs / (t.sms * ceil_div(programs, t.sms) * 1.0)
+        moved, merging = self.merges()
+        distinct, issued = self.bytes(), self.issued()
+        bandwidth = t.bandwidth * 1e9
+        parts = {k: v / balance for k, v in busy.items()}
+        parts |= {"bytes": distinct / bandwidth, "L2": issued / (bandwidth * c["l2"]),
+                  "SM bandwidth": issued / (minimum(programs, t.sms) * (bandwidth / t.sms * c["an_sm"]))}
+        products = total(self.size(times) for *_, times in self.counts.products)
+        loads = total(self.size(times) for what, _, _, times in self.counts.memory if what == "load")
+        waves = ceil_div(programs, resident * t.sms)
+        parts["latency"] = waves * (c["cycles"] + c["product"] * products + c["load"] * loads) / clock
+        after = moved / bandwidth + merging * c["start"]
+        longest = maximum(*parts.values())
+        time = longest * (1 - c["rest"]) + total(parts.values()) * c["rest"] + after + c["start"]
+        return Costs(time, parts, distinct + moved, self.flops(), programs, resident)

@@ -1,0 +1,467 @@
+"""What a kernel does, read off its text: products, loads, stores, special functions, and the tiles that live.
+
+The kernel is run with shapes in place of values.  Sizes of blocks stay names, so one trace of a chunk size
+serves every block size; its counts are polynomials in them.  Whatever is emitted is counted as it stands,
+prelude functions included: no table here says what an operation of the compiler costs.
+
+    per program: counts["special"] = {("chunks", "BV"): 64.0, ...}      64 * chunks * BV
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+Names = tuple[str, ...]
+Poly = dict[Names, float]
+Size = tuple[float, Names]  # a monomial
+ONE: Size = (1, ())
+
+# results a clock that are not additions and products, as the meter weighs them
+SPECIAL = {"exp": 1, "exp2": 1, "log": 1, "log2": 1, "sqrt": 1, "rsqrt": 1, "sin": 1, "cos": 1, "erf": 1,
+           "sigmoid": 2, "tanh": 2, "fdiv": 1, "div": 1}
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A tile of values: its shape, bytes a value, and where a pointer points to."""
+
+    shape: tuple[Size, ...] = ()
+    width: int = 4
+    kind: str = "float"  # or "int", "bool", "pointer"
+    base: str = ""
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """An integer known by name only."""
+
+    size: Size
+
+
+@dataclass
+class Counts:
+    """Of one program. `products`: (rows, columns, summed, times); `memory`: ("load" or "store", pointer, elements,
+    times); `live`: the tiles that are alive at each statement of the loop, in bytes."""
+
+    poly: dict[str, Poly] = field(default_factory=lambda: defaultdict(lambda: defaultdict(float)))  # type: ignore[arg-type]
+    products: list[tuple[Size, Size, Size, Size]] = field(default_factory=list)
+    memory: list[tuple[str, str, Size, Size]] = field(default_factory=list)
+    live: list[Poly] = field(default_factory=list)
+
+    def add(self, kind: str, size: Size, weight: float = 1.0) -> None:
+        self.poly[kind][size[1]] += size[0] * weight
+
+
+def times(*sizes: Size) -> Size:
+    coefficient, names = 1.0, list[str]()
+    for c, n in sizes:
+        coefficient *= c
+        names += n
+    return coefficient, tuple(sorted(names))
+
+
+def volume(shape: tuple[Size, ...]) -> Size:
+    return times(*shape) if shape else ONE
+
+
+class NeedsSize(Exception):
+    """The text depends on the number of rows: trace it for each."""
+
+
+class Trace:
+    """One run over the text of a module's kernel.
+
+    Args:
+        tree: the parsed module. C: rows a chunk (None: a name too). operand: bytes of the tensors' values.
+        dims: those with blocks."""
+
+    def __init__(self, tree: ast.Module, kernel: str, C: int | None, operand: int, dims: list[str]):
+        self.functions = {f.name: f for f in tree.body if isinstance(f, ast.FunctionDef)}
+        self.C, self.operand, self.dims, self.counts = C, operand, dims, Counts()
+        self.weight: Size = ONE
+        self.loop: list[ast.stmt] = []  # over chunks, once it is open
+        self.later: list[set[str]] = []  # names that are read behind each of its statements
+        fn = self.functions[kernel]
+        self.env: dict[str, Any] = {a.arg: self._argument(a.arg) for a in fn.args.args}
+        self._block(fn.body)
+
+    def _argument(self, name: str) -> Any:
+        given: dict[str, Any] = {
+            "C": Symbol((1, ("C",))) if self.C is None else self.C, "SEGMENT": Symbol((1, ("SEGMENT",))), "SIGN": 1,
+            "RAGGED": False, "KEEP": True, "HAS_INITIAL": False, "STORE_FINAL": False, "PRECISION": "tf32",
+            "OPERAND": "operand"}
+        if name in given:
+            return given[name]
+        if name.endswith(("_ptr", "_starts", "_initial", "_final")):
+            return Tile((), 4 if name.endswith(("_initial", "_final")) else self.operand, "pointer", name)
+        if name.startswith("B") and name[1:] in self.dims:
+            return Symbol((1, (name,)))
+        return Tile((), 4, "int")
+
+    # ------------------------------------------------------------ statements
+    def _block(self, body: list[ast.stmt]) -> Any:
+        for i, statement in enumerate(body):
+            done = self._statement(statement)
+            if done is not None:
+                return done
+            if body is self.loop:
+                self._note_live(self.later[i])
+        return None
+
+    def _statement(self, s: ast.stmt) -> Any:
+        if isinstance(s, ast.Return):
+            return self.value(s.value) if s.value else None
+        if isinstance(s, ast.Assign):
+            self._assign(s.targets[0], self.value(s.value))
+        elif isinstance(s, ast.AugAssign):
+            old = self.value(ast.BinOp(_loaded(s.target), s.op, s.value))
+            self._assign(s.target, old)
+        elif isinstance(s, ast.Expr):
+            self.value(s.value)
+        elif isinstance(s, ast.If):
+            return self._if(s)
+        elif isinstance(s, ast.For):
+            self._for(s)
+        return None
+
+    def _assign(self, target: ast.expr, value: Any) -> None:
+        if isinstance(target, ast.Tuple):
+            for i, t in enumerate(target.elts):
+                self._assign(t, value[i] if isinstance(value, tuple) else value)
+        elif isinstance(target, ast.Name):
+            self.env[target.id] = value
+
+    def _if(self, s: ast.If) -> Any:
+        test = self.value(s.test)
+        if test == "once a segment":
+            return self._weighted((1, ("keeps",)), s.body)
+        known = test if isinstance(test, (bool, int, str)) or test is None else True
+        return self._block(s.body if known else s.orelse)
+
+    def _for(self, s: ast.For) -> None:
+        assert isinstance(s.iter, ast.Call)
+        what = _name(s.iter.func)
+        args = [self.value(a) for a in s.iter.args]
+        if what == "static_range" or all(isinstance(a, int) for a in args):
+            for i in range(*args):
+                self._assign(s.target, i)
+                self._block(s.body)
+            return
+        if any(isinstance(a, Symbol) for a in args):
+            raise NeedsSize
+        self._assign(s.target, Tile((), 4, "int"))
+        if self.loop:
+            self._weighted((1, ("replays",)), s.body)
+            return
+        self.loop, self.later = s.body, _read_later(s.body)
+        self._weighted((1, ("chunks",)), s.body)
+        self.loop = []
+
+    def _weighted(self, weight: Size, body: list[ast.stmt]) -> Any:
+        old, self.weight = self.weight, times(self.weight, weight)
+        done = self._block(body)
+        self.weight = old
+        return done
+
+    def _note_live(self, later: set[str]) -> None:
+        """Tiles of two axes that later statements of the loop, or its next turn, read."""
+        live: Poly = defaultdict(float)
+        for name in later & self.env.keys():
+            v = self.env[name]
+            if isinstance(v, Tile) and len(v.shape) > 1 and v.kind == "float":
+                c, names = volume(v.shape)
+                live[names] += c * v.width
+        self.counts.live.append(live)
+
+    # ------------------------------------------------------------ expressions
+    def value(self, e: ast.expr) -> Any:
+        return getattr(self, f"_{type(e).__name__}", self._unknown)(e)
+
+    def _unknown(self, e: ast.expr) -> Any:
+        return Tile((), 4, "int")
+
+    def _Name(self, e: ast.Name) -> Any:
+        return self.env.get(e.id, Tile((), 4, "int"))
+
+    def _Constant(self, e: ast.Constant) -> Any:
+        return e.value
+
+    def _Tuple(self, e: ast.Tuple) -> Any:
+        return tuple(map(self.value, e.elts))
+
+    def _List(self, e: ast.List) -> Any:
+        return tuple(map(self.value, e.elts))
+
+    def _BinOp(self, e: ast.BinOp) -> Any:
+        a, b = self.value(e.left), self.value(e.right)
+        number = (int, float)
+        if isinstance(a, number) and isinstance(b, number):
+            return _FOLD[type(e.op)](a, b)
+        symbols = [x for x in (a, b) if isinstance(x, Symbol)]
+        if symbols and not any(isinstance(x, Tile) and (x.shape or x.kind != "int") for x in (a, b)):
+            if isinstance(e.op, ast.Mod) and isinstance(b, Symbol):
+                return "phase"
+            if isinstance(e.op, (ast.Mult, ast.FloorDiv)) and not any(isinstance(x, Tile) for x in (a, b)):
+                return _symbolic(e.op, a, b)
+            return Tile((), 4, "int")
+        kind = "div" if isinstance(e.op, ast.Div) else "alu"
+        return self._elementwise([a, b], kind)
+
+    def _UnaryOp(self, e: ast.UnaryOp) -> Any:
+        x = self.value(e.operand)
+        if isinstance(x, (int, float)):
+            return (not x) if isinstance(e.op, ast.Not) else -x if isinstance(e.op, ast.USub) else x
+        return self._elementwise([x], "alu")
+
+    def _Compare(self, e: ast.Compare) -> Any:
+        a, b = self.value(e.left), self.value(e.comparators[0])
+        plain = (int, float, str, type(None))
+        if "phase" in (a, b) and not isinstance(a, Tile):
+            return "once a segment"
+        if isinstance(a, Symbol) and isinstance(b, Symbol):
+            return True  # SEGMENT > C: more than one chunk a segment
+        if {type(a), type(b)} == {Symbol, int}:
+            raise NeedsSize
+        if isinstance(a, plain) and isinstance(b, plain):
+            op = e.ops[0]
+            return _COMPARE[type(op)](a, b) if type(op) in _COMPARE else a is b
+        if isinstance(e.ops[0], (ast.Is, ast.IsNot)):
+            return isinstance(e.ops[0], ast.IsNot)
+        found = self._elementwise([a, b], "alu")
+        return Tile(found.shape, 1, "bool")
+
+    def _BoolOp(self, e: ast.BoolOp) -> Any:
+        values = [self.value(v) for v in e.values]
+        if isinstance(e.op, ast.And) and any(v is False for v in values):
+            return False
+        rest = [v for v in values if v is not True]
+        return rest[0] if rest else True
+
+    def _IfExp(self, e: ast.IfExp) -> Any:
+        return self.value(e.body if self.value(e.test) else e.orelse)
+
+    def _Attribute(self, e: ast.Attribute) -> Any:
+        if e.attr == "shape":
+            return self.value(e.value).shape
+        if _name(e) in ("tl.float64", "tl.int64"):
+            return 8
+        return {"float32": 4, "int32": 4, "bfloat16": 2, "float16": 2, "element_ty": "operand"}.get(e.attr, "?")
+
+    def _Subscript(self, e: ast.Subscript) -> Any:
+        x = self.value(e.value)
+        items = e.slice.elts if isinstance(e.slice, ast.Tuple) else [e.slice]
+        if isinstance(x, tuple):
+            i = self.value(items[0])
+            return x[i] if isinstance(i, int) else x[0]
+        if not isinstance(x, Tile):
+            return x
+        old, shape = iter(x.shape), []
+        for item in items:
+            shape.append(ONE if isinstance(item, ast.Constant) and item.value is None else next(old))
+        return Tile((*shape, *old), x.width, x.kind, x.base)
+
+    def _elementwise(self, values: list[Any], kind: str = "alu") -> Tile:
+        """Broadcast, and count where the values are floats."""
+        tiles = [v for v in values if isinstance(v, Tile)]
+        rank = max((len(t.shape) for t in tiles), default=0)
+        shape = tuple(max((t.shape[len(t.shape) - rank + i] for t in tiles if len(t.shape) >= rank - i), key=_larger)
+                      for i in range(rank))
+        pointer = next((t for t in tiles if t.kind == "pointer"), None)
+        if pointer:
+            return Tile(shape, pointer.width, "pointer", pointer.base)
+        floats = any(t.kind == "float" for t in tiles) or any(isinstance(v, float) for v in values)
+        if floats and shape and kind != "none":
+            self.counts.add("special" if kind == "div" else "alu", times(self.weight, volume(shape)))
+        width = max((t.width for t in tiles), default=4)
+        if floats:
+            return Tile(shape, max(width, 4))
+        return Tile(shape, width, "bool" if {t.kind for t in tiles} == {"bool"} else "int")
+
+    # ------------------------------------------------------------ calls
+    def _Call(self, e: ast.Call) -> Any:
+        name = _name(e.func)
+        if isinstance(e.func, ast.Attribute) and not name.startswith(("tl.", "triton.", "math.")):
+            return self._method(self.value(e.func.value), e.func.attr, [self.value(a) for a in e.args])
+        args = [self.value(a) for a in e.args]
+        words = {k.arg: self.value(k.value) for k in e.keywords if k.arg}
+        if name in self.functions:
+            return self._inline(self.functions[name], args, words)
+        handler = getattr(self, "_tl_" + name.rpartition(".")[2], None)
+        if handler is not None:
+            return handler(*args, **words)
+        last = name.rpartition(".")[2]
+        if last in SPECIAL:
+            found = self._elementwise(args, "none")
+            self.counts.add("special", times(self.weight, volume(found.shape)), SPECIAL[last])
+            return found
+        if last in ("float", "int"):
+            return args[0] if isinstance(args[0], (int, float)) else float("inf")
+        return self._elementwise([a for a in args if not isinstance(a, (str, tuple))])
+
+    def _method(self, x: Any, what: str, args: list[Any]) -> Any:
+        if what == "to" and isinstance(x, Tile):
+            width = self.operand if args[0] == "operand" else args[0] if isinstance(args[0], int) else x.width
+            if x.kind == "float" and x.shape and width != x.width:
+                self.counts.add("alu", times(self.weight, volume(x.shape)))
+            return Tile(x.shape, width, "float" if x.kind == "float" else x.kind, x.base)
+        return x
+
+    def _inline(self, fn: ast.FunctionDef, args: list[Any], words: dict[str, Any]) -> Any:
+        names = [a.arg for a in fn.args.args]
+        defaults = dict(zip(names[len(names) - len(fn.args.defaults):], map(self.value, fn.args.defaults), strict=True))
+        outer = self.env
+        self.env = {**defaults, **dict(zip(names, args, strict=False)), **words}
+        result = self._block(fn.body)
+        self.env = outer
+        return result
+
+    def _tl_load(self, pointer: Tile, mask: Any = None, other: Any = None, **_: Any) -> Tile:
+        self.counts.memory.append(("load", pointer.base, volume(pointer.shape), self.weight))
+        return Tile(pointer.shape, pointer.width, "float")
+
+    def _tl_store(self, pointer: Tile, value: Any, mask: Any = None, **_: Any) -> None:
+        self.counts.memory.append(("store", pointer.base, volume(pointer.shape), self.weight))
+
+    def _tl_dot(self, a: Tile, b: Tile, acc: Any = None, **_: Any) -> Tile:
+        m, k, n = a.shape[-2], a.shape[-1], b.shape[-1]
+        self.counts.products.append((m, n, k, times(self.weight, *a.shape[:-2])))
+        return Tile((*a.shape[:-1], n))
+
+    def _tl_trans(self, x: Tile, *_: Any) -> Tile:
+        return Tile(x.shape[:-2] + x.shape[:-3:-1], x.width, x.kind, x.base)
+
+    def _tl_permute(self, x: Tile, *order: Any) -> Tile:
+        order = order[0] if len(order) == 1 and isinstance(order[0], tuple) else order
+        return Tile(tuple(x.shape[i] for i in order), x.width, x.kind, x.base)
+
+    def _tl_reshape(self, x: Tile, *shape: Any, **_: Any) -> Tile:
+        shape = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape
+        return Tile(tuple(map(_size, shape)), x.width, x.kind, x.base)
+
+    _tl_view = _tl_reshape
+
+    def _tl_broadcast_to(self, x: Any, *shape: Any) -> Tile:
+        found = self._tl_reshape(x if isinstance(x, Tile) else Tile(), *shape)
+        return found
+
+    def _tl_expand_dims(self, x: Tile, axis: int) -> Tile:
+        at = axis if axis >= 0 else len(x.shape) + 1 + axis
+        return Tile((*x.shape[:at], ONE, *x.shape[at:]), x.width, x.kind, x.base)
+
+    def _tl_zeros(self, shape: tuple[Any, ...], dtype: Any = 4) -> Tile:
+        return Tile(tuple(map(_size, shape)), dtype if isinstance(dtype, int) else 4)
+
+    def _tl_full(self, shape: tuple[Any, ...], value: Any, dtype: Any = 4) -> Tile:
+        return self._tl_zeros(shape, dtype)
+
+    def _tl_arange(self, start: Any, end: Any) -> Tile:
+        size = _size(end)
+        return Tile(((size[0] - start, size[1]) if isinstance(start, int) else size,), 4, "int")
+
+    def _reduced(self, x: Tile, axis: Any = None, **_: Any) -> Tile:
+        self.counts.add("alu", times(self.weight, volume(x.shape)))
+        if axis is None:
+            return Tile((), x.width, x.kind)
+        axis = axis % len(x.shape)
+        return Tile(x.shape[:axis] + x.shape[axis + 1:], max(4, x.width), x.kind)
+
+    _tl_sum = _tl_max = _tl_min = _tl_reduce = _reduced
+
+    def _tl_cumsum(self, x: Tile, axis: Any = 0, **_: Any) -> Tile:
+        self.counts.add("alu", times(self.weight, volume(x.shape)))
+        return x
+
+    _tl_cumprod = _tl_cumsum
+
+    def _tl_associative_scan(self, x: Any, axis: Any, combine: Any, **_: Any) -> Any:
+        """Counted as the meter does: one operation a value of the first tile."""
+        tiles = x if isinstance(x, tuple) else (x,)
+        self.counts.add("alu", times(self.weight, volume(tiles[0].shape)))
+        return tuple(Tile(t.shape, 4, t.kind) for t in tiles) if isinstance(x, tuple) else x
+
+    def _tl_where(self, mask: Any, a: Any, b: Any) -> Tile:
+        found = self._elementwise([a, b, mask], "alu")
+        return Tile(found.shape, found.width, "float" if any(isinstance(v, float) or (
+            isinstance(v, Tile) and v.kind == "float") for v in (a, b)) else "int")
+
+    def _tl_cdiv(self, a: Any, b: Any) -> Any:
+        return -(-a // b) if isinstance(a, int) and isinstance(b, int) else Tile((), 4, "int")
+
+    def _tl_program_id(self, *_: Any) -> Tile:
+        return Tile((), 4, "int")
+
+    def _tl_static_assert(self, *_: Any, **__: Any) -> None:
+        return None
+
+    _tl_debug_barrier = _tl_static_assert
+
+    def _tl_cast(self, x: Any, dtype: Any, **_: Any) -> Any:
+        return self._method(x, "to", [dtype])
+
+
+def _size(x: Any) -> Size:
+    if isinstance(x, Symbol):
+        return x.size
+    return x if isinstance(x, tuple) else (x, ())
+
+
+def _larger(s: Size) -> tuple[int, float]:
+    return len(s[1]), s[0]
+
+
+def _symbolic(op: ast.operator, a: Any, b: Any) -> Symbol:
+    (ca, na), (cb, nb) = _size(a), _size(b)
+    if isinstance(op, ast.Mult):
+        return Symbol(times((ca, na), (cb, nb)))
+    left = list(na)
+    for n in nb:
+        if n in left:
+            left.remove(n)
+    return Symbol((ca / cb, tuple(left)))
+
+
+def _name(e: ast.expr) -> str:
+    return f"{_name(e.value)}.{e.attr}" if isinstance(e, ast.Attribute) else e.id if isinstance(e, ast.Name) else "?"
+
+
+def _loaded(target: ast.expr) -> ast.expr:
+    return ast.Name(target.id, ast.Load()) if isinstance(target, ast.Name) else target
+
+
+def _read_in(node: ast.AST) -> set[str]:
+    """The names that a statement reads; found once."""
+    found: set[str] | None = getattr(node, "names_read", None)
+    if found is None:
+        found = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+        node.names_read = found  # type: ignore[attr-defined]
+    return found
+
+
+def _read_later(body: list[ast.stmt]) -> list[set[str]]:
+    """Names read behind each statement of a loop: by those that follow, or by its next turn before it writes them."""
+    written: set[str] = set()
+    carried: set[str] = set()
+    for s in body:
+        carried |= _read_in(s) - written
+        written |= {n.id for n in ast.walk(s) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    out, after = [], carried
+    for s in reversed(body):
+        out.append(after)
+        after = after | _read_in(s)
+    return out[::-1]
+
+
+_FOLD: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Add: lambda a, b: a + b, ast.Sub: lambda a, b: a - b, ast.Mult: lambda a, b: a * b, ast.Div: lambda a, b: a / b,
+    ast.FloorDiv: lambda a, b: a // b, ast.Mod: lambda a, b: a % b, ast.Pow: lambda a, b: a ** b,
+    ast.LShift: lambda a, b: a << b, ast.RShift: lambda a, b: a >> b, ast.BitAnd: lambda a, b: a & b,
+    ast.BitOr: lambda a, b: a | b, ast.BitXor: lambda a, b: a ^ b,
+}
+_COMPARE: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Eq: lambda a, b: a == b, ast.NotEq: lambda a, b: a != b, ast.Lt: lambda a, b: a < b,
+    ast.LtE: lambda a, b: a <= b, ast.Gt: lambda a, b: a > b, ast.GtE: lambda a, b: a >= b,
+}

@@ -1,0 +1,71 @@
+"""What the trace counts in a kernel's text, against counts by hand."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+
+from mixc.autotune.trace import NeedsSize, Trace
+
+KERNEL = '''
+@triton.jit
+def twice(x):
+    return x * 2.0
+
+@triton.jit
+def kernel(q_ptr, v_ptr, o_ptr, S_starts, T, K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+           SEGMENT: tl.constexpr, KEEP: tl.constexpr, OPERAND: tl.constexpr, STAGES: tl.constexpr):
+    rows = tl.arange(0, C)
+    in_K = tl.arange(0, BK)
+    S = tl.zeros([BK, BV], tl.float32)
+    chunks = tl.cdiv(T, C)
+    for i in tl.range(0, chunks, num_stages=STAGES):
+        if KEEP and i % (SEGMENT // C) == 0:
+            tl.store(S_starts + in_K[:, None] * BV, S)
+        q = tl.load(q_ptr + rows[:, None] * K + in_K[None, :], mask=rows[:, None] < 3, other=0.0)
+        v = tl.load(v_ptr + rows[:, None] + tl.arange(0, BV)[None, :])
+        A = tl.exp(tl.dot(q, tl.trans(q)))
+        P = twice(A).to(OPERAND)
+        tl.store(o_ptr + rows[:, None], tl.dot(P, v))
+        S = S + tl.dot(tl.trans(q), v)
+'''
+
+
+def counts(text: str = KERNEL, C: int | None = None) -> Trace:
+    return Trace(ast.parse(text), "kernel", C, 2, ["K", "V"])
+
+
+def test_products_loads_and_special_functions() -> None:
+    c = counts().counts
+    C, K, V, loop = (1, ("C",)), (1, ("BK",)), (1, ("BV",)), (1, ("chunks",))
+    assert c.products == [(C, C, K, loop), (C, V, C, loop), (K, V, C, loop)]
+    assert c.poly["special"] == {("C", "C", "chunks"): 1}
+    # twice, its rounding; S + product
+    assert c.poly["alu"] == {("C", "C", "chunks"): 2, ("BK", "BV", "chunks"): 1}
+    assert c.memory == [("store", "S_starts", (1, ("BK",)), (1, ("chunks", "keeps"))),
+                        ("load", "q_ptr", (1, ("BK", "C")), loop), ("load", "v_ptr", (1, ("BV", "C")), loop),
+                        ("store", "o_ptr", (1, ("C",)), loop)]
+
+
+def test_tiles_alive_at_a_statement() -> None:
+    live = counts().counts.live
+    assert live[1] == {("BK", "BV"): 4, ("BK", "C"): 2}  # behind the load of q: S, and q in half precision
+    assert live[3] == {("BK", "BV"): 4, ("BK", "C"): 2, ("BV", "C"): 2, ("C", "C"): 4}
+    assert live[-1] == {("BK", "BV"): 4}
+
+
+def test_a_text_that_depends_on_the_rows_is_traced_for_each() -> None:
+    loop = "        for b in tl.static_range(0, C // 16):\n            A = A + tl.dot(A, A)\n"
+    text = KERNEL.replace("        P =", loop + "        P =")
+    with pytest.raises(NeedsSize):
+        counts(text)
+    assert len(counts(text, 64).counts.products) == 3 + 4
+
+
+def test_conditions_on_sizes_need_them() -> None:
+    text = KERNEL.replace("        P =", "        if C > 16:\n            A = A * A\n        P =")
+    with pytest.raises(NeedsSize):
+        counts(text)
+    at = {C: sum(counts(text, C).counts.poly["alu"].values()) for C in (16, 32)}
+    assert at[16] == 16 * 16 * 2 + 1 and at[32] == 32 * 32 * 3 + 1
