@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -55,5 +56,6 @@ def verify(json_: Json = False) -> None:
         raise typer.Exit(1)
 
 
-for name, run in {"ls": ls, "clear": clear, "verify": verify}.items():
+_COMMANDS: dict[str, Callable[..., None]] = {"ls": ls, "clear": clear, "verify": verify}
+for name, run in _COMMANDS.items():
     app.command(name)(output.command(run))
