@@ -86,74 +86,110 @@ def _dim_facts(dims: Sequence[Dim]) -> list[tuple[int | None, list[int]]]:
 
 
 # ---------------------------------------------------------------- names
+@dataclass
+class _Subtree:
+    """What was found below a stable colouring: its least leaf, its other leaves by digest, and symmetries that keep
+    the colouring."""
+
+    best: tuple[bytes, Colours]
+    leaves: dict[bytes, Colours]
+    symmetries: list[Colours]  # entity -> entity
+
+
 class _Search:
     def __init__(self, view: View):
         self.view = view
         self.n = len(view.entities)
-        self.swaps: set[tuple[int, int]] | None = None  # pairs that a symmetry exchanges, and nothing else
+        self.swaps: set[tuple[int, int]] = set()  # pairs that may be exchanged, all else staying where it is
 
     def best(self) -> Colours:
         """Every entity with a colour of its own."""
-        return self._below(self._refined(_ranked(self.view.attributes)))[1]
+        colours = self._refined(_ranked(self.view.attributes))
+        if _first_cell(colours) is not None:
+            self._find_swaps(colours)
+            if not self._free(colours):
+                colours = self._split_by_individuals(colours)
+        return self._below(colours).best[1]
 
-    def _below(self, colours: Colours) -> tuple[bytes, Colours]:
-        """The least leaf below a stable colouring."""
-        cell = _first_cell(colours)
+    def _below(self, colours: Colours) -> _Subtree:
+        cell = self._cell(colours)
         if cell is None:
-            return self._digest(colours), colours
-        if self.swaps is None:
-            self.swaps = self._find_swaps(colours)
-        tried: list[int] = []
-        leaves: dict[bytes, Colours] = {}
-        for e in cell:
-            if not any((min(e, f), max(e, f)) in self.swaps for f in tried):
-                tried.append(e)
-                child = self._refined(_alone(colours, e))
-                leaves.setdefault(self._leaf(child)[0], child)
-        # children with one first leaf are images of each other under a symmetry
-        return min(self._below(child) for child in leaves.values()) if len(leaves) > 1 else self._below(
-            next(iter(leaves.values())))
+            return self._leaf(colours)
+        found = self._below(self._refined(_alone(colours, cell[0])))
+        for k, e in enumerate(cell[1:], 1):
+            if self._known_image(e, cell[:k], found.symmetries):
+                continue
+            child = self._refined(_alone(colours, e))
+            (digest, leaf), = self._some_leaf(child).leaves.items()
+            if digest not in found.leaves:
+                more = self._below(child)
+                (digest, leaf) = more.best
+                if digest not in found.leaves:
+                    found.best = min(found.best, more.best)
+                    found.leaves |= more.leaves
+                    continue
+            found.symmetries.append(_mapping(found.leaves[digest], leaf))
+        return found
 
-    def _leaf(self, colours: Colours) -> tuple[bytes, Colours]:
-        """Some leaf below."""
-        while (cell := _first_cell(colours)) is not None:
+    def _known_image(self, e: int, tried: list[int], symmetries: list[Colours]) -> bool:
+        """Do the known symmetries take e to one of `tried`?"""
+        orbit, new = {e}, [e]
+        while new:
+            x = new.pop()
+            near = [m[x] for m in symmetries] + [m.index(x) for m in symmetries]
+            near += [b if a == x else a for a, b in self.swaps if x in (a, b)]
+            new += [y for y in near if y not in orbit]
+            orbit |= set(near)
+        return not orbit.isdisjoint(tried)
+
+    def _some_leaf(self, colours: Colours) -> _Subtree:
+        while (cell := self._cell(colours)) is not None:
             colours = self._refined(_alone(colours, cell[0]))
-        return self._digest(colours), colours
+        return self._leaf(colours)
 
-    def _find_swaps(self, colours: Colours) -> set[tuple[int, int]]:
-        leaf = self._leaf(colours)[1]
-        pairs = [(i, j) for i in range(self.n) for j in range(i + 1, self.n) if colours[i] == colours[j]]
-        swapped = []
+    def _leaf(self, colours: Colours) -> _Subtree:
+        colours = _ranked(list(zip(colours, range(self.n), strict=True)))  # what may be exchanged: in any order
+        (digest,) = self._digests([colours])
+        return _Subtree((digest, colours), {digest: colours}, [])
+
+    def _cell(self, colours: Colours) -> list[int] | None:
+        """The entities of the first colour that several have; None where any order of such is as good."""
+        return None if self._free(colours) else _first_cell(colours)
+
+    def _free(self, colours: Colours) -> bool:
+        return all(pair in self.swaps for pair in _pairs(colours))
+
+    def _find_swaps(self, colours: Colours) -> None:
+        leaf = _ranked(list(zip(colours, range(self.n), strict=True)))
+        swapped, pairs = [], _pairs(colours)
         for i, j in pairs:
             c = list(leaf)
             c[i], c[j] = c[j], c[i]
             swapped.append(tuple(c))
         want, *got = self._digests([leaf, *swapped])
-        return {pair for pair, d in zip(pairs, got, strict=True) if d == want}
+        self.swaps = {pair for pair, d in zip(pairs, got, strict=True) if d == want}
 
     def _refined(self, colours: Colours) -> Colours:
-        """Split as far as probes tell entities apart."""
+        """Split as far as what leaves by the entities tells them apart."""
         while max(colours, default=0) + 1 < self.n:
             (values,) = self.view.evaluate([colours])
-            new = _ranked([(c, v) for c, v in zip(colours, values, strict=True)])
+            new = _ranked(list(zip(colours, values, strict=True)))
             if max(new) == max(colours):
-                new = self._split_by_individuals(colours)
-                if max(new) == max(colours):
-                    return colours
+                break
             colours = new
         return colours
 
     def _split_by_individuals(self, colours: Colours) -> Colours:
         """Each entity that is not alone in its colour is given a value of its own: what does the function do then?"""
-        many = [e for e in range(self.n) if colours.count(colours[e]) > 1]
-        values = self.view.evaluate([_alone(colours, e) for e in many])
-        seen: dict[int, object] = {}
-        for e, v in zip(many, values, strict=True):
-            seen[e] = (v[e], sorted(zip(colours, v, strict=True)))
-        return _ranked([(c, repr(seen.get(e))) for e, c in enumerate(colours)])
-
-    def _digest(self, colours: Colours) -> bytes:
-        return self._digests([colours])[0]
+        while (many := [e for e in range(self.n) if colours.count(colours[e]) > 1]):
+            values = self.view.evaluate([_alone(colours, e) for e in many])
+            seen: dict[int, object] = {e: (v[e], sorted(zip(colours, v, strict=True)))
+                                       for e, v in zip(many, values, strict=True)}
+            new = _ranked([(c, repr(seen.get(e))) for e, c in enumerate(colours)])
+            if max(new) == max(colours):
+                break
+            colours = self._refined(new)
+        return colours
 
     def _digests(self, colourings: Sequence[Colours]) -> list[bytes]:
         """Of the function under discrete colourings."""
@@ -168,6 +204,16 @@ def _ranked(keys: Sequence[object]) -> Colours:
     """Equal keys get one colour; colours follow the order of the keys."""
     ranks = {k: i for i, k in enumerate(sorted(set(keys)))}  # type: ignore[type-var]
     return tuple(ranks[k] for k in keys)
+
+
+def _pairs(colours: Colours) -> list[tuple[int, int]]:
+    """Pairs of one colour."""
+    return [(i, j) for i in range(len(colours)) for j in range(i + 1, len(colours)) if colours[i] == colours[j]]
+
+
+def _mapping(a: Colours, b: Colours) -> Colours:
+    """The entity of b that has the colour of each entity of a."""
+    return tuple(b.index(c) for c in a)
 
 
 def _first_cell(colours: Colours) -> list[int] | None:

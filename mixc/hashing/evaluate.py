@@ -5,12 +5,12 @@ A value has `BATCH` leading axes, (probes, tokens), of size 1 where it does not 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from mixc.hashing.values import Complex, Value, as_complex, elementwise, like, maximum, minimum, where
+from mixc.hashing.values import Complex, Value, as_complex, elementwise, guard, like, maximum, minimum, where
 from mixc.ir.node import Node, postorder
 
 BATCH = 2
@@ -25,11 +25,12 @@ class Env:
         sizes: of every dim.
         real: the array type: `dd.DD` or `mp.MP`.
         watch: called with every node and its arguments' values, if given.
+        cotangents: nodes that are linear in a cotangent; one that is 0 stays 0, whatever it is multiplied with.
     """
 
     def __init__(self, leaf: Callable[[Node], Value], sizes: Mapping[str, int], real: Any,
-                 watch: Callable[[Node, list[Value]], None] | None = None):
-        self.leaf, self.sizes, self.real, self.watch = leaf, sizes, real, watch
+                 watch: Callable[[Node, list[Value]], None] | None = None, cotangents: Container[Node] = ()):
+        self.leaf, self.sizes, self.real, self.watch, self.cotangents = leaf, sizes, real, watch, cotangents
 
 
 def evaluate(roots: Iterable[Node], env: Env, known: dict[Node, Value]) -> list[Value]:
@@ -44,6 +45,8 @@ def evaluate(roots: Iterable[Node], env: Env, known: dict[Node, Value]) -> list[
 def compute(node: Node, args: list[Value], env: Env) -> Value:
     if env.watch is not None and node.args:
         env.watch(node, args)
+    if node.op in ("mul", "div", "contract") and node in env.cotangents:
+        return _kept_zero(node, args, env)
     rule = _STRUCTURAL.get(node.op)
     if rule is not None:
         return rule(node, args, env)
@@ -103,12 +106,24 @@ def _axes(node: Node) -> list[int]:
     return [BATCH + node.args[0].dims.index(d) for d in node.attr("over")]
 
 
-def _contract(node: Node, args: list[Value], env: Env) -> Value:
+def _kept_zero(node: Node, args: list[Value], env: Env) -> Value:
+    """A product or a quotient with a cotangent, 0 where that is 0."""
+    if node.op == "contract":
+        return _contract(node, args, env, node.args[0] in env.cotangents)
+    a, b = (align(x, n.dims, node.dims) for x, n in zip(args, node.args, strict=True))
+    if node.op == "div":
+        return guard(a, elementwise(node, [a, b], env.real), times=False)
+    return guard(a, b) if node.args[0] in env.cotangents else guard(b, a)
+
+
+def _contract(node: Node, args: list[Value], env: Env, cotangent: bool | None = None) -> Value:
+    """`cotangent`: whether the first argument is one, or the second; None: neither."""
     every = (*node.dims, *(d for d in dict.fromkeys((*node.args[0].dims, *node.args[1].dims)) if d not in node.dims))
     a, b = (align(x, n.dims, every) for x, n in zip(args, node.args, strict=True))
     if isinstance(a, Complex) or isinstance(b, Complex):
         a, b = as_complex(a), as_complex(b)
-    return total(widen(a * b, every, env.sizes), range(BATCH + len(node.dims), BATCH + len(every)))
+    y = a * b if cotangent is None else guard(a, b) if cotangent else guard(b, a)
+    return total(widen(y, every, env.sizes), range(BATCH + len(node.dims), BATCH + len(every)))
 
 
 def _softmax(node: Node, args: list[Value], env: Env) -> Value:

@@ -87,7 +87,8 @@ class View:
         fresh = np.array([p.fresh for _ in colourings for p in probes])
         results = self.tokens.run(ports, self.T, fresh, real, watch)
         P = len(probes)
-        quantised = {port: _quantised(self._canonical(port, v), len(fresh)) for port, v in results.items()}
+        with np.errstate(all="ignore"):
+            quantised = {port: _quantised(self._canonical(port, v), len(fresh)) for port, v in results.items()}
         return [[self._digest(d, quantised, slice(i * P, (i + 1) * P)) for d in self.entities]
                 for i in range(len(colourings))]
 
@@ -145,14 +146,14 @@ def assign_sizes(dims: Sequence[Dim], sizes: Sequence[int]) -> dict[str, int]:
 
 
 def _roots(dims: Sequence[Dim]) -> dict[str, str]:
-    """Of every dim, the first name of its size."""
-    alias = {d.name: d.alias for d in dims}
+    """Of every dim, one name for all of its size: of equal declared sizes, or aliases of one."""
+    alias, sizes = {d.name: d.alias for d in dims}, {d.name: d.size for d in dims}
     found = {}
     for d in dims:
         root = d.name
         while (a := alias[root]) is not None:
             root = a
-        found[d.name] = root
+        found[d.name] = root if sizes[root] is None else next(e.name for e in dims if e.size == sizes[root])
     return found
 
 

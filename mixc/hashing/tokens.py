@@ -57,6 +57,9 @@ class Tokens:
             self.init_grads = {d.name: _found(gradient([(d.init, _cot(d, "next"))], given), given)
                                for d in program.states if d.init is not None}
         self.carried = depends(values, states)
+        every = [*self.grads.values(), *(g for found in (*self.lag_grads, *self.init_grads.values())
+                                         for g in found.values())]
+        self.cotangents = depends(every, [n for n in postorder(every) if n.op == "cot"])
         self.chained = depends(self.grads.values(), [_cot(d, "next") for d in program.states])
 
     def run(self, ports: Ports, T: int, fresh: Any, real: Any,
@@ -105,7 +108,7 @@ class _Run:
                  watch: Callable[[Node, list[Value]], None] | None):
         self.plan, self.ports, self.T, self.real = plan, ports, T, real
         self.program, self.fresh = plan.program, fresh
-        self.env = Env(self._leaf, plan.sizes, real, watch)
+        self.env = Env(self._leaf, plan.sizes, real, watch, plan.cotangents)
         self.known: dict[Node, Value] = {}
         self.sums: dict[Node, Value] = {}
 

@@ -72,7 +72,7 @@ def where(cond: Array, a: Value, b: Value) -> Value:
 
 
 def as_complex(x: Value) -> Complex:
-    return x if isinstance(x, Complex) else Complex(x, like(x, 0.0))
+    return x if isinstance(x, Complex) else Complex(x, type(x).of(np.zeros(x.shape)))
 
 
 # ---------------------------------------------------------------- real
@@ -144,14 +144,14 @@ def elu(x: Real) -> Real:
     return where(positive(x), x, minimum(x, like(x, 0.0)).expm1())
 
 
-def guard(c: Value, d: Value) -> Value:
-    """c * d, and 0 where c is 0."""
+def guard(c: Value, d: Value, times: bool = True) -> Value:
+    """c * d (or d, if not `times`), and 0 where c is 0."""
     if isinstance(c, Complex) or isinstance(d, Complex):
         c, d = as_complex(c), as_complex(d)
         zero = c.re.eq(like(c.re, 0.0)) & c.im.eq(like(c.im, 0.0))
-        y = c * d
+        y = c * d if times else d
         return Complex(where(zero, like(c.re, 0.0), y.re), where(zero, like(c.re, 0.0), y.im))
-    return where(c.eq(like(c, 0.0)), like(c, 0.0), c * d)
+    return where(c.eq(like(c, 0.0)), like(c, 0.0), c * d if times else d)
 
 
 def floordiv(a: Real, b: Real) -> Real:

@@ -1,0 +1,87 @@
+"""Rewriting never changes the hash; a disturbance that shows on the probes always does."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mixc
+from mixc.frontend.syntax import MixerSyntax
+from mixc.runtime.load import shipped
+from tests.hashing.rewrite import disturbed, read, rewritten, text
+
+STORED = Path(__file__).with_name("stored.json")
+NAMES = sorted(json.loads(STORED.read_text()))
+
+
+@functools.cache
+def tree(name: str) -> MixerSyntax:
+    return read(shipped()[name].read_text())
+
+
+@functools.cache
+def hash_of(name: str) -> str:
+    return mixc.load(name).hash
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_tree_written_out_is_the_same_spec(name: str) -> None:
+    assert mixc.loads(text(tree(name))).hash == hash_of(name)
+
+
+@given(st.sampled_from(NAMES), st.integers(0, 10**6))
+@settings(max_examples=30, deadline=None)
+def test_rewriting_never_changes_the_hash(name: str, seed: int) -> None:
+    assert mixc.loads(text(rewritten(tree(name), Random(seed)))).hash == hash_of(name)
+
+
+@given(st.sampled_from(NAMES), st.integers(0, 10**6))
+@settings(max_examples=30, deadline=None)
+def test_a_visible_disturbance_always_does(name: str, seed: int) -> None:
+    other, _ = disturbed(tree(name), Random(seed))
+    assert mixc.loads(text(rewritten(other, Random(seed)))).hash not in {hash_of(n) for n in NAMES}
+
+
+def test_examples_are_different_functions() -> None:
+    assert len({hash_of(name) for name in shipped()}) == len(shipped())
+
+
+def test_stored_hashes(update_golden: bool) -> None:
+    """Of another machine, and of other versions of torch and numpy."""
+    found = {name: hash_of(name) for name in shipped()}
+    if update_golden:
+        STORED.write_text(json.dumps(found, indent=1) + "\n")
+    stored = json.loads(STORED.read_text())
+    assert {name: h for name, h in found.items() if name in stored} == stored
+
+
+@pytest.mark.parametrize("seed", ["0", "1"])
+def test_another_process(seed: str) -> None:
+    code = "import mixc; print(mixc.load('gated_delta_rule').hash, mixc.load('slstm').hash)"
+    out = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, check=True,
+                         capture_output=True, text=True).stdout.split()
+    assert out == [hash_of("gated_delta_rule"), hash_of("slstm")]
+
+
+def test_structure_of_shapes_and_symmetries() -> None:
+    """What refinement alone cannot tell apart, and what has many symmetries."""
+    def ring(n: int, order: list[int]) -> str:
+        names = ", ".join(f"x{i}[D]" for i in order)
+        edges = " + ".join(f"x{i} * x{(i + 1) % n}" for i in order)
+        return f"mixer ring(D) {{\n in {names}\n out o[D] = {edges}\n}}\n"
+
+    assert mixc.loads(ring(7, [0, 1, 2, 3, 4, 5, 6])).hash == mixc.loads(ring(7, [4, 2, 6, 0, 5, 1, 3])).hash
+    assert mixc.loads(ring(7, [0, 1, 2, 3, 4, 5, 6])).hash != mixc.loads(ring(8, list(range(8)))).hash
+    dims = "mixer f({}) {{\n in a[{}], b[{}], c[{}]\n out o[K, L, M] = {} * {} * c\n}}\n"
+    one = dims.format("K, L, M", "K", "L", "M", "sigmoid(a)", "tanh(b)")
+    two = dims.format("M, K, L", "M", "K", "L", "tanh(a)", "sigmoid(b)").replace("sigmoid(b) * c", "c * sigmoid(b)")
+    assert mixc.loads(one).hash == mixc.loads(two).hash
