@@ -14,20 +14,21 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from mixc.codegen import torch_prelude, torch_scan_prelude
+from mixc.codegen import torch_prelude, torch_scan_prelude, torch_span, torch_span_prelude
 from mixc.codegen.torch_contract import better_transposed
 from mixc.codegen.torch_stages import Level, Stages, above, origin, small, stages
-from mixc.codegen.torch_values import Dims, Names, Value
+from mixc.codegen.torch_values import Dims, Names, Value, size_of
 from mixc.codegen.torch_writer import Writer
-from mixc.ir.node import COL, ROW, Node, postorder
+from mixc.ir.node import ROW, Node, postorder
 from mixc.ir.program import Program
 from mixc.ir.ranges import proving
 from mixc.ir.scans import carry_first
+from mixc.passes import lower
 from mixc.passes.simplify import rewrite, simplify
 
 RESERVED = frozenset([
     "torch", "F", "M", "C", "steps", "starts", "nexts", "finish", "live", "scratch", "dtype", "device", "range", "zip",
-    *torch_prelude.__all__, *torch_scan_prelude.__all__])
+    "levels", *torch_prelude.__all__, *torch_scan_prelude.__all__, *torch_span_prelude.__all__])
 
 
 def safe(name: str) -> str:
@@ -105,7 +106,7 @@ def prepare(program: Program, partial: bool, single: bool = False, finite: bool 
     """The program as it is emitted: simplified, without `live` where all rows are tokens, without guards where
     `finite` inputs need none, and (but for `single`) with scans whose ends are formed before the states come in."""
     program = simplify(program, not partial, finite)
-    return program if single else program.with_values(rewrite(program.values(), (carry_first,)))
+    return program.with_values(rewrite(program.values(), lower.RULES if single else (*lower.RULES, carry_first)))
 
 
 def needs_single(program: Program) -> bool:
@@ -143,6 +144,7 @@ class _Function:
             for i, n in enumerate(self.saves):
                 made.saved[f"s{i + 1}"] = n
                 w.fixed[n] = f"s{i + 1}"
+            s.kept += [n for n in self.saves if n in s.loop and n not in s.kept]
         for i, n in enumerate(s.kept):
             w.fixed.setdefault(n, f"k{i + 1}")
         if self.borrowed:
@@ -158,7 +160,7 @@ class _Function:
         made.scratch = {n: shape for n, shape in w.scratch.shapes.items() if n not in loaded}
         for n in s.kept:
             if w.fixed[n] not in made.saved:
-                made.scratch[w.fixed[n]] = tuple("C" if d in (ROW, COL, "_u") else d for d in n.dims)
+                made.scratch[w.fixed[n]] = tuple(map(size_of, n.dims))
         body = [*self._head(), *w.lines, f"    return {_tuple([*texts, *made.exported])}"]
         late = self._late({**known, **early}, w)
         made.text = "\n".join([*self._imports(), *self._per_head(), *self.before, *body, *late]) + "\n"
@@ -285,7 +287,7 @@ class _Function:
         w.lines += inner.lines
         w.lines += ["        if finish is not None:", "            finish()"]
         for n in s.kept:
-            w.values[n] = Value(w.fixed[n], inner.values[n].axes)
+            w.values[n] = Value(w.fixed[n], n.dims)
         w.absorbed = inner.absorbed
         w.release(self.loop_reads)
 
@@ -370,8 +372,9 @@ class _Function:
                 *(f"from {m.__name__} import *" for m in self._preludes()), "", ""]
 
     def _preludes(self) -> list[ModuleType]:
-        scans = any(n.op in ("scan", "scan_end", "scan_block", "previous") for n in self.stages.level)
-        return [torch_prelude, *[torch_scan_prelude] * scans]
+        scans = any(n.op in ("scan", "scan_end", "scan_block", "previous", "exp") for n in self.stages.level)
+        spans = any(n.op in torch_span.OPS for n in self.stages.level)
+        return [torch_prelude, *[torch_scan_prelude] * scans, *[torch_span_prelude] * spans]
 
     def _per_head(self) -> list[str]:
         """Values of params alone, once per call: [H, ...]."""
@@ -385,7 +388,7 @@ class _Function:
         w = Writer(s.level, known, self.names, buffered=False)
         w.plan([nodes], made.heads.values())
         w.write(nodes)
-        args = ["M", *params, *made.numbers, "C", *self.dims, "dtype", "device"]
+        args = ["M", *params, *made.numbers, "C", *self.dims, "dtype", "device", "**_"]
         outs = [w.value(n) for n in made.heads.values()]
         texts = [v.over(self._ordered(n)) if set(v.axes) == set(n.dims) else w.full(n, self._ordered(n))
                  for v, n in zip(outs, made.heads.values(), strict=True)]
@@ -398,7 +401,7 @@ def _tuple(texts: list[str]) -> str:
 
 
 def _sizes(dims: Dims) -> list[str]:
-    return ["C" if d in (ROW, COL, "_u") else d for d in dims]
+    return list(map(size_of, dims))
 
 
 def _takes_out(line: str) -> bool:

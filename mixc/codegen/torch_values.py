@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from mixc.ir.node import COL, ROW, Node
+from mixc.ir.node import COL, LEVEL, ROW, Node
 
 Dims = tuple[str, ...]
 
 
 def size_of(dim: str) -> str:
     """The name of a dim's size in emitted code."""
-    return "C" if dim in (ROW, COL, "_u") else dim
+    return "C" if dim in (ROW, COL, "_u") else "levels" if dim == LEVEL else dim
 
 
 @dataclass(frozen=True)

@@ -133,8 +133,8 @@ class Writer:
 
     def room(self, n: Node, axes: Dims, over: bool = True, operands: Iterable[Node] | None = None) -> str:
         """A buffer for n: its own, that of an operand which dies here (if `over`), or a free one."""
-        if n in self.fixed and axes == n.dims:
-            return self.fixed[n]
+        if n in self.fixed and set(axes) == set(n.dims):
+            return Value(self.fixed[n], n.dims).over(axes)
         mine = Counter(self.operands(n))
         for a in map(origin, operands) if operands is not None else list(mine) if over else []:
             v = self.values.get(a)
@@ -158,10 +158,12 @@ class Writer:
         name = self.names.fresh(n)
         if out is not None:
             code = f"{code[:-1]}, out={out})"
-        if n in self.fixed and out != self.fixed[n]:
-            code, axes = f"{self.fixed[n]}.copy_({Value(code, axes).over(n.dims)})", n.dims
+        elif n in self.fixed and set(axes) == set(n.dims):
+            code = f"{Value(self.fixed[n], n.dims).over(axes)}.copy_({code})"
         comment = f"  # sum over {', '.join(_summed(note))}" if note is not None else ""
         self.lines.append(f"{self.indent}{name} = {code}{comment}")
+        if n in self.fixed and set(axes) != set(n.dims):  # it repeats along some of its dims
+            self.lines.append(f"{self.indent}{self.fixed[n]}.copy_({Value(name, axes).over(n.dims)})")
         return Value(name, axes, None if n in self.fixed else out)  # what is kept is not overwritten
 
     def write(self, nodes: list[Node]) -> None:

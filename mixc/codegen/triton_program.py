@@ -6,6 +6,7 @@ given are the call's tensors in canonical form.
 
 from __future__ import annotations
 
+import functools
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -14,6 +15,7 @@ import torch
 
 from mixc.errors import InputError
 from mixc.ir.evaluate import Env, evaluate
+from mixc.ir.node import COL, ROW, postorder
 from mixc.ir.program import Group, Program
 from mixc.ir.run import heads
 from mixc.passes.planes import is_complex
@@ -30,7 +32,19 @@ def has_kernels(stages: Program) -> bool:
     def one(g: Group) -> bool:
         scans = g.form == "scan" and len(g.states) == 1 and len(stages.decl(g.states[0]).dims) < 2
         return g.form == "chunk" or scans
-    return bool(stages.groups) and all(map(one, stages.groups)) and not is_complex(stages)
+    return bool(stages.groups) and all(map(one, stages.groups)) and not is_complex(stages) and not _unwritten(stages)
+
+
+_NOT_YET = frozenset(("span_contract", "solve"))
+
+
+@functools.lru_cache(256)
+def _unwritten(stages: Program) -> bool:
+    """Does its chunk program hold what has no tiles yet: products under vector decays, triangular systems?"""
+    from mixc.passes.chunk import chunk
+
+    nodes = postorder(chunk(stages).values())
+    return any(n.op in _NOT_YET or ({ROW, COL} <= set(n.dims) and len(n.dims) > 2) for n in nodes)
 
 
 def emit(step: Program) -> str:

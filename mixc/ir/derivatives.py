@@ -252,6 +252,40 @@ def _segprod(n: Node, c: Node) -> Cotangents:
     return (total(onto * before, [COL]),)
 
 
+def _span_contract(n: Node, c: Node) -> Cotangents:
+    """Of x, y and c, one varies along t and d, one along s and d: their products with their own cotangents are the
+    sums over s and over t of all that g[j] took part in, j being between (Yang et al. 2024, arXiv 2312.06635)."""
+    x, y, g = n.args
+    reach = n.attr("reach")
+
+    def with_role(of: Node, other: Node) -> Node:
+        return make("span_contract", c, other, g, out=of.dims, reach=reach)
+    dx, dy = with_role(x, y), with_role(y, x)
+    rows = {d: total(a * b, [e for e in a.dims if e not in (d, *g.dims) or e == ROW != d])
+            for a, b in ((x, dx), (y, dy), (c, n)) for d in (ROW, COL) if {ROW, COL} & set(a.dims) == {d}}
+    later, earlier = rows[ROW], rename(rows[COL], **{COL: ROW})
+    dg = cumsum(later - earlier, reverse=True)
+    return dx, dy, dg - later if reach == "excl" else dg
+
+
+def _solve(n: Node, c: Node) -> Cotangents:
+    """u = M^-1 y, M = I + L:  dy = M^-T c,  dL = -(dy u^T below the diagonal)"""
+    L = n.args[0]
+    back = not n.attr("transposed")
+    dy = make("solve", L, c, transposed=back)
+    left, right = (dy, n) if back else (n, dy)
+    left, right = (rename(z, **{COL: _MID}) for z in (left, right))
+    dL = make("mask", contract(left, at_col(right), L.dims), keep="strict")
+    return -dL, dy
+
+
+def _unit_inverse(n: Node, c: Node) -> Cotangents:
+    """X = M^-1:  dL = -(X^T c X^T below the diagonal)"""
+    across = contract(rename(n, **{ROW: _MID, COL: ROW}), rename(c, **{ROW: _MID}), n.dims)
+    both = contract(rename(across, **{COL: _MID}), rename(n, **{ROW: COL, COL: _MID}), n.dims)
+    return (-make("mask", both, keep="strict"),)
+
+
 def _cumprod(n: Node, c: Node) -> Cotangents:
     """P[t] = prod_{j <= t} a[j] (or j < t, or from the end), likewise without dividing."""
     a, excl = n.args[0], n.attr("exclusive")
@@ -269,8 +303,8 @@ def _previous(n: Node, c: Node) -> Cotangents:
     return previous(c, number(0), not back), make("pick", c, dim=ROW, i=-1 if back else 0)
 
 
-def _scan_end(n: Node, c: Node) -> Cotangents:
-    raise NotImplementedError("scans are differentiated before their ends are split off")
+def _lowered(n: Node, c: Node) -> Cotangents:
+    raise NotImplementedError(f"programs are differentiated before they come to {n.op}")
 
 
 def _lag(n: Node, c: Node) -> Cotangents:
@@ -337,8 +371,13 @@ RULES: dict[str, Callable[[Node, Node], Cotangents]] = {
     "segsum": _segsum,
     "segprod": _segprod,
     "mask": _mask,
+    "span_contract": _span_contract,
+    "span_factors": _lowered,
+    "span_product": _lowered,
+    "solve": _solve,
+    "unit_inverse": _unit_inverse,
     "scan": adjoint,
-    "scan_end": _scan_end,
+    "scan_end": _lowered,
     "scan_block": blocks.adjoint,
     "previous": _previous,
 }

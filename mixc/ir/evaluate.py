@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from mixc.ir.blocks import run_block
-from mixc.ir.node import COL, ROW, Node, postorder
+from mixc.ir.node import COL, LEVEL, ROW, Node, make, postorder
 from mixc.ir.ops import OPS
 from mixc.ir.scans import run_scan, shift
 
@@ -215,6 +215,77 @@ def _seg(fn: Callable[..., torch.Tensor], one: float, outside: float) -> Callabl
     return run
 
 
+def _span_contract(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
+    x, y, g = node.args
+    dims = (ROW, *(d for d in g.dims if d != ROW))
+    span = make("segsum", make("saved", name="g", dims=dims), reach=node.attr("reach"))
+    seg = _seg(torch.cumsum, 0.0, -math.inf)(span, [align(args[2], g.dims, dims, env.batch)], env)
+    letters = {d: chr(ord("A") + i) for i, d in enumerate(dict.fromkeys((*x.dims, *y.dims, *span.dims)))}
+    terms = ",".join("..." + "".join(letters[d] for d in n.dims) for n in (x, y, span))
+    return torch.einsum(f"{terms}->...{''.join(letters[d] for d in node.dims)}", args[0], args[1], seg.exp())
+
+
+def half_blocks(rows: int, level: int, device: Any = None) -> torch.Tensor:
+    """[t]: the half block of 2 ** level rows that a row lies in; even ones come earlier in their block."""
+    return torch.arange(rows, device=device) >> level
+
+
+def _span_factors(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
+    rows, b, (g,) = env.sizes[ROW], env.batch, args
+    axis = node.args[0].dims.index(ROW)
+    t = torch.arange(rows, device=g.device)
+    found = []
+    for level in range(env.sizes[LEVEL]):
+        half = half_blocks(rows, level, g.device)
+        since = (half[:, None] == half) & ((t <= t[:, None]) if node.attr("reach") != "excl" else (t < t[:, None]))
+        until = (half[:, None] == half) & (t > t[:, None])
+        counts = torch.where((half % 2 == 1)[:, None], since, until).to(g.dtype)
+        total = torch.tensordot(counts, g.expand(*g.shape[:b + axis], rows, *g.shape[b + axis + 1:]), ([1], [b + axis]))
+        found.append(total.movedim(0, b + axis).exp())
+    return torch.stack(found, b)
+
+
+def _span_product(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
+    x, y, F = node.args
+    rows, b = env.sizes[ROW], env.batch
+    features = tuple(d for d in F.dims if d not in (ROW, LEVEL))
+    f = align(args[2], F.dims, (LEVEL, ROW, *features), b)
+    span: Any = 0
+    for level in range(env.sizes[LEVEL]):
+        half = half_blocks(rows, level, f.device)
+        meet = (half[:, None] == half + 1) & (half % 2 == 0)
+        at = f.select(b, level)
+        span = span + meet.reshape(rows, rows, *[1] * len(features)) * at.unsqueeze(b + 1) * at.unsqueeze(b)
+    letters = {d: chr(ord("A") + i) for i, d in enumerate(dict.fromkeys((*x.dims, *y.dims, ROW, COL)))}
+    terms = ",".join("..." + "".join(letters[d] for d in dims) for dims in (x.dims, y.dims, (ROW, COL, *features)))
+    return torch.einsum(f"{terms}->...{''.join(letters[d] for d in node.dims)}", args[0], args[1], span)
+
+
+def _solve(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
+    """By substitution; columns of y are all its dims that L has not."""
+    (L, y), b, (l, x) = node.args, env.batch, args
+    own = [d for d in L.dims if d not in (ROW, COL)]
+    rest = [d for d in y.dims if d != ROW and d not in own]
+    l = l.permute(*range(b), *(b + L.dims.index(d) for d in (*own, ROW, COL)))
+    x = x.permute(*range(b), *(b + y.dims.index(d) for d in (*own, ROW, *rest)))
+    x = x.expand(*torch.broadcast_shapes(x.shape[:b], l.shape[:b]), *x.shape[b:])
+    columns = x.flatten(b + len(own) + 1) if rest else x.unsqueeze(-1)
+    found = torch.linalg.solve_triangular(l.mT if node.attr("transposed") else l, columns,
+                                          upper=bool(node.attr("transposed")), unitriangular=True)
+    found = found.reshape(x.shape)
+    order = (*own, ROW, *rest)
+    return found.permute(*range(b), *(b + order.index(d) for d in y.dims))
+
+
+def _unit_inverse(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
+    (L,), b, (l,) = node.args, env.batch, args
+    order = (*(d for d in L.dims if d not in (ROW, COL)), ROW, COL)
+    l = l.permute(*range(b), *(b + L.dims.index(d) for d in order))
+    eye = torch.eye(l.shape[-1], dtype=l.dtype, device=l.device).expand(l.shape)
+    found = torch.linalg.solve_triangular(l, eye, upper=False, unitriangular=True)
+    return found.permute(*range(b), *(b + order.index(d) for d in node.dims))
+
+
 def _mask(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
     seen = reach_mask(env.sizes[ROW], node.attr("keep"), args[0].device)
     seen = align(seen.reshape(*[1] * env.batch, *seen.shape), (ROW, COL), node.dims, env.batch)
@@ -275,6 +346,11 @@ _STRUCTURAL: dict[str, Callable[[Node, list[torch.Tensor], Env], torch.Tensor]] 
     "segsum": _seg(torch.cumsum, 0.0, -math.inf),
     "segprod": _seg(torch.cumprod, 1.0, 0.0),
     "mask": _mask,
+    "span_contract": _span_contract,
+    "span_factors": _span_factors,
+    "span_product": _span_product,
+    "solve": _solve,
+    "unit_inverse": _unit_inverse,
     "scan": _scan,
     "scan_end": _scan,
     "scan_block": _scan_block,

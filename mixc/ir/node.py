@@ -18,6 +18,7 @@ from mixc.errors import Span
 # The time axes inside a chunk.  User names never start with an underscore.
 ROW = "_t"  # the row that reads (and, in token tensors, the token itself)
 COL = "_s"  # the row that wrote
+LEVEL = "_l"  # halvings of a chunk: 1, 2, 4, ... rows
 
 
 @dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)

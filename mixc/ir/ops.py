@@ -100,6 +100,22 @@ def over_rows(args: Args, attrs: Attrs) -> tuple[str, ...]:
     return ("_t", *(d for d in union(args, attrs) if d != "_t"))
 
 
+def spanned(args: Args, attrs: Attrs) -> tuple[str, ...]:
+    x, y, g = args
+    out = tuple(attrs["out"])
+    have = {*x.dims, *y.dims}
+    if "_t" not in g.dims or not {*g.dims, *out, "_s"} - {"_l"} <= have:
+        raise TypeError(f"cannot contract {x} with {y} under the decay {g} to {out}")
+    return out
+
+
+def solved(args: Args, attrs: Attrs) -> tuple[str, ...]:
+    L, y = args
+    if not {"_t", "_s"} <= set(L.dims) or not set(L.dims) - {"_s"} <= set(y.dims):
+        raise TypeError(f"cannot solve {L} for {y}")
+    return y.dims
+
+
 def scanned(args: Args, attrs: Attrs) -> tuple[str, ...]:
     dims = ("_t", *attrs["dims"])
     if any(set(a.dims) - set(dims) for a in args):
@@ -229,6 +245,15 @@ OPS: dict[str, Op] = {
     "segprod": Op(1, pairwise, first, "product of the same rows; 0 for s > t (not incl: s >= t)", level="chunk"),
     "mask": Op(1, same, first, "x[t, s] where s <= t (keep incl), s < t (strict) or s == t (diag), else 0",
                linear_in=(0,), level="chunk"),
+    "span_contract": Op(3, spanned, joined, "sum of x * y * E; E[t, s, d] = exp(g[s+1] + ... + g[t]) where s < t, else "
+                        "0 (reach excl: to g[t-1]); g is [_t, d...]", linear_in=(0, 1), level="chunk"),
+    "span_factors": Op(1, lambda a, k: ("_l", *a[0].dims), first, "of the decays exp(g): what row t has of them since "
+                       "its half block of 2**l rows began (odd ones), or until it ends (even ones)", level="chunk"),
+    "span_product": Op(3, spanned, joined, "span_contract from its factors: halves meet at their border, level by "
+                       "level", level="chunk"),
+    "solve": Op(2, solved, joined, "u with (I + L) u = y, L strictly lower [_t, _s]; transposed: (I + L)^T",
+                linear_in=(1,), level="chunk"),
+    "unit_inverse": Op(1, same, first, "(I + L)^-1, L strictly lower [_t, _s]", level="chunk"),
     "scan": Op(3, scanned, joined, "h[t] = combine(a[t], h[t-1], b[t]) from a start; reverse: from the last row",
                level="chunk"),
     "scan_end": Op(2, lambda a, k: k["dims"], joined, "what a scan leaves when nothing comes in", level="chunk"),

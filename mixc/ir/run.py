@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from mixc.ir.evaluate import Env, evaluate
-from mixc.ir.node import COL, ROW, Node
+from mixc.ir.node import COL, LEVEL, ROW, Node
 from mixc.ir.program import Program
 
 Tensors = dict[str, torch.Tensor]
@@ -82,7 +82,7 @@ def run_chunks(program: Program, tensors: Tensors, states: Tensors, sizes: dict[
         box: list[Env] = []
         incoming = starts[n] if starts is not None else carried
         leaf = _leaf(program, tensors, incoming, carried, consts or {}, start, C, H, box)
-        box.append(Env(leaf, {**sizes, ROW: C, COL: C, "_u": C}, dtype=dtype,
+        box.append(Env(leaf, {**sizes, ROW: C, COL: C, "_u": C, LEVEL: max(1, (C - 1).bit_length())}, dtype=dtype,
                        live=(torch.arange(start, start + C) < T).reshape(1, 1, C)))
         result.starts.append(dict(carried))
         values = evaluate(program.values(), box[0])

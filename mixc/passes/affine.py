@@ -1,13 +1,13 @@
 """How a value depends on the state that the previous token left.
 
-A state-valued node x is *direct affine* in S when
+A node x with the state's dims is *affine* in S when
 
-    x = decay * S_prev + sum_p coef_p * write_p
+    x = decay * S_prev + sum_w coef_w * write_w
 
-with a decay and coefs that do not read S and act element by element, and writes that are
-products of factors without S.  `AffineForms` finds that by walking the Step's DAG, operation by
-operation; where no rule keeps the form the node is a *read*, and whether a read may enter the
-update decides the form of the state.
+with a decay and coefs that do not read S and act entry by entry, and writes that are outer products.  One factor
+of a write, its *value*, may be affine in what is read of the state: that is a low-rank term,
+`beta * k * (v - k @ S)`.  `AffineForms` finds all this by walking the Step's DAG, operation by operation; where no
+rule keeps the form, that node is to blame.
 """
 
 from __future__ import annotations
@@ -15,19 +15,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from mixc.ir.build import is_number, maybe_add, maybe_mul, where
+from mixc.ir.build import contract, is_number, maybe_mul, where
 from mixc.ir.node import Node, depends, make, number
 from mixc.ir.program import Decl
 
 
 @dataclass(frozen=True, eq=False)
 class Write:
-    """An outer product added to the state: factors, each a value without the state. Compared by identity."""
+    """An outer product added to the state: factors without the state, and a value that reads it, if one does.
+    Compared by identity."""
 
     factors: tuple[Node, ...]
+    value: ReadForm | None = None
 
     def __repr__(self) -> str:
-        return " * ".join(map(repr, self.factors))
+        return " * ".join(map(repr, self.factors)) + (" * (a value that reads the state)" if self.value else "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,13 +40,48 @@ class Affine:
     writes: dict[Write, Node | None] = field(default_factory=dict)
 
     def scaled(self, c: Node) -> Affine:
-        return Affine(maybe_mul(c, self.decay), {w: maybe_mul(c, e) for w, e in self.writes.items()})
+        if is_number(c, 1.0):
+            return self
+        decay = self.decay if self.decay is not None and is_number(self.decay, 0.0) else maybe_mul(c, self.decay)
+        return Affine(decay, {w: maybe_mul(c, e) for w, e in self.writes.items()})
 
     def plus(self, other: Affine) -> Affine:
         writes = dict(self.writes)
         for w, e in other.writes.items():
             writes[w] = _sum(writes[w], e) if w in writes else e
         return Affine(_sum(self.decay, other.decay), writes)
+
+
+@dataclass(frozen=True)
+class Read:
+    """sum of query * x over the dims that `node` lacks; x is affine in the state, query None is 1."""
+
+    node: Node
+    query: Node | None
+    x: Node
+
+
+@dataclass(frozen=True, eq=False)
+class ReadForm:
+    """constant + sum coef * read, entry by entry; None: a constant of 0, a coef of 1."""
+
+    constant: Node | None
+    coefs: dict[Read, Node | None] = field(default_factory=dict)
+
+    def scaled(self, c: Node | None) -> ReadForm:
+        if c is None:
+            return self
+        while c.op == "expand":  # what it multiplies has its dims
+            c = c.args[0]
+        return ReadForm(None if self.constant is None else c * self.constant,
+                        {r: maybe_mul(c, e) for r, e in self.coefs.items()})
+
+    def plus(self, other: ReadForm) -> ReadForm:
+        coefs = dict(self.coefs)
+        for r, e in other.coefs.items():
+            coefs[r] = _sum(coefs[r], e) if r in coefs else e
+        constants = [c for c in (self.constant, other.constant) if c is not None]
+        return ReadForm(constants[0] + constants[1] if len(constants) == 2 else next(iter(constants), None), coefs)
 
 
 def _sum(a: Node | None, b: Node | None) -> Node | None:
@@ -57,21 +94,23 @@ def _sum(a: Node | None, b: Node | None) -> Node | None:
 
 
 class AffineForms:
-    """The forms of all nodes that are direct affine in one state.
+    """The forms of all nodes that are affine in one state.
 
     Args:
         state: its declaration. roots: every value of the step, so that dependence is known.
     """
 
     def __init__(self, state: Decl, roots: list[Node]):
-        self.state = state
+        self.state, self.dims = state, set(state.dims)
         self.leaf = state.leaf()
         self.reads = depends(roots, [self.leaf])
         self.forms: dict[Node, Affine | None] = {}
+        self.values: dict[Node, ReadForm | None] = {}
 
     def free(self, node: Node) -> bool:
         return node not in self.reads
 
+    # ------------------------------------------------------------ nodes with the dims of the state
     def form(self, node: Node) -> Affine | None:
         """The affine form of a node with the state's dims, or None."""
         if node not in self.forms:
@@ -82,31 +121,133 @@ class AffineForms:
         if node is self.leaf:
             return Affine(None)
         if self.free(node):
-            return self._constant(node)
-        if node.op == "where":
-            return self._where(node)
+            return Affine(number(0), {Write(p): None for p in outer_products(node, self.dims)})
         rule = _RULES.get(node.op)
-        return rule(self, node) if rule else None
+        found = rule(self, node) if rule else None
+        return found or self._correction(node)
 
-    def _constant(self, node: Node) -> Affine | None:
-        products = outer_products(node, set(self.state.dims))
-        return Affine(number(0), {Write(p): None for p in products})
-
-    def _where(self, node: Node) -> Affine | None:
-        cond, a, b = node.args
-        if not self.free(cond):
+    def _correction(self, node: Node) -> Affine | None:
+        """Outer products one factor of which reads the state."""
+        if not set(node.dims) <= self.dims:
             return None
-        x, y = self.form(a), self.form(b)
-        if x is None or y is None:
+        products = self._products(node)
+        return None if products is None else Affine(number(0), dict.fromkeys(products))
+
+    def _products(self, node: Node) -> list[Write] | None:
+        """A value as a sum of outer products, each with a factor that may read the state."""
+        if self.free(node):
+            return [Write(p) for p in outer_products(node, self.dims)]
+        value = self.value(node)
+        if value is not None and not any(self.summed(r) & set(node.dims) for r in value.coefs):
+            return [Write((), value)]
+        a = node.args
+        if node.op in ("add", "sub"):
+            sides = [self._products(x) for x in a]
+            if sides[0] is None or sides[1] is None:
+                return None
+            minus = () if node.op == "add" else (number(-1),)
+            return sides[0] + [Write((*minus, *w.factors), w.value) for w in sides[1]]
+        if node.op == "neg":
+            return self._times((number(-1),), a[0])
+        if node.op == "expand":
+            return self._products(a[0])
+        if node.op == "div" and self.free(a[1]):
+            return self._times((1.0 / a[1],), a[0])
+        if node.op == "mul":
+            for x, c in (a, a[::-1]):
+                if self.free(c):
+                    found = [self._times(p, x) for p in outer_products(c, self.dims)]
+                    return None if any(f is None for f in found) else [w for f in found for w in f or ()]
+        if node.op == "where" and self.free(a[0]) and not set(a[0].dims) & self.dims:
+            yes, no = make("to_number", a[0]), make("to_number", make("not", a[0]))
+            left, right = self._times((yes,), a[1]), self._times((no,), a[2])
+            return None if left is None or right is None else left + right
+        return None
+
+    def _times(self, factors: tuple[Node, ...], node: Node) -> list[Write] | None:
+        inner = self._products(node)
+        return None if inner is None else [Write((*factors, *w.factors), w.value) for w in inner]
+
+    # ------------------------------------------------------------ values that read the state
+    def value(self, node: Node) -> ReadForm | None:
+        """A value as constant + sum coef * read, or None."""
+        if node not in self.values:
+            self.values[node] = ReadForm(node) if self.free(node) else self._value(node)
+        return self.values[node]
+
+    def _value(self, n: Node) -> ReadForm | None:
+        a = n.args
+        if n.op in ("contract", "sum"):
+            read = self.read(n)
+            return ReadForm(None, {read: None}) if read is not None else self._contracted(n)
+        if n.op in ("add", "sub"):
+            x, y = (self.value(b) for b in a)
+            return None if x is None or y is None else x.plus(y.scaled(number(-1)) if n.op == "sub" else y)
+        if n.op == "neg":
+            x = self.value(a[0])
+            return x and x.scaled(number(-1))
+        if n.op == "mul":
+            for b, c in (a, a[::-1]):
+                if self.free(c):
+                    x = self.value(b)
+                    return x and x.scaled(c)
+        if n.op == "div" and self.free(a[1]):
+            x = self.value(a[0])
+            return x and x.scaled(1.0 / a[1])
+        if n.op == "expand":
+            return self.value(a[0])
+        if n.op == "where" and self.free(a[0]):
+            x, y = self.value(a[1]), self.value(a[2])
+            yes, no = where(a[0], 1.0, 0.0), where(a[0], 0.0, 1.0)
+            return None if x is None or y is None else x.scaled(yes).plus(y.scaled(no))
+        return None
+
+    def summed(self, r: Read) -> set[str]:
+        """The dims of the state over which a read sums."""
+        return self.dims - set(r.node.dims)
+
+    def read(self, n: Node) -> Read | None:
+        """A contraction of a value that is affine in the state with one that is free, or a sum over its dims."""
+        for i in sorted(range(len(n.args)), key=lambda i: -len(n.args[i].dims)):
+            x, others = n.args[i], [a for j, a in enumerate(n.args) if j != i]
+            if self.free(x) or not all(map(self.free, others)):
+                continue
+            query = others[0] if others else None
+            if self.form(x) is None and n.op == "sum" and x.op == "mul":  # a query with dims of its own
+                for y, c in (x.args, x.args[::-1]):
+                    if self.free(c) and self.form(y) is not None:
+                        return Read(n, c, y)
+            while x.op == "mul" and n.op == "sum":  # sum[K](q * S)
+                y, c = x.args if self.free(x.args[1]) else x.args[::-1]
+                if not self.free(c) or self.form(y) is None or set(y.dims) != self.dims:
+                    break
+                x, query = y, maybe_mul(query, c)
+            if self.form(x) is not None and set(x.dims) == self.dims:
+                return Read(n, query, x)
+        return None
+
+    def _contracted(self, n: Node) -> ReadForm | None:
+        """sum over more dims of a value that reads the state: (y @ S) @ u is one read, with the query y * u."""
+        a, *others = sorted(n.args, key=self.free)
+        if self.free(a) or not all(map(self.free, others)):
             return None
-        yes, no = where(cond, 1.0, 0.0), where(cond, 0.0, 1.0)
-        one, zero = number(1), number(0)
-        kept = Affine(number(0), {**{w: maybe_mul(yes, e) for w, e in x.writes.items()},
-                                  **{w: maybe_mul(no, e) for w, e in y.writes.items()}})
-        decay = where(cond, x.decay or one, y.decay or one) if (x.decay or one) is not (y.decay or one) else x.decay
-        return Affine(decay if decay is None or not is_number(decay, 0.0) else zero, kept.writes)
+        x = self.value(a)
+        if x is None:
+            return None
+        factor = others[0] if others else number(1)
+
+        def summed(c: Node) -> Node:
+            return contract(c, factor, n.dims)
+
+        def query(r: Read, c: Node | None) -> Node:
+            q = maybe_mul(r.query, c) or number(1)
+            inside = dict.fromkeys((*q.dims, *factor.dims))
+            return contract(q, factor, [d for d in inside if d in self.dims or d in n.dims])
+        reads: dict[Read, Node | None] = {Read(n, query(r, c), r.x): None for r, c in x.coefs.items()}
+        return ReadForm(None if x.constant is None else summed(x.constant), reads)
 
 
+# ---------------------------------------------------------------- one rule an op that keeps the affine form
 def _add(forms: AffineForms, n: Node) -> Affine | None:
     a, b = (forms.form(x) for x in n.args)
     return None if a is None or b is None else a.plus(b)
@@ -124,7 +265,7 @@ def _neg(forms: AffineForms, n: Node) -> Affine | None:
 
 def _mul(forms: AffineForms, n: Node) -> Affine | None:
     for x, c in (n.args, n.args[::-1]):
-        if forms.free(c) and set(c.dims) <= set(forms.state.dims):
+        if forms.free(c) and set(c.dims) <= forms.dims and set(x.dims) == forms.dims:
             a = forms.form(x)
             return None if a is None else a.scaled(c)
     return None
@@ -132,14 +273,29 @@ def _mul(forms: AffineForms, n: Node) -> Affine | None:
 
 def _div(forms: AffineForms, n: Node) -> Affine | None:
     x, c = n.args
-    if not forms.free(c):
+    if not forms.free(c) or set(x.dims) != forms.dims:
         return None
     a = forms.form(x)
     return None if a is None else a.scaled(1.0 / c)
 
 
+def _where(forms: AffineForms, n: Node) -> Affine | None:
+    cond, a, b = n.args
+    if not forms.free(cond):
+        return None
+    x, y = forms.form(a), forms.form(b)
+    if x is None or y is None:
+        return None
+    yes, no = where(cond, 1.0, 0.0), where(cond, 0.0, 1.0)
+    kept = Affine(number(0), {w: maybe_mul(yes, e) for w, e in x.writes.items()}).plus(
+        Affine(number(0), {w: maybe_mul(no, e) for w, e in y.writes.items()}))
+    one = number(1)
+    decay = where(cond, x.decay or one, y.decay or one) if (x.decay or one) is not (y.decay or one) else x.decay
+    return Affine(decay, kept.writes)
+
+
 _RULES: dict[str, Callable[[AffineForms, Node], Affine | None]] = {
-    "add": _add, "sub": _sub, "neg": _neg, "mul": _mul, "div": _div,
+    "add": _add, "sub": _sub, "neg": _neg, "mul": _mul, "div": _div, "where": _where,
 }
 
 
@@ -168,4 +324,4 @@ def outer_products(node: Node, dims: set[str]) -> list[tuple[Node, ...]]:
     return [(node,)]
 
 
-__all__ = ["Affine", "AffineForms", "Write", "maybe_add", "outer_products"]
+__all__ = ["Affine", "AffineForms", "Read", "ReadForm", "Write", "outer_products"]

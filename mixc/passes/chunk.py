@@ -14,10 +14,11 @@ with decay: Sun et al. 2023, arXiv 2307.08621; Dao and Gu 2024, arXiv 2405.21060
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from mixc.ir.build import at_col, contract, expand, make, maybe_add, maybe_mul, product, total
-from mixc.ir.node import COL, ROW, Node, is_number, number, postorder
+from mixc.ir.build import at_col, contract, expand, make, maybe_add, maybe_mul, product, rename, total
+from mixc.ir.node import COL, ROW, Node, is_number, number
 from mixc.ir.program import Decl, Program, Result
 from mixc.ir.ranges import proving
 from mixc.passes.affine import Affine, AffineForms, Write
@@ -27,6 +28,10 @@ from mixc.passes.context import context, has_context
 from mixc.passes.decay import Decay
 from mixc.passes.planes import is_complex, planes
 from mixc.passes.scan import ScanState
+from mixc.passes.separate import factors_of
+
+Dims = tuple[str, ...]
+Sides = tuple[Node | None, Node | None]
 
 
 def chunk(stages: Program) -> Program:
@@ -46,101 +51,248 @@ def chunk(stages: Program) -> Program:
 
 
 class _State:
-    """One state: its affine update and the decay over the chunk."""
+    """One state: its affine update, the decay over the chunk, and what is written, solved for where it reads."""
 
     def __init__(self, lift: _Lift, decl: Decl, forms: AffineForms):
-        self.lift, self.decl, self.forms = lift, decl, forms
+        self.lift, self.decl, self.forms, self.dims = lift, decl, forms, set(decl.dims)
         update = forms.form(lift.step.result("next", decl.name))
         assert update is not None
         self.update: Affine = update
-        self.decay = Decay.of(None if update.decay is None else lift(update.decay))
+        factors = [] if update.decay is None else factors_of(update.decay, self.dims)
+        assert factors is not None
+        self.decay = Decay.of(factors, decl.dims, lift)
+        self.written: dict[Write, list[Node]] = {}  # the lifted factors of every write
 
+    # ------------------------------------------------------------ factors on the side where they belong
+    def _sides(self, factors: list[Node], keys: set[str]) -> Sides:
+        """The product of factors with a dim in `keys`, and that of the others."""
+        inside = [f for f in factors if keys & set(f.dims)]
+        return product(inside), product(f for f in factors if f not in inside)
+
+    def _factors(self, weight: Node | None) -> list[Node]:
+        """A weight of the step, lifted, in factors where it separates."""
+        if weight is None:
+            return []
+        found = factors_of(weight, self.dims)
+        return [self.lift(f) for f in ([weight] if found is None else found)]
+
+    def _at(self, write: Write) -> list[Node]:
+        """What a write adds at its row: all its factors.  One that reads the state is solved for first."""
+        if write.value is not None and write not in self.written:
+            self.written |= solve_writes(self)
+        if write not in self.written:
+            self.written[write] = [self.lift(f) for f in write.factors]
+        return self.written[write]
+
+    # ------------------------------------------------------------ what the chunk leaves
     def next(self) -> Node:
-        """What the chunk leaves: the decayed state, and every write under the decays after it."""
-        first = self.decl.dims[:1]
+        """The decayed state, and every write under the decays after it."""
+        first = set(self.decl.dims[:1])
         value: Node | None = maybe_mul(self.decay.whole(), self.decl.leaf())
         for write, coef in self.update.writes.items():
-            weight = maybe_mul(self.decay.after(), None if coef is None else self.lift(coef))
-            left, right = self._split(write, set(first))
-            right = make("live", expand(maybe_mul(weight, right) or number(1), (ROW,)), fill=0.0)
+            left, right = self._sides([*self._at(write), *self._factors(coef)], first)
+            left = maybe_mul(self.decay.along(first).after(), left)
+            right = maybe_mul(self.decay.not_along(first).after(), right)
+            right = make("live", expand(right or number(1), (ROW,)), fill=0.0)
             added = total(right, (ROW,)) if left is None else contract(expand(left, (ROW,)), right, _present(
                 self.decl.dims, left, right))
             value = maybe_add(value, expand(added, self.decl.dims))
         assert value is not None
         return value
 
-    def _split(self, write: Write, keys: set[str]) -> tuple[Node | None, Node | None]:
-        """The factors with a dim in `keys`, and the others, each multiplied up (None: nothing, 1)."""
-        lifted = [self.lift(f) for f in write.factors]
-        return (product(f for f in lifted if keys & set(f.dims)), product(f for f in lifted if not keys & set(f.dims)))
-
-    def read(self, x: Affine, query: Node | None, out: tuple[str, ...]) -> Node:
+    # ------------------------------------------------------------ what a read finds
+    def read(self, x: Affine, query: Node | None, out: Dims, writes: Iterable[Write] | None = None) -> Node:
         """sum over the dims not in `out` of query * x, for every row: [_t, out...].
 
-        x: the form of the state where it is read.  query None: the state itself, nothing summed."""
-        summed = {d for d in self.decl.dims if d not in out}
-        value = self._carried(x, query, out)
-        for write, coef in self.update.writes.items():
-            keys, values = self._split(write, summed)
-            for scores in self._scores(x, write, coef, query, keys):
-                value = maybe_add(value, _spread(scores, values, out))
-        for write in x.writes:
-            assert write in self.update.writes, "a read sees only what the update keeps"
+        x: the form of the state where it is read.  query None: the state itself, nothing summed.
+        writes: those that count (default: all)."""
+        among = list(dict.fromkeys([*self.update.writes, *x.writes]) if writes is None else writes)
+        place = Place(self, x, query, out)
+        value = place.carried()
+        for write in among:
+            for term in place.terms(write):
+                value = maybe_add(value, term)
         return value if value is not None else expand(number(0), (ROW, *out))
 
-    def _carried(self, x: Affine, query: Node | None, out: tuple[str, ...]) -> Node | None:
-        """What the read finds of the state before the chunk."""
-        if x.decay is not None and is_number(x.decay, 0.0):
+
+class Place:
+    """A place in the body where the state is read: what it finds of the chunk's start, and of every write.
+
+    A write that the update keeps is found at later rows under the decays since (`strict` where the own row's decay
+    counts, `excl` where it comes after the read); at the own row it is found if it was executed before."""
+
+    def __init__(self, state: _State, x: Affine, query: Node | None, out: Dims):
+        self.state, self.x, self.out = state, x, out
+        self.summed = state.dims - set(out)
+        self.after = x.decay is state.update.decay
+        here = [] if self.after else state._factors(x.decay)
+        self.query = query
+        before, self.here = state._sides(here, self.summed)
+        if self.here is not None and not set(self.here.dims) & set(out):  # a number a row: with the query
+            before, self.here = maybe_mul(self.here, before), None
+        self.faded = maybe_mul(before, query)
+        self.reach = "strict" if self.after else "excl"
+
+    def carried(self) -> Node | None:
+        if self.x.decay is not None and is_number(self.x.decay, 0.0):
             return None
-        if x.decay is self.update.decay:
-            fade = self.decay.up_to(exclusive=False)
-        else:
-            fade = maybe_mul(self.decay.up_to(exclusive=True), None if x.decay is None else self.lift(x.decay))
-        query = maybe_mul(fade, query)
-        state = self.decl.leaf()
-        query = number(1) if query is None else query
-        return contract(expand(query, (ROW,)), state, (ROW, *out))
+        decay, fade = self.state.decay, not self.after
+        kept = decay.along(self.out)
+        query = maybe_mul(decay.not_along(self.out).up_to(fade), self.faded)
+        found = contract(expand(query if query is not None else number(1), (ROW,)), self.state.decl.leaf(),
+                         (ROW, *self.out))
+        return self._scaled(maybe_mul(kept.up_to(fade), found))
 
-    def _scores(self, x: Affine, write: Write, coef: Node | None, query: Node | None, keys: Node | None) -> list[Node]:
-        """[_t, _s, ...]: how much of what row s wrote the read at row t finds; a second term for the own row."""
-        own, seen = x.writes.get(write), write in x.writes
-        after = x.decay is self.update.decay
-        past = at_col(self.lift(coef)) if coef is not None else None
-        if after and seen and own is coef:
-            return [maybe_mul(past, self.decay.over(_pair(query, keys), "incl")) or number(1)]
-        scores = self.decay.over(_pair(query, keys), "strict" if after else "excl")
-        if not after and x.decay is not None:
-            scores = scores * self.lift(x.decay)
-        terms = [scores if past is None else scores * past]
+    def _scaled(self, found: Node | None) -> Node:
+        found = maybe_mul(self.here, found)
+        assert found is not None
+        return found
+
+    def terms(self, write: Write) -> Iterator[Node]:
+        """[_t, out...]: what the read finds of a write at earlier rows, and at its own."""
+        state, at = self.state, self.state._at(write)
+        coef, kept = state.update.writes.get(write), write in state.update.writes
+        own, seen = self.x.writes.get(write), write in self.x.writes
+        keys, values = state._sides([*at, *state._factors(coef)], self.summed)
+        if self.after and kept and seen and own is coef and state.decay.scalar:
+            scores = state.decay.scores(self.query, keys, self.summed, "incl")
+            yield state.decay.spread(scores, values, self.out, "incl")
+            return
+        if kept:
+            scores = state.decay.scores(self.faded, keys, self.summed, self.reach)
+            yield self._scaled(state.decay.spread(scores, values, self.out, self.reach))
         if seen:
-            pair = _pair(query, keys)
-            diagonal = make("mask", expand(number(1), (ROW, COL)) if pair is None else pair, keep="diag")
-            terms.append(diagonal if own is None else diagonal * self.lift(own))
-        return terms
+            keys, values = state._sides([*at, *state._factors(own)], self.summed)
+            yield expand(maybe_mul(self._meet(keys), values) or number(1), (ROW, *self.out))
+
+    def _meet(self, keys: Node | None) -> Node | None:
+        """[_t, ...]: query times keys at the own row, summed."""
+        if self.query is None and keys is None:
+            return None
+        both = [expand(x if x is not None else number(1), (ROW,)) for x in (self.query, keys)]
+        out = [d for d in dict.fromkeys((*both[0].dims, *both[1].dims)) if d not in self.summed]
+        alone = [d for d in self.summed if not any(d in x.dims for x in both)]
+        found = contract(both[0], both[1], out)
+        for d in alone:
+            found = found * make("size", dim=d)
+        return found
+
+    def matrix(self, write: Write, keys: list[Node]) -> Node:
+        """[_t, _s, ...]: how much of the value that row s wrote the read at row t finds.
+
+        keys: the other factors of the write, lifted."""
+        state = self.state
+        coef, kept = state.update.writes.get(write), write in state.update.writes
+        own, seen = self.x.writes.get(write), write in self.x.writes
+        if self.after and kept and seen and own is coef and state.decay.scalar:
+            return self._to_columns(self.query, [*keys, *state._factors(coef)], "incl")
+        found: Node | None = None
+        if kept:
+            found = self._to_columns(self.faded, [*keys, *state._factors(coef)], self.reach)
+            found = maybe_mul(self.here, found)
+        if seen:
+            left, right = state._sides([*keys, *state._factors(own)], self.summed)
+            row = expand(maybe_mul(self._meet(left), right) or number(1), (ROW,))
+            found = maybe_add(found, make("mask", expand(row, (ROW, COL)), keep="diag"))
+        assert found is not None
+        return found
+
+    def _to_columns(self, query: Node | None, factors: list[Node], reach: str) -> Node:
+        decay = self.state.decay
+        keys, values = self.state._sides(factors, self.summed)
+        scores = decay.scores(query, keys, self.summed, reach)
+        scores = total(scores, [d for d in scores.dims if d in self.summed])
+        span = decay.along(self.out).span(reach)
+        return maybe_mul(None if values is None else at_col(expand(values, (ROW,))), maybe_mul(span, scores)) or scores
 
 
-def _pair(query: Node | None, keys: Node | None) -> Node | None:
-    """query[t] . keys[s] -> [_t, _s, dims that are kept]; None is 1."""
-    if query is None and keys is None:
-        return None
-    q = expand(number(1) if query is None else query, (ROW,))
-    k = at_col(expand(number(1) if keys is None else keys, (ROW,)))
-    summed = set(q.dims) & set(k.dims)
-    left = total(q, [d for d in q.dims if d in summed and d not in k.dims])
-    return contract(left, k, (ROW, COL, *[d for d in q.dims if d not in summed and d != ROW]))
+def solve_writes(state: _State) -> dict[Write, list[Node]]:
+    """The factors of every write that reads the state: its value is found from a unit triangular system.
+
+    value_i[t] = b_i[t] + sum_j sum_s N_ij[t, s] value_j[s]; j runs over these writes, s over rows before t, and the
+    own row where j was executed before i.  Block elimination in that order; no pivot differs from 1."""
+    forms, lift = state.forms, state.lift
+    writes = in_order([w for w in state.update.writes if w.value is not None], forms)
+    summed = {d for w in writes for r in (w.value.coefs if w.value else ()) for d in forms.summed(r)}
+    dims = tuple(d for d in state.decl.dims if d not in summed)
+    keys = {w: [lift(f) for f in w.factors if summed & set(f.dims)] for w in writes}
+    reads = [r for w in writes for r in (w.value.coefs if w.value else ())]
+    seen = [w for r in reads for w in (forms.form(r.x) or state.update).writes]
+    others = [w for w in dict.fromkeys([*state.update.writes, *seen]) if w.value is None]
+    b: list[Node] = []
+    N: list[dict[int, Node]] = []
+    for w in writes:
+        assert w.value is not None
+        scale = product(lift(f) for f in w.factors if not summed & set(f.dims))
+        value, row = None if w.value.constant is None else lift(w.value.constant), dict[int, Node]()
+        for r, c in w.value.coefs.items():
+            x = forms.form(r.x)
+            assert x is not None
+            query, coef = None if r.query is None else lift(r.query), None if c is None else lift(c)
+            place = Place(state, x, query, r.node.dims)
+            value = maybe_add(value, maybe_mul(coef, state.read(x, query, r.node.dims, others)))
+            for j, other in enumerate(writes):
+                if other in state.update.writes or other in x.writes:
+                    entry = maybe_mul(maybe_mul(coef, scale), place.matrix(other, keys[other]))
+                    assert entry is not None
+                    row[j] = row[j] + entry if j in row else entry
+        assert value is not None
+        b.append(expand(maybe_mul(scale, value) or number(1), (ROW, *dims)))
+        N.append(row)
+    return {w: [*keys[w], z] for w, z in zip(writes, eliminate(N, b), strict=True)}
 
 
-def _spread(scores: Node, values: Node | None, out: tuple[str, ...]) -> Node:
-    """scores[t, s] applied to the values written at s -> [_t, out...]."""
-    scores = total(scores, [d for d in scores.dims if d not in (ROW, COL, *out)])
-    if values is None:
-        return expand(total(scores, (COL,)), (ROW, *out))
-    column = at_col(expand(values, (ROW,)))
-    present = tuple(d for d in out if d in scores.dims or d in column.dims)
-    return expand(contract(scores, column, (ROW, *present)), (ROW, *out))
+def in_order(writes: list[Write], forms: AffineForms) -> list[Write]:
+    """Writes so that each stands behind those that its value sees at its own row."""
+    found: list[Write] = []
+
+    def visit(w: Write) -> None:
+        if w in found or w.value is None:
+            return
+        for r in w.value.coefs:
+            x = forms.form(r.x)
+            for other in x.writes if x is not None else ():
+                if other is not w:
+                    visit(other)
+        found.append(w)
+    for w in writes:
+        visit(w)
+    return [w for w in found if w in writes]
 
 
-def _present(dims: tuple[str, ...], *nodes: Node) -> tuple[str, ...]:
+def eliminate(N: list[dict[int, Node]], b: list[Node]) -> list[Node]:
+    """z with z_i = b_i + sum_j N_ij z_j, N_ii and N_ij for j > i being strictly lower."""
+    n = len(b)
+    N = [dict(row) for row in N]
+    b = list(b)
+    across: list[dict[int, Node]] = []
+    for i in range(n):
+        own = N[i].pop(i, None)
+        if own is not None:
+            b[i] = make("solve", -own, b[i], transposed=False)
+            N[i] = {j: make("solve", -own, x, transposed=False) if j > i else x for j, x in N[i].items()}
+        across.append({j: x for j, x in N[i].items() if j > i})
+        for k in range(i + 1, n):
+            through = N[k].pop(i, None)
+            if through is None:
+                continue
+            b[k] = b[k] + _times(through, b[i])
+            for j, x in across[i].items():
+                more = contract(rename(through, **{COL: "_u"}), rename(x, **{ROW: "_u"}), through.dims)
+                N[k][j] = N[k][j] + more if j in N[k] else more
+    z: dict[int, Node] = {}
+    for i in reversed(range(n)):
+        z[i] = b[i]
+        for j, x in across[i].items():
+            z[i] = z[i] + _times(x, z[j])
+    return [z[i] for i in range(n)]
+
+
+def _times(matrix: Node, z: Node) -> Node:
+    return contract(matrix, at_col(z), z.dims)
+
+
+def _present(dims: Dims, *nodes: Node) -> Dims:
     return tuple(d for d in dims if any(d in n.dims for n in nodes))
 
 
@@ -162,26 +314,18 @@ class _Lift:
                 self.scans |= {name: BlockState(block, i) for i, name in enumerate(g.states)}
         self.scanned = {step.result("next", name): name for name in scans}
         self.forms = {s.name: AffineForms(s, roots) for s in step.states if s.name not in scans}
-        self.order = list(postorder(roots))
 
     def __call__(self, node: Node) -> Node:
         if node not in self.done:
-            for n in postorder([node]):
-                if n not in self.done and not self._state_valued(n):
-                    self.done[n] = self._lift(n)
-            if node not in self.done:
-                self.done[node] = self._whole_state(node)
+            self.done[node] = self._whole_state(node) if self._of(node) is not None else self._lift(node)
         return self.done[node]
 
     def _of(self, node: Node) -> str | None:
         """The state of which the node is a (decayed, updated) copy, if it is one."""
         for name, forms in self.forms.items():
-            if not forms.free(node) and forms.form(node) is not None:
+            if not forms.free(node) and set(node.dims) == forms.dims and forms.form(node) is not None:
                 return name
         return None
-
-    def _state_valued(self, node: Node) -> bool:
-        return self._of(node) is not None
 
     def state(self, name: str) -> _State:
         if name not in self.states:
@@ -219,14 +363,12 @@ class _Lift:
 
     def _read(self, node: Node) -> Node | None:
         """A contraction with a state, or a sum over its dims."""
-        for i in sorted(range(len(node.args)), key=lambda i: -len(node.args[i].dims)):
-            name = self._of(node.args[i])
-            if name is None:
-                continue
-            state, others = self.state(name), [a for j, a in enumerate(node.args) if j != i]
-            form = state.forms.form(node.args[i])
-            assert form is not None
-            return state.read(form, self(others[0]) if others else number(1), node.dims)
+        for name, forms in self.forms.items():
+            r = None if forms.free(node) else forms.read(node)
+            if r is not None:
+                form = forms.form(r.x)
+                assert form is not None
+                return self.state(name).read(form, number(1) if r.query is None else self(r.query), node.dims)
         return None
 
     def program(self) -> Program:

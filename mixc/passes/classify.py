@@ -20,6 +20,7 @@ from mixc.passes.block import reason as coupled_reason
 from mixc.passes.context import context
 from mixc.passes.planes import is_complex, part_names, planes
 from mixc.passes.scan import is_scan, reason
+from mixc.passes.separate import factors_of
 
 
 def classify(step: Program) -> Program:
@@ -77,7 +78,10 @@ def _group(step: Program, names: list[str]) -> Group:
         return Group((state.name,), "scan", reason(state, scan))
     refusal = why_not_chunk(step, state)
     if refusal is None:
-        return Group((state.name,), "chunk", _reason(affine_update(step, state)))
+        forms = affine_forms(step, state)
+        form = forms.form(step.result("next", state.name))
+        assert form is not None
+        return Group((state.name,), "chunk", _reason(form, forms))
     return Group((state.name,), "sequential", refusal[0])
 
 
@@ -85,20 +89,19 @@ def affine_forms(step: Program, state: Decl) -> AffineForms:
     return AffineForms(state, step.values())
 
 
-def affine_update(step: Program, state: Decl) -> Affine:
-    form = affine_forms(step, state).form(step.result("next", state.name))
-    assert form is not None
-    return form
-
-
-def _reason(form: Affine) -> str:
-    decay = "no decay" if form.decay is None else "a decay that is the same for the whole state"
+def _reason(form: Affine, forms: AffineForms) -> str:
+    along = [d for d in forms.state.dims if form.decay is not None and d in form.decay.dims]
+    decay = "no decay" if form.decay is None else f"a decay that differs along {', '.join(along)}" if along else \
+        "a decay that is the same for the whole state"
     n = len(form.writes)
-    return f"affine in itself, with {decay} and {n} outer product{'s' if n != 1 else ''} written"
+    low = sum(w.value is not None for w in form.writes)
+    of_rank = f", {low} of which read{'s' if low == 1 else ''} it (rank {low})" if low else ""
+    return f"affine in itself, with {decay} and {n} outer product{'s' if n != 1 else ''} written{of_rank}"
 
 
 def why_not_chunk(step: Program, state: Decl) -> tuple[str, Span | None] | None:
-    """None if the state is affine with a scalar decay; else the term to blame, and where it stands."""
+    """None if the state is affine with a separable decay, writes outer products, and is corrected along one side; else
+    the term to blame, and where it stands."""
     if state.kind == "complex":
         return f"{state.name} is complex", state.span
     forms = affine_forms(step, state)
@@ -107,21 +110,33 @@ def why_not_chunk(step: Program, state: Decl) -> tuple[str, Span | None] | None:
     if form is None:
         blame = _blame(forms, update)
         return f"the update of {state.name} is not affine in it: {text_of(blame)}", blame.span
-    if form.decay is not None and form.decay.dims:
-        where = ", ".join(form.decay.dims)
-        return f"the decay of {state.name} differs along {where}: {text_of(form.decay)}", form.decay.span
+    if form.decay is not None and factors_of(form.decay, state.dims) is None:
+        where = ", ".join(d for d in form.decay.dims if d in state.dims)
+        return f"the decay of {state.name} does not separate over {where}: {text_of(form.decay)}", form.decay.span
     for write in form.writes:
         for f in write.factors:
-            shared = [d for d in f.dims if d in state.dims]
-            if len(shared) > 1:
+            if len(set(f.dims) & set(state.dims)) > 1:
                 return f"what is added to {state.name} is no sum of outer products: {text_of(f)}", f.span
+    return _two_sides(state, forms, form)
+
+
+def _two_sides(state: Decl, forms: AffineForms, form: Affine) -> tuple[str, Span | None] | None:
+    """Corrections along different dims, or with a weight that has the dims they sum over, form no triangular system
+    over rows."""
+    sides: dict[frozenset[str], Node] = {}
+    for w in form.writes:
+        for r in w.value.coefs if w.value is not None else ():
+            sides.setdefault(frozenset(forms.summed(r)), r.node)
+    if len(sides) > 1:
+        (_, a), (_, b) = list(sides.items())[:2]
+        return f"{state.name} is corrected along both sides: {text_of(a)} and {text_of(b)}", b.span
     return None
 
 
 def _blame(forms: AffineForms, node: Node) -> Node:
-    """The innermost node that lost the affine form although its arguments had it."""
+    """The innermost node that lost the form although its arguments had it."""
     while True:
-        bad = [a for a in node.args if not forms.free(a) and forms.form(a) is None]
+        bad = [a for a in node.args if not forms.free(a) and forms.form(a) is None and forms.value(a) is None]
         if not bad:
             return node
         node = bad[0]

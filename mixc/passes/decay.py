@@ -1,6 +1,7 @@
 """The decay of a state over the rows of a chunk: products over spans, in the log where there is one.
 
-With d_j the decay of row j, a chunk needs four things: the product over rows s+1..t for every
+A separable decay is a product of parts, each the same for the whole state or different along one of its dims.
+With d_j the part at row j, a chunk needs four things: the product over rows s+1..t for every
 pair (t, s), over all rows up to t, over all rows after s, and over the whole chunk.  In the log
 they are sums and every exponent is formed as a sum over its own span, so nothing cancels; a
 decay given as a number is multiplied out, so that 0, signs and growth are exact, and its gradient is
@@ -10,12 +11,14 @@ formed without dividing by it (`derivatives._segprod`).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from mixc.ir.build import cumprod, cumsum, exp, expand, make, maybe_mul, number, total, where
+from mixc.ir.build import at_col, contract, cumprod, cumsum, exp, expand, make, number, product, total, where
 from mixc.ir.node import COL, ROW, Node, is_number
 from mixc.ir.ranges import bounds
 
+Dims = tuple[str, ...]
 # exp(FORGET) is exactly 0 in fp32 and fp64, and sums of it stay finite: -inf as a log decay
 FORGET = -1.0e4
 
@@ -43,54 +46,161 @@ def log_of(d: Node) -> Node | None:
 
 
 @dataclass(frozen=True)
-class Decay:
-    """A scalar decay over a chunk. `log` or `value` is [_t]; both None: no decay."""
+class Part:
+    """One factor of a decay over a chunk, [_t] or [_t, dim]: a logarithm or the number itself."""
 
+    dims: Dims
     log: Node | None = None
     value: Node | None = None
 
-    @staticmethod
-    def of(d: Node | None) -> Decay:
-        """From the (lifted) decay of one row; None is 1."""
-        if d is None:
-            return Decay()
-        g = log_of(d)
-        if g is None:
-            return Decay(value=make("live", expand(d, (ROW,)), fill=1.0))
-        if bounds(g).infinite:
-            g = where(make("lt", number(FORGET), g), g, FORGET)
-        return Decay(log=make("live", expand(g, (ROW,)), fill=0.0))
-
-    def over(self, scores: Node | None, reach: str) -> Node:
-        """scores[t, s] times the decay from s to t, 0 where t does not reach s; None stands for ones.
+    def span(self, reach: str) -> Node:
+        """[_t, _s, dim]: the decay from s to t, 0 where t does not reach s.
 
         reach: "incl" (rows s+1..t, s <= t), "strict" (the same, s < t), "excl" (s+1..t-1, s < t)."""
         if self.log is not None:
-            factor = exp(make("segsum", self.log, reach=reach))
-        elif self.value is not None:
-            factor = make("segprod", self.value, reach=reach)
-        else:
-            ones = expand(number(1), (ROW, COL)) if scores is None else scores
-            return make("mask", ones, keep="strict" if reach == "excl" else reach)
-        return factor if scores is None else scores * factor
+            return exp(make("segsum", self.log, reach=reach))
+        assert self.value is not None
+        return make("segprod", self.value, reach=reach)
 
-    def up_to(self, exclusive: bool) -> Node | None:
-        """[_t]: the decay of rows up to t (exclusive: before t)."""
+    def up_to(self, exclusive: bool) -> Node:
+        """[_t, dim]: the decay of rows up to t (exclusive: before t)."""
         if self.log is not None:
             return exp(cumsum(self.log, exclusive=exclusive))
-        return None if self.value is None else cumprod(self.value, exclusive=exclusive)
+        assert self.value is not None
+        return cumprod(self.value, exclusive=exclusive)
 
-    def after(self) -> Node | None:
-        """[_t]: the decay of the rows after t."""
+    def after(self) -> Node:
+        """[_t, dim]: the decay of the rows after t."""
         if self.log is not None:
             return exp(cumsum(self.log, reverse=True, exclusive=True))
-        return None if self.value is None else cumprod(self.value, reverse=True, exclusive=True)
+        assert self.value is not None
+        return cumprod(self.value, reverse=True, exclusive=True)
 
-    def whole(self) -> Node | None:
-        """[]: the decay of all rows."""
+    def whole(self) -> Node:
+        """[dim]: the decay of all rows."""
         if self.log is not None:
             return exp(total(self.log, (ROW,)))
-        return None if self.value is None else make("prod", self.value, over=(ROW,))
+        assert self.value is not None
+        return make("prod", self.value, over=(ROW,))
 
 
-__all__ = ["FORGET", "Decay", "log_of", "maybe_mul"]
+@dataclass(frozen=True)
+class Decay:
+    """The parts of a decay over a chunk."""
+
+    parts: tuple[Part, ...] = ()
+
+    @staticmethod
+    def of(factors: Iterable[Node], dims: Iterable[str], lift: Callable[[Node], Node]) -> Decay:
+        """From the factors of one row's decay, each with one of `dims` at most."""
+        logs: dict[Dims, Node] = {}
+        values: dict[Dims, Node] = {}
+        for f in factors:
+            own = tuple(d for d in f.dims if d in dims)
+            g = log_of(f)
+            side, x = (values, f) if g is None else (logs, g)
+            side[own] = (x if own not in side else side[own] * x if g is None else side[own] + x)
+        if () in logs and len(logs) > 1:  # what is the same for all joins what is not
+            dim = next(d for d in logs if d)
+            logs[dim] = logs[dim] + logs.pop(())
+        rows = {d: make("live", expand(lift(x), (ROW,)), fill=1.0) for d, x in values.items()}
+        return Decay((*(Part(d, log=_log_rows(lift(g))) for d, g in logs.items()),
+                      *(Part(d, value=x) for d, x in rows.items())))
+
+    def along(self, dims: Iterable[str]) -> Decay:
+        """The parts that differ along one of `dims`."""
+        return Decay(tuple(p for p in self.parts if set(p.dims) & set(dims)))
+
+    def not_along(self, dims: Iterable[str]) -> Decay:
+        return Decay(tuple(p for p in self.parts if not set(p.dims) & set(dims)))
+
+    @property
+    def scalar(self) -> bool:
+        """Is it the same for the whole state?"""
+        return not any(p.dims for p in self.parts)
+
+    def up_to(self, exclusive: bool) -> Node | None:
+        return product(p.up_to(exclusive) for p in self.parts)
+
+    def after(self) -> Node | None:
+        return product(p.after() for p in self.parts)
+
+    def whole(self) -> Node | None:
+        return product(p.whole() for p in self.parts)
+
+    def span(self, reach: str) -> Node | None:
+        return product(p.span(reach) for p in self.parts)
+
+    def scores(self, query: Node | None, keys: Node | None, summed: Iterable[str], reach: str) -> Node:
+        """[_t, _s, ...]: sum over `summed` of query[t] * keys[s] * the decay from s to t, but for its parts along other
+        dims; 0 where t does not reach s.  None stands for ones."""
+        inside, same = self.along(summed), self.not_along(self._dims())
+        if not inside.parts:
+            pair = _pair(query, keys)
+            if self.parts and not same.parts:  # parts along other dims are 0 where t does not reach s
+                return expand(pair if pair is not None else number(1), (ROW, COL))
+            return same.over(pair, reach)
+        q = expand(query if query is not None else number(1), (ROW, *inside._dims()))
+        k = at_col(expand(keys if keys is not None else number(1), (ROW, *inside._dims())))
+        q, k = (total(x, [d for d in x.dims if d in summed and d not in y.dims and d not in inside._dims()])
+                for x, y in ((q, k), (k, q)))
+        out = (ROW, COL, *(d for d in dict.fromkeys((*q.dims, *k.dims)) if d[0] != "_" and d not in summed))
+        (first, *others) = inside.parts
+        if first.log is not None and not others and len(out) == 2:
+            found = make("span_contract", q, k, first.log, out=out, reach=reach)
+        else:
+            span = inside.span(reach)
+            assert span is not None
+            found = contract(q * span, k, out)
+        return same.over(found, reach) if same.parts else found
+
+    def over(self, scores: Node | None, reach: str) -> Node:
+        """scores[t, s] times the decay from s to t, 0 where t does not reach s."""
+        factor = self.span(reach)
+        if factor is not None:
+            return factor if scores is None else scores * factor
+        ones = expand(number(1), (ROW, COL)) if scores is None else scores
+        return make("mask", ones, keep="strict" if reach == "excl" else reach)
+
+    def spread(self, scores: Node, values: Node | None, out: Dims, reach: str) -> Node:
+        """[_t, out...]: scores[t, s] applied to the values written at s, under the parts along dims of `out`."""
+        kept = self.along(out)
+        scores = total(scores, [d for d in scores.dims if d not in (ROW, COL, *out)])
+        if not kept.parts and values is None:
+            return expand(total(scores, (COL,)), (ROW, *out))
+        column = at_col(expand(values if values is not None else number(1), (ROW, *kept._dims())))
+        present = tuple(d for d in out if d in scores.dims or d in column.dims)
+        if not kept.parts:
+            return expand(contract(scores, column, (ROW, *present)), (ROW, *out))
+        (first, *others) = kept.parts
+        if first.log is not None and not others and len(scores.dims) == 2:
+            found = make("span_contract", scores, column, first.log, out=(ROW, *present), reach=reach)
+        else:
+            span = kept.span(reach)
+            assert span is not None
+            found = contract(scores * span, column, (ROW, *present))
+        return expand(found, (ROW, *out))
+
+    def _dims(self) -> Dims:
+        return tuple(dict.fromkeys(d for p in self.parts for d in p.dims))
+
+
+def _log_rows(g: Node) -> Node:
+    """The logarithms of all rows: finite, and 0 on rows that are no tokens."""
+    if bounds(g).infinite:
+        g = where(make("lt", number(FORGET), g), g, FORGET)
+    return make("live", expand(g, (ROW,)), fill=0.0)
+
+
+def _pair(query: Node | None, keys: Node | None) -> Node | None:
+    """query[t] . keys[s] -> [_t, _s, dims that are kept]; None is 1."""
+    if query is None and keys is None:
+        return None
+    q = expand(number(1) if query is None else query, (ROW,))
+    k = at_col(expand(number(1) if keys is None else keys, (ROW,)))
+    summed = set(q.dims) & set(k.dims)
+    left = total(q, [d for d in q.dims if d in summed and d not in k.dims])
+    return contract(left, k, (ROW, COL, *[d for d in q.dims if d not in summed and d != ROW]))
+
+
+__all__ = ["FORGET", "Decay", "Part", "log_of"]

@@ -104,31 +104,3 @@ def choose(mixer: Mixer, name: Any, device: torch.device) -> str:
     if name not in BACKENDS:
         raise InputError(f"`backend`: expected one of auto, {', '.join(BACKENDS)}, got {name!r}")
     return str(name)
-
-
-# ---------------------------------------------------------------- no second derivative
-class _Once(torch.autograd.Function):
-    """x; its gradient cannot be differentiated again."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tensor:  # type: ignore[override]
-        return _Refuse.apply(g) if torch.is_grad_enabled() else g  # type: ignore[no-any-return]
-
-
-class _Refuse(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, g: Tensor) -> Tensor:
-        return g.view_as(g)
-
-    @staticmethod
-    def backward(ctx: Any, c: Tensor) -> Tensor:  # type: ignore[override]
-        raise RuntimeError('a mixer is differentiated twice only on backend="reference"')
-
-
-def once(x: Tensor) -> Tensor:
-    """x, for backends whose gradients are not themselves differentiable."""
-    return _Once.apply(x) if x.requires_grad else x  # type: ignore[no-any-return]

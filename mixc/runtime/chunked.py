@@ -15,10 +15,11 @@ import torch
 
 from mixc.codegen.torch_program import Segment, safe
 from mixc.ir.evaluate import Env, evaluate
-from mixc.ir.node import COL, ROW, Node
+from mixc.ir.node import COL, LEVEL, ROW, Node
 from mixc.ir.program import Decl
 from mixc.runtime.call import Call
 from mixc.runtime.compiled import Compiled, compiled
+from mixc.runtime.once import refuse_again
 from mixc.runtime.segments import Band, Block, Group, Layout
 from mixc.runtime.workspace import Kept, Workspace
 
@@ -51,9 +52,11 @@ class _Chunked(torch.autograd.Function):
         return (*outs, *finals)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, *ctx.run.backward(list(ctx.saved_tensors), ctx.kept, list(cotangents), ctx.needs_input_grad[1:]))
+        run, tensors = ctx.run, list(ctx.saved_tensors)
+        with torch.autocast(run.call.device.type, enabled=False), torch.no_grad():
+            grads = run.backward(tensors, ctx.kept, list(cotangents), ctx.needs_input_grad[1:])
+        return (None, *(refuse_again(grads, tensors) if torch.is_grad_enabled() else grads))
 
 
 def _start(call: Call, d: Decl) -> Tensor:
@@ -95,9 +98,10 @@ class _Run:
         spans = call.rows.T if call.rows.dense else max((n for _, n in call.rows.sequences()), default=0)
         self.borrow = code.scans and call.rows.dense and call.H == 1 and all(
             x.dtype == call.dtype for x in call.ins.values()) and all(t == call.dtype for t in call.out_dtypes.values())
-        self.C = C or (SCAN_ROWS if code.scans else chunk_length(spans))
-        self.sizes = {**call.sizes, ROW: self.C, COL: self.C, "_u": self.C}
-        self.shape = {"C": self.C, **{safe(n): s for n, s in call.sizes.items()}}
+        self.C = C or (SCAN_ROWS if code.scans else min(code.longest, chunk_length(spans)))
+        levels = max(1, (self.C - 1).bit_length())
+        self.sizes = {**call.sizes, ROW: self.C, COL: self.C, "_u": self.C, LEVEL: levels}
+        self.shape = {"C": self.C, "levels": levels, **{safe(n): s for n, s in call.sizes.items()}}
         kinds = [d.dims for d in (*self.program.ins, *self.program.outs)]
         rows = self.C if code.single else 1  # a scan forms the state of every row
         widest = max([self.C * self.C, *(self.C * math.prod(call.sizes[n] for n in dims) for dims in kinds),

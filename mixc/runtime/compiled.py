@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 
 from mixc.codegen.torch_program import Segment, needs_single, prepare, segment
-from mixc.ir.node import COL, Node, postorder
+from mixc.ir.node import COL, ROW, Node, postorder
 from mixc.ir.program import Program
 from mixc.passes.chunk import chunk
 from mixc.passes.classify import classify
@@ -48,6 +48,12 @@ class Compiled:
         """Does it scan vectors, and nothing else in chunks?  Then copies of rows would cost more than all else."""
         nodes = list(postorder(self.chunk.values()))
         return not self.single and any(n.op == "scan" for n in nodes) and not any(COL in n.dims for n in nodes)
+
+    @cached_property
+    def longest(self) -> int:
+        """Rows a chunk may have: a factor of its own for every pair of rows and every entry along a dim is dear."""
+        nodes = postorder([*self.chunk.values(), *differentiate(self.chunk).values()])
+        return 16 if any({ROW, COL} <= set(n.dims) and len(n.dims) > 2 for n in nodes) else 64
 
     def prepared(self, partial: bool, finite: bool, reverse: bool) -> Program:
         key = (partial, finite, reverse)

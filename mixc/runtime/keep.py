@@ -15,7 +15,7 @@ from mixc.ir.program import Program
 
 # Microseconds for a matrix of 64 x 64 in fp32 on two cores, temporaries in cache
 KEEP, PRODUCT, PASS, SPAN = 2.0, 4.0, 0.8, 4.5
-_SIDE = 64  # of every axis
+_SIDE, _LEVELS = 64, 6  # of every axis; halvings of a chunk
 
 
 def worth_keeping(forward: Program, backward: Program) -> tuple[Node, ...]:
@@ -47,6 +47,10 @@ def _constant(n: Node) -> bool:
 def _price(n: Node) -> tuple[float, float]:
     """(of keeping it, of forming it from its arguments)"""
     size = float(_SIDE) ** (len(n.dims) - 2)
+    if n.op == "span_factors":
+        return _LEVELS * KEEP, _LEVELS * SPAN
+    if n.op in ("span_product", "unit_inverse"):
+        return KEEP, _LEVELS * PRODUCT
     if n.op == "contract":
         return KEEP * size, PRODUCT * size
     if n.op == "exp" and origin(n.args[0]).op == "segsum":

