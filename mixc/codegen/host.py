@@ -8,22 +8,22 @@ class Sequences:
     """Where the N sequences of a call lie in its rows.
 
     Dense: row n of [B, T]. Ragged: B is 1 and sequence n has tokens starts[n] ... starts[n] + lengths[n] - 1.
-    No value is read on the host: buffers are sized by the bound N + T // C on the number of chunks."""
+    No value is read on the host: buffers are sized by the bound N + T // rows on the number of pieces."""
 
     def __init__(self, B, T, starts=None, lengths=None, reverse=False, want_final=True):
         self.ragged, self.T, self.sign = starts is not None, T, -1 if reverse else 1
         self.starts, self.lengths, self.want_final = starts, lengths, want_final
         self.count = B if starts is None else starts.shape[0]
 
-    def chunks(self, C):
-        """An upper bound on the number of chunks, and the number of the first chunk of each sequence."""
+    def pieces(self, rows):
+        """An upper bound on the number of pieces of so many rows, and the number of each sequence's first."""
         if not self.ragged:
-            return self.count * triton.cdiv(self.T, C), None
-        ends = torch.cumsum(torch.div(self.lengths + (C - 1), C, rounding_mode="floor"), 0)
-        return self.count + self.T // C, torch.nn.functional.pad(ends, (1, 0))[:-1]
+            return self.count * triton.cdiv(self.T, rows), None
+        ends = torch.cumsum(torch.div(self.lengths + (rows - 1), rows, rounding_mode="floor"), 0)
+        return self.count + self.T // rows, torch.nn.functional.pad(ends, (1, 0))[:-1]
 
 
-def block(size, limit):
+def block(size, limit=1 << 30):
     """The block of a dim: a power of two, at least 16 as tensor cores want it."""
     return max(16, min(triton.next_power_of_2(size), limit))
 

@@ -7,13 +7,15 @@ knows where the launch came from.
 
 from __future__ import annotations
 
-from collections import Counter
+import math
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mixc.codegen.schedule import schedule, source
 from mixc.codegen.tiles import Tiles, refuse
 from mixc.ir.launch import Launch, Store
-from mixc.ir.node import COL, ROW, Node
+from mixc.ir.node import COL, ROW, Node, postorder
 from mixc.ir.program import Decl
 
 
@@ -27,6 +29,17 @@ class Kernel:
     constexprs: list[str]  # constexpr arguments, in order
     loads: list[str] = field(default_factory=list)  # ins and params it reads
     dims: list[str] = field(default_factory=list)
+    cots: list[str] = field(default_factory=list)  # outs whose cotangents it reads
+    alive: list[list[tuple[tuple[str, ...], float]]] = field(default_factory=list)
+
+    @property
+    def replayed(self) -> list[Node]:
+        """What it forms again for every earlier chunk of a segment."""
+        return list(postorder(self.launch.replay))
+
+    def peak(self, sizes: Mapping[str, int]) -> float:
+        """32-bit registers of the matrices that are alive at once, by the sizes of blocks (rows: "_t")."""
+        return max((sum(numbers(dims, sizes) * part for dims, part in tiles) for tiles in self.alive), default=0.0)
 
 
 # names that a kernel's text uses itself; a user's name that equals one gets an underscore
@@ -34,7 +47,7 @@ RESERVED = frozenset([
     "tl", "triton", "dot", "span_sum", "running_sum", "log_and_sign", "odd", "span_product", "running_product",
     "whole_product", "softplus", "logsigmoid", "log1p", "expm1", "logaddexp", "sign", "mod", "pid", "seq", "head",
     "B", "C", "T", "H", "rows", "live", "held", "row", "row_at", "chunk", "chunks", "first", "length", "batch",
-    "token", "starts", "lengths", "chunk_at", "first_chunk", "i", "SIGN", "RAGGED", "KEEP", "HAS_INITIAL",
+    "token", "starts", "lengths", "segment_at", "first_segment", "past", "past_row", "i", "SIGN", "RAGGED", "SEGMENT", "KEEP", "HAS_INITIAL",
     "STORE_FINAL", "OPERAND", "PRECISION", "STAGES", "print", "range", "float", "int", "min", "max", "abs", "any",
     "ctx", "seqs", "device", "count", "tile", "keep", "bound", "has_initial", "has_final", "parts", "initial",
     "torch", "math", "os", "run", "block", "operand", "precision", "merged", "over_group", "features_packed",
@@ -52,9 +65,8 @@ class KernelWriter:
 
     def __init__(self, launch: Launch):
         self.launch, self.program = launch, launch.program
+        self.alive: list[list[tuple[tuple[str, ...], float]]] = []
         nodes = launch.nodes()
-        self.uses = Counter(a for n in nodes for a in n.args)
-        self.uses.update(launch.roots())
         self.varying = _varying(nodes, launch)
         self.before: list[str] = []
         self.body: list[str] = []
@@ -67,7 +79,9 @@ class KernelWriter:
         taken = {*RESERVED, *(d.name for d in self.program.decls), *self.dims, *(f"in_{d}" for d in self.dims),
                  *(c.name for c in launch.carries), *(s.name for s in launch.stores),
                  *("d" + d.name for d in self.program.decls)}
-        self.tiles = Tiles(self._emit, self._leaf, taken, dict(self.uses), tuple(d.name for d in self.program.dims))
+        self.header = tuple(d.name for d in self.program.dims)
+        self.tiles = Tiles(self._emit, self._leaf, taken, launch.body(), launch.roots(), self.header)
+        self.row, self.held = "row", "held"  # the chunk's first row, and its rows that there are
         self.carry_of = {c.leaf: c for c in launch.carries}
 
     # ------------------------------------------------------------ values
@@ -80,30 +94,28 @@ class KernelWriter:
         load = {"in": self._load_rows, "cot": self._load_cotangent, "param": self._load_param,
                 "state": self._load_start, "index": self._index}.get(node.op)
         if load is not None:
-            return load(node)
+            name = load(node)
+            if node.op in ("in", "cot", "param", "state"):
+                self.tiles.raw.add(node)
+            return name
         if node.op == "const":
             return str(node.attr("name"))
         raise refuse(f"`{node.op}` is no leaf of a kernel yet", node)
 
     def _load_rows(self, node: Node) -> str:
-        name = safe(node.attr("name"))
-        self.loaded[name] = self.program.decl(node.attr("name"))
-        dims = node.dims
-        offset = self._row_offset(f"{name}_st", dims)
-        code = f"tl.load({name}_ptr + row * {name}_st{_plus(offset)}{self._guard(dims, rows=False)})"
-        self.body.append(f"{name} = {code}")
-        self.tiles.raw.add(node)
-        return str(name)
+        tensor = safe(node.attr("name"))
+        self.loaded[tensor] = self.program.decl(node.attr("name"))
+        name = tensor if self.row == "row" else self.tiles.fresh(f"{tensor}_{self.row}")
+        offset = self._row_offset(f"{tensor}_st", node.dims, self.held)
+        self.body.append(f"{name} = tl.load({tensor}_ptr + {self.row} * {tensor}_st{_plus(offset)}{self._guard(node.dims, rows=False)})")
+        return name
 
     def _load_cotangent(self, node: Node) -> str:
         name = "d" + node.attr("name")
         self.cots.append(node.attr("name"))
-        dims = node.dims
-        stride = self._row_stride(dims)
-        code = (f"tl.load({name}_ptr + row * {_group(stride)}{_plus(self._row_offset(stride, dims, clamp=False))}"
-                f"{self._guard(dims, rows=True)})")
-        self.body.append(f"{name} = {code}")
-        self.tiles.raw.add(node)
+        stride = self._row_stride(node.dims)
+        self.body.append(f"{name} = tl.load({name}_ptr + row * {_group(stride)}{_plus(self._row_offset(stride, node.dims))}"
+                         f"{self._guard(node.dims, rows=True)})")
         return name
 
     def _load_param(self, node: Node) -> str:
@@ -112,20 +124,66 @@ class KernelWriter:
         size = " * ".join(node.dims)
         base = f"{name}_ptr + (head // {name}_rep)" + (f" * ({size})" if size else "")
         self.before.append(f"{name} = tl.load({base}{_plus(self._flat(node.dims))}{self._guard(node.dims, False)})")
-        self.tiles.raw.add(node)
-        return str(name)
+        return name
 
     def _load_start(self, node: Node) -> str:
-        """The state at the start of the chunk, as the forward left it."""
-        name = node.attr("name")
-        size = " * ".join(node.dims) or "1"
-        self.body.append(f"{name} = tl.load({name}_starts + ((first_chunk + chunk) * H + head) * ({size})"
-                         f"{_plus(self._flat(node.dims))}{self._guard(node.dims, False)})")
-        self.tiles.raw.add(node)
-        return str(name)
+        """The states at the start of the chunk: as the forward kept them at the start of the segment, and formed
+        again over the chunks between."""
+        launch = self.launch
+        names = {s: safe(s) for s in launch.starts}
+        for s in launch.starts:
+            dims = self.program.decl(s).dims
+            self.body.append(f"{names[s]} = tl.load({s}_starts + {self._segment_of(dims)}{_plus(self._flat(dims))}"
+                             f"{self._guard(dims, False)}).to(tl.float32)")
+        body, self.body = self.body, []
+        self._replay(names)
+        loop = ["for past in tl.range(chunk // (SEGMENT // C) * (SEGMENT // C), chunk):", *_block(self.body)]
+        self.body = [*body, "if SEGMENT > C:  # the chunks of the segment before this one", *_block(loop)]
+        self.body += [f"{names[s]} = {names[s]}.to({s}_starts.dtype.element_ty)" for s in launch.starts]
+        for s in launch.starts:
+            leaf = self.program.decl(s).leaf()
+            self.tiles.names[leaf] = names[s]
+            self.tiles.raw.add(leaf)
+        return names[node.attr("name")]
+
+    def _replay(self, names: dict[str, str]) -> None:
+        """One chunk on, for the states of `starts`."""
+        launch, outer = self.launch, self.tiles
+        inner = Tiles(self._emit, self._leaf, (), list(postorder(launch.replay)), list(launch.replay), self.header)
+        inner.taken, self.tiles, self.row, self.held = outer.taken, inner, "past_row", "rows"
+        inner.names = {self.program.decl(s).leaf(): names[s] for s in launch.starts}
+        inner.names |= {n: name for n, name in outer.names.items() if n not in self.varying}
+        self.body.append("past_row = tl.cast(past * C, tl.int64) * SIGN")
+        for node in self._ordered(list(launch.replay), set(inner.names), inner, tuple(launch.replay)):
+            if not inner.inlined(node):
+                inner.name(node)
+        self._assign(list(zip(names.values(), launch.replay, (self.program.decl(s).dims for s in launch.starts), strict=True)))
+        outer.names |= {n: name for n, name in inner.names.items() if n not in self.varying}
+        self.tiles, self.row, self.held = outer, "row", "held"
+
+    def _assign(self, targets: list[tuple[str, Node, tuple[str, ...]]]) -> None:
+        """Carried tiles get their next values, all at once."""
+        new = [(name, self.tiles.ref(value, dims)) for name, value, dims in targets]
+        new = [(name, code) for name, code in new if code != name]
+        if len(new) > 1:
+            self.body += [f"{name}_next = {code}" for name, code in new]
+        self.body += [f"{name} = {name + '_next' if len(new) > 1 else code}" for name, code in new]
+
+    def _segment_of(self, dims: tuple[str, ...]) -> str:
+        """Where the state of this chunk's segment is kept."""
+        size = " * ".join(dims) or "1"
+        return f"((first_segment + chunk // (SEGMENT // C)).to(tl.int64) * H + head) * ({size})"
 
     def _index(self, node: Node) -> str:
         return f"{self.tiles.index(node.dims[0])}.to(tl.float32)"
+
+    def _ordered(self, roots: list[Node], held: set[Node], tiles: Tiles, kept: tuple[Node, ...]) -> list[Node]:
+        def part(n: Node) -> float:
+            """Of a register, for one number of a matrix; loads and operands have half the bits."""
+            return 0.0 if len(n.dims) < 2 else 0.5 if n not in held and (not n.args or n in tiles.operands) else 1.0
+        found = schedule(roots, held, lambda n: part(n) * numbers(n.dims, _NOMINAL), tiles.absorbed, kept)
+        self.alive += [[(n.dims, part(n)) for n in tiles] for tiles in found.alive]
+        return found.statements
 
     # ------------------------------------------------------------ addresses
     def _axis(self, dims: tuple[str, ...], d: str, code: str) -> str:
@@ -143,13 +201,12 @@ class KernelWriter:
     def _row_stride(self, dims: tuple[str, ...]) -> str:
         return " * ".join(["H", *(d for d in dims if d != ROW)])
 
-    def _row_offset(self, stride: str, dims: tuple[str, ...], clamp: bool = True) -> str:
-        """Offsets of a tile's rows (clamped to the last token) and columns from the chunk's first row."""
+    def _row_offset(self, stride: str, dims: tuple[str, ...], rows: str = "rows") -> str:
+        """Offsets of a tile's rows and columns from the chunk's first row."""
         if len(dims) > 2:
             raise refuse(f"a token's tile [{', '.join(dims[1:])}] of more than one dim")
         terms = []
         if ROW in dims:
-            rows = "held" if clamp else "rows"
             terms.append(f"{self._axis(dims, ROW, rows)} * SIGN * {_group(stride)}")
         rest = tuple(d for d in dims if d != ROW)
         if len(rest) == 1:
@@ -172,7 +229,7 @@ class KernelWriter:
         dims = ((ROW,) if self.launch.loop == "chunks" else ()) + s.dims
         code = self.tiles.ref(s.value, dims)
         stride = self._row_stride(dims)
-        target = f"{s.name}_ptr + row * {_group(stride)}{_plus(self._row_offset(stride, dims, clamp=False))}"
+        target = f"{s.name}_ptr + row * {_group(stride)}{_plus(self._row_offset(stride, dims))}"
         value = self._filled(s.value, code, dims)
         return [f"tl.store({target}, {value}{self._mask(dims, rows=True)})"]
 
@@ -196,44 +253,41 @@ class KernelWriter:
                 self.body.append(f"{s.name}_sum += {self._filled(s.value, self.tiles.ref(s.value, s.dims), s.dims)}")
         return waiting
 
-    def _store_state(self, name: str, pointer: str, where: str, dims: tuple[str, ...]) -> str:
+    def _store_state(self, name: str, pointer: str, where: str | None, dims: tuple[str, ...]) -> str:
         size = " * ".join(dims) or "1"
-        return f"tl.store({pointer} + ({where}) * ({size}){_plus(self._flat(dims))}, {name}{self._mask(dims, False)})"
+        at = self._segment_of(dims) if where is None else f"({where}) * ({size})"
+        return f"tl.store({pointer} + {at}{_plus(self._flat(dims))}, {name}{self._mask(dims, False)})"
 
     # ------------------------------------------------------------ the whole
     def write(self) -> Kernel:
         launch = self.launch
-        forward_starts = launch.starts if not launch.reverse else ()
-        if not launch.reverse:
-            for c in launch.carries:  # what the chunk receives is stored before anything changes it
-                if c.name in forward_starts:
-                    where = "(first_chunk + chunk).to(tl.int64) * H + head"
-                    self.body.append(f"if KEEP:\n    {self._store_state(c.name, c.name + '_starts', where, c.dims)}")
+        if not launch.reverse and launch.starts:  # what the segment receives is kept before anything changes it
+            kept = [self._store_state(safe(s), f"{s}_starts", None, self.program.decl(s).dims) for s in launch.starts]
+            self.body += ["if KEEP and chunk % (SEGMENT // C) == 0:", *_block(kept)]
         sums = [s for s in launch.stores if s.kind != "rows"]
         pending = list(launch.stores)
-        for node in schedule(launch.roots(), set(self.carry_of)):
+        for node in self._ordered(launch.roots(), set(self.carry_of), self.tiles, tuple(c.next for c in launch.carries)):
             if not self.tiles.inlined(node):
                 self.tiles.name(node)
             pending = self._store_ready(pending)
         self._store_ready(pending, force=True)
-        new = [(c, self.tiles.ref(c.next, c.dims)) for c in launch.carries]
-        self.body += [f"{c.name}_next = {code}" for c, code in new] if len(new) > 1 else []
-        self.body += [f"{c.name} = {c.name + '_next' if len(new) > 1 else code}" for c, code in new
-                      if code != c.name or len(new) > 1]
+        self._assign([(safe(c.name), c.next, c.dims) for c in launch.carries])
         return self._assemble(sums)
 
     def _assemble(self, sums: list[Store]) -> Kernel:
         launch = self.launch
         arguments = self._arguments(sums)
         constexprs = [*self.dims, "C", *(f"B{d}" for d in self.dims), "SIGN", "RAGGED",
-                      *(["KEEP"] if not launch.reverse and launch.starts else []), *self._flags(), "OPERAND", "PRECISION",
+                      *(["SEGMENT"] if launch.starts else []), *(["KEEP"] if not launch.reverse and launch.starts else []),
+                      *self._flags(), "OPERAND", "PRECISION",
                       "STAGES"]
-        fixed = [a for a in arguments if a == "T" or a.endswith("_sb")]
+        # a length is no specialisation key; strides of rows of numbers vary with it, those of features stay aligned
+        fixed = ["T", *(f"{name}_sb" for name, d in self.loaded.items() if d.role == "in" and not d.dims)]
         head = f"@triton.jit(do_not_specialize={fixed!r})\ndef {launch.name}(\n"
         head += _wrapped(arguments) + _wrapped([f"{c}: tl.constexpr" for c in constexprs]) + "):\n"
         lines = [*self._where(), *self.before, *self._initial(sums), *self._loop(), *self._final(sums)]
         text = head + "".join(_indented(line, 1) for line in lines)
-        return Kernel(launch, text, arguments, constexprs, list(self.loaded), self.dims)
+        return Kernel(launch, text, arguments, constexprs, list(self.loaded), self.dims, self.cots, self.alive)
 
     def _flags(self) -> list[str]:
         return ["HAS_INITIAL", "STORE_FINAL"] if self.launch.carries else []
@@ -251,7 +305,7 @@ class KernelWriter:
         out += [f"{name}_starts" for name in launch.starts]
         out += [f"{s.name}_part" for s in launch.stores if self._parts(s.dims)]
         out += [f"{c.name}_part" for c in launch.carries if self._parts(c.dims)]
-        return [*out, "starts", "lengths", "chunk_at", *self.consts, "T", "H"]
+        return [*out, "starts", "lengths", *(["segment_at"] if launch.starts else []), *self.consts, "T", "H"]
 
     def _where(self) -> list[str]:
         """Which sequence, head and block this program has, and where its tokens lie."""
@@ -311,11 +365,11 @@ class KernelWriter:
         if self.launch.loop == "tokens":
             return ["for row_at in range(0, length):", _indented("row = row_at.to(tl.int64) * SIGN", 1).rstrip("\n"),
                     *[_indented(line, 1).rstrip("\n") for line in self.body]]
-        needs_chunks = bool(self.launch.starts)
         lines = ["chunks = tl.cdiv(length, C)"]
-        if needs_chunks:
+        if self.launch.starts:
             condition = "RAGGED" if self.launch.reverse else "RAGGED and KEEP"
-            lines += [f"if {condition}:", "    first_chunk = tl.load(chunk_at + seq)", "else:", "    first_chunk = seq * chunks"]
+            lines += [f"if {condition}:", "    first_segment = tl.load(segment_at + seq)", "else:",
+                      "    first_segment = seq * tl.cdiv(length, SEGMENT)"]
         loop = ["for i in tl.range(0, chunks, num_stages=STAGES):"]
         inner = ["chunk = chunks - 1 - i"] if self.launch.reverse else ["chunk = i"]
         inner += ["row = (chunk * C).to(tl.int64) * SIGN",
@@ -331,6 +385,13 @@ class KernelWriter:
         return lines
 
 
+_NOMINAL = defaultdict(lambda: 64, {ROW: 16})  # sizes by which statements are ordered
+
+
+def numbers(dims: tuple[str, ...], sizes: Mapping[str, int]) -> int:
+    return math.prod(sizes[ROW if d in (ROW, COL, "_u") else d] for d in dims)
+
+
 def _varying(nodes: list[Node], launch: Launch) -> set[Node]:
     """What differs from chunk to chunk: below it, the body of the loop."""
     out: set[Node] = set()
@@ -338,6 +399,10 @@ def _varying(nodes: list[Node], launch: Launch) -> set[Node]:
         if n.op in ("in", "cot", "state", "pos", "live") or ROW in n.dims or any(a in out for a in n.args):
             out.add(n)
     return out
+
+
+def _block(lines: list[str]) -> list[str]:
+    return [_indented(line, 1).rstrip("\n") for line in lines]
 
 
 def _plus(code: str) -> str:

@@ -8,62 +8,38 @@ from __future__ import annotations
 
 import keyword
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
+from mixc.codegen.config import Config
 from mixc.codegen.host import HOST
 from mixc.codegen.kernel import Kernel, KernelWriter, safe
 from mixc.codegen.prelude import PRELUDE
 from mixc.codegen.starts import start_lines
 from mixc.codegen.triton_scan import scan_prelude
-from mixc.ir.launch import Launch
 from mixc.ir.program import Decl, Program
 from mixc.passes.partition import fused_backward, fused_forward
 
 LICENSE = "SPDX-License-Identifier: Apache-2.0"
 
 
-@dataclass(frozen=True)
-class Tile:
-    """Sizes of one launch: rows a chunk, the largest block of a split dim, warps, stages."""
+class Module:
+    """The module of a spec, from its chunk program and that program's backward: the kernels, then the text."""
 
-    C: int = 64
-    split: int = 128
-    warps: int = 4
-    stages: int = 2
-
-    def text(self) -> str:
-        return f"dict(C={self.C}, split={self.split}, warps={self.warps}, stages={self.stages})"
-
-
-@dataclass(frozen=True)
-class Config:
-    """Tiles of the forward and of the backward; `short` serves sequences of at most 16 tokens."""
-
-    forward: Tile = field(default_factory=lambda: Tile(64, 64, 4, 2))
-    backward: Tile = field(default_factory=lambda: Tile(32, 64, 8, 1))
-
-
-def module_text(forward: Program, backward: Program, config: Config | None = None) -> str:
-    """The module of a spec, from its chunk program and that program's backward."""
-    return _Module(forward, backward, config or Config()).text()
-
-
-class _Module:
-    def __init__(self, forward: Program, backward: Program, config: Config):
-        self.p, self.config = forward, config
-        self.fwd = KernelWriter(fused_forward(forward, keep_starts=True)).write()
+    def __init__(self, forward: Program, backward: Program):
+        self.p = forward
         self.bwd = KernelWriter(fused_backward(forward, backward)).write()
+        self.starts = self.bwd.launch.starts
+        self.fwd = KernelWriter(fused_forward(forward, self.starts)).write()
         self.name = forward.name
         self.states, self.outs = forward.states, forward.outs
-        self.starts = self.bwd.launch.starts
-        if self.starts != self.fwd.launch.starts:
-            from dataclasses import replace
 
-            launch = replace(self.fwd.launch, starts=self.starts)
-            self.fwd = KernelWriter(launch).write()
+    @property
+    def kernels(self) -> dict[str, Kernel]:
+        return {"fwd": self.fwd, "bwd": self.bwd}
 
     # ------------------------------------------------------------ text
-    def text(self) -> str:
+    def text(self, config: Config) -> str:
+        """The file, its launches with the sizes of `config`."""
+        self.config = config
         kernels = [self.fwd.text, "\n\n", self.bwd.text, "\n\n"]
         parts = [self._head(), HOST, PRELUDE, scan_prelude("".join(kernels)), "\n", *kernels, self._function(),
                  "\n\n", self._calls()]
@@ -75,8 +51,14 @@ class _Module:
         if doc:
             lines += [*doc.splitlines(), ""]
         lines += [LICENSE, '"""', "import math", "import os", "", "import torch", "import triton", "import triton.language as tl", "",
-                  f"FORWARD = {self.config.forward.text()}", f"BACKWARD = {self.config.backward.text()}"]
+                  f"FORWARD = {self._tile(self.fwd, 'fwd')}", f"BACKWARD = {self._tile(self.bwd, 'bwd')}",
+                  *([f"SEGMENT = {self.config.segment}  # rows from one kept state to the next"] if self.starts else [])]
         return "\n".join(lines) + "\n"
+
+    def _tile(self, kernel: Kernel, launch: str) -> str:
+        tile = self.config.tile(launch)
+        blocks = "".join(f"B{d}={dict(tile.blocks).get(d, 1 << 30)}, " for d in kernel.launch.split if d in kernel.dims)
+        return f"dict(C={tile.chunk}, {blocks}warps={tile.warps}, stages={tile.stages})"
 
     # ------------------------------------------------------------ the autograd function
     def _tensors(self) -> list[Decl]:
@@ -123,13 +105,12 @@ class _Module:
 
     def _blocks(self, kernel: Kernel, tile: str) -> list[str]:
         split = kernel.launch.split
-        return [f"B{d} = block({d}, {f'{tile}[' + repr('split') + ']' if d in split else d + ' * 2'})" for d in kernel.dims]
+        return [f"B{d} = block({d}, {tile}['B{d}'])" if d in split else f"B{d} = block({d})" for d in kernel.dims]
 
     def _forward_body(self, names: list[str], initial: list[str], consts: list[str]) -> list[str]:
         lines = [*self._sizes(), "device, count = " + f"{names[0]}.device, seqs.count",
                  *(["keep = any(ctx.needs_input_grad)"] if self.starts else []),
-                 f"tile = {'dict(FORWARD, C=BACKWARD[' + repr('C') + ']) if keep else ' if self.starts else ''}FORWARD",
-                 "tile = dict(tile, C=16) if seqs.T <= 16 else tile"]
+                 "tile = dict(FORWARD, C=16) if seqs.T <= 16 else FORWARD"]
         lines += [f"{n} = features_packed({n}, {3 if d.role == 'in' else 1})" if d.role == "in" else f"{n} = {n}.contiguous()"
                   for n, d in zip(names, self._tensors(), strict=True)]
         lines += self._blocks(self.fwd, "tile")
@@ -138,20 +119,18 @@ class _Module:
         for s in self.states:
             lines.append(f"{s.name}_final = torch.empty({_shape('count, H', s.dims)}, dtype=torch.float32, device=device)")
         if self.starts:
-            lines += ["bound, chunk_at = seqs.chunks(tile['C']) if keep else (0, None)"]
+            lines += ["bound, segment_at = seqs.pieces(SEGMENT) if keep else (0, None)"]
             lines += [f"{s}_starts = torch.empty({_shape('bound, H', self.p.decl(s).dims)}, dtype={self._out_dtype()}, device=device)"
                       for s in self.starts]
-        else:
-            lines.append("chunk_at = None")
         if initial:
             lines.append(f"has_initial = {' or '.join(f'{n} is not None' for n in initial)}")
             lines += [f"if has_initial:\n    {s.name}_initial = {s.name}_final.new_zeros({s.name}_final.shape) "
                       f"if {s.name}_initial is None else {s.name}_initial.contiguous()" for s in self.states]
-        lines += self._launch(self.fwd, "tile", [o.name for o in self.outs])
+        lines += self._launch(self.fwd, "tile")
         outs = [o.name for o in self.outs] + [f"{s.name}_final" for s in self.states]
-        saved = [*names, *(f"{s}_starts" for s in self.starts), *(["chunk_at"] if self.starts else [])]
+        saved = [*names, *(f"{s}_starts" for s in self.starts), *(["segment_at"] if self.starts else [])]
         lines += [f"ctx.save_for_backward({', '.join(saved)})",
-                  f"ctx.seqs, ctx.tile{''.join(', ctx.' + c for c in consts)} = seqs, tile{''.join(', ' + c for c in consts)}"]
+                  f"ctx.seqs{''.join(', ctx.' + c for c in consts)} = seqs{''.join(', ' + c for c in consts)}"]
         if initial:
             lines += ["ctx.has_initial = (" + "".join(f"{n} is not None and ctx.needs_input_grad[{1 + len(consts) + len(names) + i}], "
                                                        for i, n in enumerate(initial)) + ")"]
@@ -162,7 +141,7 @@ class _Module:
         first = next((d for d in self.p.ins if d.dims), self.p.ins[0])
         return f"{safe(first.name)}.dtype"
 
-    def _launch(self, kernel: Kernel, tile: str, stored: list[str]) -> list[str]:
+    def _launch(self, kernel: Kernel, tile: str) -> list[str]:
         """The call of a kernel, its arguments by name."""
         split = [d for d in kernel.launch.split if d in kernel.dims]
         grid = " * ".join(["count", "H", *(f"triton.cdiv({d}, B{d})" for d in split)])
@@ -172,14 +151,12 @@ class _Module:
         reverse = kernel.launch.reverse
         pairs = [*(f"{d}={d}" for d in kernel.dims), f"C={tile}['C']", *(f"B{d}=B{d}" for d in kernel.dims), "SIGN=seqs.sign",
                  "RAGGED=seqs.ragged"]
-        if "KEEP" in kernel.constexprs:
-            pairs.append("KEEP=keep")
+        pairs += ["SEGMENT=SEGMENT"] * ("SEGMENT" in kernel.constexprs) + ["KEEP=keep"] * ("KEEP" in kernel.constexprs)
         if "HAS_INITIAL" in kernel.constexprs:
             pairs.append(f"HAS_INITIAL={'has_final' if reverse else 'has_initial'}")
             pairs.append(f"STORE_FINAL={'any(ctx.has_initial)' if reverse else 'seqs.want_final'}")
-        own = "BACKWARD" if reverse else tile
         pairs += [f"OPERAND=operand({self._out_dtype()})", f"PRECISION=precision({self._out_dtype()})",
-                  f"STAGES={own}['stages']", f"num_warps={own}['warps']"]
+                  f"STAGES={tile}['stages']", f"num_warps={tile}['warps']"]
         call = [f"if {grid.replace('triton.cdiv', 'triton.cdiv')} > 0:", f"    {kernel.launch.name}[({grid},)]("]
         call += [f"        {line}" for line in _lines([*given, *pairs], 100)]
         return [*call, "    )"]
@@ -205,15 +182,13 @@ class _Module:
         return a
 
     def _backward_body(self, names: list[str], consts: list[str]) -> list[str]:
-        saved = [*names, *(f"{s}_starts" for s in self.starts), *(["chunk_at"] if self.starts else [])]
+        saved = [*names, *(f"{s}_starts" for s in self.starts), *(["segment_at"] if self.starts else [])]
         lines = [f"{', '.join(saved)}{',' if len(saved) == 1 else ''} = ctx.saved_tensors",
-                 f"seqs, tile{''.join(', ' + c for c in consts)} = ctx.seqs, ctx.tile{''.join(', ctx.' + c for c in consts)}",
+                 f"seqs{''.join(', ' + c for c in consts)} = ctx.seqs{''.join(', ctx.' + c for c in consts)}",
                  *self._sizes(), f"device, count = {names[0]}.device, seqs.count", *self._blocks(self.bwd, "BACKWARD")]
         summed = [d for d in self.bwd.launch.summed if d in self.bwd.dims]
         if summed:
             lines.append(f"parts = {' * '.join(f'triton.cdiv({d}, B{d})' for d in summed)}")
-        if not self.starts:
-            lines.append("chunk_at = None")
         for o in self.outs:
             lines.append(f"d{o.name} = torch.zeros({_shape('B, T, H', o.dims)}, dtype={self._out_dtype()}, device=device) "
                          f"if d{o.name} is None else d{o.name}.contiguous()")
@@ -225,7 +200,7 @@ class _Module:
                       f"if has_final:\n    d{s.name}_final = torch.zeros_like(d{s.name}_initial) if d{s.name}_final is None "
                       f"else d{s.name}_final.contiguous()"]
         lines += self._gradient_buffers()
-        lines += self._launch(self.bwd, "tile", [])
+        lines += self._launch(self.bwd, "BACKWARD")
         grads = [f"over_group({self._summed('d' + d.name, d.dims)}, {safe(d.name)}, 2)" for d in self.p.ins]
         grads += [f"over_group({self._summed('d' + d.name, d.dims)}.sum(0), {safe(d.name)}, 0)" for d in self.p.params]
         grads += [f"{self._summed(f'd{s.name}_initial', s.dims)} if ctx.has_initial[{i}] else None"
@@ -353,6 +328,3 @@ def _lines(items: list[str], width: int) -> list[str]:
             line = ""
         line += item + ", "
     return [*out, line.rstrip()] if line else out
-
-
-__all__ = ["Config", "Launch", "Tile", "module_text"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from mixc.codegen.config import Tile
 from mixc.codegen.kernel import Kernel, safe
 
 
@@ -55,7 +56,7 @@ def gpu(target: str) -> Any:
 def signature(kernel: Kernel, dtype: str) -> dict[str, str]:
     """The type of every runtime argument: tensors of the spec in `dtype`, states in fp32."""
     def kind(a: str) -> str:
-        if a in ("starts", "lengths", "chunk_at"):
+        if a in ("starts", "lengths", "segment_at"):
             return "constexpr"
         if a.endswith(("_ptr", "_starts")):
             return f"*{dtype}"
@@ -94,7 +95,7 @@ def job_of(path: str, kernel: Kernel, sizes: dict[str, int], blocks: dict[str, i
                              "STAGES": stages}
     types = signature(kernel, dtype)
     aligned = [a for a, t in types.items() if t.startswith("*")]
-    aligned += [a for a in types if a.endswith(("_st", "_sh")) and a[:-3] in _wide(kernel)]
+    aligned += [a for a in types if a.endswith(("_sb", "_st", "_sh")) and a[:-3] in _wide(kernel)]
     constants: dict[str, Any] = {a: None for a, t in types.items() if t == "constexpr"}
     constants |= {a: given[a] for a in kernel.constexprs}
     types |= dict.fromkeys(kernel.constexprs, "constexpr")
@@ -120,10 +121,10 @@ def compile_job(module: ModuleType, job: Job) -> Report:
     return Report(job.kernel, job.arch, registers, spill, done.metadata.shared, dots)
 
 
-def compile_kernel(module: ModuleType, kernel: Kernel, sizes: dict[str, int], blocks: dict[str, int], C: int, warps: int,
-                   stages: int, **options: Any) -> Report:
+def compile_kernel(module: ModuleType, kernel: Kernel, sizes: dict[str, int], tile: Tile, **options: Any) -> Report:
     """Compile one kernel of an emitted module, see `job_of`."""
-    return compile_job(module, job_of("", kernel, sizes, blocks, C, warps, stages, **options))
+    blocks = {d: tile.block(d, n) for d, n in sizes.items()}
+    return compile_job(module, job_of("", kernel, sizes, blocks, tile.chunk, tile.warps, tile.stages, **options))
 
 
 def _wide(kernel: Kernel) -> set[str]:

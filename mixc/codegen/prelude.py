@@ -2,11 +2,11 @@
 
 PRELUDE = '''
 @triton.jit
-def dot(a, b, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
-    """a @ b, the operands rounded to the dtype of the inputs, summed in fp32."""
+def dot(a, b, OPERAND: tl.constexpr, PRECISION: tl.constexpr, x=None):
+    """a @ b (+ x), the operands rounded to the dtype of the inputs, summed in fp32."""
     if PRECISION == "interpret":  # the interpreter cannot multiply bf16: round, then multiply in fp32
-        return tl.dot(a.to(OPERAND).to(tl.float32), b.to(OPERAND).to(tl.float32), input_precision="ieee")
-    return tl.dot(a.to(OPERAND), b.to(OPERAND), input_precision=PRECISION)
+        return tl.dot(a.to(OPERAND).to(tl.float32), b.to(OPERAND).to(tl.float32), x, input_precision="ieee")
+    return tl.dot(a.to(OPERAND), b.to(OPERAND), x, input_precision=PRECISION)
 
 
 @triton.jit

@@ -1,22 +1,19 @@
 """The order of a kernel's statements: few tiles alive at a time.
 
-A kernel's registers are the tiles that are alive at once, and the compiler hardly moves a
-statement across a product.  So statements are placed greedily: of those whose operands are ready, the
-one that frees most and adds least (a load is placed with its first use).
+A kernel's registers are the tiles that are alive at once, and the compiler hardly moves a statement across a
+product.  So what makes or reads a matrix is placed by a beam search for the least peak (then the least sum) of
+live tiles; a load is placed with its first use, and the rest just before what needs it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from mixc.ir.node import Node, postorder
 
 _ALIAS = ("rename", "expand")
-
-
-def size(node: Node) -> float:
-    """How much of a program's registers a tile takes, in tiles of two axes; loads come in half."""
-    if len(node.dims) < 2:
-        return 0.02 if node.dims else 0.0
-    return 0.5 if not node.args else 1.0
+_WIDTH = 24
 
 
 def source(node: Node) -> Node:
@@ -25,38 +22,159 @@ def source(node: Node) -> Node:
     return node
 
 
-def schedule(roots: list[Node], held: set[Node]) -> list[Node]:
-    """Every statement below `roots`, ordered; nodes of `held` (carried tiles) are there all along."""
-    order = [n for n in postorder(roots) if n.op not in _ALIAS and n.op not in ("number", "size", "const")]
-    rank = {n: i for i, n in enumerate(order)}
-    needs = {n: {source(a) for a in n.args} & set(rank) for n in order}
-    users: dict[Node, int] = dict.fromkeys(order, 0)
-    for n in order:
-        for a in needs[n]:
-            users[a] += 1
-    for r in roots:
-        users[source(r)] = users.get(source(r), 0)  # a result is stored at once
-    waiting, done, out = [n for n in order if n.args], set(held), []
-    while waiting:
-        ready = [n for n in waiting if all(a in done or not a.args for a in needs[n])]
-        best = min(ready, key=lambda n: (_cost(n, needs, users, done), rank[n]))
-        waiting.remove(best)
-        for a in sorted(needs[best], key=rank.__getitem__):
-            if a not in done:
-                out.append(a)
-                done.add(a)
-            users[a] -= 1
-        out.append(best)
-        done.add(best)
+@dataclass(frozen=True)
+class Order:
+    """Statements in order, and the tiles that are alive at each that makes or reads a matrix."""
+
+    statements: list[Node]
+    alive: list[tuple[Node, ...]]
+
+
+def schedule(roots: list[Node], held: set[Node], size: Callable[[Node], float],
+             inside: Callable[[Node], bool] = lambda n: False, kept: tuple[Node, ...] = ()) -> Order:
+    """Every statement below `roots`, ordered.
+
+    Args:
+        held: tiles that are there from the beginning (what the loop carries).
+        size: of a node's tile. inside: does a node stand in the expression that uses it?
+        kept: roots that stay alive to the end; the others are stored as soon as they are formed."""
+    order, needs = [], dict[Node, set[Node]]()
+    for n in postorder(roots):
+        needs[n] = set().union(*(needs[a] if _passes(a, inside) and a not in held else {a} for a in n.args))
+        if not _passes(n, inside):
+            order.append(n)
+    big = [n for n in order if n.args and n not in held and (size(n) >= 1 or any(size(a) >= 1 for a in needs[n]))]
+    problem = _Problem(big, needs, held, size, {source(k) for k in kept})
+    path = problem.search()
+    return Order(_with_the_rest([big[i] for i in path], order, needs, held, roots), problem.alive(path))
+
+
+def _passes(n: Node, inside: Callable[[Node], bool]) -> bool:
+    return n.op in (*_ALIAS, "number", "size", "const") or (bool(n.args) and inside(n))
+
+
+# peak, sum of live sizes, path, done, live tiles, their size
+_Place = tuple[float, float, tuple[int, ...], int, int, float]
+
+
+class _Problem:
+    """Matrices as bits: what each needs, who uses it, how large it is."""
+
+    def __init__(self, big: list[Node], needs: dict[Node, set[Node]], held: set[Node], size: Callable[[Node], float],
+                 kept: set[Node]):
+        self.count = len(big)
+        at = {n: i for i, n in enumerate(big)}
+        tiles: dict[Node, int] = {}  # loads and held tiles, behind the statements
+        reach: dict[Node, set[Node]] = {}
+
+        def matrices(n: Node) -> set[Node]:
+            """The matrices that a statement needs, also by way of what is none."""
+            if n not in reach:
+                reach[n] = set()
+                for a in needs[n]:
+                    whole = a in at or ((a in held or not a.args) and size(a) >= 1)
+                    reach[n] |= {a} if whole else matrices(a) if a.args and a not in held else set()
+            return reach[n]
+        self.needs = []
+        for n in big:
+            found = 0
+            for a in matrices(n):
+                i = at[a] if a in at else tiles.setdefault(a, self.count + len(tiles))
+                found |= 1 << i
+            self.needs.append(found)
+        self.tiles = [*big, *tiles]
+        self.size = [size(n) for n in self.tiles]
+        self.users = [0] * len(self.tiles)
+        for i, mask in enumerate(self.needs):
+            for j in _bits(mask):
+                self.users[j] |= 1 << i
+        self.computed = (1 << self.count) - 1
+        self.needs_computed = [m & self.computed for m in self.needs]
+        self.forever = sum(1 << at[k] for k in kept if k in at)
+        self.first = sum(1 << i for n, i in tiles.items() if n in held)
+
+    def search(self) -> tuple[int, ...]:
+        """The best order found."""
+        live = sum(self.size[i] for i in _bits(self.first))
+        beam: list[_Place] = [(live, 0.0, (), 0, self.first, live)]
+        for _ in range(self.count):
+            found: dict[int, _Place] = {}
+            for peak, area, path, done, alive, size in beam:
+                ready = []
+                for i in range(self.count):
+                    if done >> i & 1 or self.needs_computed[i] & ~done:
+                        continue
+                    step = self._step(i, done, alive, size)
+                    new = (max(peak, step[2]), area + step[1], (*path, i), done | 1 << i, step[0], step[1])
+                    if step[1] <= size and step[2] <= size:  # frees what it takes: nothing is gained by waiting
+                        ready = [new]
+                        break
+                    ready.append(new)
+                for new in ready:
+                    if new[3] not in found or new[:3] < found[new[3]][:3]:
+                        found[new[3]] = new
+            beam = sorted(found.values(), key=lambda s: s[:3])[:_WIDTH]
+        return beam[0][2]
+
+    def alive(self, path: tuple[int, ...]) -> list[tuple[Node, ...]]:
+        """The tiles that are there while each statement runs; one that is written over another counts once."""
+        done, alive, out = 0, self.first, []
+        for i in path:
+            after, _, _ = self._step(i, done, alive, 0.0)
+            during = (alive | self.needs[i] | 1 << i) & ~self._overwritten(i, done | 1 << i)
+            out.append(tuple(self.tiles[j] for j in _bits(during)))
+            done, alive = done | 1 << i, after
+        return out
+
+    def _dying(self, i: int, done: int) -> list[int]:
+        return [j for j in _bits(self.needs[i]) if not self.users[j] & ~done and not self.forever >> j & 1]
+
+    def _overwritten(self, i: int, done: int) -> int:
+        """A tile that dies with statement i and is as large as what it makes."""
+        return next((1 << j for j in self._dying(i, done) if self.size[j] >= self.size[i]), 0)
+
+    def _step(self, i: int, done: int, alive: int, size: float) -> tuple[int, float, float]:
+        """Live tiles after statement i, their size, and the most that was alive."""
+        done |= 1 << i
+        for j in _bits(self.needs[i] & ~alive):  # loads
+            alive |= 1 << j
+            size += self.size[j]
+        dead = 0.0
+        for j in self._dying(i, done):
+            alive &= ~(1 << j)
+            dead += self.size[j]
+        # a tile may be written over one that dies, as large or larger
+        peak = size + max(0.0, self.size[i] - dead)
+        size += self.size[i] - dead
+        if self.users[i] or self.forever >> i & 1:
+            alive |= 1 << i
+        else:
+            size -= self.size[i]
+        return alive, size, peak
+
+
+def _bits(mask: int) -> list[int]:
+    out = []
+    while mask:
+        low = mask & -mask
+        out.append(low.bit_length() - 1)
+        mask ^= low
     return out
 
 
-def _cost(n: Node, needs: dict[Node, set[Node]], users: dict[Node, int], done: set[Node]) -> float:
-    grown = size(n) if users[n] else 0.0
-    for a in needs[n]:
-        if a not in done:
-            grown += size(a)
-        if users[a] == 1:
-            grown -= size(a)
-    return grown
+def _with_the_rest(big: list[Node], order: list[Node], needs: dict[Node, set[Node]], held: set[Node],
+                   roots: list[Node]) -> list[Node]:
+    """Everything else just before its first use."""
+    rank, done, out = {n: i for i, n in enumerate(order)}, set(held), list[Node]()
 
+    def place(n: Node) -> None:
+        if n in done or n not in rank:
+            return
+        done.add(n)
+        for a in sorted(needs[n] & set(rank), key=rank.__getitem__):
+            place(a)
+        out.append(n)
+    for n in [*big, *(source(r) for r in roots)]:
+        for a in [n] if n in rank else sorted(needs[n] & set(rank), key=rank.__getitem__):
+            place(a)
+    return out

@@ -8,8 +8,10 @@ padding of a block (dims are padded to powers of two) out of every sum.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 
+from mixc.codegen.schedule import source
 from mixc.codegen.triton_scan import is_factor_behind, pick_code, previous_code, scan_code
 from mixc.errors import Diagnostic, SpecError
 from mixc.ir.launch import feature_dims
@@ -42,6 +44,38 @@ def zero_padded(node: Node, dim: str) -> bool:
     return node.op in _ZERO_AT_ZERO and zero_padded(node.args[0], dim)
 
 
+def dot_axes(node: Node) -> tuple[str, str] | None:
+    """(axes of the value that a and b bring) where a contraction is a product of two matrices; else None."""
+    if node.op != "contract" or not all(len(n.dims) == 2 for n in (node, *node.args)):
+        return None
+    a, b = node.args
+    return (next(d for d in a.dims if d not in b.dims), next(d for d in b.dims if d not in a.dims))
+
+
+def _added(nodes: list[Node], uses: Counter[Node]) -> dict[Node, Node]:
+    """Sums that a product adds to its own, by the product: `dot(a, b, ..., x)` for x + a @ b."""
+    found: dict[Node, Node] = {}
+    for n in nodes:
+        if n.op == "add":
+            for c, x in (n.args[::-1], n.args):
+                once = uses[c] == 1
+                while c.op == "rename":
+                    c = c.args[0]
+                    once = once and uses[c] == 1
+                if dot_axes(c) and once and set(x.dims) == set(n.dims) and x.op not in ("expand", "number"):
+                    found[c] = n
+                    break
+    return found
+
+
+def _only_operands(nodes: list[Node], roots: list[Node]) -> set[Node]:
+    """Matrices that nothing but products use: kept in the dtype of operands, half the registers."""
+    others = {source(a) for n in nodes if not dot_axes(n) and n.op != "rename" for a in n.args}
+    others |= {source(r) for r in roots}
+    used = {source(a) for n in nodes if dot_axes(n) for a in n.args}
+    return {n for n in used - others if n.args and len(n.dims) == 2}
+
+
 class Tiles:
     """Writes values into `lines`; `names` maps a node to the tile that holds it.
 
@@ -52,8 +86,13 @@ class Tiles:
     """
 
     def __init__(self, emit: Callable[[Node, str], None], leaf: Callable[[Node], str], taken: Iterable[str],
-                 uses: dict[Node, int], header: tuple[str, ...]):
-        self.emit, self.leaf, self.uses = emit, leaf, uses
+                 nodes: list[Node], roots: list[Node], header: tuple[str, ...]):
+        self.emit, self.leaf = emit, leaf
+        self.uses = Counter(a for n in nodes for a in n.args)
+        self.uses.update(roots)
+        self.added = _added(nodes, self.uses)
+        self.reduced = {n.args[0] for n in nodes if n.op == "sum"}  # products that are summed stand in the sum
+        self.operands = _only_operands(nodes, roots)
         self.names: dict[Node, str] = {}
         self.taken = set(taken)
         self.rank = {d: i for i, d in enumerate((ROW, COL, "_u", *header))}
@@ -99,6 +138,8 @@ class Tiles:
                 self.names[node] = self.leaf(node)
             else:
                 code = self.expression(node)
+                if node in self.operands:
+                    code = f"{_atom(code)}.to(OPERAND)"
                 self.names[node] = self.fresh(suggest(node))
                 self.emit(node, f"{self.names[node]} = {code}")
         return self.names[node]
@@ -133,12 +174,19 @@ class Tiles:
 
     def inlined(self, node: Node) -> bool:
         """Will the node stand inside the expression that uses it?"""
-        return node.op in ("rename", "expand", "number", "size") or is_factor_behind(node) or (bool(node.args) and self._inline(node))
+        return (node.op in ("rename", "expand", "number", "size") or self.absorbed(node) or is_factor_behind(node)
+                or (bool(node.args) and self._inline(node)))
+
+    def absorbed(self, node: Node) -> bool:
+        """Is the matrix never formed: a product that is added by the way, or what a sum is taken of?"""
+        return node in self.added or (node in self.reduced and self.uses[node] == 1 and OPS[node.op].elementwise)
 
     def _inline(self, node: Node) -> bool:
         """Small expressions used once stand where they are used; large ones get a name."""
-        if node in self.names or not OPS[node.op].elementwise or self.uses.get(node, 0) > 1 or len(node.dims) > 1:
+        if node in self.names or not OPS[node.op].elementwise or self.uses.get(node, 0) > 1:
             return False
+        if len(node.dims) > 1:
+            return self.absorbed(node)
         return all(not a.args or a in self.names or not OPS[a.op].elementwise for a in node.args)
 
     # ------------------------------------------------------------ expressions
@@ -193,24 +241,36 @@ class Tiles:
             return f"tl.zeros({self.shape(order)}, tl.float32) + {self.ref(node.args[0], order)}"
         return f"tl.broadcast_to({self.ref(node.args[0], order)}, {self.shape(order)})"
 
+    def _add(self, node: Node) -> str:
+        for c, x in (node.args[::-1], node.args):
+            order = self.order(node)
+            while c.op == "rename":
+                back = {new: old for old, new in c.attr("to")}
+                order, c = tuple(back.get(d, d) for d in order), c.args[0]
+            if self.added.get(c) is node:
+                return self._dot(c, order, f", {self.ref(x, self.order(node))}")
+        return OPS["add"].triton.format(*[self.ref(a, self.order(node)) for a in node.args])  # type: ignore[union-attr]
+
     def _contract(self, node: Node) -> str:
+        if dot_axes(node):
+            return self._dot(node, self.order(node))
         a, b = node.args
         summed = [d for d in a.dims if d in b.dims and d not in node.dims]
-        if len(a.dims) == len(b.dims) == len(node.dims) == 2 and len(summed) == 1:
-            (z,), (x, y) = summed, self.order(node)
-            if x not in a.dims:
-                a, b = b, a
-            left, right = self._operand(a, (x, z), z), self._operand(b, (z, y), z)
-            if left and right:
-                return f"dot({left}, {right}, OPERAND, PRECISION)"
         over = tuple(sorted((*node.dims, *summed), key=lambda d: self.rank[d]))
         if len(over) > 2:
             raise refuse("a contraction over tiles of three axes", node)
         return self._summed(f"{_paren(self._clean(a, over), 'mul', 0)} * {_paren(self._clean(b, over), 'mul', 1)}", over, summed)
 
-    def _operand(self, node: Node, order: tuple[str, str], summed: str) -> str | None:
-        if set(node.dims) != set(order):
-            return None
+    def _dot(self, node: Node, order: tuple[str, ...], plus: str = "") -> str:
+        """The product of two matrices, its axes in `order`."""
+        a, b = node.args
+        (z,) = (d for d in a.dims if d in b.dims)
+        x, y = order
+        if x not in a.dims:
+            a, b = b, a
+        return f"dot({self._operand(a, (x, z), z)}, {self._operand(b, (z, y), z)}, OPERAND, PRECISION{plus})"
+
+    def _operand(self, node: Node, order: tuple[str, str], summed: str) -> str:
         if summed in feature_dims(node) and not zero_padded(node, summed):
             return self._clean(node, order)
         return self.ref(node, order, cast=False)
@@ -309,6 +369,11 @@ def _paren(code: str, op: str, position: int) -> str:
             if loose or op == "neg":
                 return f"({code})"
     return f"({code})" if code.startswith("-") and position == 1 else code
+
+
+def _atom(code: str) -> str:
+    """The code in brackets, unless it is a name or a call."""
+    return code if re.fullmatch(r"[\w.]+(\([^()]*(\([^()]*\)[^()]*)*\))?", code) else f"({code})"
 
 
 _SUGGEST = {"segsum": "span", "segprod": "decay", "cumsum": "running", "cumprod": "running"}

@@ -6,7 +6,8 @@ given are the call's tensors in canonical form.
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Mapping
+from functools import lru_cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -22,9 +23,12 @@ from mixc.passes.planes import is_complex
 from mixc.runtime.call import Call
 
 if TYPE_CHECKING:
+    from mixc.codegen.config import Config
+    from mixc.codegen.module import Module
     from mixc.runtime.mixer import Mixer
 
-_modules: WeakKeyDictionary[Any, dict[Program, ModuleType]] = WeakKeyDictionary()
+# by mixer: the module of each step and config, and the same by kind of call
+_modules: WeakKeyDictionary[Any, dict[Any, ModuleType]] = WeakKeyDictionary()
 
 
 def has_kernels(stages: Program) -> bool:
@@ -38,7 +42,7 @@ def has_kernels(stages: Program) -> bool:
 _NOT_YET = frozenset(("span_contract", "solve"))
 
 
-@functools.lru_cache(256)
+@lru_cache(maxsize=256)
 def _unwritten(stages: Program) -> bool:
     """Does its chunk program hold what has no tiles yet: products under vector decays, triangular systems?"""
     from mixc.passes.chunk import chunk
@@ -47,25 +51,72 @@ def _unwritten(stages: Program) -> bool:
     return any(n.op in _NOT_YET or ({ROW, COL} <= set(n.dims) and len(n.dims) > 2) for n in nodes)
 
 
-def emit(step: Program) -> str:
-    """The text of the standalone module of a step whose states have kernels."""
-    from mixc.codegen.module import module_text
+def emit(step: Program, target: str = "h100", shape: Mapping[str, int] | None = None, dtype: str = "bf16",
+         config: Config | None = None) -> str:
+    """The text of the standalone module of a step whose states have kernels.
+
+    Args:
+        target: of `mixc targets`. shape: B, T, H and dims that the tiles are for (not named: 8, 4096, 16 and 64).
+        config: these sizes instead of those of the rule."""
+    made = kernels(step)
+    return made.text(config or default_config(step, target, shape or {}, dtype))
+
+
+@lru_cache(maxsize=64)
+def kernels(step: Program) -> Module:
+    """The kernels of a step, forward and backward; sizes are chosen later."""
+    from mixc.codegen.module import Module
     from mixc.passes.chunk import chunk
     from mixc.passes.classify import classify
     from mixc.passes.differentiate import differentiate
 
     forward = chunk(classify(step))
-    return module_text(forward, differentiate(forward))
+    return Module(forward, differentiate(forward))
 
 
-def module(mixer: Mixer, step: Program) -> ModuleType:
-    """The imported module; one a mixer and elaborated step."""
+def default_config(step: Program, target: str, shape: Mapping[str, int], dtype: str) -> Config:
+    """What the rule chooses; a dim that `shape` does not name has 64, or the size of its alias."""
+    from mixc.codegen.tile_rule import Problem, choose
+    from mixc.targets import find
+
+    dims: dict[str, int] = {}
+    for d in step.dims:
+        dims[d.name] = d.size or shape.get(d.name) or dims.get(d.alias or "", 64)
+    return choose(kernels(step).kernels, Problem.of(shape, dims, find(target), dtype))
+
+
+def module(mixer: Mixer, call: Call) -> ModuleType:
+    """The imported module for a call: chosen by sizes, dtype, device, and whether there are few sequences, long ones.
+
+    Another length imports nothing, the first long call with few sequences apart."""
     from mixc.codegen.offline import load_text
 
+    p = call.program
+    dtype = next((call.ins[d.name].dtype for d in p.ins if d.dims), call.dtype)
+    few = call.rows.N * call.H < 64 and call.rows.T >= 2048
     found = _modules.setdefault(mixer, {})
-    if step not in found:
-        found[step] = load_text(emit(step), step.name)
-    return found[step]
+    kind = (p, dtype, few, tuple(call.sizes.items()), call.device.type)
+    if kind not in found:
+        shape = {"B": 1, "H": 4, "T": 16384} if few else {"B": 8, "H": 16, "T": 2048}
+        name = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "fp32")
+        config = default_config(p, _target(call.device), {**call.sizes, **shape}, name)
+        if (p, config) not in found:
+            found[p, config] = load_text(kernels(p).text(config), p.name)
+        found[kind] = found[p, config]
+    return found[kind]
+
+
+def _target(device: torch.device) -> str:
+    """The target whose limits are nearest to the device's; without a GPU the one that the kernels are written for."""
+    if device.type != "cuda":
+        return "h100"
+    if torch.version.hip:
+        return "mi300x"
+    from mixc.targets import TARGETS
+
+    major, minor = torch.cuda.get_device_capability(device)
+    arch = [t for t in TARGETS.values() if t.arch.startswith("sm_") and int(t.arch[3:]) <= major * 10 + minor]
+    return max(arch, key=lambda t: int(t.arch[3:]), default=TARGETS["a100"]).name
 
 
 def run(mixer: Mixer, call: Call) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -75,7 +126,7 @@ def run(mixer: Mixer, call: Call) -> tuple[dict[str, torch.Tensor], dict[str, to
         InputError: fp64 inputs, which the kernels do not take."""
     if call.dtype == torch.float64:
         raise InputError('the Triton kernels compute in fp32, an input is fp64; use backend="torch"')
-    emitted, p, rows = module(mixer, call.program), call.program, call.rows
+    emitted, p, rows = module(mixer, call), call.program, call.rows
     flat = rows.starts is not None or rows.lens is not None
     ins = []
     for d in p.ins:

@@ -38,9 +38,10 @@ class Store:
 class Launch:
     """One kernel. `loop`: "chunks" (in order, or from the end if `reverse`) or "tokens" (a row at a time).
 
-    `starts`: states whose value at the start of every chunk is stored (forward) or loaded
-    (backward); `split`: dims that programs may divide among them; `summed`: those of `split` over
-    which the stores without that dim are partial sums."""
+    `starts`: states whose value at the start of every segment of chunks is stored (forward) or loaded
+    (backward); `replay`: what a chunk leaves of each of them, by which the backward forms the states
+    inside a segment again; `split`: dims that programs may divide among them; `summed`: those of
+    `split` over which the stores without that dim are partial sums."""
 
     name: str
     program: Program
@@ -49,14 +50,18 @@ class Launch:
     carries: tuple[Carry, ...]
     stores: tuple[Store, ...]
     starts: tuple[str, ...] = ()
+    replay: tuple[Node, ...] = ()
     split: tuple[str, ...] = ()
     summed: tuple[str, ...] = ()
 
     def roots(self) -> list[Node]:
         return [c.next for c in self.carries] + [s.value for s in self.stores]
 
-    def nodes(self) -> list[Node]:
+    def body(self) -> list[Node]:
         return list(postorder(self.roots()))
+
+    def nodes(self) -> list[Node]:
+        return list(postorder([*self.roots(), *self.replay]))
 
 
 def feature_dims(node: Node) -> tuple[str, ...]:

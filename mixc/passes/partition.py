@@ -16,13 +16,12 @@ from mixc.ir.program import Program
 from mixc.passes.differentiate import cotangent_of_state
 
 
-def fused_forward(program: Program, keep_starts: bool) -> Launch:
-    """One launch for outs and final states; with `keep_starts` the state at every chunk's start."""
+def fused_forward(program: Program, starts: tuple[str, ...] = ()) -> Launch:
+    """One launch for outs and final states; of `starts` it keeps what each segment receives."""
     carries = tuple(Carry(s.name, s.leaf(), program.result("next", s.name), s.dims) for s in program.states)
     stores = tuple(Store("rows", o.name, program.result("out", o.name), o.dims, "out") for o in program.outs)
-    launch = Launch(f"{program.name}_fwd", program, "chunks", False, carries, stores,
-                    tuple(s.name for s in program.states) if keep_starts else ())
-    return _with_split(launch, (*program.values(),))
+    launch = Launch(f"{program.name}_fwd", program, "chunks", False, carries, stores, starts)
+    return _with_split(launch)
 
 
 def fused_backward(forward: Program, backward: Program) -> Launch:
@@ -35,20 +34,38 @@ def fused_backward(forward: Program, backward: Program) -> Launch:
         stores.append(Store("rows", "d" + d.name, backward.result("grad", d.name), d.dims, "grad"))
     for d in forward.params:
         stores.append(Store("partial", "d" + d.name, backward.result("sum", d.name), d.dims, "sum"))
-    needed = set(postorder([c.next for c in carries] + [s.value for s in stores]))
-    starts = tuple(s.name for s in forward.states if s.leaf() in needed)
-    launch = Launch(f"{forward.name}_bwd", backward, "chunks", True, tuple(carries), tuple(stores), starts)
-    return _with_split(launch, tuple(forward.values()))
+    starts = _needed(forward, [c.next for c in carries] + [s.value for s in stores])
+    launch = Launch(f"{forward.name}_bwd", backward, "chunks", True, tuple(carries), tuple(stores), starts,
+                    _replay(forward, starts))
+    return _with_split(launch)
+
+
+def _needed(forward: Program, roots: list[Node]) -> tuple[str, ...]:
+    """The states that `roots` read, and those that are needed to form these again."""
+    while True:
+        below = set(postorder(roots))
+        found = [s for s in forward.states if s.leaf() in below]
+        more = [v for s in found if (v := forward.result("next", s.name)) not in below]
+        if not more:
+            return tuple(s.name for s in found)
+        roots = [*roots, *more]
+
+
+def _replay(forward: Program, starts: tuple[str, ...]) -> tuple[Node, ...]:
+    """What a chunk leaves of the states; it is a whole one, all its rows are tokens."""
+    from mixc.passes.simplify import RULES, all_rows_live, rewrite
+
+    return tuple(rewrite([forward.result("next", s) for s in starts], (all_rows_live, *RULES)))
 
 
 def token_loop(step: Program) -> Launch:
     """The step itself, a token at a time: decode, and short sequences."""
     carries = tuple(Carry(s.name, s.leaf(), step.result("next", s.name), s.dims) for s in step.states)
     stores = tuple(Store("rows", o.name, step.result("out", o.name), o.dims, "out") for o in step.outs)
-    return _with_split(Launch(f"{step.name}_token", step, "tokens", False, carries, stores), tuple(step.values()))
+    return _with_split(Launch(f"{step.name}_token", step, "tokens", False, carries, stores))
 
 
-def _with_split(launch: Launch, forward_values: tuple[Node, ...]) -> Launch:
+def _with_split(launch: Launch) -> Launch:
     """A dim may be split if nothing sums over it; in a backward also if only cotangents do.
 
     A backward is linear in its cotangents, so each program's sums over its own part of the dim add up

@@ -16,6 +16,7 @@ from mixc.runtime.call import Call, histories
 from mixc.runtime.once import once
 
 if TYPE_CHECKING:
+    from mixc.codegen.config import Config
     from mixc.frontend.syntax import MixerSyntax
 
 Tensor = torch.Tensor
@@ -153,11 +154,13 @@ class Mixer:
         """What is no error but worth knowing: a state that runs token by token, and why."""
         return self._staged.notes
 
-    def emit(self, target: str = "h100", shape: dict[str, int] | None = None, dtype: str = "bf16") -> str:
+    def emit(self, target: str = "h100", shape: dict[str, int] | None = None, dtype: str = "bf16",
+             config: Config | None = None) -> str:
         """The standalone module: kernels, launches, autograd function, NAME and NAME_step; torch and triton only.
 
         Args:
             target: a GPU of `mixc targets`. shape: sizes the tiles are chosen for. dtype: bf16, fp16 or fp32.
+            config: these tiles instead (`mixc.codegen.config`).
         Raises:
             SpecError: MX310, a state is not in chunk form; MX312, no such target.
         """
@@ -171,7 +174,7 @@ class Mixer:
         if has_context(self.declared):
             raise SpecError(Diagnostic("MX310", "a module for a step that uses `lag` or `pos` is not emitted yet",
                                        help='backend="triton" runs its kernels'))
-        return emit(self.declared)
+        return emit(self.declared, target, shape, dtype, config)
 
     def explain(self) -> str:
         """Markdown: the step, the form of every state and why, the chunk's equations, its adjoint, its costs."""

@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from mixc.codegen.module import Config, Tile, module_text
+from mixc.codegen.config import Config, Tile
+from mixc.codegen.module import Module
 from mixc.codegen.offline import load_text
 from mixc.ir.run import run_chunks
 from mixc.passes.chunk import chunk
@@ -15,7 +16,7 @@ from mixc.passes.differentiate import differentiate
 from tests.build import KINDS, scalar_decay
 from tests.passes.test_chunk import draw
 
-SMALL = Config(Tile(32, 16, 4, 1), Tile(32, 16, 4, 1))
+SMALL = Config((('fwd', Tile(32, (('V', 16),))), ('bwd', Tile(16, (('V', 16),)))), segment=32)
 _modules = {}
 
 
@@ -23,7 +24,7 @@ def module(kind):
     """The module of a kind and its chunk program, built once."""
     if kind not in _modules:
         program = chunk(classify(scalar_decay(kind)))
-        _modules[kind] = program, load_text(module_text(program, differentiate(program), SMALL))
+        _modules[kind] = program, load_text(Module(program, differentiate(program)).text(SMALL))
     return _modules[kind]
 
 

@@ -9,33 +9,33 @@ import pytest
 PROGRAM = '''
 import sys
 import mixc
-from mixc.codegen.module import Config, _Module
 from mixc.codegen.offline import compile_kernel, load_text
-from mixc.passes.chunk import chunk
-from mixc.passes.classify import classify
-from mixc.passes.differentiate import differentiate
-name, *targets = sys.argv[1:]
-forward = chunk(classify(mixc.load(name).declared))
-made = _Module(forward, differentiate(forward), Config())
-module = load_text(made.text())
+from mixc.codegen.triton_program import default_config, kernels
+name, size, *targets = sys.argv[1:]
+step = mixc.load(name).declared
+made = kernels(step)
 for target in targets:
-    for kernel in (made.fwd, made.bwd):
-        sizes = {d: 64 for d in kernel.dims}
-        report = compile_kernel(module, kernel, sizes, sizes, 32, 8, 1, target=target)
-        print(report)
+    shape = {d.name: d.size or int(size) for d in step.dims}
+    config = default_config(step, target, shape, "bf16")
+    module = load_text(made.text(config))
+    for launch, kernel in made.kernels.items():
+        sizes = {d: shape[d] for d in kernel.dims}
+        print(compile_kernel(module, kernel, sizes, config.tile(launch), target=target, segment=config.segment))
 '''
 
 
-def compiled(name, *targets):
+def compiled(name, *targets, size=64):
     env = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONWARNINGS": "ignore"}
-    run = subprocess.run([sys.executable, "-c", PROGRAM, name, *targets], capture_output=True, text=True, env=env)
+    command = [sys.executable, "-c", PROGRAM, name, str(size), *targets]
+    run = subprocess.run(command, capture_output=True, text=True, env=env)
     assert run.returncode == 0, run.stderr[-2000:]
     return run.stdout
 
 
-def test_simple_gla_compiles_for_sm_90_without_spills():
-    text = compiled("simple_gla", "sm_90")
-    assert text.count("wgmma") == 2 and text.count("spill=0") == 2
+@pytest.mark.parametrize("size", [64, 128])
+def test_simple_gla_compiles_for_sm_90_without_spills(size):
+    text = compiled("simple_gla", "sm_90", size=size)
+    assert text.count("wgmma") == 2 and text.count("spill=0") == 2, text
 
 
 @pytest.mark.slow

@@ -1,0 +1,72 @@
+"""The sizes that a module is emitted with: a value that a tuner makes, a file holds, a person reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Sizes of one launch.
+
+    Attributes:
+        chunk: rows that a program works on at once, a power of two, at least 16.
+        blocks: the block of every dim that programs divide among them (a dim not named: whole).
+            Every other dim is whole: padded to a power of two.
+        warps: of 32 (64) threads each. stages: how far ahead the loop over chunks loads.
+    """
+
+    chunk: int = 64
+    blocks: tuple[tuple[str, int], ...] = ()
+    warps: int = 4
+    stages: int = 1
+
+    def block(self, dim: str, size: int) -> int:
+        """The block of a dim of this size."""
+        return min(dict(self.blocks).get(dim, 1 << 30), padded(size))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"chunk": self.chunk, "blocks": dict(self.blocks), "warps": self.warps, "stages": self.stages}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes of all launches of a module.
+
+    Attributes:
+        schedule: "fused" (a launch walks over the chunks of a sequence, the state on chip) or "split"
+            (the states of all chunks first, then every chunk by a program of its own).
+        segment: rows from one state that the forward keeps to the next, a multiple of every chunk; the
+            backward forms the states between them again.
+        tiles: by launch: "fwd", "bwd".
+    """
+
+    tiles: tuple[tuple[str, Tile], ...] = ()
+    segment: int = 64
+    schedule: str = "fused"
+
+    def __post_init__(self) -> None:
+        for name, tile in self.tiles:
+            if tile.chunk < 16 or tile.chunk & (tile.chunk - 1) or self.segment % tile.chunk:
+                raise ValueError(f"{name}: a chunk of {tile.chunk} rows in segments of {self.segment}")
+
+    def tile(self, launch: str) -> Tile:
+        return dict(self.tiles).get(launch, Tile(min(self.segment, 32)))
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a file; `of` reads it back."""
+        return {"schedule": self.schedule, "segment": self.segment,
+                "tiles": {name: tile.as_dict() for name, tile in self.tiles}}
+
+    @staticmethod
+    def of(found: Mapping[str, Any]) -> Config:
+        tiles = tuple((name, Tile(t["chunk"], tuple(t["blocks"].items()), t["warps"], t["stages"]))
+                      for name, t in found["tiles"].items())
+        return Config(tiles, found["segment"], found["schedule"])
+
+
+def padded(size: int) -> int:
+    """The block that holds a whole dim: a power of two, at least 16 as tensor cores want it."""
+    return max(16, 1 << (size - 1).bit_length())
