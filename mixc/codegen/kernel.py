@@ -181,7 +181,7 @@ class KernelWriter:
         def part(n: Node) -> float:
             """Of a register, for one number of a matrix; loads and operands have half the bits."""
             return 0.0 if len(n.dims) < 2 else 0.5 if n not in held and (not n.args or n in tiles.operands) else 1.0
-        found = schedule(roots, held, lambda n: part(n) * numbers(n.dims, _NOMINAL), tiles.absorbed, kept)
+        found = schedule(roots, held, lambda n: part(n) * numbers(n.dims, _NOMINAL), tiles.grouped, kept)
         self.alive += [[(n.dims, part(n)) for n in tiles] for tiles in found.alive]
         return found.statements
 
@@ -227,19 +227,10 @@ class KernelWriter:
     # ------------------------------------------------------------ stores
     def _store_rows(self, s: Store) -> list[str]:
         dims = ((ROW,) if self.launch.loop == "chunks" else ()) + s.dims
-        code = self.tiles.ref(s.value, dims)
         stride = self._row_stride(dims)
         target = f"{s.name}_ptr + row * {_group(stride)}{_plus(self._row_offset(stride, dims))}"
-        value = self._filled(s.value, code, dims)
+        value = self.tiles.whole(s.value, dims)
         return [f"tl.store({target}, {value}{self._mask(dims, rows=True)})"]
-
-    def _filled(self, node: Node, code: str, dims: tuple[str, ...]) -> str:
-        """A value that is repeated along a dim, or a plain number, as a whole tile."""
-        while node.op in ("rename", "expand"):
-            node = node.args[0]
-        if dims and set(node.dims) != set(dims):
-            code = f"tl.zeros({self.tiles.shape(dims)}, tl.float32) + {code}"
-        return code
 
     def _store_ready(self, pending: list[Store], force: bool = False) -> list[Store]:
         """Write what can be written: a stored tile is alive no longer."""
@@ -250,7 +241,7 @@ class KernelWriter:
             elif s.kind == "rows":
                 self.body += self._store_rows(s)
             else:
-                self.body.append(f"{s.name}_sum += {self._filled(s.value, self.tiles.ref(s.value, s.dims), s.dims)}")
+                self.body.append(f"{s.name}_sum += {self.tiles.whole(s.value, s.dims)}")
         return waiting
 
     def _store_state(self, name: str, pointer: str, where: str | None, dims: tuple[str, ...]) -> str:

@@ -52,6 +52,10 @@ def dot_axes(node: Node) -> tuple[str, str] | None:
     return (next(d for d in a.dims if d not in b.dims), next(d for d in b.dims if d not in a.dims))
 
 
+def _entrywise(node: Node) -> bool:
+    return bool(node.args) and (OPS[node.op].elementwise or node.op == "mask")
+
+
 def _added(nodes: list[Node], uses: Counter[Node]) -> dict[Node, Node]:
     """Sums that a product adds to its own, by the product: `dot(a, b, ..., x)` for x + a @ b."""
     found: dict[Node, Node] = {}
@@ -90,6 +94,7 @@ class Tiles:
         self.emit, self.leaf = emit, leaf
         self.uses = Counter(a for n in nodes for a in n.args)
         self.uses.update(roots)
+        self.user = {a: n for n in nodes for a in n.args if self.uses[a] == 1}
         self.added = _added(nodes, self.uses)
         self.reduced = {n.args[0] for n in nodes if n.op == "sum"}  # products that are summed stand in the sum
         self.operands = _only_operands(nodes, roots)
@@ -157,6 +162,11 @@ class Tiles:
             return self._align(f"({inner})", self.order(node), want)
         return self._align(self._value(node, cast), self.order(node), want)
 
+    def whole(self, node: Node, order: tuple[str, ...]) -> str:
+        """Code for a tile that has all axes of `order`, also those that the value is repeated along."""
+        code = self.ref(node, order)
+        return code if set(source(node).dims) == set(order) else f"tl.zeros({self.shape(order)}, tl.float32) + {code}"
+
     def _value(self, node: Node, cast: bool) -> str:
         name = self.name(node)
         while node.op == "rename":
@@ -180,6 +190,11 @@ class Tiles:
     def absorbed(self, node: Node) -> bool:
         """Is the matrix never formed: a product that is added by the way, or what a sum is taken of?"""
         return node in self.added or (node in self.reduced and self.uses[node] == 1 and OPS[node.op].elementwise)
+
+    def grouped(self, node: Node) -> bool:
+        """Does the node belong to the statement that uses it: formed with it, entry by entry, or never?"""
+        user = self.user.get(node)
+        return self.absorbed(node) or (user is not None and _entrywise(node) and (_entrywise(user) or user.op == "sum"))
 
     def _inline(self, node: Node) -> bool:
         """Small expressions used once stand where they are used; large ones get a name."""
@@ -220,20 +235,20 @@ class Tiles:
         return f"tl.where(rows[:, None] {sign} rows[None, :], {self.ref(node.args[0], (ROW, COL))}, 0.0)"
 
     def _segsum(self, node: Node) -> str:
-        return f"span_sum({self.ref(node.args[0], (ROW,))}, rows, {node.attr('reach')!r})"
+        return f"span_sum({self.whole(node.args[0], (ROW,))}, rows, {node.attr('reach')!r})"
 
     def _segprod(self, node: Node) -> str:
-        return f"span_product({self.ref(node.args[0], (ROW,))}, rows, {node.attr('reach')!r})"
+        return f"span_product({self.whole(node.args[0], (ROW,))}, rows, {node.attr('reach')!r})"
 
     def _cumsum(self, node: Node) -> str:
         if node.dims != (ROW,):
             raise refuse("a running sum of more than one number a row", node)
         reverse, exclusive = node.attr("reverse"), node.attr("exclusive")
-        return f"running_sum({self.ref(node.args[0], (ROW,))}, {reverse}, {exclusive})"
+        return f"running_sum({self.whole(node.args[0], (ROW,))}, {reverse}, {exclusive})"
 
     def _cumprod(self, node: Node) -> str:
         reverse, exclusive = node.attr("reverse"), node.attr("exclusive")
-        return f"running_product({self.ref(node.args[0], (ROW,))}, {reverse}, {exclusive})"
+        return f"running_product({self.whole(node.args[0], (ROW,))}, {reverse}, {exclusive})"
 
     def _expand(self, node: Node) -> str:
         order = self.order(node)
@@ -277,7 +292,8 @@ class Tiles:
 
     def _clean(self, node: Node, order: tuple[str, ...], over: Iterable[str] | None = None) -> str:
         """The tile with the padding of its feature dims held at 0."""
-        code = self.ref(node, order)
+        repeated = over is not None and not set(source(node).dims) >= set(over)
+        code = self.whole(node, order) if repeated else self.ref(node, order)
         for d in feature_dims(node):
             if (over is None or d in over) and not zero_padded(node, d):
                 code = f"tl.where({self._align(self.inside(d), (d,), order)}, {code}, 0.0)".replace(
@@ -349,7 +365,7 @@ class Tiles:
     def _prod(self, node: Node) -> str:
         if node.attr("over") != (ROW,):
             raise refuse("a product over feature dims", node)
-        return f"whole_product({self.ref(node.args[0], (ROW,))})"
+        return f"whole_product({self.whole(node.args[0], (ROW,))})"
 
 
 def literal(value: float) -> str:

@@ -32,7 +32,7 @@ def scan_code(tiles: Tiles, node: Node) -> str:
     a, b, start = node.args
     order = tiles.order(node)
     if is_factor_behind(a):
-        f, c = _whole(tiles, a.args[0], order), _whole(tiles, b, order)
+        f, c = tiles.whole(a.args[0], order), tiles.whole(b, order)
         rest = f"before_affine({f}, ({f}) * ({c}), {tiles.ref(start, order)}, {node.attr('reverse')})"
         return f"{c} + {rest}"
     return _call(tiles, "after", node, order)
@@ -43,7 +43,7 @@ def previous_code(tiles: Tiles, node: Node) -> str:
     order = tiles.order(node)
     if x.op == "scan" and x.args[2] is edge and x.attr("reverse") == node.attr("reverse"):
         return _call(tiles, "before", x, order)
-    rows = _whole(tiles, x, order)
+    rows = tiles.whole(x, order)
     return f"row_before({rows}, {tiles.ref(edge, order)}, {node.attr('reverse')})"
 
 
@@ -58,16 +58,8 @@ def pick_code(tiles: Tiles, node: Node) -> str:
 
 def _call(tiles: Tiles, which: str, scan: Node, order: tuple[str, ...]) -> str:
     a, b, start = scan.args
-    parts = [_whole(tiles, a, order), _whole(tiles, b, order), tiles.ref(start, order), str(scan.attr("reverse"))]
+    parts = [tiles.whole(a, order), tiles.whole(b, order), tiles.ref(start, order), str(scan.attr("reverse"))]
     return f"{which}_{_NAMES[scan.attr('combine')]}({', '.join(parts)})"
-
-
-def _whole(tiles: Tiles, x: Node, order: tuple[str, ...]) -> str:
-    """The tile with all its axes: both operands of an associative scan have one shape."""
-    code, inner = tiles.ref(x, order), x
-    while inner.op in ("rename", "expand"):
-        inner = inner.args[0]
-    return code if set(inner.dims) == set(order) else f"tl.zeros({tiles.shape(order)}, tl.float32) + {code}"
 
 
 _UPDATE = {"affine": "{a} * {h} + {b}", "max+": "tl.maximum({a} + {h}, {b})", "min+": "tl.minimum({a} + {h}, {b})",
