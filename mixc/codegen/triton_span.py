@@ -1,0 +1,182 @@
+"""Products under vector decays, and triangular systems, as Triton: calls of functions that a module brings along.
+
+    P = span_pair(q, k, g, rows, "strict", ...)        sum over D of q[t] k[s] exp(g[s+1] + ... + g[t])
+    O = span_apply(P, v, g, rows, ...)                 the same decays, along the dim that is kept
+    X = unit_inverse(L, rows, ...)                     (I + L)^-1
+
+Blocks of 2h rows are cut in the middle, for h = 1, 2, 4, ...: what lies between a row of the later and one of the
+earlier half is a product of two factors, each at most 1, that meet at the cut.  A level is one masked product.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mixc.ir.node import COL, ROW, Node
+
+if TYPE_CHECKING:
+    from mixc.codegen.tiles import Tiles
+
+BOTH = {ROW, COL}
+
+
+def span_contract_code(tiles: Tiles, node: Node) -> str | None:
+    """The call, or None where another shape of operands needs the decays of all pairs."""
+    x, y, g = node.args
+    dims = [d for d in g.dims if d != ROW]
+    if len(dims) != 1:
+        return None
+    (d,) = dims
+    tail = f"{tiles.ref(g, (ROW, d))}, rows, {node.attr('reach')!r}, OPERAND, PRECISION"
+    if BOTH == set(node.dims):
+        a, b = (x, y) if ROW in x.dims else (y, x)
+        if set(a.dims) == {ROW, d} and set(b.dims) == {COL, d}:
+            return f"span_pair({tiles._clean(a, (ROW, d))}, {tiles._clean(b, (COL, d))}, {tail})"
+        return None
+    A, z = (x, y) if set(x.dims) >= BOTH else (y, x)
+    row = ROW if ROW in node.dims else COL
+    if set(A.dims) != BOTH or set(node.dims) != {row, d} or set(z.dims) - BOTH != {d}:
+        return None
+    name = "span_apply" if row == ROW else "span_apply_back"
+    return f"{name}({tiles.ref(A, (ROW, COL))}, {tiles.ref(z, (COL if row == ROW else ROW, d))}, {tail})"
+
+
+def unit_inverse_code(tiles: Tiles, node: Node) -> str:
+    return f"unit_inverse({tiles.ref(node.args[0], (ROW, COL))}, rows, EXACT)"
+
+
+def running_sum_code(tiles: Tiles, node: Node) -> str:
+    """Of vectors: a product with a triangle of ones, so that nothing is subtracted."""
+    (d,) = (d for d in node.dims if d != ROW)
+    which = ("later" if node.attr("reverse") else "earlier") + ("" if node.attr("exclusive") else "_and_own")
+    return f"sum_of_rows({tiles.ref(node.args[0], (ROW, d))}, rows, {which!r}, EXACT)"
+
+
+PRELUDE = '''
+
+@triton.jit
+def exact(a, b, EXACT: tl.constexpr):
+    """a @ b to fp32, whatever the dtype of the inputs."""
+    if EXACT == "interpret":
+        return tl.dot(a, b, input_precision="ieee")
+    return tl.dot(a, b, input_precision=EXACT)
+
+
+@triton.jit
+def sum_of_rows(x, rows, WHICH: tl.constexpr, EXACT: tl.constexpr):
+    """[t, D]: the sum over the rows that are earlier or later than t, and its own."""
+    t, s = rows[:, None], rows[None, :]
+    if WHICH == "earlier":
+        among = t > s
+    elif WHICH == "earlier_and_own":
+        among = t >= s
+    elif WHICH == "later":
+        among = t < s
+    else:
+        among = t <= s
+    return exact(among.to(tl.float32), x.to(tl.float32), EXACT)
+
+
+@triton.jit
+def of_block(x, pos, at, h: tl.constexpr):
+    """[t, D]: x of row number `at` of the block of 2h rows that t lies in."""
+    C: tl.constexpr = x.shape[0]
+    D: tl.constexpr = x.shape[1]
+    picked = tl.reshape(tl.where((pos == at)[:, None], x, 0.0), [C // (2 * h), 2 * h, D])
+    return tl.reshape(tl.broadcast_to(tl.sum(picked, 1)[:, None, :], [C // (2 * h), 2 * h, D]), [C, D])
+
+
+@triton.jit
+def span_begin(g, REACH: tl.constexpr):
+    """Sums of g since a row's block began and until it ends, for blocks of one row."""
+    nothing = tl.zeros(g.shape, tl.float32)
+    if REACH == "excl":
+        return nothing, nothing
+    return g, nothing
+
+
+@triton.jit
+def span_wider(since, until, g, pos, h: tl.constexpr, REACH: tl.constexpr):
+    """The same for blocks of 2h rows, from those of h: a half takes on the sum of the other."""
+    through = since + g if REACH == "excl" else since
+    earlier = of_block(through, pos, h - 1, h)
+    later = of_block(g + until, pos, h, h)
+    half = (pos >= h)[:, None]
+    return tl.where(half, since + earlier, since), tl.where(half, until, until + later)
+
+
+@triton.jit
+def span_halves(since, until, rows, h: tl.constexpr):
+    """Of blocks of 2h rows: which rows lie in the later half, the decay between a row and the cut, same block."""
+    later = (rows % (2 * h) >= h)[:, None]
+    return later, tl.exp(tl.where(later, since, until)), (rows // (2 * h))[:, None] == (rows // (2 * h))[None, :]
+
+
+@triton.jit
+def span_pair(x, y, g, rows, REACH: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """[t, s]: sum over D of x[t] y[s] exp(g[s+1] + ... + g[t]), 0 unless s < t (REACH "excl": to g[t-1])."""
+    C: tl.constexpr = g.shape[0]
+    LEVELS: tl.constexpr = 4 + (C > 16) + (C > 32) + (C > 64)
+    since, until = span_begin(g, REACH)
+    out = tl.zeros([C, C], tl.float32)
+    for level in tl.static_range(LEVELS):
+        later, factor, same = span_halves(since, until, rows, 1 << level)
+        left, right = tl.where(later, x * factor, 0.0), tl.where(later, 0.0, y * factor)
+        out += tl.where(same, dot(left, tl.trans(right), OPERAND, PRECISION), 0.0)
+        since, until = span_wider(since, until, g, rows % (2 << level), 1 << level, REACH)
+    return out
+
+
+@triton.jit
+def span_apply(A, y, g, rows, REACH: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """[t, D]: sum over s < t of A[t, s] y[s] exp(g[s+1] + ... + g[t])."""
+    C: tl.constexpr = g.shape[0]
+    LEVELS: tl.constexpr = 4 + (C > 16) + (C > 32) + (C > 64)
+    since, until = span_begin(g, REACH)
+    out = tl.zeros(g.shape, tl.float32)
+    for level in tl.static_range(LEVELS):
+        later, factor, same = span_halves(since, until, rows, 1 << level)
+        found = dot(tl.where(same, A, 0.0), tl.where(later, 0.0, y * factor), OPERAND, PRECISION)
+        out += tl.where(later, factor * found, 0.0)
+        since, until = span_wider(since, until, g, rows % (2 << level), 1 << level, REACH)
+    return out
+
+
+@triton.jit
+def span_apply_back(A, x, g, rows, REACH: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """[s, D]: sum over t > s of A[t, s] x[t] exp(g[s+1] + ... + g[t])."""
+    C: tl.constexpr = g.shape[0]
+    LEVELS: tl.constexpr = 4 + (C > 16) + (C > 32) + (C > 64)
+    since, until = span_begin(g, REACH)
+    out = tl.zeros(g.shape, tl.float32)
+    for level in tl.static_range(LEVELS):
+        later, factor, same = span_halves(since, until, rows, 1 << level)
+        found = dot(tl.trans(tl.where(same, A, 0.0)), tl.where(later, x * factor, 0.0), OPERAND, PRECISION)
+        out += tl.where(later, 0.0, factor * found)
+        since, until = span_wider(since, until, g, rows % (2 << level), 1 << level, REACH)
+    return out
+
+
+@triton.jit
+def below(L, rows, h: tl.constexpr):
+    """L where a row of the later half of a block of 2h rows meets a column of its earlier half."""
+    t, s = rows[:, None], rows[None, :]
+    return tl.where((t // (2 * h) == s // (2 * h)) & (t // h > s // h), L, 0.0)
+
+
+@triton.jit
+def unit_inverse(L, rows, EXACT: tl.constexpr):
+    """(I + L)^-1 of a strictly lower L: blocks of 2h rows from those of h, level by level (never by doubling)."""
+    C: tl.constexpr = L.shape[0]
+    LEVELS: tl.constexpr = 4 + (C > 16) + (C > 32) + (C > 64)
+    X = tl.where(rows[:, None] == rows[None, :], 1.0, 0.0) - below(L, rows, 1)
+    for level in tl.static_range(1, LEVELS):
+        X -= exact(exact(X, below(L, rows, 1 << level), EXACT), X, EXACT)
+    return X
+'''
+
+
+def span_prelude(text: str) -> str:
+    """What a module's text calls."""
+    return PRELUDE if any(f"{name}(" in text for name in ("span_pair", "span_apply", "span_apply_back", "unit_inverse",
+                                                          "sum_of_rows")) else ""
