@@ -40,9 +40,9 @@ def precision(dtype):
     """How products of fp32 operands are formed; half operands are exact anyway."""
     if INTERPRETED:
         return "interpret"
-    if dtype != torch.float32 or torch.backends.cuda.matmul.allow_tf32:
-        return "tf32"
-    return "ieee" if torch.version.hip else "tf32x3"
+    if torch.version.hip:
+        return "ieee"
+    return "tf32" if dtype != torch.float32 or torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
 
 
 def operand(dtype):

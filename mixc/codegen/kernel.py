@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from mixc.codegen.schedule import schedule, source
 from mixc.codegen.tiles import Tiles, refuse
+from mixc.codegen.triton_span import FUNCTIONS
 from mixc.ir.launch import Launch, Store
 from mixc.ir.node import COL, ROW, Node, postorder
 from mixc.ir.program import Decl
@@ -51,7 +52,7 @@ RESERVED = frozenset([
     "STORE_FINAL", "OPERAND", "PRECISION", "STAGES", "print", "range", "float", "int", "min", "max", "abs", "any",
     "ctx", "seqs", "device", "count", "tile", "keep", "bound", "has_initial", "has_final", "parts", "initial",
     "torch", "math", "os", "run", "block", "operand", "precision", "merged", "over_group", "features_packed",
-    "Sequences", "FORWARD", "BACKWARD", "INTERPRETED",
+    *FUNCTIONS, "Sequences", "FORWARD", "BACKWARD", "INTERPRETED",
 ])
 
 

@@ -15,6 +15,7 @@ from mixc.codegen.kernel import Kernel, KernelWriter, safe
 from mixc.codegen.prelude import PRELUDE
 from mixc.codegen.starts import start_lines
 from mixc.codegen.triton_scan import scan_prelude
+from mixc.codegen.triton_span import span_prelude
 from mixc.ir.program import Decl, Program
 from mixc.passes.partition import fused_backward, fused_forward
 
@@ -41,7 +42,8 @@ class Module:
         """The file, its launches with the sizes of `config`."""
         self.config = config
         kernels = [self.fwd.text, "\n\n", self.bwd.text, "\n\n"]
-        parts = [self._head(), HOST, PRELUDE, scan_prelude("".join(kernels)), "\n", *kernels, self._function(),
+        parts = [self._head(), HOST, PRELUDE, scan_prelude("".join(kernels)),
+                 span_prelude("".join(kernels)), "\n", *kernels, self._function(),
                  "\n\n", self._calls()]
         return "".join(p if p.endswith("\n") else p + "\n" for p in parts)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 
 from mixc.codegen.schedule import source
 from mixc.codegen.triton_scan import is_factor_behind, pick_code, previous_code, scan_code
+from mixc.codegen.triton_span import running_sum_code, span_contract_code, unit_inverse_code
 from mixc.errors import Diagnostic, SpecError
 from mixc.ir.launch import feature_dims
 from mixc.ir.node import COL, ROW, Node
@@ -242,13 +243,22 @@ class Tiles:
 
     def _cumsum(self, node: Node) -> str:
         if node.dims != (ROW,):
-            raise refuse("a running sum of more than one number a row", node)
+            return running_sum_code(self, node)
         reverse, exclusive = node.attr("reverse"), node.attr("exclusive")
         return f"running_sum({self.whole(node.args[0], (ROW,))}, {reverse}, {exclusive})"
 
     def _cumprod(self, node: Node) -> str:
         reverse, exclusive = node.attr("reverse"), node.attr("exclusive")
         return f"running_product({self.whole(node.args[0], (ROW,))}, {reverse}, {exclusive})"
+
+    def _span_contract(self, node: Node) -> str:
+        found = span_contract_code(self, node)
+        if found is None:
+            raise refuse("a product under a vector decay of this shape", node)
+        return found
+
+    def _unit_inverse(self, node: Node) -> str:
+        return unit_inverse_code(self, node)
 
     def _expand(self, node: Node) -> str:
         order = self.order(node)
@@ -392,7 +402,7 @@ def _atom(code: str) -> str:
     return code if re.fullmatch(r"[\w.]+(\([^()]*(\([^()]*\)[^()]*)*\))?", code) else f"({code})"
 
 
-_SUGGEST = {"segsum": "span", "segprod": "decay", "cumsum": "running", "cumprod": "running"}
+_SUGGEST = {"unit_inverse": "X", "span_contract": "found", "segsum": "span", "segprod": "decay", "cumsum": "running", "cumprod": "running"}
 
 
 def suggest(node: Node) -> str:

@@ -7,6 +7,7 @@ given are the call's tensors in canonical form.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -14,11 +15,11 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from mixc.errors import InputError
+from mixc.errors import InputError, SpecError
 from mixc.ir.evaluate import Env, evaluate
-from mixc.ir.node import COL, ROW, postorder
-from mixc.ir.program import Group, Program
+from mixc.ir.program import Program
 from mixc.ir.run import heads
+from mixc.passes.lower import with_inverses
 from mixc.passes.planes import is_complex
 from mixc.runtime.call import Call
 
@@ -31,24 +32,16 @@ if TYPE_CHECKING:
 _modules: WeakKeyDictionary[Any, dict[Any, ModuleType]] = WeakKeyDictionary()
 
 
-def has_kernels(stages: Program) -> bool:
-    """Of every group of states: those in chunk form, and scans of numbers and vectors."""
-    def one(g: Group) -> bool:
-        scans = g.form == "scan" and len(g.states) == 1 and len(stages.decl(g.states[0]).dims) < 2
-        return g.form == "chunk" or scans
-    return bool(stages.groups) and all(map(one, stages.groups)) and not is_complex(stages) and not _unwritten(stages)
-
-
-_NOT_YET = frozenset(("span_contract", "solve"))
-
-
 @lru_cache(maxsize=256)
-def _unwritten(stages: Program) -> bool:
-    """Does its chunk program hold what has no tiles yet: products under vector decays, triangular systems?"""
-    from mixc.passes.chunk import chunk
-
-    nodes = postorder(chunk(stages).values())
-    return any(n.op in _NOT_YET or ({ROW, COL} <= set(n.dims) and len(n.dims) > 2) for n in nodes)
+def has_kernels(stages: Program) -> bool:
+    """Of every group of states.  What is refused is found by writing them: nothing else knows all of it."""
+    if not stages.groups or is_complex(stages) or any(g.form == "sequential" for g in stages.groups):
+        return False
+    try:
+        kernels(replace(stages, level="step", groups=()))
+    except SpecError:
+        return False
+    return True
 
 
 def emit(step: Program, target: str = "h100", shape: Mapping[str, int] | None = None, dtype: str = "bf16",
@@ -71,7 +64,7 @@ def kernels(step: Program) -> Module:
     from mixc.passes.differentiate import differentiate
 
     forward = chunk(classify(step))
-    return Module(forward, differentiate(forward))
+    return Module(*(with_inverses(p) for p in (forward, differentiate(forward))))
 
 
 def default_config(step: Program, target: str, shape: Mapping[str, int], dtype: str) -> Config:

@@ -10,6 +10,7 @@ earlier half is a product of two factors, each at most 1, that meet at the cut. 
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from mixc.ir.node import COL, ROW, Node
@@ -28,7 +29,7 @@ def span_contract_code(tiles: Tiles, node: Node) -> str | None:
         return None
     (d,) = dims
     tail = f"{tiles.ref(g, (ROW, d))}, rows, {node.attr('reach')!r}, OPERAND, PRECISION"
-    if BOTH == set(node.dims):
+    if set(node.dims) == BOTH:
         a, b = (x, y) if ROW in x.dims else (y, x)
         if set(a.dims) == {ROW, d} and set(b.dims) == {COL, d}:
             return f"span_pair({tiles._clean(a, (ROW, d))}, {tiles._clean(b, (COL, d))}, {tail})"
@@ -42,28 +43,30 @@ def span_contract_code(tiles: Tiles, node: Node) -> str | None:
 
 
 def unit_inverse_code(tiles: Tiles, node: Node) -> str:
-    return f"unit_inverse({tiles.ref(node.args[0], (ROW, COL))}, rows, EXACT)"
+    return f"unit_inverse({tiles.ref(node.args[0], (ROW, COL))}, rows, PRECISION)"
 
 
 def running_sum_code(tiles: Tiles, node: Node) -> str:
     """Of vectors: a product with a triangle of ones, so that nothing is subtracted."""
     (d,) = (d for d in node.dims if d != ROW)
     which = ("later" if node.attr("reverse") else "earlier") + ("" if node.attr("exclusive") else "_and_own")
-    return f"sum_of_rows({tiles.ref(node.args[0], (ROW, d))}, rows, {which!r}, EXACT)"
+    return f"sum_of_rows({tiles.ref(node.args[0], (ROW, d))}, rows, {which!r}, PRECISION)"
 
 
 PRELUDE = '''
 
 @triton.jit
-def exact(a, b, EXACT: tl.constexpr):
-    """a @ b to fp32, whatever the dtype of the inputs."""
-    if EXACT == "interpret":
+def exact(a, b, PRECISION: tl.constexpr):
+    """a @ b to fp32, also where the inputs are halves: sums of gates, and inverses."""
+    if PRECISION == "interpret":
         return tl.dot(a, b, input_precision="ieee")
-    return tl.dot(a, b, input_precision=EXACT)
+    if PRECISION == "tf32":
+        return tl.dot(a, b, input_precision="tf32x3")
+    return tl.dot(a, b, input_precision=PRECISION)
 
 
 @triton.jit
-def sum_of_rows(x, rows, WHICH: tl.constexpr, EXACT: tl.constexpr):
+def sum_of_rows(x, rows, WHICH: tl.constexpr, PRECISION: tl.constexpr):
     """[t, D]: the sum over the rows that are earlier or later than t, and its own."""
     t, s = rows[:, None], rows[None, :]
     if WHICH == "earlier":
@@ -74,7 +77,7 @@ def sum_of_rows(x, rows, WHICH: tl.constexpr, EXACT: tl.constexpr):
         among = t < s
     else:
         among = t <= s
-    return exact(among.to(tl.float32), x.to(tl.float32), EXACT)
+    return exact(among.to(tl.float32), x.to(tl.float32), PRECISION)
 
 
 @triton.jit
@@ -165,18 +168,20 @@ def below(L, rows, h: tl.constexpr):
 
 
 @triton.jit
-def unit_inverse(L, rows, EXACT: tl.constexpr):
+def unit_inverse(L, rows, PRECISION: tl.constexpr):
     """(I + L)^-1 of a strictly lower L: blocks of 2h rows from those of h, level by level (never by doubling)."""
     C: tl.constexpr = L.shape[0]
     LEVELS: tl.constexpr = 4 + (C > 16) + (C > 32) + (C > 64)
     X = tl.where(rows[:, None] == rows[None, :], 1.0, 0.0) - below(L, rows, 1)
     for level in tl.static_range(1, LEVELS):
-        X -= exact(exact(X, below(L, rows, 1 << level), EXACT), X, EXACT)
+        X -= exact(exact(X, below(L, rows, 1 << level), PRECISION), X, PRECISION)
     return X
 '''
 
 
+FUNCTIONS = tuple(re.findall(r"def (\w+)\(", PRELUDE))
+
+
 def span_prelude(text: str) -> str:
     """What a module's text calls."""
-    return PRELUDE if any(f"{name}(" in text for name in ("span_pair", "span_apply", "span_apply_back", "unit_inverse",
-                                                          "sum_of_rows")) else ""
+    return PRELUDE if any(f"{name}(" in text for name in FUNCTIONS) else ""

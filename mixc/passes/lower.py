@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from mixc.ir.build import at_col, contract, make, rename
 from mixc.ir.node import COL, ROW, Node
+from mixc.ir.program import Program
+from mixc.passes.simplify import rewrite, simplify
 
 
 def solve_by_inverse(n: Node) -> Node | None:
@@ -31,3 +33,8 @@ def span_by_factors(n: Node) -> Node | None:
 
 
 RULES = (solve_by_inverse, span_by_factors)
+
+
+def with_inverses(program: Program) -> Program:
+    """The program with inverses, but decays whole: kernels form the factors of a level where they use them."""
+    return program.with_values(rewrite(simplify(program).values(), (solve_by_inverse,)))
