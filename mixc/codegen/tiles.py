@@ -236,9 +236,11 @@ class Tiles:
         return f"tl.where(rows[:, None] {sign} rows[None, :], {self.ref(node.args[0], (ROW, COL))}, 0.0)"
 
     def _segsum(self, node: Node) -> str:
+        _number_a_row(node)
         return f"span_sum({self.whole(node.args[0], (ROW,))}, rows, {node.attr('reach')!r})"
 
     def _segprod(self, node: Node) -> str:
+        _number_a_row(node)
         return f"span_product({self.whole(node.args[0], (ROW,))}, rows, {node.attr('reach')!r})"
 
     def _cumsum(self, node: Node) -> str:
@@ -248,6 +250,7 @@ class Tiles:
         return f"running_sum({self.whole(node.args[0], (ROW,))}, {reverse}, {exclusive})"
 
     def _cumprod(self, node: Node) -> str:
+        _number_a_row(node)
         reverse, exclusive = node.attr("reverse"), node.attr("exclusive")
         return f"running_product({self.whole(node.args[0], (ROW,))}, {reverse}, {exclusive})"
 
@@ -375,7 +378,13 @@ class Tiles:
     def _prod(self, node: Node) -> str:
         if node.attr("over") != (ROW,):
             raise refuse("a product over feature dims", node)
+        _number_a_row(node)
         return f"whole_product({self.whole(node.args[0], (ROW,))})"
+
+
+def _number_a_row(node: Node) -> None:
+    if node.args[0].dims != (ROW,):
+        raise refuse("products of vectors over spans of rows", node)
 
 
 def literal(value: float) -> str:

@@ -28,7 +28,7 @@ def span_contract_code(tiles: Tiles, node: Node) -> str | None:
     if len(dims) != 1:
         return None
     (d,) = dims
-    tail = f"{tiles.ref(g, (ROW, d))}, rows, {node.attr('reach')!r}, OPERAND, PRECISION"
+    tail = f"{tiles.whole(g, (ROW, d))}, rows, {node.attr('reach')!r}, OPERAND, PRECISION"
     if set(node.dims) == BOTH:
         a, b = (x, y) if ROW in x.dims else (y, x)
         if set(a.dims) == {ROW, d} and set(b.dims) == {COL, d}:
@@ -39,18 +39,18 @@ def span_contract_code(tiles: Tiles, node: Node) -> str | None:
     if set(A.dims) != BOTH or set(node.dims) != {row, d} or set(z.dims) - BOTH != {d}:
         return None
     name = "span_apply" if row == ROW else "span_apply_back"
-    return f"{name}({tiles.ref(A, (ROW, COL))}, {tiles.ref(z, (COL if row == ROW else ROW, d))}, {tail})"
+    return f"{name}({tiles.whole(A, (ROW, COL))}, {tiles.whole(z, (COL if row == ROW else ROW, d))}, {tail})"
 
 
 def unit_inverse_code(tiles: Tiles, node: Node) -> str:
-    return f"unit_inverse({tiles.ref(node.args[0], (ROW, COL))}, rows, PRECISION)"
+    return f"unit_inverse({tiles.whole(node.args[0], (ROW, COL))}, rows, PRECISION)"
 
 
 def running_sum_code(tiles: Tiles, node: Node) -> str:
     """Of vectors: a product with a triangle of ones, so that nothing is subtracted."""
     (d,) = (d for d in node.dims if d != ROW)
     which = ("later" if node.attr("reverse") else "earlier") + ("" if node.attr("exclusive") else "_and_own")
-    return f"sum_of_rows({tiles.ref(node.args[0], (ROW, d))}, rows, {which!r}, PRECISION)"
+    return f"sum_of_rows({tiles.whole(node.args[0], (ROW, d))}, rows, {which!r}, PRECISION)"
 
 
 PRELUDE = '''
