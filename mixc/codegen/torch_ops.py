@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 Rule = Callable[["Writer", Node], Value]
 
-_INFIX = {"add": "torch.add", "sub": "torch.sub", "mul": "torch.mul", "div": "torch.div", "neg": "torch.neg"}
+INFIX = {"add": "torch.add", "sub": "torch.sub", "mul": "torch.mul", "div": "torch.div", "neg": "torch.neg"}
 _COMPARE = {"lt", "le", "eq", "ne", "and", "or", "not"}
 _SWAPS = {"add", "mul"}
-_NO_OUT = {"conj", "imag", "real", "zeros_like"}
+NO_OUT = {"conj", "imag", "real", "relu", "zeros_like"}
 
 
 # ---------------------------------------------------------------- elementwise
@@ -62,21 +62,21 @@ def joint_axes(w: Writer, n: Node, values: list[Value]) -> Dims:
 
 def _with_out(n: Node, values: list[Value], axes: Dims, w: Writer) -> str | None:
     """`torch.op(a, b`, to be closed with an `out=`; None where torch has no such form."""
-    if n.op in _INFIX:
+    if n.op in INFIX:
         if n.op in _SWAPS and values[0].scalar:
             values = values[::-1]
         args = [values[0].over(axes) if not values[0].scalar else w.number(values[0].text)]
         args += [v.over(axes) for v in values[1:]]
-        return f"{_INFIX[n.op]}({', '.join(args)})"
+        return f"{INFIX[n.op]}({', '.join(args)})"
     found = re.fullmatch(r"torch\.(\w+)\([^()]*\)", OPS[n.op].torch or "")
-    if not found or found[1] in _NO_OUT:
+    if not found or found[1] in NO_OUT:
         return None
     return _plain(n, values, axes, w)
 
 
 def _plain(n: Node, values: list[Value], axes: Dims, w: Writer) -> str:
     template = OPS[n.op].torch or ""
-    infix = n.op in _INFIX or n.op in _COMPARE
+    infix = n.op in INFIX or n.op in _COMPARE
     args = [v.text if v.scalar and infix else w.number(v.text) if v.scalar else v.over(axes) for v in values]
     return template.format(*args, n=n.attr("n")).replace("REAL", "dtype")
 

@@ -105,7 +105,7 @@ def align(x: torch.Tensor, have: tuple[str, ...], want: tuple[str, ...], batch: 
     if have == want:
         return x
     order = [batch + have.index(d) for d in want if d in have]
-    x = x.permute(*range(batch), *order)
+    x = x.permute([*range(batch), *order])
     shape, it = list(x.shape[:batch]), iter(x.shape[batch:])
     return x.reshape(*shape, *[next(it) if d in have else 1 for d in want])
 

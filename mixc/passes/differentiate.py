@@ -17,10 +17,6 @@ from mixc.ir.program import Program, Result
 from mixc.ir.ranges import proving
 
 
-def cotangent_of_out(name: str, dims: tuple[str, ...]) -> Node:
-    return make("cot", name=name, dims=(ROW, *dims))
-
-
 def cotangent_of_state(name: str, dims: tuple[str, ...]) -> Node:
     """The cotangent of what the chunk leaves: the name of the state with a prime."""
     return make("cot", name=name + "'", dims=dims)
@@ -28,9 +24,10 @@ def cotangent_of_state(name: str, dims: tuple[str, ...]) -> Node:
 
 def differentiate(forward: Program) -> Program:
     """Results: "grad" for every input, "sum" for every param, "next" for every state (its cotangent)."""
-    roots = [(forward.result("out", o.name), cotangent_of_out(o.name, o.dims)) for o in forward.outs]
+    row = (ROW,) if forward.level == "chunk" else ()  # the axes of a cell are all named
+    roots = [(forward.result("out", o.name), make("cot", name=o.name, dims=(*row, *o.dims))) for o in forward.outs]
     roots += [(forward.result("next", s.name), cotangent_of_state(s.name, s.dims)) for s in forward.states]
-    ins = [make("in", name=d.name, dims=(ROW, *d.dims), kind=d.kind) for d in forward.ins]
+    ins = [make("in", name=d.name, dims=(*row, *d.dims), kind=d.kind) for d in forward.ins]
     wanted = [*ins, *(d.leaf() for d in forward.params), *(d.leaf() for d in forward.states)]
     with proving(forward):
         found = gradient(roots, wanted)

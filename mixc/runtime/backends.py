@@ -16,7 +16,7 @@ import torch
 
 from mixc.errors import Diagnostic, InputError, SpecError
 from mixc.passes.planes import is_complex
-from mixc.runtime import chunked, context, planes, sequential
+from mixc.runtime import cells, chunked, context, planes, sequential
 from mixc.runtime.call import Call
 
 if TYPE_CHECKING:
@@ -35,16 +35,18 @@ def reference(mixer: Mixer, call: Call) -> Results:
 def torch_backend(mixer: Mixer, call: Call) -> Results:
     """The chunk program where the form has one, else the step token by token, with a note said once."""
     if has_torch_program(mixer):
-        return context.run(call, _chunked_planes)
+        return context.run(call, lambda c: _of_planes(c, chunked.run))
     if not mixer.noted:
         mixer.noted = True
         for note in mixer.notes:
             warnings.warn(str(note), stacklevel=5)
-    return sequential.run(call)
+    if not mixer.form:  # nothing is carried: all tokens at once
+        return sequential.run(call)
+    return context.run(call, lambda c: _of_planes(c, cells.run))
 
 
-def _chunked_planes(call: Call) -> Results:
-    return planes.run(call, chunked.run) if is_complex(call.program) else chunked.run(call)
+def _of_planes(call: Call, run: Callable[[Call], Results]) -> Results:
+    return planes.run(call, run) if is_complex(call.program) else run(call)
 
 
 def triton_backend(mixer: Mixer, call: Call) -> Results:

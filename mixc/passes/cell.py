@@ -1,0 +1,60 @@
+"""Step -> Cell: a step that runs token by token, with time, heads and sequences as named axes.
+
+before: h = tanh(x + R @ h)                           one token, heads and batch implied
+after:  h' [_t, _h, _n, D] = tanh(x + R[_h] @ h)      all tokens, h being what the token before left
+
+A state's leaf has a row a token.  What does not read it is formed for all tokens at once; what only results read, too,
+once the loop has left every row; the loop itself does what the next state needs.  The backward is the same program's
+adjoint: gradients of params are sums over `_t` and `_n`, so products over all tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mixc.ir.build import contract, expand, make
+from mixc.ir.node import ROW, Node, depends, postorder
+from mixc.ir.program import Program
+
+HEADS, SEQUENCES = "_h", "_n"
+AXES = (ROW, HEADS, SEQUENCES)
+
+
+def cell(step: Program) -> Program:
+    """The step over all tokens; its declarations name all axes of their tensors (level "cell")."""
+    lead = {"in": AXES, "state": AXES, "out": AXES, "param": (HEADS,), "const": ()}
+    decls = tuple(replace(d, dims=(*lead[d.role], *d.dims)) for d in step.decls)
+    leaves = {d.leaf(): wide.leaf() for d, wide in zip(step.decls, decls, strict=True) if d.role != "out"}
+    done: dict[Node, Node] = {}
+    for n in postorder(step.values()):
+        if n.op == "contract":
+            a, b = (done[x] for x in n.args)
+            axes = tuple(d for d in AXES if d in a.dims or d in b.dims)
+            done[n] = contract(a, b, (*axes, *n.dims))
+        elif n in leaves or not n.args:
+            done[n] = leaves.get(n, n)
+        else:
+            done[n] = make(n.op, *[done[a] for a in n.args], span=n.span, **dict(n.attrs))
+    by_name = {(d.role, d.name): d for d in decls}
+    values = [expand(done[r.value], by_name["out" if r.role == "out" else "state", r.name].dims) for r in step.results]
+    return step.with_values(values, level="cell", decls=decls)
+
+
+def products_outside(program: Program, carried: list[Node]) -> Program:
+    """(c * x) * y = c * (x * y), where only c is formed in the loop: x * y is formed before it."""
+    inside = depends(program.values(), carried)
+    done: dict[Node, Node] = {}
+    for n in postorder(program.values()):
+        new = n if not n.args else make(n.op, *[done[a] for a in n.args], span=n.span, **dict(n.attrs))
+        if n in inside:
+            inside.add(new)
+        if new.op == "mul":
+            for loop, y in (new.args, new.args[::-1]):
+                if loop.op == "mul" and loop in inside and y not in inside:
+                    c, x = loop.args if loop.args[1] not in inside else loop.args[::-1]
+                    if x not in inside and c in inside:
+                        new = c * (x * y)
+                        inside.add(new)
+                        break
+        done[n] = new
+    return program.with_values([done[v] for v in program.values()])

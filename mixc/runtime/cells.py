@@ -1,0 +1,351 @@
+"""The torch backend's run of a sequential program: a token loop with little in it, under one autograd function.
+
+A *segment* is some consecutive tokens of the sequences that run through all of them: a dense block
+[_t, _h, _n, dims...], sequences standing by falling length.  In a segment, what reads no state is formed for all its
+tokens, then the loop runs, then the rest.  The backward does the same from the last segment to the first: it reads
+the state before every token and what the forward's loop left that is not cheap to form again.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mixc.codegen.torch_cell import Loop
+from mixc.ir.evaluate import Env, align, compute, evaluate
+from mixc.ir.node import ROW, Node
+from mixc.ir.program import Decl
+from mixc.ir.run import heads
+from mixc.passes.cell import AXES, HEADS, SEQUENCES
+from mixc.runtime.call import Call
+from mixc.runtime.cell_programs import Cell, Half, compiled
+from mixc.runtime.chunked import _finite, _given, _open_ended, _start
+from mixc.runtime.packing import Packing
+
+Tensor = torch.Tensor
+Known = dict[Node, Tensor]
+SEGMENT = 1 << 16  # values of one tensor in a segment: a quarter of a megabyte
+
+
+def run(call: Call) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Outs [B, T, H, ...] and final states [N, H, ...] by name.  Ragged calls wait for the device."""
+    code = compiled(call.program, all(_finite(x) for d, x in _given(call) if _open_ended(d)))
+    ins, params = list(call.ins.values()), list(call.params.values())
+    starts = [_start(call, d) for d in call.program.states]
+    needs = torch.is_grad_enabled() and any(x.requires_grad for x in [*ins, *params, *starts])
+    with torch.autocast(call.device.type, enabled=False):
+        found = _Cells.apply(_Run(code, call, needs), *ins, *params, *starts)
+    outs = [d.name for d in call.program.outs]
+    return dict(zip(outs, found, strict=False)), dict(zip([d.name for d in call.program.states], found[len(outs):],
+                                                        strict=True))
+
+
+class _Cells(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, run: _Run, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.run = run
+        outs, finals, ctx.kept = run.forward(list(tensors))
+        ctx.save_for_backward(*tensors)
+        return (*outs, *finals)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.autocast(ctx.run.call.device.type, enabled=False):
+            return (None, *ctx.run.backward(list(ctx.saved_tensors), ctx.kept, list(cotangents), ctx.needs_input_grad[1:]))
+
+
+@dataclass(frozen=True)
+class Span:
+    """Tokens first .. last - 1 of the first n sequences; `at`: of its first token among the packed ones."""
+
+    first: int
+    last: int
+    n: int
+    at: int
+
+    @property
+    def T(self) -> int:
+        return self.last - self.first
+
+
+class _Tokens:
+    """The tokens of a call in running order, and tensors over them: read and written by spans, [T, n, G, dims...]."""
+
+    def __init__(self, call: Call):
+        self.rows, self.packing = call.rows, Packing(call.rows, call.device)
+        self.dense = self.packing.uniform
+
+    def read(self, x: Tensor) -> Tensor:
+        return self.rows.gather(x).transpose(0, 1) if self.dense else self.packing.pack(x)
+
+    def empty(self, G: int, dims: list[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        if self.dense:
+            return torch.empty(self.rows.B, self.rows.T, G, *dims, dtype=dtype, device=device).transpose(0, 1)
+        return torch.empty(self.packing.R, G, *dims, dtype=dtype, device=device)
+
+    def part(self, x: Tensor, s: Span) -> Tensor:
+        """A view of a span."""
+        return x[s.first:s.last] if self.dense else x[s.at:s.at + s.T * s.n].unflatten(0, (s.T, s.n))
+
+    def whole(self, x: Tensor) -> Tensor:
+        """[B, T, G, dims...] of a tensor that was written."""
+        return self.rows.scatter(x.transpose(0, 1)) if self.dense else self.packing.unpack(x)
+
+    def spans(self, per_token: int) -> list[Span]:
+        counts, found, first, at = self.packing.counts, list[Span](), 0, 0
+        while first < len(counts):
+            n, last = counts[first], first
+            most = first + max(16, SEGMENT // max(1, per_token * n))
+            while last < len(counts) and counts[last] == n and last < most:
+                last += 1
+            found.append(Span(first, last, n, at))
+            at += (last - first) * n
+            first = last
+        return found
+
+
+class _Run:
+    def __init__(self, code: Cell, call: Call, needs: bool):
+        self.code, self.call, self.needs, self.program = code, call, needs, call.program
+        self.tokens = _Tokens(call)
+        kinds = [d.dims for d in (*self.program.ins, *self.program.outs, *self.program.states)]
+        self.spans = self.tokens.spans(call.H * max(math.prod(call.sizes[n] for n in dims) for dims in kinds))
+
+    # ------------------------------------------------------------ values
+    def sizes(self, s: Span | None) -> dict[str, int]:
+        return {**self.call.sizes, HEADS: self.call.H, **({ROW: s.T, SEQUENCES: s.n} if s else {})}
+
+    def env(self, s: Span | None, leaf: Callable[[Node], Tensor], dtype: torch.dtype | None = None) -> Env:
+        return Env(leaf, self.sizes(s), dtype=dtype or self.call.dtype, batch=0, device=self.call.device)
+
+    def once(self, half: Half, params: dict[str, Tensor]) -> Known:
+        """Values that no token changes; what depends on numbers and consts alone is formed in fp64."""
+        call = self.call
+
+        def leaf(n: Node) -> Tensor:
+            name = n.attr("name")
+            if n.op == "const":
+                return torch.full((), call.consts[name], dtype=torch.float64, device=call.device)
+            return heads(params[name].to(call.dtype), call.H, 0)
+        exact = evaluate(half.exact, self.env(None, leaf, torch.float64))
+        known = {n: x if n.kind == "bool" else x.to(call.dtype) for n, x in zip(half.exact, exact, strict=True)}
+        found = evaluate(half.heads, self.env(None, leaf), known)
+        return known | dict(zip(half.heads, found, strict=True))
+
+    def weights(self, made: Loop, known: Known) -> dict[str, Tensor]:
+        found = {}
+        for name, (nodes, sums, leaves, along_sum) in made.weights.items():
+            parts = [align(known[n], n.dims, (HEADS, z, y), 0).expand(self.call.H, -1, -1)
+                     for n, z, y in zip(nodes, sums, leaves, strict=True)]
+            found[name] = torch.cat(parts, 1 if along_sum else 2).contiguous()
+        return found
+
+    # ------------------------------------------------------------ one loop
+    def loop(self, half: Half, s: Span, env: Env, known: Known, fixed: dict[str, Tensor],
+             places: dict[str, tuple[Tensor, ...]]) -> None:
+        """Runs it; what it leaves goes to `known`."""
+        made, call, sizes = half.loop, self.call, self.sizes(s)
+        evaluate([n for n, _ in made.rows.values()], env, known)
+        evaluate([n for stack in made.stacks.values() for n in stack.given if n is not None], env, known)
+        given: dict[str, Any] = {"dtype": call.dtype, **fixed, **places}
+        for name, (n, axes) in made.rows.items():
+            x = align(known[n], n.dims, (ROW, *axes), 0)
+            given[name] = x.expand(s.T, *x.shape[1:]).contiguous()
+        for name, (n, axes) in made.heads.items():
+            given[name] = align(known[n], n.dims, axes, 0)
+        given |= {name: known[n] for name, n in made.numbers.items()}
+        for name, axes in made.scratch.items():
+            given[name] = torch.empty([sizes[d] for d in axes], dtype=call.dtype, device=call.device)
+        buffers = {name: self._stack(made, name, known, sizes) for name in made.stacks}
+        for name, (stack, i, j, slots) in made.views.items():
+            view = buffers[stack][i:j + 1]
+            given[name] = view.slots if slots else view.flat
+        for name, (n, axes) in made.keeps.items():
+            dtype = torch.bool if n.kind == "bool" else call.dtype
+            given[name] = torch.empty([s.T, *[sizes[d] for d in axes]], dtype=dtype, device=call.device)
+        for name, n in made.calls.items():
+            given[name] = functools.partial(self._token_op, n, {**sizes, ROW: 1})
+        made.run(**given)
+        for name, (n, axes) in made.keeps.items():
+            known[n] = align(given[name], (ROW, *axes), n.dims, 0)
+        for n, (stack, i) in made.kept_in.items():
+            (feature,) = (d for d in n.dims if d not in AXES)
+            known[n] = align(buffers[stack][i:i + 1].flat, (*AXES, feature), n.dims, 0)
+
+    def _stack(self, made: Loop, name: str, known: Known, sizes: dict[str, int]) -> _Slots:
+        stack = made.stacks[name]
+        widths = [sizes[d] for d in stack.dims]
+        x = torch.empty(*[sizes[d] for d in AXES], sum(widths), dtype=self.call.dtype, device=self.call.device)
+        buffer = _Slots(x, widths)
+        for i, n in enumerate(stack.given):
+            if n is not None:
+                (feature,) = [d for d in n.dims if d not in AXES] or [stack.dims[i]]
+                buffer[i:i + 1].flat.copy_(align(known[n], n.dims, (*AXES, feature), 0))
+            elif stack.filled:
+                buffer[i:i + 1].flat.zero_()
+        return buffer
+
+    def _token_op(self, n: Node, sizes: dict[str, int], *args: Tensor) -> Tensor:
+        """One operation on the values of one token."""
+        wide = []
+        for a, x in zip(n.args, args, strict=True):
+            x = x.unsqueeze(a.dims.index(ROW)) if ROW in a.dims else x
+            wide.append(x.expand([sizes[d] for d in a.dims]))
+        env = Env(_no_leaf, sizes, dtype=self.call.dtype, batch=0, device=self.call.device)
+        return compute(n, wide, env).squeeze(n.dims.index(ROW))
+
+    def _buffer(self, s: Span, d: Decl) -> Tensor:
+        """[T + 1, H, n, dims...]: of every token what it receives, and what the last one leaves."""
+        dims = [self.call.sizes[n] for n in d.dims]
+        return torch.empty(s.T + 1, self.call.H, s.n, *dims, dtype=self.call.dtype, device=self.call.device)
+
+    def _states(self, half: Half, buffers: list[Tensor], after: slice, before: slice) -> Known:
+        """Rows of the carried leaves, and of their next values under every name."""
+        known: Known = {}
+        for (_, leaf, nxt), S in zip(half.carried, buffers, strict=True):
+            known[leaf] = S[before]
+            n, x = nxt, S[after]
+            x = align(x, leaf.dims, n.dims, 0)
+            known[n] = x
+            while n.op in ("rename", "stop_gradient"):
+                n = n.args[0]
+                known[n] = x
+        return known
+
+    def rows(self, x: Tensor, n: Node) -> Tensor:
+        """A span's part [T, n, G, dims...] as [_t, _h, _n, dims...]."""
+        x = x.transpose(1, 2).to(self.call.dtype)
+        G, H = x.shape[1], self.call.H
+        return x if G == H else x.expand(-1, H, *x.shape[2:]) if G == 1 else x.repeat_interleave(H // G, 1)
+
+    # ------------------------------------------------------------ forward
+    def forward(self, tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Any]]:
+        call, program, tokens = self.call, self.program, self.tokens
+        half = self.code.forward(self.needs)
+        n_in, n_par = len(program.ins), len(program.params)
+        ins = {d.name: tokens.read(x) for d, x in zip(program.ins, tensors, strict=False) if d.name in half.reads}
+        params = {d.name: x for d, x in zip(program.params, tensors[n_in:n_in + n_par], strict=True)}
+        known0 = self.once(half, params)
+        fixed = self.weights(half.loop, known0)
+        final = [self._by_rank(x) for x in tensors[n_in + n_par:]]
+        outs = {d.name: tokens.empty(call.H, [call.sizes[n] for n in d.dims], call.out_dtypes[d.name], call.device)
+                for d in program.outs}
+        kept: list[Any] = []
+        for s in self.spans:
+            buffers = [self._buffer(s, d) for d in program.states]
+            for S, x in zip(buffers, final, strict=True):
+                S[0].copy_(x[:, :s.n])
+            env = self.env(s, lambda n, s=s: self.rows(tokens.part(ins[n.attr("name")], s), n))  # type: ignore[misc]
+            known = known0 | {leaf: S[:-1] for (_, leaf, _), S in zip(half.carried, buffers, strict=True)}
+            places = {f"{d.name}_{x}": S.unbind(0)[part] for d, S in zip(program.states, buffers, strict=True)
+                      for x, part in (("at", slice(None, -1)), ("to", slice(1, None)))}
+            self.loop(half, s, env, known, fixed, places)
+            known |= self._states(half, buffers, slice(1, None), slice(None, -1))
+            results = [r for r in half.program.results if r.role == "out"]
+            for r, y in zip(results, evaluate([r.value for r in results], env, known), strict=True):
+                tokens.part(outs[r.name], s).copy_(self._ordered(y, r.value, r.name).transpose(1, 2))
+            for S, x in zip(buffers, final, strict=True):
+                x[:, :s.n] = S[-1]
+            if self.needs:
+                kept.append((buffers, [known[n] for n in half.saved]))
+        finals = [tokens.packing.by_call(x.transpose(0, 1)).contiguous() for x in final]
+        return [tokens.whole(o) for o in outs.values()], finals, kept
+
+    def _by_rank(self, x: Tensor) -> Tensor:
+        """A copy [H, N, dims...] of a state [N, H, dims...]."""
+        x = self.tokens.packing.by_rank(x).transpose(0, 1).to(self.call.dtype)
+        return x.clone(memory_format=torch.contiguous_format)
+
+    def _ordered(self, y: Tensor, n: Node, name: str) -> Tensor:
+        return align(y, n.dims, (*AXES, *self.program.decl(name).dims), 0)
+
+    # ------------------------------------------------------------ backward
+    def backward(self, tensors: list[Tensor], kept: list[Any], cotangents: list[Tensor],
+                 needs: tuple[bool, ...]) -> list[Tensor | None]:
+        program, tokens = self.program, self.tokens
+        n_in, n_par, n_out = len(program.ins), len(program.params), len(program.outs)
+        wanted = frozenset(d.name for d, need in zip((*program.ins, *program.params), needs, strict=False) if need)
+        forward, half = self.code.forward(True), self.code.backward(wanted)
+        given = {d.name: tokens.read(x) for d, x in zip(program.ins, tensors, strict=False) if d.name in half.reads}
+        given |= {f"d{d.name}": tokens.read(c) for d, c in zip(program.outs, cotangents[:n_out], strict=True)}
+        params = {d.name: x for d, x in zip(program.params, tensors[n_in:n_in + n_par], strict=True)}
+        known0 = self.once(half, params)
+        fixed = self.weights(half.loop, known0)
+        final = [self._by_rank(c) for c in cotangents[n_out:]]
+        grads = {d.name: tokens.empty(x.shape[2], list(x.shape[3:]), x.dtype, x.device)
+                 for d, x in zip(program.ins, tensors[:n_in], strict=True) if d.name in wanted}
+        sums: dict[str, Tensor] = {}
+        for s, (buffers, saved) in zip(reversed(self.spans), reversed(kept), strict=True):
+            cots = [self._buffer(s, d) for d in program.states]
+            for D, x in zip(cots, final, strict=True):
+                D[-1].copy_(x[:, :s.n])
+
+            def leaf(n: Node, s: Span = s) -> Tensor:
+                name = ("d" if n.op == "cot" else "") + n.attr("name")
+                return self.rows(tokens.part(given[name], s), n)
+            env = self.env(s, leaf)
+            known = known0 | self._states(forward, buffers, slice(1, None), slice(None, -1))
+            known |= dict(zip(half.saved, saved, strict=True))
+            known |= {c: D[1:] for (_, c, _), D in zip(half.carried, cots, strict=True)}
+            places = {f"{d.name}_{x}": D.unbind(0)[part][::-1] for d, D in zip(program.states, cots, strict=True)
+                      for x, part in (("at", slice(1, None)), ("to", slice(None, -1)))}
+            self.loop(half, s, env, known, fixed, places)
+            known |= self._states(half, cots, slice(None, -1), slice(1, None))
+            results = [r for r in half.program.results if r.role != "next"]
+            for r, y in zip(results, evaluate([r.value for r in results], env, known), strict=True):
+                if r.role == "sum":
+                    y = align(y, r.value.dims, (HEADS, *program.decl(r.name).dims), 0)
+                    sums[r.name] = sums[r.name].add_(y) if r.name in sums else y.clone()
+                else:
+                    self._add(grads[r.name], s, self._ordered(y, r.value, r.name).transpose(1, 2))
+            for D, x in zip(cots, final, strict=True):
+                x[:, :s.n] = D[0]
+        return self._gradients(tensors, needs, grads, sums, final)
+
+    def _add(self, grad: Tensor, s: Span, y: Tensor) -> None:
+        place = self.tokens.part(grad, s)
+        y = y.expand(s.T, s.n, self.call.H, *y.shape[3:])
+        G = place.shape[2]
+        place.copy_(y if self.call.H == G else y.unflatten(2, (G, -1)).sum(3))
+
+    def _gradients(self, tensors: list[Tensor], needs: tuple[bool, ...], grads: dict[str, Tensor],
+                   sums: dict[str, Tensor], states: list[Tensor]) -> list[Tensor | None]:
+        found = list[Tensor | None]()
+        for d, x, need in zip((*self.program.ins, *self.program.params), tensors, needs, strict=False):
+            if not need:
+                found.append(None)
+                continue
+            if d.role == "in":
+                grad = self.tokens.whole(grads[d.name])
+            else:
+                none = torch.zeros((self.call.H, *x.shape[1:]), dtype=self.call.dtype, device=x.device)
+                grad = sums.get(d.name, none).expand(none.shape).unflatten(0, (x.shape[0], -1)).sum(1).to(x.dtype)
+            found.append(torch.where(x.isinf(), 0.0, grad) if _open_ended(d) and not self.code.finite else grad)
+        by_call = [self.tokens.packing.by_call(x.transpose(0, 1)) for x in states]
+        return [*found, *(g if need else None for g, need in zip(by_call, needs[len(found):], strict=True))]
+
+
+class _Slots:
+    """A buffer [_t, _h, _n, width] of slots side by side; `[i:j]` is a part of them."""
+
+    def __init__(self, x: Tensor, widths: list[int]):
+        self.flat, self.widths = x, widths
+
+    def __getitem__(self, part: slice) -> _Slots:
+        low, high = sum(self.widths[:part.start]), sum(self.widths[:part.stop])
+        return _Slots(self.flat[..., low:high], self.widths[part])
+
+    @property
+    def slots(self) -> Tensor:
+        """[_t, _h, _n, slots, width of each]"""
+        return self.flat.unflatten(-1, (len(self.widths), self.widths[0]))
+
+
+def _no_leaf(n: Node) -> Tensor:
+    raise AssertionError(n)

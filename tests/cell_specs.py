@@ -1,0 +1,95 @@
+"""Small specs that run token by token, by name; tests of several levels share them."""
+
+from __future__ import annotations
+
+import textwrap
+
+import mixc
+
+_BODIES = {
+    "elman": """
+        in x[D]
+        param R[D, E]
+        state h[D]
+        h = tanh(x + R @ h[E])
+        out o[D] = h""",
+    "peephole": """
+        in xi[D], xf[D], xz[D], xo[D]
+        param Ri[D, E], Rf[D, E], Rz[D, E], Ro[D, E], pi_[D], pf[D], po[D]
+        state h[D], c[D]
+        i = sigmoid(xi + Ri @ h[E] + pi_ * c)
+        f = sigmoid(xf + Rf @ h[E] + pf * c)
+        z = tanh(xz + Rz @ h[E])
+        c = f * c + i * z
+        o = sigmoid(xo + po * c + Ro @ h[E])
+        h = o * tanh(c)
+        out y[D] = h""",
+    "highway": """
+        in x[D]
+        param W[D, E], U[D, E], V[D, E], b[D]
+        state s[D], m[D]
+        t = sigmoid(U @ s[E] + V @ m[E] + b)
+        a = tanh(x + W @ s[E])
+        m = 0.9 * m + s
+        s = t * a + (1 - t) * s
+        out o[D] = s + m""",
+    "tanh_memory": """
+        in q[K], k[K], v[V]
+        state S[K, V]
+        S = tanh(0.9 * S + k * (v - k @ S))
+        out o[V] = q @ S""",
+    "norm_memory": """
+        in q[K], k[K], v[V]
+        state S[K, V], n
+        S = S / (1 + norm[K, V](S)) + k * v
+        n = max[V](q @ S) - softplus(n)
+        out o[V] = softmax[V](q @ S) * n
+        out p = sum(S) + n""",
+    "memory_into_cell": """
+        in q[K], k[K], v[V], g
+        param R[V, W]
+        state S[K, V], h[V]
+        S = sigmoid(g) * S + k * v
+        h = tanh(q @ S + R @ h[W])
+        out o[V] = h""",
+    "scan_and_cell": """
+        in x[D], f[D]
+        param R[D, E]
+        state m[D] = -inf
+        state h[D]
+        m = maximum(m - 1, x)
+        h = sigmoid(f) * h + exp(x - m) * tanh(R @ h[E])
+        out o[D] = where(m > 0, h, 0.5 * h)""",
+    "dense": """
+        in x[D]
+        param R[D, E], a[D] where 0 <= a <= 1
+        state h[D]
+        out before[D] = h * x
+        h = a * h + R @ h[E] + x
+        out after[D] = h""",
+    "odd_products": """
+        in x[D], w[D]
+        param R[E, D], Q[D, E]
+        state h[D]
+        a = R @ h
+        b = Q @ a[E]
+        h = sigmoid(w @ h) * b + x - a[D]
+        out o = w @ h""",
+    "two_starts": """
+        in x[D]
+        param h0[D], R[D, E]
+        state h[D] = tanh(h0), p[D]
+        t = h
+        h = relu(x - R @ h[E] + p)
+        p = t
+        out o[D] = h * p""",
+}
+NAMES = tuple(_BODIES)
+
+
+def spec(name: str) -> mixc.Mixer:
+    """The mixer of one of `NAMES`."""
+    text = _BODIES[name]
+    dims = [d for d in "DKV" if f"[{d}" in text or f" {d}]" in text]
+    dims += ["E = D"] * ("[E]" in text or "E]" in text) + ["W = V"] * ("W]" in text)
+    return mixc.loads(f"mixer {name}({', '.join(dims)}) {{\n{textwrap.dedent(text)}\n}}\n")

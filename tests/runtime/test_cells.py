@@ -1,0 +1,123 @@
+"""Sequential programs on the torch backend against the step run token by token: forward, backward, final states."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import mixc
+from mixc.runtime import cells
+from mixc.runtime.cell_programs import compiled
+from tests.agree import assert_runs_agree, draw, normal, run
+from tests.cell_specs import NAMES, spec
+
+EXAMPLES = ("lstm", "gru", "slstm")
+pytestmark = pytest.mark.filterwarnings("ignore:.*MX301")
+
+
+def load(name):
+    return spec(name) if name in NAMES else mixc.load(name)
+
+
+def inputs(mixer, T, B, H, dtype):
+    sizes = {d.name: 3 + i for i, d in enumerate(mixer.declared.dims) if d.alias is None}
+    sizes |= {d.name: sizes[d.alias] for d in mixer.declared.dims if d.alias}
+    return sizes, draw(mixer.declared, B=B, T=T, H=H, sizes=sizes, dtype=dtype, ends=1 / 16, seed=T)
+
+
+def check(mixer, T=40, B=2, H=2, dtype=torch.float64, change=lambda x: x, **options):
+    assert "sequential" in mixer.form.values()
+    sizes, x = inputs(mixer, T, B, H, dtype)
+    x = change(x)
+    N = len(options["cu_seqlens"]) - 1 if "cu_seqlens" in options else B
+    given = {d.name: normal([N, H, *(sizes[n] for n in d.dims)], 5, d.name, dtype) for d in mixer.declared.states}
+    for start in (given, None):
+        want = run(mixer, x, initial_state=start, wide=dtype == torch.float64, **options)
+        got = run(mixer, x, initial_state=start, backend="torch", **options)
+        assert_runs_agree(mixer, got, want, dtype)
+
+
+@pytest.mark.parametrize("name", [*NAMES, *EXAMPLES])
+def test_cells(name, monkeypatch):
+    monkeypatch.setattr(cells, "SEGMENT", 1)  # segments of 16 tokens
+    mixer = load(name)
+    check(mixer)
+    check(mixer, 1)
+    check(mixer, 40, B=1, cu_seqlens=torch.tensor([0, 0, 2, 5, 21, 40]))
+    check(mixer, 20, reverse=True)
+    check(mixer, 30, mask=torch.arange(60).reshape(2, 30) % 3 > 0)
+    check(mixer, 20, dtype=torch.float32)
+
+
+def test_groups_of_heads():
+    def fewer(x):
+        return x | {n: x[n][:, :, :g] for n, g in dict(xi=2, xf=1, k=2, v=1).items() if n in x} | (
+            {"Rf": x["Rf"][:2]} if "Rf" in x else {})
+    check(mixc.load("lstm"), H=4, change=fewer)
+    check(spec("tanh_memory"), H=4, change=fewer)
+
+
+def test_no_token_and_no_sequence():
+    mixer = mixc.load("lstm")
+    _, x = inputs(mixer, 3, 2, 2, torch.float32)
+    ins = {d.name for d in mixer.declared.ins}
+    h0 = torch.randn(2, 2, 3)
+    for B, T in ((2, 0), (0, 3)):
+        cut = {n: t[:B, :T].requires_grad_() if n in ins else t.requires_grad_() for n, t in x.items()}
+        o, state = mixer(**cut, initial_state={"h": h0[:B]}, output_final_state=True)
+        assert o.shape == (B, T, 2, 3) and torch.equal(state["h"], h0[:B])
+        o.sum().backward()
+        assert not cut["Ri"].grad.any()
+
+
+def test_prefill_then_step_with_gradients():
+    mixer = mixc.load("gru")
+    _, x = inputs(mixer, 9, 2, 2, torch.float64)
+    ins = {d.name for d in mixer.declared.ins}
+    leaves = {n: t.requires_grad_() for n, t in x.items()}
+    want = mixer(**leaves)[0]
+    o, state = mixer(**{n: t[:, :5] if n in ins else t for n, t in leaves.items()}, output_final_state=True)
+    rows = [o]
+    for t in range(5, 9):
+        o, state = mixer.step(state, **{n: y[:, t] if n in ins else y for n, y in leaves.items()})
+        rows.append(o.unsqueeze(1))
+    got, cot = torch.cat(rows, 1), torch.randn(want.shape, dtype=want.dtype)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    grads = [torch.autograd.grad(y, list(leaves.values()), cot) for y in (got, want)]
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_half_inputs_and_only_some_gradients():
+    mixer = mixc.load("lstm")
+    _, x = inputs(mixer, 20, 2, 2, torch.float32)
+    half = {n: t.bfloat16() for n, t in x.items()}
+    assert_runs_agree(mixer, run(mixer, half, backend="torch"), run(mixer, half), torch.bfloat16)
+    x["xf"].requires_grad_()
+    want, got = (torch.autograd.grad(mixer(**x, backend=b)[0].sum(), x["xf"])[0] for b in ("reference", "torch"))
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_infinite_gates():
+    text = "mixer m(D, E = D) {\nin g[D] where g <= 0\nin x[D]\nparam R[D, E]\nstate h[D]\n" \
+           "h = exp(g) * h + tanh(R @ h[E] + x)\nout o[D] = h\n}"
+
+    def some(x):
+        x["g"][:, ::3] = -torch.inf
+        return x
+    check(mixc.loads(text), change=some)
+
+
+def test_all_gates_in_one_product_and_few_calls_a_token():
+    """Stacked gates, one call for equal functions, one for the cotangents of the gates."""
+    mixer = mixc.load("lstm")
+    code = compiled(mixer.declared, True)
+    names = frozenset(d.name for d in (*mixer.declared.ins, *mixer.declared.params))
+
+    def calls(text):
+        return [line.strip() for line in text.split("strict=True):\n")[1].splitlines()]
+    forward, backward = calls(code.forward(True).loop.text), calls(code.backward(names).loop.text)
+    assert len(forward) == 7 and sum("bmm" in c for c in forward) == 1
+    assert len(backward) == 6 and sum("bmm" in c for c in backward) == 1
+    gru = compiled(mixc.load("gru").declared, True)
+    assert sum("bmm" in c for c in calls(gru.forward(True).loop.text)) == 1
