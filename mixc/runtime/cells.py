@@ -25,6 +25,7 @@ from mixc.passes.cell import AXES, HEADS, SEQUENCES
 from mixc.runtime.call import Call
 from mixc.runtime.cell_programs import Cell, Half, compiled
 from mixc.runtime.chunked import _finite, _given, _open_ended, _start
+from mixc.runtime.once import refuse_again
 from mixc.runtime.packing import Packing
 
 Tensor = torch.Tensor
@@ -54,10 +55,11 @@ class _Cells(torch.autograd.Function):
         return (*outs, *finals)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        with torch.autocast(ctx.run.call.device.type, enabled=False):
-            return (None, *ctx.run.backward(list(ctx.saved_tensors), ctx.kept, list(cotangents), ctx.needs_input_grad[1:]))
+        run, tensors = ctx.run, list(ctx.saved_tensors)
+        with torch.autocast(run.call.device.type, enabled=False), torch.no_grad():
+            grads = run.backward(tensors, ctx.kept, list(cotangents), ctx.needs_input_grad[1:])
+        return (None, *(refuse_again(grads, tensors) if torch.is_grad_enabled() else grads))
 
 
 @dataclass(frozen=True)
