@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mixc.codegen.torch_values import Dims, Value
+from mixc.codegen.torch_values import Dims, Value, size_of
 from mixc.ir.node import COL, LEVEL, ROW, Node
 
 if TYPE_CHECKING:
@@ -19,14 +19,17 @@ def _features(n: Node) -> Dims:
 
 def emit_factors(w: Writer, n: Node) -> Value:
     axes = (LEVEL, ROW, *_features(n))
-    return _in_room(w, n, f"span_factors({w.full(n.args[0], axes[1:])}, {n.attr('reach')!r}", axes,
-                    w.room(n, axes, over=False))
+    x = w.full(n.args[0], axes[1:])
+    return _in_room(w, n, f"span_factors({x}, {n.attr('reach')!r}", axes, x)
 
 
-def _in_room(w: Writer, n: Node, call: str, axes: Dims, out: str) -> Value:
-    """A call that writes to the buffer `out`."""
-    v = w.line(n, f"{call})", axes, out=out)
-    return Value(v.text, axes, None if n in w.fixed else out)
+def _in_room(w: Writer, n: Node, call: str, axes: Dims, like: str) -> Value:
+    """A call that writes to a buffer: scratch, or (in the loop over chunks, which has none) a new one for the M of `like`."""
+    if w.buffered or (n in w.fixed and axes == n.dims):
+        out = w.room(n, axes, over=False)
+        v = w.line(n, f"{call})", axes, out=out)
+        return Value(v.text, v.axes, None if n in w.fixed else out)
+    return w.line(n, f"{call}, {like}.new_empty({', '.join([f'len({like})', *map(size_of, axes)])}))", axes)
 
 
 def emit_product(w: Writer, n: Node) -> Value:
@@ -50,7 +53,7 @@ def emit_product(w: Writer, n: Node) -> Value:
 def _call(w: Writer, n: Node, name: str, a: str, b: str, axes: Dims) -> Value:
     F = n.args[2]
     factors = w.value(F).over((LEVEL, ROW, *_features(F)))
-    return _in_room(w, n, f"{name}({a}, {b}, {factors}", axes, w.room(n, axes, over=False))
+    return _in_room(w, n, f"{name}({a}, {b}, {factors}", axes, a)
 
 
 def _general(w: Writer, n: Node, dims: Dims) -> Value:
@@ -64,8 +67,8 @@ def _general(w: Writer, n: Node, dims: Dims) -> Value:
 
 
 def emit_inverse(w: Writer, n: Node) -> Value:
-    axes = (ROW, COL)
-    return _in_room(w, n, f"unit_inverse({w.full(n.args[0], axes)}", axes, w.room(n, axes, over=False))
+    axes, L = (ROW, COL), w.full(n.args[0], (ROW, COL))
+    return _in_room(w, n, f"unit_inverse({L}", axes, L)
 
 
 def emit_solve(w: Writer, n: Node) -> Value:

@@ -11,7 +11,7 @@ import torch
 import mixc
 from mixc.runtime.load import shipped
 from tests.agree import assert_runs_agree, draw, normal, run
-from tests.oracles import scans  # noqa: F401  (more cases)
+from tests.oracles import more, scans  # noqa: F401  (more cases)
 from tests.oracles.cases import CASES, Case
 
 torch.set_num_threads(1)
