@@ -127,6 +127,8 @@ class _Function:
         self.saves = saves
         read = frozenset(saves) if program.reverse else frozenset()
         self.stages: Stages = stages(program, read, partial, single)
+        if not program.reverse:  # what the loop forms and only the backward reads
+            self.stages.kept += [n for n in saves if n in self.stages.loop and n not in self.stages.kept]
         self.dims = [safe(d.name) for d in program.dims]
         spec = {safe(d.name) for d in program.decls}
         self.names = Names({*RESERVED, *self.dims, *spec, *(f"d{n}" for n in spec)})

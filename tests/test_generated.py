@@ -1,0 +1,93 @@
+"""Specs that nobody wrote, on random calls: form, outs, states and gradients against the step in fp64.
+
+MIXC_SPECS: how many specs a class (default: some hundreds); the slow target runs ten thousand.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from unittest.mock import patch
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, note, seed, settings
+from hypothesis import strategies as st
+
+import mixc
+from mixc.runtime import backends, chunked
+from tests import cells
+from tests.generate import Spec, specs
+
+PER_SEED = 25
+SPECS = int(os.environ.get("MIXC_SPECS", "300"))
+QUIET = settings(max_examples=PER_SEED, deadline=None, database=None, phases=(Phase.generate, Phase.shrink),
+                 suppress_health_check=list(HealthCheck))
+
+
+def calls(**axes: tuple) -> st.SearchStrategy:
+    kinds = dict(length=(17, 0, 1, 5, 16, 33, (0, 0, 3, 3, 20)), size=(3, 2, 5), heads=("1", "2", "4/2", "4/1", "none"),
+                 gates=(1.0, 0.1, 10.0, "zero", "forget"), dtype=(torch.float64, torch.float64, torch.float32),
+                 rows=("plain", "reverse", "mask", "mask, reverse", "step"), start=(False, True)) | axes
+    return st.fixed_dictionaries({n: st.sampled_from(v) for n, v in kinds.items()}).filter(cells.allowed)
+
+
+def check(spec: Spec, call: cells.Cell, C: int, backend: str, must: str | None = None) -> None:
+    note(f"{spec.text}\n{call}, chunks of {C}")
+    mixer = mixc.loads(spec.text)
+    if must is not None:
+        assert set(mixer.form.values()) == {must}, (mixer.form, mixer.why)
+    with patch.object(chunked, "chunk_length", lambda longest: C), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        bad = [str(f) for f in cells.compare(mixer, call, backend) if not f.ok]
+    assert not bad, "; ".join(bad)
+
+
+def seeds(count: int, per_seed: int = PER_SEED) -> range:
+    return range(-(-count // per_seed))
+
+
+@pytest.mark.parametrize("number", seeds(SPECS))
+def test_scalar_decay(number: int) -> None:
+    @seed(number)
+    @QUIET
+    @given(specs(), calls(), st.sampled_from([8, 4, 16, 64]))
+    def run(spec, call, C):
+        check(spec, call, C, "torch", "chunk")
+    run()
+
+
+@pytest.mark.parametrize("number", seeds(SPECS))
+def test_affine(number: int) -> None:
+    @seed(number)
+    @QUIET
+    @given(specs(wide=True), calls(), st.sampled_from([8, 4, 16, 64]))
+    def run(spec, call, C):
+        check(spec, call, C, "torch")
+    run()
+
+
+SMALL = calls(length=(17, 1, 5, 16, (0, 0, 3, 3, 20)), heads=("1", "2/1", "none"),
+              dtype=(torch.float32, torch.bfloat16))
+
+
+@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("wide", [False, True])
+def test_interpreted(number: int, wide: bool) -> None:
+    @seed(number)
+    @settings(QUIET, max_examples=5)
+    @given(specs(wide), SMALL)
+    def run(spec, call):
+        if backends.has_chunk_program(mixc.loads(spec.text)):
+            check(spec, call, 16, "triton")
+    run()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wide", [False, True])
+def test_ten_thousand(wide: bool) -> None:
+    @settings(QUIET, max_examples=10_000)
+    @given(specs(wide), calls(), st.sampled_from([8, 4, 16, 64]))
+    def run(spec, call, C):
+        check(spec, call, C, "torch", None if wide else "chunk")
+    run()
