@@ -215,6 +215,9 @@ def specs(draw: Any, wide: bool = False) -> Spec:
     w = _Writer(draw, wide)
     w.body()
     loops = any("for n in N" in line for line in w.lines)
+    for dim, name in (("K", "q"), ("V", "v")):  # some tensor must say how large a dim is
+        if not any(f"[{dim}]" in text and "const" not in text for text in w.used.values()):
+            w.used[name] = DECLARED[name]
     header = [f"    {w.used[n]}" for n in DECLARED if n in w.used and w.used[n].startswith("in")]
     header = header or ["    in q[K]"]
     header += [f"    {w.used[n]}" for n in DECLARED if n in w.used and not w.used[n].startswith("in")]

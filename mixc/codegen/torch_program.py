@@ -283,7 +283,13 @@ class _Function:
             loops.append(inner.fixed[n])
             sources.append(self._split(w.fixed[n]))
         self._next_values(inner)
+        if any(re.search(r"\blive\b", line) for line in inner.lines):
+            inner.lines = [re.sub(r"\blive\b", "live_j", line) for line in inner.lines]
+            loops.append("live_j")
+            sources.append(self._split("live"))
         self._align_once(inner, loops, sources)
+        here = f"len({self._leaf_names()[0]}_now)"  # M counts the rows of all chunks
+        inner.lines = [re.sub(r"\bM\b", here, line) for line in inner.lines]
         w.lines.append(f"    for {', '.join(loops)} in zip(")
         w.lines += [f"            {x}," for x in sources] + ["            strict=True):"]
         w.lines += inner.lines
