@@ -313,7 +313,8 @@ class _Lift:
                 block = Block(step, [step.decl(name) for name in g.states], self)
                 self.scans |= {name: BlockState(block, i) for i, name in enumerate(g.states)}
         self.scanned = {step.result("next", name): name for name in scans}
-        self.forms = {s.name: AffineForms(s, roots) for s in step.states if s.name not in scans}
+        found = [step.decl(name) for g in step.groups for name in g.states if name not in scans]
+        self.forms = {s.name: AffineForms(s, roots) for s in found}
 
     def __call__(self, node: Node) -> Node:
         if node not in self.done:
@@ -321,8 +322,9 @@ class _Lift:
         return self.done[node]
 
     def _of(self, node: Node) -> str | None:
-        """The state of which the node is a (decayed, updated) copy, if it is one."""
-        for name, forms in self.forms.items():
+        """The state of which the node is a (decayed, updated) copy, if it is one.  What reads several is a copy of
+        the one that is found last: the others feed its writes."""
+        for name, forms in reversed(self.forms.items()):
             if not forms.free(node) and set(node.dims) == forms.dims and forms.form(node) is not None:
                 return name
         return None
@@ -363,7 +365,7 @@ class _Lift:
 
     def _read(self, node: Node) -> Node | None:
         """A contraction with a state, or a sum over its dims."""
-        for name, forms in self.forms.items():
+        for name, forms in reversed(self.forms.items()):  # see `_of`
             r = None if forms.free(node) else forms.read(node)
             if r is not None:
                 form = forms.form(r.x)
