@@ -296,6 +296,11 @@ def _present(dims: Dims, *nodes: Node) -> Dims:
     return tuple(d for d in dims if any(d in n.dims for n in nodes))
 
 
+def _keeps(form: Affine | None) -> bool:
+    """Is there something left of the state? What was only read of it is a value like any other."""
+    return form is not None and not (form.decay is not None and is_number(form.decay, 0.0))
+
+
 class _Lift:
     """Token values to values of all rows; calling it lifts one node."""
 
@@ -325,7 +330,7 @@ class _Lift:
         """The state of which the node is a (decayed, updated) copy, if it is one.  What reads several is a copy of
         the one that is found last: the others feed its writes."""
         for name, forms in reversed(self.forms.items()):
-            if not forms.free(node) and set(node.dims) == forms.dims and forms.form(node) is not None:
+            if not forms.free(node) and set(node.dims) == forms.dims and _keeps(forms.form(node)):
                 return name
         return None
 
@@ -367,9 +372,8 @@ class _Lift:
         """A contraction with a state, or a sum over its dims."""
         for name, forms in reversed(self.forms.items()):  # see `_of`
             r = None if forms.free(node) else forms.read(node)
-            if r is not None:
-                form = forms.form(r.x)
-                assert form is not None
+            form = None if r is None else forms.form(r.x)
+            if r is not None and form is not None and _keeps(form):
                 return self.state(name).read(form, number(1) if r.query is None else self(r.query), node.dims)
         return None
 
