@@ -17,8 +17,8 @@ DECLARED = {  # what a spec may read, declared when it does
     "v": "in v[V]", "u": "in u[V] where norm[V](u) <= 1",
     "g": "in g where g <= 0", "h": "in h where h <= 0", "a": "in a where -1 <= a <= 1",
     "b": "in b where 0 <= b <= 1", "beta": "in beta where 0 <= beta <= 2", "f": "in f", "i": "in i",
-    "gk": "in gk[K] where gk <= 0", "gv": "in gv[V] where gv <= 0", "dk": "in dk[K] where -1 <= dk <= 1",
-    "dv": "in dv[V] where 0 <= dv <= 1", "bv": "in bv[V] where 0 <= bv <= 1", "bk": "in bk[K] where 0 <= bk <= 1",
+    "gk": "in gk[K] where gk <= 0", "gv": "in gv[V] where gv <= 0", "ak": "in ak[K] where -1 <= ak <= 1",
+    "av": "in av[V] where 0 <= av <= 1", "bv": "in bv[V] where 0 <= bv <= 1", "bk": "in bk[K] where 0 <= bk <= 1",
     "kn": "in kn[N, K] where norm[K](kn) <= 1", "vn": "in vn[N, V]", "bn": "in bn[N] where 0 <= bn <= 2",
     "w": "param w[K]", "D": "param D[V]", "s": "param s where s <= 0", "e": "param e where -1 <= e <= 1",
     "ek": "param ek[K] where ek <= 0", "c": "const c = 0.5", "scale": "const scale = K ** -0.5",
@@ -102,9 +102,9 @@ class _Writer:
 
     def side_decay(self, dim: str) -> str:
         if dim == "K":
-            return str(self.of(f"exp({self.name('gk')})", self.name("dk"), f"exp({self.name('ek')})")) \
+            return str(self.of(f"exp({self.name('gk')})", self.name("ak"), f"exp({self.name('ek')})")) \
                 if self.chance(50) else f"exp({self.name('gk')})"
-        return f"exp({self.name('gv')})" if self.chance(50) else self.name("dv")
+        return f"exp({self.name('gv')})" if self.chance(50) else self.name("av")
 
     # ------------------------------------------------ reads and writes
     def read(self, state: str, want: str | None = None) -> tuple[str, str]:

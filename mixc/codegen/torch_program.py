@@ -17,7 +17,7 @@ from typing import Any
 from mixc.codegen import torch_prelude, torch_scan_prelude, torch_span, torch_span_prelude
 from mixc.codegen.torch_contract import better_transposed
 from mixc.codegen.torch_stages import Level, Stages, above, origin, small, stages
-from mixc.codegen.torch_values import Dims, Names, Value, size_of
+from mixc.codegen.torch_values import RESERVED, Dims, Names, Value, safe, size_of
 from mixc.codegen.torch_writer import Writer
 from mixc.ir.node import ROW, Node, postorder
 from mixc.ir.program import Program
@@ -25,16 +25,6 @@ from mixc.ir.ranges import proving
 from mixc.ir.scans import carry_first
 from mixc.passes import lower
 from mixc.passes.simplify import rewrite, simplify
-
-RESERVED = frozenset([
-    "torch", "F", "M", "C", "steps", "starts", "nexts", "finish", "live", "scratch", "dtype", "device", "range", "zip",
-    "levels", *torch_prelude.__all__, *torch_scan_prelude.__all__, *torch_span_prelude.__all__])
-
-
-def safe(name: str) -> str:
-    """The spec's name in emitted code."""
-    return name + "_" if name in RESERVED else name
-
 
 @dataclass
 class Segment:

@@ -6,17 +6,31 @@ formed once per call are [M, ...] too (heads repeated) or [1, ...].  Numbers wit
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 
+from mixc.codegen import torch_prelude, torch_scan_prelude, torch_span_prelude
 from mixc.ir.node import COL, LEVEL, ROW, Node
 
 Dims = tuple[str, ...]
 
+RESERVED = frozenset([
+    "torch", "F", "M", "C", "steps", "starts", "nexts", "finish", "live", "scratch", "dtype", "device", "range", "zip",
+    "levels", *torch_prelude.__all__, *torch_scan_prelude.__all__, *torch_span_prelude.__all__])
+
+
+_OURS = re.compile(r"[skhn]\d+|(buf|to)_\w+|\w+_(at|to|now|next|j)")  # names that are counted or built here
+
+
+def safe(name: str) -> str:
+    """The spec's name in emitted code."""
+    return name + "_" if name in RESERVED or _OURS.fullmatch(name) else name
+
 
 def size_of(dim: str) -> str:
     """The name of a dim's size in emitted code."""
-    return "C" if dim in (ROW, COL, "_u") else "levels" if dim == LEVEL else dim
+    return "C" if dim in (ROW, COL, "_u") else "levels" if dim == LEVEL else safe(dim)
 
 
 @dataclass(frozen=True)
