@@ -26,6 +26,7 @@ from mixc.ir.scans import carry_first
 from mixc.passes import lower
 from mixc.passes.simplify import rewrite, simplify
 
+
 @dataclass
 class Segment:
     """The emitted function of one program, and what it must be given.
