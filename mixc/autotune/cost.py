@@ -16,7 +16,8 @@ what a compile reports takes their place.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,18 +25,22 @@ from mixc.autotune.space import Term, ceil_div, maximum, minimum, product, total
 from mixc.autotune.terms import Termlike, term
 from mixc.autotune.trace import Counts, Poly, Size
 from mixc.codegen.kernel import Kernel, safe
+from mixc.ir.node import COL, ROW
 from mixc.targets import Target
 
 COEFFICIENTS = {
     "start": 3e-6,       # seconds a launch, seen from the GPU
     "cycles": 800.0,     # of a program before its loop: set-up and first loads
     "product": 200.0,    # cycles until the result of a product can be used
-    "load": 60.0,        # cycles that a load adds when it is not hidden
+    "load": 60.0,        # cycles that a load adds; half of them where loads run ahead
     "l2": 1.64,          # bandwidth of the L2 over that of the memory (H100: measured 5.5 TB/s)
     "an_sm": 2.2,        # an SM's share of the bandwidth over an even share
     "rest": 0.03,        # of what the longest part hides: it is not hidden quite
     "narrow": 0.62,      # of the peak, with fewer rows than `full_rows` (mma.sync on Hopper)
 }
+
+
+HELD = {False: 115, True: 128}  # registers beside tiles, forward and backward: addresses, vectors, operands
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,10 @@ class Costs:
     flops: Term
     programs: Term
     occupancy: Term
+
+
+def _numbers(dims: Iterable[str], sizes: Mapping[str, Term]) -> Term:
+    return product(sizes[ROW if d in (ROW, COL, "_u") else d] for d in dims)
 
 
 class LaunchModel:
@@ -102,18 +111,31 @@ class LaunchModel:
         return self.shape.B * self.shape.H * self.cuts()
 
     def registers(self) -> Term:
-        """Of a thread: tiles that are alive at once, spread over the threads, half as much again for operands on their
-        way into products, and addresses and masks of every load and store."""
-        operands = 1.5 if self.counts.products else 1.0
-        return 40 + 5 * len(self.counts.memory) + self._live() * operands / (self.warps * (4 * self.target.warp))
+        """Of a thread: tiles that are alive at once, spread over the threads, and what a kernel holds beside them.
 
-    def _live(self) -> Term:
-        """The most bytes of matrices that are alive at a statement."""
+        The schedule of statements says what is alive. Two groups of four warps repeat the work of a chunk of 64 rows
+        or more in chained products. Fitted to ptxas on sm_90 over the examples' kernels: see benchmarks/tuner.py."""
+        rows = self.names["C"]
+        repeated = where(term(rows) >= 64, where(self.warps > 4, 2, 1), 1)
+        sizes = {ROW: term(rows) * repeated} | {d: term(self.names[f"B{d}"]) for d in self.kernel.dims}
+        wide = 1.0 if self.shape.operand == 2 else 1.5
+        scans = [6 * _numbers(n.dims, sizes) for n in self.kernel.launch.body() if n.op == "scan"]
+        values = self._peak(sizes) * wide + maximum(0, *scans)
+        return values / (self.warps * self.target.warp) + HELD[self.kernel.launch.reverse]
+
+    def _peak(self, sizes: Mapping[str, Term]) -> Term:
+        """The most 32-bit numbers that are alive at a statement; statements that others exceed are left out."""
+        polys = []
+        for tiles in self.kernel.alive:
+            p: Poly = defaultdict(float)
+            for dims, part in tiles:
+                p[tuple(sorted(ROW if d in (ROW, COL, "_u") else d for d in dims))] += part
+            polys.append(dict(p))
         kept: list[Poly] = []
-        for p in self.counts.live:
+        for p in polys:
             if not any(all(q.get(n, 0) >= c for n, c in p.items()) for q in kept):
                 kept = [q for q in kept if not all(p.get(n, 0) >= c for n, c in q.items())] + [p]
-        return maximum(*[self.poly(p) for p in kept or [{}]])
+        return maximum(0, *[total(_numbers(n, sizes) * c for n, c in p.items()) for p in kept])
 
     def shared(self) -> Term:
         """Bytes of a block: operands of products, and the loads that run ahead."""
@@ -220,7 +242,8 @@ class LaunchModel:
         products = total(self.size(times) for *_, times in self.counts.products)
         loads = total(self.size(times) for what, _, _, times in self.counts.memory if what == "load")
         waves = ceil_div(programs, resident * t.sms)
-        parts["latency"] = waves * (c["cycles"] + c["product"] * products + c["load"] * loads) / clock
+        parts["latency"] = waves * (c["cycles"] + c["product"] * products + loads * where(self.stages > 1, c["load"] / 2, c["load"])
+                                    ) / clock
         after = moved / bandwidth + merging * c["start"]
         longest = maximum(*parts.values())
         time = longest * (1 - c["rest"]) + total(parts.values()) * c["rest"] + after + c["start"]

@@ -1,4 +1,4 @@
-"""What a kernel does, read off its text: products, loads, stores, special functions, and the tiles that live.
+"""What a kernel does, read off its text: products, loads, stores, special functions, elementwise work.
 
 The kernel is run with shapes in place of values.  Sizes of blocks stay names, so one trace of a chunk size
 serves every block size; its counts are polynomials in them.  Whatever is emitted is counted as it stands,
@@ -45,12 +45,11 @@ class Symbol:
 @dataclass
 class Counts:
     """Of one program. `products`: (rows, columns, summed, times); `memory`: ("load" or "store", pointer, elements,
-    times); `live`: the tiles that are alive at each statement of the loop, in bytes."""
+    times)."""
 
     poly: dict[str, Poly] = field(default_factory=lambda: defaultdict(lambda: defaultdict(float)))  # type: ignore[arg-type]
     products: list[tuple[Size, Size, Size, Size]] = field(default_factory=list)
     memory: list[tuple[str, str, Size, Size]] = field(default_factory=list)
-    live: list[Poly] = field(default_factory=list)
 
     def add(self, kind: str, size: Size, weight: float = 1.0) -> None:
         self.poly[kind][size[1]] += size[0] * weight
@@ -83,8 +82,7 @@ class Trace:
         self.functions = {f.name: f for f in tree.body if isinstance(f, ast.FunctionDef)}
         self.C, self.operand, self.dims, self.counts = C, operand, dims, Counts()
         self.weight: Size = ONE
-        self.loop: list[ast.stmt] = []  # over chunks, once it is open
-        self.later: list[set[str]] = []  # names that are read behind each of its statements
+        self.in_loop = False  # over chunks
         fn = self.functions[kernel]
         self.env: dict[str, Any] = {a.arg: self._argument(a.arg) for a in fn.args.args}
         self._block(fn.body)
@@ -104,12 +102,10 @@ class Trace:
 
     # ------------------------------------------------------------ statements
     def _block(self, body: list[ast.stmt]) -> Any:
-        for i, statement in enumerate(body):
+        for statement in body:
             done = self._statement(statement)
             if done is not None:
                 return done
-            if body is self.loop:
-                self._note_live(self.later[i])
         return None
 
     def _statement(self, s: ast.stmt) -> Any:
@@ -154,28 +150,18 @@ class Trace:
         if any(isinstance(a, Symbol) for a in args):
             raise NeedsSize
         self._assign(s.target, Tile((), 4, "int"))
-        if self.loop:
+        if self.in_loop:
             self._weighted((1, ("replays",)), s.body)
             return
-        self.loop, self.later = s.body, _read_later(s.body)
+        self.in_loop = True
         self._weighted((1, ("chunks",)), s.body)
-        self.loop = []
+        self.in_loop = False
 
     def _weighted(self, weight: Size, body: list[ast.stmt]) -> Any:
         old, self.weight = self.weight, times(self.weight, weight)
         done = self._block(body)
         self.weight = old
         return done
-
-    def _note_live(self, later: set[str]) -> None:
-        """Tiles of two axes that later statements of the loop, or its next turn, read."""
-        live: Poly = defaultdict(float)
-        for name in later & self.env.keys():
-            v = self.env[name]
-            if isinstance(v, Tile) and len(v.shape) > 1 and v.kind == "float":
-                c, names = volume(v.shape)
-                live[names] += c * v.width
-        self.counts.live.append(live)
 
     # ------------------------------------------------------------ expressions
     def value(self, e: ast.expr) -> Any:
@@ -430,29 +416,6 @@ def _name(e: ast.expr) -> str:
 
 def _loaded(target: ast.expr) -> ast.expr:
     return ast.Name(target.id, ast.Load()) if isinstance(target, ast.Name) else target
-
-
-def _read_in(node: ast.AST) -> set[str]:
-    """The names that a statement reads; found once."""
-    found: set[str] | None = getattr(node, "names_read", None)
-    if found is None:
-        found = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
-        node.names_read = found  # type: ignore[attr-defined]
-    return found
-
-
-def _read_later(body: list[ast.stmt]) -> list[set[str]]:
-    """Names read behind each statement of a loop: by those that follow, or by its next turn before it writes them."""
-    written: set[str] = set()
-    carried: set[str] = set()
-    for s in body:
-        carried |= _read_in(s) - written
-        written |= {n.id for n in ast.walk(s) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    out, after = [], carried
-    for s in reversed(body):
-        out.append(after)
-        after = after | _read_in(s)
-    return out[::-1]
 
 
 _FOLD: dict[type, Callable[[Any, Any], Any]] = {

@@ -48,13 +48,6 @@ def test_products_loads_and_special_functions() -> None:
                         ("store", "o_ptr", (1, ("C",)), loop)]
 
 
-def test_tiles_alive_at_a_statement() -> None:
-    live = counts().counts.live
-    assert live[1] == {("BK", "BV"): 4, ("BK", "C"): 2}  # behind the load of q: S, and q in half precision
-    assert live[3] == {("BK", "BV"): 4, ("BK", "C"): 2, ("BV", "C"): 2, ("C", "C"): 4}
-    assert live[-1] == {("BK", "BV"): 4}
-
-
 def test_a_text_that_depends_on_the_rows_is_traced_for_each() -> None:
     loop = "        for b in tl.static_range(0, C // 16):\n            A = A + tl.dot(A, A)\n"
     text = KERNEL.replace("        P =", loop + "        P =")

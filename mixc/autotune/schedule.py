@@ -1,0 +1,158 @@
+"""The launches of a step, and each launch's space: variables, constraints, and its cost at every point.
+
+Nothing here knows a mixer: variables come from the launch (which dims its programs divide), constraints from the
+target's limits and from what the trace of the kernel's own text counts.
+"""
+
+from __future__ import annotations
+
+import ast
+import heapq
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+from mixc.autotune.cost import Costs, LaunchModel, Shape
+from mixc.autotune.space import Infeasible, Space, Term, divides, maximum, powers_of_two
+from mixc.autotune.trace import Counts, NeedsSize, Trace
+from mixc.codegen.config import Tile, padded
+from mixc.codegen.kernel import Kernel
+from mixc.codegen.offline import Report
+from mixc.targets import Target
+
+CHUNKS = [16, 32, 64, 128]
+SEGMENTS = [64, 128, 256]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A point of a launch's space, and what the model says of it.
+
+    Attributes:
+        seconds: modelled; binds: the longest part; registers, shared: estimated, or the compile's own (`report`)."""
+
+    launch: str
+    tile: Tile
+    segment: int
+    seconds: float
+    binds: str
+    parts: tuple[tuple[str, float], ...]
+    bytes: float
+    flops: float
+    programs: int
+    occupancy: int
+    registers: float
+    shared: float
+    report: Report | None = None
+    failed: str = ""
+
+    @property
+    def good(self) -> bool:
+        return not self.failed and (self.report is None or not self.report.spill)
+
+
+class LaunchSpace:
+    """The space of one launch of a module.
+
+    Args:
+        name: "fwd" or "bwd", as a Config names it. tree: the module's text, parsed."""
+
+    def __init__(self, name: str, kernel: Kernel, tree: ast.Module, target: Target, shape: Shape):
+        self.name, self.kernel, self.tree, self.target, self.shape = name, kernel, tree, target, shape
+
+    @cached_property
+    def traces(self) -> list[tuple[list[int], Counts]]:
+        """Chunk sizes, and the counts of a trace that serves them: one for all where the text allows it."""
+        rows = [c for c in CHUNKS if c <= max(16, padded(self.shape.T))]
+        width, dims = self.shape.operand, self.kernel.dims
+        name = self.kernel.launch.name
+        try:
+            return [(rows, Trace(self.tree, name, None, width, dims).counts)]
+        except NeedsSize:
+            return [([c], Trace(self.tree, name, c, width, dims).counts) for c in rows]
+
+    @cached_property
+    def spaces(self) -> list[tuple[Space, LaunchModel, Costs]]:
+        return [self._space(rows, counts) for rows, counts in self.traces]
+
+    def _space(self, rows: list[int], counts: Counts) -> tuple[Space, LaunchModel, Costs]:
+        space, sizes, target = Space(), dict(self.shape.dims), self.target
+        names: dict[str, Any] = {"C": space.variable("C", rows), "SEGMENT": space.variable("segment", SEGMENTS)}
+        for d in self.kernel.dims:
+            full = padded(sizes[d])
+            if d in self.kernel.launch.split:
+                names[f"B{d}"] = space.variable(f"B{d}", [*powers_of_two(16, full)])
+            else:
+                names[f"B{d}"] = full
+        warps, stages = space.variable("warps", powers_of_two(1, 8)), space.variable("stages", [1, 2, 3])
+        model = LaunchModel(self.kernel, counts, target, self.shape, names, warps, stages)
+        C = names["C"]
+        space.require(divides(C, names["SEGMENT"]), "a segment is a whole number of chunks")
+        space.require(warps * target.warp <= 1024, "threads a block")
+        space.require(whole(model.registers()) <= target.registers_thread - 10, "registers a thread (estimated)")
+        space.require(whole(model.shared()) <= target.shared_block, "shared memory a block (estimated)")
+        space.require(whole(model.programs()) <= 2 ** 31 - 1, "programs of a grid")
+        if counts.products:
+            largest = maximum(*[model.size(m) * model.size(n) for m, n, _, _ in counts.products])
+            space.require(whole(largest) >= warps * 512, "every warp has 16 x 32 results of some product")
+        return space, model, model.costs()
+
+    def best(self) -> Iterator[tuple[float, int, Callable[[], Candidate]]]:
+        """(modelled seconds, segment, the candidate when asked for) of every point, by time."""
+        def one(space: Space, model: LaunchModel, costs: Costs) -> Iterator[tuple[float, int, Callable[[], Candidate]]]:
+            for seconds, point in space.ranked(costs.time):
+                yield seconds, point["segment"], partial(self.candidate, point, model, costs)
+        return heapq.merge(*(one(*s) for s in self.spaces), key=lambda found: found[0])
+
+    def candidate(self, point: dict[str, int], model: LaunchModel, costs: Costs) -> Candidate:
+        parts = {k: float(t.evaluate(point)) for k, t in costs.parts.items()}
+        split = [d for d in self.kernel.launch.split if d in self.kernel.dims]
+        tile = Tile(point["C"], tuple((d, point[f"B{d}"]) for d in split), point["warps"], point["stages"])
+        def number(t: Term) -> float:
+            return float(t.evaluate(point))
+
+        return Candidate(self.name, tile, point["segment"], number(costs.time), max(parts, key=parts.__getitem__),
+                         tuple(parts.items()), number(costs.bytes), number(costs.flops), int(number(costs.programs)),
+                         int(number(costs.occupancy)), number(model.registers()), number(model.shared()))
+
+    def at(self, tile: Tile, segment: int, report: Report | None = None) -> Candidate:
+        """The candidate of a given tile; with a compile's report its registers and shared memory count."""
+        for space, model, costs in self.spaces:
+            if tile.chunk not in (space.domains["C"].values or ()):
+                continue
+            point = {"C": tile.chunk, "segment": segment, "warps": tile.warps, "stages": tile.stages}
+            point |= {name: tile.block(name[1:], dict(self.shape.dims)[name[1:]])
+                      for name in space.domains if name[:1] == "B"}
+            if report is not None:
+                costs = model.costs(max(report.registers, 16), report.shared)
+            found = self.candidate(point, model, costs)
+            if report is None:
+                return found
+            return replace(found, report=report, registers=report.registers, shared=report.shared)
+        raise ValueError(f"{self.name}: no chunk of {tile.chunk} rows here")
+
+    def infeasible(self) -> Infeasible:
+        return self.spaces[0][0].infeasible()
+
+
+def whole(t: Term, known: dict[int, Term] | None = None) -> Term:
+    """The same term with its constants rounded up to integers, and `/` a division that rounds up."""
+    known = {} if known is None else known
+    if id(t) not in known:
+        known[id(t)] = _whole(t, known)
+    return known[id(t)]
+
+
+def _whole(t: Term, known: dict[int, Term]) -> Term:
+    from mixc.autotune.space import ceil_div
+
+    if t.op == "const":
+        return Term("const", value=-int(-t.value // 1))
+    if not t.args or t.op == "where":
+        return t
+    if t.op == "mul" and any(a.op == "const" and a.value != int(a.value) for a in t.args):
+        a, b = sorted(t.args, key=lambda x: x.op != "const")
+        return ceil_div(whole(b, known) * round(a.value * 64), 64)
+    args = [whole(a, known) for a in t.args]
+    return ceil_div(*args) if t.op == "div" else Term(t.op, tuple(args))

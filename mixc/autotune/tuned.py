@@ -1,0 +1,121 @@
+"""A tuning result as a value: found in the cache or made, written to a file that people share, refused elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixc.autotune import cache
+from mixc.codegen.config import Config
+from mixc.errors import InputError
+from mixc.targets import Target
+
+if TYPE_CHECKING:
+    from mixc.runtime.mixer import Mixer
+
+FORM = "mixc config 1"
+SHORT = 64  # tokens: up to here a sequence is a chunk or two
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A config and what it was made for. `launches`: a row a compiled candidate, the chosen one of a launch marked."""
+
+    mixer: str
+    hash: str
+    target: str
+    dtype: str
+    dims: dict[str, int]
+    bucket: str
+    shape: dict[str, int]
+    config: Config
+    launches: list[dict[str, Any]]
+    seconds: float
+    stopped: bool
+    measured: bool  # False: the model chose, no GPU was there
+    versions: dict[str, str]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"form": FORM, **asdict(self), "config": self.config.as_dict()}
+
+    @staticmethod
+    def of(found: Mapping[str, Any]) -> Tuned:
+        """Reads `as_dict` back.
+
+        Raises:
+            InputError: it is something else."""
+        try:
+            if found["form"] != FORM:
+                raise KeyError(FORM)
+            given = {k: found[k] for k in Tuned.__dataclass_fields__}
+            return Tuned(**{**given, "config": Config.of(found["config"])})
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise InputError(f"this is no config of mixc: {error!r}") from None
+
+    def refuse(self, mixer: Mixer, target: Target, sizes: Mapping[str, int], dtype: str) -> None:
+        """Raises:
+            InputError: it was made for something else; the message says for what."""
+        own = {"mixer": (self.hash, mixer.hash), "target": (self.target, target.name), "dtype": (self.dtype, dtype)}
+        own |= {f"dim {d}": (n, sizes.get(d)) for d, n in self.dims.items()}
+        own["shape"] = (self.bucket, bucket(sizes, target))
+        for what, (made, asked) in own.items():
+            if made != asked:
+                made, asked = (self.mixer, mixer.__name__) if what == "mixer" else (made, asked)
+                raise InputError(f"this config was made for another {what}: {made}, and not {asked}; tune again")
+
+
+def bucket(sizes: Mapping[str, int], target: Target) -> str:
+    """What of a shape decides its schedule: short sequences, or long ones with few or many programs."""
+    if sizes["T"] <= SHORT:
+        return "short"
+    return "long" if sizes["B"] * sizes["H"] >= target.sms // 2 else "long, few sequences and heads"
+
+
+def key_of(mixer: Mixer, target: Target, sizes: Mapping[str, int], dtype: str) -> dict[str, Any]:
+    """What a result belongs to: the function, the names of its dims (a config names blocks by them), and the rest.
+    No length is in it, only the bucket."""
+    from mixc.targets import form
+
+    dims = {d.name: sizes[d.name] for d in mixer.declared.dims if d.alias is None}
+    return {"mixer": mixer.hash, "dims": dims, "target": target.name, "limits": cache.digest(form(target))[:16],
+            "dtype": dtype, "bucket": bucket(sizes, target), "versions": cache.versions()}
+
+
+def tuned(mixer: Mixer, target: Target, sizes: Mapping[str, int], dtype: str, *, fresh: bool = False,
+          advance: Callable[[str], None] = lambda label: None, **options: Any) -> tuple[Tuned, Path, bool]:
+    """(result, where it is kept, was it there). `fresh`: tune even so; options: of `tuner.Schedule.tune`.
+
+    Raises:
+        SpecError: the mixer has no kernels.
+        InputError: no candidate compiled well, or none is feasible."""
+    key = key_of(mixer, target, sizes, dtype)
+    found = None if fresh else cache.get(key)
+    if found is not None:
+        return Tuned.of(found), cache.path_of(key), True
+    from mixc.autotune.tuner import row, schedule_of
+
+    result = schedule_of(mixer.declared, target, sizes, dtype).tune(advance=advance, **options)
+    launches = [row(c, result) for tried in result.tried.values() for c in tried]
+    made = Tuned(mixer.__name__, key["mixer"], target.name, dtype, key["dims"], key["bucket"], dict(sizes),
+                 result.config, launches, result.seconds, result.stopped, False, cache.versions())
+    if not result.stopped:
+        cache.put(key, made.as_dict())
+    return made, cache.path_of(key), False
+
+
+def read(path: Path) -> Tuned:
+    """The config of a file.
+
+    Raises:
+        InputError: no such file, or no config."""
+    try:
+        return Tuned.of(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def write(path: Path, made: Tuned) -> None:
+    path.write_text(json.dumps(made.as_dict(), indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,186 @@
+"""From a step, a target and a shape to a Config: by the model alone (`default`), or by compiling the best (`tune`).
+
+The chunks, the blocks and what the forward keeps for the backward (the segment) are chosen together: for every
+segment the launches are searched apart, best first, and the segment whose launches take least wins.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mixc.autotune.compiling import Failed, compile_all
+from mixc.autotune.cost import Shape
+from mixc.autotune.schedule import SEGMENTS, Candidate, LaunchSpace
+from mixc.codegen.config import Config
+from mixc.codegen.kernel import Kernel
+from mixc.codegen.offline import job_of, write_text
+from mixc.errors import InputError
+from mixc.ir.program import Program
+from mixc.targets import Target
+
+Say = Callable[[str], None]
+WIDTHS = {"bf16": 2, "fp16": 2, "fp32": 4}
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What a search found. `tried` are the candidates that were compiled, by launch."""
+
+    config: Config
+    chosen: dict[str, Candidate]
+    default: dict[str, Candidate]
+    tried: dict[str, list[Candidate]]
+    seconds: float
+    stopped: bool
+
+    @property
+    def modelled(self) -> float:
+        return sum(c.seconds for c in self.chosen.values())
+
+
+class Schedule:
+    """The launches of a step with their spaces, for a target and a shape."""
+
+    def __init__(self, kernels: Mapping[str, Kernel], text: str, target: Target, shape: Shape, dtype: str):
+        self.kernels, self.text, self.target, self.shape, self.dtype = kernels, text, target, shape, dtype
+        tree = ast.parse(text)
+        self.spaces = {name: LaunchSpace(name, k, tree, target, shape) for name, k in kernels.items()}
+
+    def default(self) -> tuple[Config, dict[str, Candidate]]:
+        """The model's best point of every launch, nothing compiled.
+
+        Raises:
+            Infeasible: the limits of the target leave none."""
+        each = {name: _first_by_segment(space) for name, space in self.spaces.items()}
+        segment = min(SEGMENTS, key=lambda s: sum(found[s][0] for found in each.values()))
+        chosen = {name: found[segment][1]() for name, found in each.items()}
+        return config_of(chosen, segment), chosen
+
+    def _ranked(self, name: str) -> Iterator[Candidate]:
+        """Candidates of a launch, by their time and that of the other launches' best with the same segment; of those
+        that differ only in how far ahead they load the best one."""
+        others = [_first_by_segment(space) for other, space in self.spaces.items() if other != name]
+        joint = sorted(((seconds + sum(o[segment][0] for o in others), i, make)
+                        for i, (seconds, segment, make) in enumerate(self.spaces[name].best())), key=lambda f: f[:2])
+        seen = set()
+        for _, _, make in joint:
+            c = make()
+            if (key := (c.tile.chunk, c.tile.blocks, c.tile.warps, c.segment)) not in seen:
+                seen.add(key)
+                yield c
+
+    def tune(self, best: int = 6, workers: int = 2, limit: float = 20.0, budget: float = 50.0,
+             advance: Say = lambda label: None) -> Tuning:
+        """Compile the best of every launch and choose among those that neither spill nor overflow nor fail.
+
+        Args:
+            best: candidates of each launch; where all of a launch's spill, as many again, up to three times.
+            workers: processes. limit: seconds a kernel. budget: seconds in all; what was not compiled by then is not
+            chosen, and `stopped` says so.
+        Raises:
+            InputError: no candidate of some launch compiled well."""
+        start = time.monotonic()
+        _, default = self.default()
+        queues = {name: self._ranked(name) for name in self.spaces}
+        path, done, stopped = write_text(self.text), list[Candidate](), False
+        for _ in range(3):
+            short = [n for n in queues if not any(c.good for c in done if c.launch == n)]
+            columns = [list(itertools.islice(queues[n], best)) for n in short]
+            wanted = [c for row in itertools.zip_longest(*columns) for c in row if c is not None]
+            if not wanted or stopped:
+                break
+            found, stopped = self._compiled(wanted, path, workers, limit, start + budget, advance)
+            done += found
+        chosen, segment = self._choose(done)
+        tried = {name: sorted((c for c in done if c.launch == name), key=lambda c: (not c.good, c.seconds))
+                 for name in self.spaces}
+        return Tuning(config_of(chosen, segment), chosen, default, tried, time.monotonic() - start, stopped)
+
+    def _compiled(self, wanted: list[Candidate], path: Path, workers: int, limit: float, until: float,
+                  advance: Say) -> tuple[list[Candidate], bool]:
+        jobs = []
+        for c in wanted:
+            kernel, sizes = self.kernels[c.launch], dict(self.shape.dims)
+            blocks = {d: c.tile.block(d, sizes[d]) for d in kernel.dims}
+            jobs.append(job_of(str(path), kernel, {d: sizes[d] for d in kernel.dims}, blocks, c.tile.chunk,
+                               c.tile.warps, c.tile.stages, target=self.target.arch, dtype=self.dtype,
+                               segment=c.segment, label=label(c)))
+        done = []
+        for i, report in compile_all(jobs, workers, limit, advance, until):
+            c = wanted[i]
+            if isinstance(report, Failed):
+                done.append(replace(c, failed=str(report)))
+            elif report.shared > self.target.shared_block:
+                done.append(replace(c, report=report, failed=f"{report.shared} bytes of shared memory"))
+            else:
+                done.append(self.spaces[c.launch].at(c.tile, c.segment, report))
+        return done, any(c.failed == "no time was left" for c in done)
+
+    def _choose(self, done: Iterable[Candidate]) -> tuple[dict[str, Candidate], int]:
+        """The segment whose launches take least, among what compiled well."""
+        done = list(done)
+        found = []
+        for segment in SEGMENTS:
+            good = {name: min((c for c in done if c.launch == name and c.segment == segment and c.good),
+                              key=lambda c: c.seconds, default=None) for name in self.spaces}
+            chosen = {name: c for name, c in good.items() if c is not None}
+            if len(chosen) == len(good):
+                found.append((sum(c.seconds for c in chosen.values()), segment, chosen))
+        if not found:
+            told = [f"{c.launch} {label(c)}: {c.failed or f'spills {c.report and c.report.spill} bytes'}"
+                    for c in done if not c.good]
+            raise InputError("no candidate compiled well\n" + "\n".join(f"  {t}" for t in told[:12]))
+        _, segment, chosen = min(found, key=lambda f: f[:2])
+        return chosen, segment
+
+
+def _first_by_segment(space: LaunchSpace) -> dict[int, tuple[float, Callable[[], Candidate]]]:
+    """The best of every segment.
+
+    Raises:
+        Infeasible: the limits of the target leave none."""
+    found: dict[int, tuple[float, Callable[[], Candidate]]] = {}
+    for seconds, segment, make in space.best():
+        found.setdefault(segment, (seconds, make))
+        if len(found) == len(SEGMENTS):
+            return found
+    raise space.infeasible()  # chunks of 16 rows fit every segment: no point at all
+
+
+def config_of(chosen: Mapping[str, Candidate], segment: int) -> Config:
+    return Config(tuple((name, c.tile) for name, c in chosen.items()), segment)
+
+
+def label(c: Candidate) -> str:
+    blocks = " ".join(f"B{d}={b}" for d, b in c.tile.blocks)
+    return f"C={c.tile.chunk} {blocks} warps={c.tile.warps} stages={c.tile.stages}".replace("  ", " ")
+
+
+def row(c: Candidate, result: Tuning) -> dict[str, Any]:
+    """A candidate as the table shows it; bytes over what inputs and outputs take once."""
+    return {"launch": c.launch, "tile": c.tile.as_dict(), "segment": c.segment, "microseconds": c.seconds * 1e6,
+            "binds": c.binds, "bytes": c.bytes, "flops": c.flops, "programs": c.programs, "occupancy": c.occupancy,
+            "registers": c.registers, "shared": c.shared, "spill": c.report.spill if c.report else None,
+            "failed": c.failed, "chosen": result.chosen[c.launch] is c}
+
+
+def schedule_of(step: Program, target: Target, sizes: Mapping[str, int], dtype: str) -> Schedule:
+    """The launches of a step.
+
+    Args:
+        sizes: B, T, H and every dim."""
+    from mixc.codegen.triton_program import kernels
+
+    module = kernels(step)
+    dims = tuple((d.name, d.size or sizes[d.alias or d.name]) for d in step.dims)
+    shape = Shape(sizes["B"], sizes["T"], sizes["H"], dims, WIDTHS[dtype])
+    return Schedule(module.kernels, module.text(Config()), target, shape, dtype)
+
+
+__all__: list[Any] = ["Schedule", "Tuning", "config_of", "label", "schedule_of"]

@@ -1,0 +1,66 @@
+"""`mixc tune`: search the tile sizes of a mixer's kernels for a GPU that need not be here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mixc import targets
+from mixc.cli import output
+from mixc.cli.output import File, Json, Pick, ShapeText, screen
+from mixc.cli.write import GPU, Dtype
+
+Best = Annotated[int, typer.Option(min=1, help="candidates of each launch that are compiled")]
+Jobs = Annotated[int, typer.Option("-j", "--jobs", min=1, help="processes that compile")]
+Limit = Annotated[float, typer.Option(help="seconds a kernel may take to compile")]
+Budget = Annotated[float, typer.Option(help="seconds in all; what is not compiled by then is left out")]
+Out = Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE", help="write the config to a file as well")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="search again, whatever is kept")]
+
+
+def tune(file: File, target: GPU = "h100", shape: ShapeText = None, dtype: Dtype = "bf16", mixer: Pick = None,
+         best: Best = 6, jobs: Jobs = os.cpu_count() or 1, limit: Limit = 30.0, budget: Budget = 55.0,
+         out: Out = None, fresh: Fresh = False, json_: Json = False) -> None:
+    """Search tile sizes: candidates by a cost model, the best compiled for the target, the winner kept."""
+    from mixc.autotune.tuned import tuned, write
+    from mixc.cli.write import _complete
+
+    output.dtype_of(dtype)
+    try:
+        gpu = targets.find(target)
+    except KeyError as error:
+        raise typer.BadParameter(str(error.args[0]), param_hint="--target") from None
+    m = output.one_mixer(file, mixer)
+    sizes = _complete(m, output.shape(shape))
+    with output.progress(f"tuning {m.__name__}", 2 * best) as advance:
+        made, path, kept = tuned(m, gpu, sizes, dtype, fresh=fresh, advance=advance, best=best, workers=jobs,
+                                 limit=limit, budget=budget)
+    if out is not None:
+        write(out, made)
+    line = f'mixc.load("{m.__name__}").emit(target="{gpu.name}", dtype="{dtype}", config="{out or path}")'
+    if json_:
+        output.say_json(made.as_dict() | {"kept": str(path), "from_cache": kept, "line": line})
+        return
+    _show(made.as_dict(), gpu.title)
+    where = "kept in" if not made.stopped else "not kept (time was up before all were compiled); else in"
+    screen.print(f"{'found' if kept else where} {path}", markup=False)
+    screen.print(line, style="bold", markup=False)
+
+
+def _show(made: dict[str, Any], title: str) -> None:
+    sizes = " ".join(f"{n}={size}" for n, size in made["shape"].items())
+    rows = []
+    for r in made["launches"]:
+        tile = r["tile"]
+        blocks = " ".join(f"{d}={b}" for d, b in tile["blocks"].items())
+        state = "chosen" if r["chosen"] else r["failed"] or (f"spills {r['spill']} B" if r["spill"] else "")
+        rows.append((r["launch"], tile["chunk"], blocks or "-", tile["warps"], tile["stages"], r["segment"],
+                     f"{r['bytes'] / 1e6:.0f}", f"{r['registers']:.0f}", f"{r['shared'] / 1024:.0f}", r["occupancy"],
+                     f"{r['microseconds']:.0f}", r["binds"], state))
+    output.table(["launch", "C", "blocks", "warps", "stages", "segment", "MB", "regs", "KB", "occ.", "model us", "binds",
+                  ""], rows, f"{made['mixer']} on {title}: {sizes} {made['dtype']}")
+    model = "" if made["measured"] else "; no GPU was here to time them: the model chose among those that compile well"
+    screen.print(f"{len(rows)} candidates compiled in {made['seconds']:.0f} s{model}", markup=False)
