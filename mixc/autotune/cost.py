@@ -36,6 +36,7 @@ COEFFICIENTS = {
     "l2": 1.64,          # bandwidth of the L2 over that of the memory (H100: measured 5.5 TB/s)
     "an_sm": 2.2,        # an SM's share of the bandwidth over an even share
     "rest": 0.03,        # of what the longest part hides: it is not hidden quite
+    "pressure": 0.05,    # of the time, for a thread with all its registers taken (only for the order)
     "narrow": 0.62,      # of the peak, with fewer rows than `full_rows` (mma.sync on Hopper)
 }
 
@@ -63,9 +64,11 @@ class Shape:
 
 @dataclass
 class Costs:
-    """Terms over the variables of a launch: seconds by what takes them, and what the table shows."""
+    """Terms over the variables of a launch: seconds by what takes them, and what the table shows. `rank` is what a
+    search goes by: the time, and of equals the one with registers to spare."""
 
     time: Term
+    rank: Term
     parts: dict[str, Term]
     bytes: Term
     flops: Term
@@ -242,9 +245,10 @@ class LaunchModel:
         products = total(self.size(times) for *_, times in self.counts.products)
         loads = total(self.size(times) for what, _, _, times in self.counts.memory if what == "load")
         waves = ceil_div(programs, resident * t.sms)
-        parts["latency"] = waves * (c["cycles"] + c["product"] * products + loads * where(self.stages > 1, c["load"] / 2, c["load"])
-                                    ) / clock
+        waiting = loads * where(self.stages > 1, c["load"] / 2, c["load"])
+        parts["latency"] = waves * (c["cycles"] + c["product"] * products + waiting) / clock
         after = moved / bandwidth + merging * c["start"]
         longest = maximum(*parts.values())
         time = longest * (1 - c["rest"]) + total(parts.values()) * c["rest"] + after + c["start"]
-        return Costs(time, parts, distinct + moved, self.flops(), programs, resident)
+        rank = time * (1 + self.registers() * (c["pressure"] / t.registers_thread))
+        return Costs(time, rank, parts, distinct + moved, self.flops(), programs, resident)

@@ -23,6 +23,7 @@ from mixc.targets import Target
 
 CHUNKS = [16, 32, 64, 128]
 SEGMENTS = [64, 128, 256]
+ESTIMATED = " (estimated)"
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,9 @@ class Candidate:
     @property
     def good(self) -> bool:
         return not self.failed and (self.report is None or not self.report.spill)
+
+
+Ranked = tuple[float, int, Callable[[], Candidate]]  # seconds, segment, the candidate when asked for
 
 
 class LaunchSpace:
@@ -90,20 +94,34 @@ class LaunchSpace:
         C = names["C"]
         space.require(divides(C, names["SEGMENT"]), "a segment is a whole number of chunks")
         space.require(warps * target.warp <= 1024, "threads a block")
-        space.require(whole(model.registers()) <= target.registers_thread - 10, "registers a thread (estimated)")
-        space.require(whole(model.shared()) <= target.shared_block, "shared memory a block (estimated)")
+        space.require(whole(model.registers()) <= target.registers_thread - 10, "registers a thread" + ESTIMATED)
+        space.require(whole(model.shared()) <= target.shared_block, "shared memory a block" + ESTIMATED)
         space.require(whole(model.programs()) <= 2 ** 31 - 1, "programs of a grid")
         if counts.products:
             largest = maximum(*[model.size(m) * model.size(n) for m, n, _, _ in counts.products])
             space.require(whole(largest) >= warps * 512, "every warp has 16 x 32 results of some product")
         return space, model, model.costs()
 
-    def best(self) -> Iterator[tuple[float, int, Callable[[], Candidate]]]:
-        """(modelled seconds, segment, the candidate when asked for) of every point, by time."""
-        def one(space: Space, model: LaunchModel, costs: Costs) -> Iterator[tuple[float, int, Callable[[], Candidate]]]:
-            for seconds, point in space.ranked(costs.time):
-                yield seconds, point["segment"], partial(self.candidate, point, model, costs)
-        return heapq.merge(*(one(*s) for s in self.spaces), key=lambda found: found[0])
+    def best(self) -> Iterator[Ranked]:
+        """Every point by modelled time."""
+        def one(space: Space, model: LaunchModel, costs: Costs) -> Iterator[Ranked]:
+            for rank, point in space.ranked(costs.rank):
+                yield rank, point["segment"], partial(self.candidate, point, model, costs)
+        yield from self._or_smallest(heapq.merge(*(one(*s) for s in self.spaces), key=lambda found: found[0]))
+
+    def _or_smallest(self, found: Iterator[Ranked]) -> Iterator[Ranked]:
+        """Where no point keeps the estimates, those with fewest registers: a compiler may find room."""
+        first = next(found, None)
+        if first is not None:
+            yield first
+            yield from found
+            return
+        for space, model, costs in self.spaces:
+            loose = Space()
+            loose.domains = space.domains
+            loose.constraints = [c for c in space.constraints if not c.why.endswith(ESTIMATED)]
+            for _, point in loose.ranked(model.registers()):
+                yield float(costs.rank.evaluate(point)), point["segment"], partial(self.candidate, point, model, costs)
 
     def candidate(self, point: dict[str, int], model: LaunchModel, costs: Costs) -> Candidate:
         parts = {k: float(t.evaluate(point)) for k, t in costs.parts.items()}

@@ -55,10 +55,19 @@ class Tuned:
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise InputError(f"this is no config of mixc: {error!r}") from None
 
+    def config_for(self, mixer: Mixer, target: Target, shape: Mapping[str, int] | None, dtype: str) -> Config:
+        """The config, if it was made for this; sizes that `shape` does not name are as it was made for.
+
+        Raises:
+            InputError: it was made for something else."""
+        self.refuse(mixer, target, {**self.shape, **(shape or {})}, dtype)
+        return self.config
+
     def refuse(self, mixer: Mixer, target: Target, sizes: Mapping[str, int], dtype: str) -> None:
         """Raises:
             InputError: it was made for something else; the message says for what."""
-        own = {"mixer": (self.hash, mixer.hash), "target": (self.target, target.name), "dtype": (self.dtype, dtype)}
+        own: dict[str, tuple[Any, Any]] = {
+            "mixer": (self.hash, mixer.hash), "target": (self.target, target.name), "dtype": (self.dtype, dtype)}
         own |= {f"dim {d}": (n, sizes.get(d)) for d, n in self.dims.items()}
         own["shape"] = (self.bucket, bucket(sizes, target))
         for what, (made, asked) in own.items():

@@ -19,7 +19,7 @@ from mixc.autotune.cost import Shape
 from mixc.autotune.schedule import SEGMENTS, Candidate, LaunchSpace
 from mixc.codegen.config import Config
 from mixc.codegen.kernel import Kernel
-from mixc.codegen.offline import job_of, write_text
+from mixc.codegen.offline import Job, job_of, write_text
 from mixc.errors import InputError
 from mixc.ir.program import Program
 from mixc.targets import Target
@@ -102,15 +102,16 @@ class Schedule:
                  for name in self.spaces}
         return Tuning(config_of(chosen, segment), chosen, default, tried, time.monotonic() - start, stopped)
 
+    def job(self, c: Candidate, path: Path) -> Job:
+        """A candidate's kernel, of the module at `path`, to be compiled."""
+        kernel, sizes = self.kernels[c.launch], dict(self.shape.dims)
+        blocks = {d: c.tile.block(d, sizes[d]) for d in kernel.dims}
+        return job_of(str(path), kernel, {d: sizes[d] for d in kernel.dims}, blocks, c.tile.chunk, c.tile.warps,
+                      c.tile.stages, target=self.target.arch, dtype=self.dtype, segment=c.segment, label=label(c))
+
     def _compiled(self, wanted: list[Candidate], path: Path, workers: int, limit: float, until: float,
                   advance: Say) -> tuple[list[Candidate], bool]:
-        jobs = []
-        for c in wanted:
-            kernel, sizes = self.kernels[c.launch], dict(self.shape.dims)
-            blocks = {d: c.tile.block(d, sizes[d]) for d in kernel.dims}
-            jobs.append(job_of(str(path), kernel, {d: sizes[d] for d in kernel.dims}, blocks, c.tile.chunk,
-                               c.tile.warps, c.tile.stages, target=self.target.arch, dtype=self.dtype,
-                               segment=c.segment, label=label(c)))
+        jobs = [self.job(c, path) for c in wanted]
         done = []
         for i, report in compile_all(jobs, workers, limit, advance, until):
             c = wanted[i]
@@ -154,7 +155,7 @@ def _first_by_segment(space: LaunchSpace) -> dict[int, tuple[float, Callable[[],
 
 
 def config_of(chosen: Mapping[str, Candidate], segment: int) -> Config:
-    return Config(tuple((name, c.tile) for name, c in chosen.items()), segment)
+    return Config(tuple((name, c.tile) for name, c in sorted(chosen.items())), segment)
 
 
 def label(c: Candidate) -> str:

@@ -1,4 +1,4 @@
-"""The command line: `mixc check | show | compile | explain | bench | targets | cache | doctor`.
+"""The command line: `mixc check | show | compile | explain | bench | tune | targets | cache | doctor`.
 
 Exit 0 on success, 1 on an error or when a backend disagrees, 2 on wrong usage.
 """
@@ -13,6 +13,7 @@ from mixc.cli.check import check
 from mixc.cli.machine import doctor, targets
 from mixc.cli.output import command
 from mixc.cli.stages import show
+from mixc.cli.tune import tune
 from mixc.cli.write import compile_file, explain
 
 app = typer.Typer(name="mixc", help="A compiler for sequence mixers.", no_args_is_help=True, add_completion=False,
@@ -20,7 +21,7 @@ app = typer.Typer(name="mixc", help="A compiler for sequence mixers.", no_args_i
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "check": check, "explain": explain, "show": show, "compile": compile_file, "bench": bench, "targets": targets,
-    "doctor": doctor,
+    "tune": tune, "doctor": doctor,
 }
 app.add_typer(cache.app, name="cache")
 for name, run in _COMMANDS.items():

@@ -13,6 +13,7 @@ from mixc.cli import output
 from mixc.cli.output import File, Json, Pick, ShapeText, screen
 from mixc.cli.write import GPU, Dtype
 
+CORES = os.cpu_count() or 1
 Best = Annotated[int, typer.Option(min=1, help="candidates of each launch that are compiled")]
 Jobs = Annotated[int, typer.Option("-j", "--jobs", min=1, help="processes that compile")]
 Limit = Annotated[float, typer.Option(help="seconds a kernel may take to compile")]
@@ -22,7 +23,7 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="search again, whatever is 
 
 
 def tune(file: File, target: GPU = "h100", shape: ShapeText = None, dtype: Dtype = "bf16", mixer: Pick = None,
-         best: Best = 6, jobs: Jobs = os.cpu_count() or 1, limit: Limit = 30.0, budget: Budget = 55.0,
+         best: Best = 6, jobs: Jobs = CORES, limit: Limit = 30.0, budget: Budget = 55.0,
          out: Out = None, fresh: Fresh = False, json_: Json = False) -> None:
     """Search tile sizes: candidates by a cost model, the best compiled for the target, the winner kept."""
     from mixc.autotune.tuned import tuned, write
@@ -60,7 +61,7 @@ def _show(made: dict[str, Any], title: str) -> None:
         rows.append((r["launch"], tile["chunk"], blocks or "-", tile["warps"], tile["stages"], r["segment"],
                      f"{r['bytes'] / 1e6:.0f}", f"{r['registers']:.0f}", f"{r['shared'] / 1024:.0f}", r["occupancy"],
                      f"{r['microseconds']:.0f}", r["binds"], state))
-    output.table(["launch", "C", "blocks", "warps", "stages", "segment", "MB", "regs", "KB", "occ.", "model us", "binds",
-                  ""], rows, f"{made['mixer']} on {title}: {sizes} {made['dtype']}")
+    columns = ["launch", "C", "blocks", "warps", "stages", "segment", "MB", "regs", "KB", "occ.", "model us", "binds", ""]
+    output.table(columns, rows, f"{made['mixer']} on {title}: {sizes} {made['dtype']}")
     model = "" if made["measured"] else "; no GPU was here to time them: the model chose among those that compile well"
     screen.print(f"{len(rows)} candidates compiled in {made['seconds']:.0f} s{model}", markup=False)

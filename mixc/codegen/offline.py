@@ -116,7 +116,7 @@ def compile_job(module: ModuleType, job: Job) -> Report:
     source = ASTSource(fn, {a: job.types[a] for a in fn.arg_names}, constants,
                        {at[a]: [["tt.divisibility", 16]] for a in job.aligned})
     done = triton.compile(source, target=gpu(job.arch), options={"num_warps": job.warps})
-    registers, spill = _ptxas(done, int(job.arch[3:])) if job.arch.startswith("sm_") else (0, 0)
+    registers, spill = _resources(done, int(job.arch[3:])) if job.arch.startswith("sm_") else (0, 0)
     dots = "wgmma" if "wgmma" in done.asm.get("ptx", "") else "mma" if "mma.sync" in done.asm.get("ptx", "") else ""
     return Report(job.kernel, job.arch, registers, spill, done.metadata.shared, dots)
 
@@ -129,6 +129,20 @@ def compile_kernel(module: ModuleType, kernel: Kernel, sizes: dict[str, int], ti
 
 def _wide(kernel: Kernel) -> set[str]:
     return {safe(d.name) for d in kernel.launch.program.ins if d.dims}
+
+
+def _resources(done: Any, sm: int) -> tuple[int, int]:
+    """Registers and spilled bytes: off the binary, and from another run of the assembler only where a stack says that
+    something was spilled."""
+    from triton import knobs
+
+    with tempfile.TemporaryDirectory() as tmp:
+        cubin = Path(tmp) / "kernel.cubin"
+        cubin.write_bytes(done.asm["cubin"])
+        run = subprocess.run([knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(cubin)], capture_output=True,
+                             text=True, check=False)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", run.stdout)
+    return (int(found[1]), 0) if found and found[2] == "0" else _ptxas(done, sm)
 
 
 def _ptxas(done: Any, sm: int) -> tuple[int, int]:

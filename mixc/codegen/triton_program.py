@@ -50,7 +50,7 @@ def emit(step: Program, target: str = "h100", shape: Mapping[str, int] | None = 
 
     Args:
         target: of `mixc targets`. shape: B, T, H and dims that the tiles are for (not named: 8, 4096, 16 and 64).
-        config: these sizes instead of those of the rule."""
+        config: these sizes instead of those that the model chooses."""
     made = kernels(step)
     return made.text(config or default_config(step, target, shape or {}, dtype))
 
@@ -68,14 +68,14 @@ def kernels(step: Program) -> Module:
 
 
 def default_config(step: Program, target: str, shape: Mapping[str, int], dtype: str) -> Config:
-    """What the rule chooses; a dim that `shape` does not name has 64, or the size of its alias."""
-    from mixc.codegen.tile_rule import Problem, choose
+    """What the tuner's model chooses, nothing compiled; a dim that `shape` does not name has 64, or the size of its alias."""
+    from mixc.autotune.tuner import schedule_of
     from mixc.targets import find
 
-    dims: dict[str, int] = {}
+    sizes = {"B": 8, "T": 4096, "H": 16, **shape}
     for d in step.dims:
-        dims[d.name] = d.size or shape.get(d.name) or dims.get(d.alias or "", 64)
-    return choose(kernels(step).kernels, Problem.of(shape, dims, find(target), dtype))
+        sizes[d.name] = d.size or shape.get(d.name) or sizes.get(d.alias or "", 64)
+    return schedule_of(step, find(target), sizes, dtype).default()[0]
 
 
 def module(mixer: Mixer, call: Call) -> ModuleType:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 from functools import cache, cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -155,25 +156,33 @@ class Mixer:
         return self._staged.notes
 
     def emit(self, target: str = "h100", shape: dict[str, int] | None = None, dtype: str = "bf16",
-             config: Config | None = None) -> str:
+             config: Config | str | Path | None = None) -> str:
         """The standalone module: kernels, launches, autograd function, NAME and NAME_step; torch and triton only.
 
         Args:
-            target: a GPU of `mixc targets`. shape: sizes the tiles are chosen for. dtype: bf16, fp16 or fp32.
-            config: these tiles instead (`mixc.codegen.config`).
+            target: a GPU of `mixc targets`, or the path of a form of one's own. dtype: bf16, fp16 or fp32.
+            shape: sizes the tiles are chosen for.
+            config: these tiles instead (`mixc.codegen.config`), or a file of `mixc tune`.
         Raises:
             SpecError: MX310, a state is not in chunk form; MX312, no such target.
+            InputError: the file is no config, or one for another target, dtype or shape.
         """
         from mixc.codegen.triton_program import emit
-        from mixc.targets import TARGETS
+        from mixc.targets import find
 
-        if target not in TARGETS:
-            raise SpecError(Diagnostic("MX312", f"no target {target!r}", help=f"one of {', '.join(TARGETS)}"))
+        try:
+            gpu = find(target)
+        except KeyError as error:
+            raise SpecError(Diagnostic("MX312", str(error.args[0]))) from None
         if not backends.has_chunk_program(self):
             raise backends.no_kernels(self)
         if has_context(self.declared):
             raise SpecError(Diagnostic("MX310", "a module for a step that uses `lag` or `pos` is not emitted yet",
                                        help='backend="triton" runs its kernels'))
+        if isinstance(config, (str, Path)):
+            from mixc.autotune.tuned import read
+
+            config = read(Path(config)).config_for(self, gpu, shape, dtype)
         return emit(self.declared, target, shape, dtype, config)
 
     def explain(self) -> str:

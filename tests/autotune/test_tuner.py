@@ -1,0 +1,218 @@
+"""Choosing tiles: by the model alone, by compiling (a stand-in for the compiler says what comes out), from files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import mixc
+from mixc.autotune import cache, tuned, tuner
+from mixc.autotune.compiling import Failed, compile_all
+from mixc.autotune.schedule import SEGMENTS
+from mixc.cli import app
+from mixc.codegen.offline import Job, Report
+from mixc.errors import InputError, SpecError
+from mixc.runtime.load import shipped
+from mixc.targets import find, form
+
+SIZES = {"B": 8, "T": 2048, "H": 16, "K": 64, "V": 64}
+CONSTANT = """
+mixer decayless(K, V) {
+    in q[K], k[K], v[V]
+    state S[K, V]
+    S = S + k * v
+    out o[V] = q @ S
+}
+"""
+
+
+def schedule(name: str = "simple_gla", target: str = "h100", **sizes: int) -> tuner.Schedule:
+    mixer = mixc.load(name)
+    found = SIZES | {d.name: 64 for d in mixer.declared.dims} | sizes
+    return tuner.schedule_of(mixer.declared, find(target), found, "bf16")
+
+
+def with_kernels() -> Iterator[str]:
+    for name in sorted(shipped()):
+        try:
+            mixc.load(name).emit()
+        except SpecError:
+            continue
+        yield name
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIXC_CACHE_DIR", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """Stands in for the workers: 8 warps spill (bf16 on sm_90), chunks of 64 rows take too long, the rest has 200 registers."""
+    seen: list[Job] = []
+
+    def compiled(jobs: Sequence[Job], workers: int, limit: float, advance: Callable[[str], None] = lambda label: None,
+                 until: float = 0.0) -> Iterator[tuple[int, Report | Failed]]:
+        for i, job in enumerate(jobs):
+            seen.append(job)
+            advance(job.label)
+            spill = 96 if job.warps == 8 and (job.arch, job.constants["OPERAND"]) == ("sm_90", "bf16") else 0
+            yield i, Failed("took longer than 20 s") if job.constants["C"] == 64 else \
+                Report(job.kernel, job.arch, 200, spill, 40_000, "wgmma")
+    monkeypatch.setattr(tuner, "compile_all", compiled)
+    return seen
+
+
+def test_bytes_and_products_by_hand() -> None:
+    """Linear attention without a decay: what a paper would count."""
+    B, T, H, K, V, C = 8, 2048, 16, 64, 64, 32
+    step = mixc.loads(CONSTANT).declared
+    s = tuner.schedule_of(step, find("h100"), SIZES, "bf16")
+    space, model, costs = s.spaces["fwd"].spaces[0]
+    point = {"C": C, "segment": 128, "BV": V, "warps": 4, "stages": 1}
+    assert point.keys() == space.domains.keys()
+    rows = B * T * H
+    kept = B * H * (T // 128) * K * V
+    assert model.bytes().evaluate(point) == 2 * (rows * (2 * K + 2 * V) + kept)
+    assert costs.flops.evaluate(point) == 2 * rows * (2 * K * V + C * K + C * V)
+    assert costs.programs.evaluate(point) == B * H
+    halves = point | {"BV": 32}
+    assert model.bytes().evaluate(halves) == model.bytes().evaluate(point)  # distinct ones
+    assert model.issued().evaluate(halves) > model.issued().evaluate(point)  # k and q are asked for twice
+    assert costs.flops.evaluate(halves) == 2 * rows * (2 * K * V + 2 * C * K + C * V)
+
+
+@pytest.mark.parametrize("name", list(with_kernels()))
+def test_a_default_for_every_example(name: str) -> None:
+    for size in (32, 96, 256):
+        s = schedule(name, K=size, V=size)
+        config, chosen = s.default()
+        assert config.segment in SEGMENTS and all(config.segment % t.chunk == 0 for _, t in config.tiles)
+        for c in chosen.values():
+            assert c.seconds > 0 and c.programs > 0
+            assert c.shared <= s.target.shared_block
+
+
+def test_candidates_come_by_the_models_order() -> None:
+    space = schedule().spaces["bwd"]
+    ranks = [rank for rank, _, _ in space.best()]
+    assert ranks == sorted(ranks) and len(ranks) > 20
+
+
+def test_few_sequences_want_other_tiles_than_many() -> None:
+    """With few programs a V block is a program of its own."""
+    many, few = (schedule(B=b, H=h, T=16384).spaces["fwd"] for b, h in ((8, 16), (1, 4)))
+    programs = [next(iter(s.best()))[2]().programs for s in (many, few)]
+    assert programs[1] > 4
+
+
+def test_a_target_with_no_room_is_refused_in_words(tmp_path: Path) -> None:
+    small = form(find("h100")) | {"name": "tiny", "warp": 2048}
+    path = tmp_path / "tiny.json"
+    path.write_text(json.dumps(small))
+    with pytest.raises(InputError, match=r"threads a block"):
+        schedule(target=str(path)).default()
+
+
+def test_what_spills_or_fails_is_not_chosen(compiler: list[Job]) -> None:
+    result = schedule().tune(best=6)
+    assert {c.tile.warps for c in result.chosen.values()} <= {1, 2, 4}
+    assert all(c.report and c.report.registers == 200 for c in result.chosen.values())
+    assert any(c.report and c.report.spill for c in result.tried["fwd"])
+    assert result.config.segment == result.chosen["fwd"].segment == result.chosen["bwd"].segment
+    assert not result.stopped and result.modelled > 0
+
+
+def test_nothing_good_is_an_error_that_tells_what_was_tried(monkeypatch: pytest.MonkeyPatch,
+                                                            compiler: list[Job]) -> None:
+    real = tuner.compile_all
+
+    def spilling(jobs: Sequence[Job], *rest: Any) -> Iterator[tuple[int, Report]]:
+        return ((i, Report(jobs[i].kernel, "sm_90", 255, 64, 1000)) for i, _ in real(jobs, *rest))
+    monkeypatch.setattr(tuner, "compile_all", spilling)
+    with pytest.raises(InputError, match=r"fwd C=.*spills 64 bytes"):
+        schedule().tune(best=2)
+    assert len(compiler) > 4  # it went on to the next candidates
+
+
+def test_fifty_lengths_are_at_most_three_tunings(compiler: list[Job]) -> None:
+    mixer, target = mixc.load("simple_gla"), find("h100")
+    made = [tuned.tuned(mixer, target, SIZES | {"T": T}, "bf16", best=2)[2] for T in range(1, 20_000, 400)]
+    few = [tuned.tuned(mixer, target, SIZES | {"B": 1, "H": 4, "T": T}, "bf16", best=2)[2] for T in (8000, 16000)]
+    assert len(made) == 50 and made.count(False) + few.count(False) <= 3
+
+
+def test_a_result_is_found_again_and_again_after_a_change(compiler: list[Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    mixer, target = mixc.load("simple_gla"), find("h100")
+    first, path, found = tuned.tuned(mixer, target, SIZES, "bf16", best=2)
+    assert not found and path.is_file()
+    again, _, found = tuned.tuned(mixer, target, SIZES, "bf16", best=2)
+    assert found and again == first
+    assert not tuned.tuned(mixer, find("a100"), SIZES, "bf16", best=2)[2]
+    assert not tuned.tuned(mixer, target, SIZES, "fp32", best=2)[2]
+    path.write_text(path.read_text()[:100])
+    assert not tuned.tuned(mixer, target, SIZES, "bf16", best=2)[2]
+    cache.versions.cache_clear()
+    monkeypatch.setattr(cache, "_version", lambda package: "9")
+    assert not tuned.tuned(mixer, target, SIZES, "bf16", best=2)[2]
+    cache.versions.cache_clear()
+
+
+def test_a_file_is_used_where_it_was_made_for_and_refused_elsewhere(compiler: list[Job], tmp_path: Path) -> None:
+    mixer = mixc.load("simple_gla")
+    made, _, _ = tuned.tuned(mixer, find("h100"), SIZES, "bf16", best=2)
+    path = tmp_path / "gla.json"
+    tuned.write(path, made)
+    assert tuned.read(path) == made
+    text = mixer.emit(config=str(path))
+    assert text == mixer.emit(config=made.config) and f"SEGMENT = {made.config.segment}" in text
+    assert mixer.emit(config=path, shape={"T": 4096}) == text  # another length of the bucket
+    elsewhere: dict[str, dict[str, Any]] = {
+        "target: h100, and not a100": {"target": "a100"}, "dtype: bf16": {"dtype": "fp32"},
+        "dim K: 64, and not 128": {"shape": {"K": 128}}, "shape: long, and not short": {"shape": {"T": 16}}}
+    for what, options in elsewhere.items():
+        with pytest.raises(InputError, match=f"made for another {what}"):
+            mixer.emit(config=path, **options)
+    with pytest.raises(InputError, match="another mixer: simple_gla, and not retnet"):
+        mixc.load("retnet").emit(config=path)
+    path.write_text("{}")
+    with pytest.raises(InputError, match="no config of mixc"):
+        mixer.emit(config=path)
+
+
+def test_command(compiler: list[Job], tmp_path: Path) -> None:
+    out, run = tmp_path / "o.json", CliRunner()
+    command = ["tune", "simple_gla", "--shape", "B=8,T=2048,H=16,K=64,V=64", "--best", "2", "-o", str(out)]
+    done = run.invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert "chosen" in done.stdout and "spills 96 B" in done.stdout and "no GPU was here" in done.stdout
+    assert f'config="{out}"' in done.stdout and tuned.read(out).target == "h100"
+    found = json.loads(run.invoke(app, [*command, "--json"]).stdout)
+    assert found["from_cache"] and found["form"] == tuned.FORM
+    assert run.invoke(app, ["tune", "simple_gla", "--target", "h1000"]).exit_code == 2
+    assert run.invoke(app, ["tune", "lstm"]).exit_code == 1
+
+
+@pytest.mark.slow
+def test_workers_compile_report_errors_and_are_ended_when_late() -> None:
+    s = schedule("min_gru", D=64)
+    c = next(iter(s.spaces["fwd"].best()))[2]()
+    path = tuner.write_text(s.text)
+    job = s.job(c, path)
+    missing = Job(**{**job.__dict__, "kernel": "nothing"})
+    found = dict(compile_all([job, missing, job], 2, 60.0))
+    assert isinstance(found[0], Report) and found[0].registers > 16 and found[0] == found[2]
+    assert isinstance(found[1], Failed) and "nothing" in str(found[1])
+    late = dict(compile_all([job], 1, 0.001))
+    assert isinstance(late[0], Failed) and "longer" in str(late[0])
+
+
+@pytest.mark.slow
+def test_tuning_for_real() -> None:
+    result = schedule("min_gru", D=64).tune(best=2, budget=300, limit=100)
+    assert all(c.report and c.report.spill == 0 for c in result.chosen.values())
