@@ -143,7 +143,7 @@ class LaunchModel:
     def shared(self) -> Term:
         """Bytes of a block: operands of products, and the loads that run ahead."""
         operand = self.shape.operand
-        pairs = [(m, n, k) for m, n, k, _ in self.counts.products]
+        pairs = [(m, n, k) for m, n, k, *_ in self.counts.products]
         if not pairs:
             return self.warps * 512
         widest = maximum(*[(self.size(m) * self.size(k) + self.size(k) * self.size(n)) * operand
@@ -206,18 +206,18 @@ class LaunchModel:
     def flops(self) -> Term:
         """Of all products, padding included."""
         return total(self.size(m) * self.size(n) * self.size(k) * self.size(t) * 2
-                     for m, n, k, t in self.counts.products) * self.programs()
+                     for m, n, k, t, _ in self.counts.products) * self.programs()
 
     def _products(self) -> Term:
         """Seconds of products at the peak of their operands."""
-        target, half = self.target, self.shape.operand == 2
-        peak = target.peaks["bf16"] if half else target.peaks["tf32"] / 3  # three passes
+        target, peaks = self.target, self.target.peaks
+        rates = {"half": peaks["bf16"], "tf32": peaks["tf32"], "tf32x3": peaks["tf32"] / 3, "ieee": peaks["fp32"]}
         out = []
-        for m, n, k, t in self.counts.products:
+        for m, n, k, t, how in self.counts.products:
             rows = self.size(m)
-            slow = where(rows < target.full_rows, 1 / COEFFICIENTS["narrow"], 1.0)
-            out.append(rows * self.size(n) * self.size(k) * self.size(t) * 2 * slow)
-        return total(out) * self.programs() / (peak * 1e12)
+            slow = where(rows < target.full_rows, 2e-12 / COEFFICIENTS["narrow"], 2e-12)
+            out.append(rows * self.size(n) * self.size(k) * self.size(t) * slow / rates[how])
+        return total(out) * self.programs()
 
     def occupancy(self, registers: Termlike, shared: Termlike) -> Term:
         """Programs that an SM holds at once."""
@@ -242,7 +242,7 @@ class LaunchModel:
         parts = {k: v / balance for k, v in busy.items()}
         parts |= {"bytes": distinct / bandwidth, "L2": issued / (bandwidth * c["l2"]),
                   "SM bandwidth": issued / (minimum(programs, t.sms) * (bandwidth / t.sms * c["an_sm"]))}
-        products = total(self.size(times) for *_, times in self.counts.products)
+        products = total(self.size(times) for *_, times, _ in self.counts.products)
         loads = total(self.size(times) for what, _, _, times in self.counts.memory if what == "load")
         waves = ceil_div(programs, resident * t.sms)
         waiting = loads * where(self.stages > 1, c["load"] / 2, c["load"])

@@ -6,7 +6,6 @@ target's limits and from what the trace of the kernel's own text counts.
 
 from __future__ import annotations
 
-import ast
 import heapq
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from typing import Any
 
 from mixc.autotune.cost import Costs, LaunchModel, Shape
 from mixc.autotune.space import Infeasible, Space, Term, divides, maximum, powers_of_two
-from mixc.autotune.trace import Counts, NeedsSize, Trace
+from mixc.autotune.trace import Counts, counts_of
 from mixc.codegen.config import Tile, padded
 from mixc.codegen.kernel import Kernel
 from mixc.codegen.offline import Report
@@ -60,21 +59,22 @@ class LaunchSpace:
     """The space of one launch of a module.
 
     Args:
-        name: "fwd" or "bwd", as a Config names it. tree: the module's text, parsed."""
+        name: "fwd" or "bwd", as a Config names it. text: of the module."""
 
-    def __init__(self, name: str, kernel: Kernel, tree: ast.Module, target: Target, shape: Shape):
-        self.name, self.kernel, self.tree, self.target, self.shape = name, kernel, tree, target, shape
+    def __init__(self, name: str, kernel: Kernel, text: str, target: Target, shape: Shape):
+        self.name, self.kernel, self.text, self.target, self.shape = name, kernel, text, target, shape
 
     @cached_property
     def traces(self) -> list[tuple[list[int], Counts]]:
         """Chunk sizes, and the counts of a trace that serves them: one for all where the text allows it."""
         rows = [c for c in CHUNKS if c <= max(16, padded(self.shape.T))]
-        width, dims = self.shape.operand, self.kernel.dims
-        name = self.kernel.launch.name
-        try:
-            return [(rows, Trace(self.tree, name, None, width, dims).counts)]
-        except NeedsSize:
-            return [([c], Trace(self.tree, name, c, width, dims).counts) for c in rows]
+        def counts(C: int | None) -> Counts | None:
+            return counts_of(self.text, self.kernel.launch.name, C, self.shape.operand, tuple(self.kernel.dims))
+        for_all = counts(None)
+        if for_all is not None:
+            return [(rows, for_all)]
+        each = [(c, counts(c)) for c in rows]
+        return [([c], found) for c, found in each if found is not None]
 
     @cached_property
     def spaces(self) -> list[tuple[Space, LaunchModel, Costs]]:
@@ -98,7 +98,7 @@ class LaunchSpace:
         space.require(whole(model.shared()) <= target.shared_block, "shared memory a block" + ESTIMATED)
         space.require(whole(model.programs()) <= 2 ** 31 - 1, "programs of a grid")
         if counts.products:
-            largest = maximum(*[model.size(m) * model.size(n) for m, n, _, _ in counts.products])
+            largest = maximum(*[model.size(m) * model.size(n) for m, n, *_ in counts.products])
             space.require(whole(largest) >= warps * 512, "every warp has 16 x 32 results of some product")
         return space, model, model.costs()
 

@@ -13,6 +13,7 @@ import ast
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 Names = tuple[str, ...]
@@ -44,15 +45,34 @@ class Symbol:
 
 @dataclass
 class Counts:
-    """Of one program. `products`: (rows, columns, summed, times); `memory`: ("load" or "store", pointer, elements,
-    times)."""
+    """Of one program. `products`: (rows, columns, summed, times, "half" or how fp32 is multiplied);
+    `memory`: ("load" or "store", pointer, elements, times)."""
 
     poly: dict[str, Poly] = field(default_factory=lambda: defaultdict(lambda: defaultdict(float)))  # type: ignore[arg-type]
-    products: list[tuple[Size, Size, Size, Size]] = field(default_factory=list)
+    products: list[tuple[Size, Size, Size, Size, str]] = field(default_factory=list)
     memory: list[tuple[str, str, Size, Size]] = field(default_factory=list)
 
     def add(self, kind: str, size: Size, weight: float = 1.0) -> None:
         self.poly[kind][size[1]] += size[0] * weight
+
+    def grouped(self) -> Counts:
+        """The same with equal products and equal accesses as one."""
+        products: dict[Any, float] = defaultdict(float)
+        memory: dict[Any, float] = defaultdict(float)
+        for m, n, k, (c, names), how in self.products:
+            products[m, n, k, names, how] += c
+        for what, pointer, elements, (c, names) in self.memory:
+            memory[what, pointer, elements, names] += c
+        return Counts(self.poly, [(m, n, k, (c, names), how) for (m, n, k, names, how), c in products.items()],
+                      [(what, p, e, (c, names)) for (what, p, e, names), c in memory.items()])
+
+    def take(self, other: Counts, weight: Size) -> None:
+        """What `other` counted, so many times."""
+        for kind, poly in other.poly.items():
+            for names, c in poly.items():
+                self.add(kind, times(weight, (c, names)))
+        self.products += [(m, n, k, times(weight, t), how) for m, n, k, t, how in other.products]
+        self.memory += [(what, pointer, e, times(weight, t)) for what, pointer, e, t in other.memory]
 
 
 def times(*sizes: Size) -> Size:
@@ -83,6 +103,7 @@ class Trace:
         self.C, self.operand, self.dims, self.counts = C, operand, dims, Counts()
         self.weight: Size = ONE
         self.in_loop = False  # over chunks
+        self.calls: dict[Any, tuple[Any, Counts]] = {}
         fn = self.functions[kernel]
         self.env: dict[str, Any] = {a.arg: self._argument(a.arg) for a in fn.args.args}
         self._block(fn.body)
@@ -90,7 +111,8 @@ class Trace:
     def _argument(self, name: str) -> Any:
         given: dict[str, Any] = {
             "C": Symbol((1, ("C",))) if self.C is None else self.C, "SEGMENT": Symbol((1, ("SEGMENT",))), "SIGN": 1,
-            "RAGGED": False, "KEEP": True, "HAS_INITIAL": False, "STORE_FINAL": False, "PRECISION": "tf32",
+            "RAGGED": False, "KEEP": True, "HAS_INITIAL": False, "STORE_FINAL": False,
+            "PRECISION": "tf32" if self.operand == 2 else "tf32x3",
             "OPERAND": "operand"}
         if name in given:
             return given[name]
@@ -113,6 +135,8 @@ class Trace:
             return self.value(s.value) if s.value else None
         if isinstance(s, ast.Assign):
             self._assign(s.targets[0], self.value(s.value))
+        elif isinstance(s, ast.AnnAssign) and s.value is not None:
+            self._assign(s.target, self.value(s.value))
         elif isinstance(s, ast.AugAssign):
             old = self.value(ast.BinOp(_loaded(s.target), s.op, s.value))
             self._assign(s.target, old)
@@ -208,10 +232,11 @@ class Trace:
         plain = (int, float, str, type(None))
         if "phase" in (a, b) and not isinstance(a, Tile):
             return "once a segment"
-        if isinstance(a, Symbol) and isinstance(b, Symbol):
+        names = [n for x in (a, b) if isinstance(x, Symbol) for n in x.size[1]]
+        if names and not any(isinstance(x, Tile) and x.shape for x in (a, b)):
+            if "C" in names and "SEGMENT" not in names:
+                raise NeedsSize
             return True  # SEGMENT > C: more than one chunk a segment
-        if {type(a), type(b)} == {Symbol, int}:
-            raise NeedsSize
         if isinstance(a, plain) and isinstance(b, plain):
             op = e.ops[0]
             return _COMPARE[type(op)](a, b) if type(op) in _COMPARE else a is b
@@ -232,7 +257,7 @@ class Trace:
 
     def _Attribute(self, e: ast.Attribute) -> Any:
         if e.attr == "shape":
-            return self.value(e.value).shape
+            return tuple(int(c) if not names else Symbol((c, names)) for c, names in self.value(e.value).shape)
         if _name(e) in ("tl.float64", "tl.int64"):
             return 8
         return {"float32": 4, "int32": 4, "bfloat16": 2, "float16": 2, "element_ty": "operand"}.get(e.attr, "?")
@@ -299,10 +324,16 @@ class Trace:
     def _inline(self, fn: ast.FunctionDef, args: list[Any], words: dict[str, Any]) -> Any:
         names = [a.arg for a in fn.args.args]
         defaults = dict(zip(names[len(names) - len(fn.args.defaults):], map(self.value, fn.args.defaults), strict=True))
-        outer = self.env
-        self.env = {**defaults, **dict(zip(names, args, strict=False)), **words}
-        result = self._block(fn.body)
-        self.env = outer
+        given = {**defaults, **dict(zip(names, args, strict=False)), **words}
+        key = fn.name, tuple(given.items())
+        if key not in self.calls:  # the same shapes again cost the same
+            outer = self.env, self.counts, self.weight
+            self.env, self.counts, self.weight = given, Counts(), ONE
+            result = self._block(fn.body)
+            self.calls[key] = result, self.counts
+            self.env, self.counts, self.weight = outer
+        result, counted = self.calls[key]
+        self.counts.take(counted, self.weight)
         return result
 
     def _tl_load(self, pointer: Tile, mask: Any = None, other: Any = None, **_: Any) -> Tile:
@@ -312,9 +343,10 @@ class Trace:
     def _tl_store(self, pointer: Tile, value: Any, mask: Any = None, **_: Any) -> None:
         self.counts.memory.append(("store", pointer.base, volume(pointer.shape), self.weight))
 
-    def _tl_dot(self, a: Tile, b: Tile, acc: Any = None, **_: Any) -> Tile:
+    def _tl_dot(self, a: Tile, b: Tile, acc: Any = None, input_precision: str = "tf32", **_: Any) -> Tile:
         m, k, n = a.shape[-2], a.shape[-1], b.shape[-1]
-        self.counts.products.append((m, n, k, times(self.weight, *a.shape[:-2])))
+        how = "half" if a.width == b.width == 2 else input_precision
+        self.counts.products.append((m, n, k, times(self.weight, *a.shape[:-2]), how))
         return Tile((*a.shape[:-1], n))
 
     def _tl_trans(self, x: Tile, *_: Any) -> Tile:
@@ -428,3 +460,17 @@ _COMPARE: dict[type, Callable[[Any, Any], Any]] = {
     ast.Eq: lambda a, b: a == b, ast.NotEq: lambda a, b: a != b, ast.Lt: lambda a, b: a < b,
     ast.LtE: lambda a, b: a <= b, ast.Gt: lambda a, b: a > b, ast.GtE: lambda a, b: a >= b,
 }
+
+
+@lru_cache(maxsize=16)
+def _parsed(text: str) -> ast.Module:
+    return ast.parse(text)
+
+
+@lru_cache(maxsize=256)
+def counts_of(text: str, kernel: str, C: int | None, operand: int, dims: tuple[str, ...]) -> Counts | None:
+    """The counts of a kernel of a module; None where the number of rows has to be said. See `Trace`."""
+    try:
+        return Trace(_parsed(text), kernel, C, operand, list(dims)).counts.grouped()
+    except NeedsSize:
+        return None

@@ -6,7 +6,6 @@ segment the launches are searched apart, best first, and the segment whose launc
 
 from __future__ import annotations
 
-import ast
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -49,8 +48,7 @@ class Schedule:
 
     def __init__(self, kernels: Mapping[str, Kernel], text: str, target: Target, shape: Shape, dtype: str):
         self.kernels, self.text, self.target, self.shape, self.dtype = kernels, text, target, shape, dtype
-        tree = ast.parse(text)
-        self.spaces = {name: LaunchSpace(name, k, tree, target, shape) for name, k in kernels.items()}
+        self.spaces = {name: LaunchSpace(name, k, text, target, shape) for name, k in kernels.items()}
 
     def default(self) -> tuple[Config, dict[str, Candidate]]:
         """The model's best point of every launch, nothing compiled.

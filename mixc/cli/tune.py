@@ -61,7 +61,8 @@ def _show(made: dict[str, Any], title: str) -> None:
         rows.append((r["launch"], tile["chunk"], blocks or "-", tile["warps"], tile["stages"], r["segment"],
                      f"{r['bytes'] / 1e6:.0f}", f"{r['registers']:.0f}", f"{r['shared'] / 1024:.0f}", r["occupancy"],
                      f"{r['microseconds']:.0f}", r["binds"], state))
-    columns = ["launch", "C", "blocks", "warps", "stages", "segment", "MB", "regs", "KB", "occ.", "model us", "binds", ""]
+    columns = ["launch", "C", "blocks", "warps", "stages", "segment", "MB", "regs", "KB", "occ.", "model us", "binds",
+               ""]
     output.table(columns, rows, f"{made['mixer']} on {title}: {sizes} {made['dtype']}")
     model = "" if made["measured"] else "; no GPU was here to time them: the model chose among those that compile well"
     screen.print(f"{len(rows)} candidates compiled in {made['seconds']:.0f} s{model}", markup=False)

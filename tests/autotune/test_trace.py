@@ -39,7 +39,7 @@ def counts(text: str = KERNEL, C: int | None = None) -> Trace:
 def test_products_loads_and_special_functions() -> None:
     c = counts().counts
     C, K, V, loop = (1, ("C",)), (1, ("BK",)), (1, ("BV",)), (1, ("chunks",))
-    assert c.products == [(C, C, K, loop), (C, V, C, loop), (K, V, C, loop)]
+    assert c.products == [(C, C, K, loop, "half"), (C, V, C, loop, "half"), (K, V, C, loop, "half")]
     assert c.poly["special"] == {("C", "C", "chunks"): 1}
     # twice, its rounding; S + product
     assert c.poly["alu"] == {("C", "C", "chunks"): 2, ("BK", "BV", "chunks"): 1}

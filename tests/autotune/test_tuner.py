@@ -53,7 +53,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def compiler(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
-    """Stands in for the workers: 8 warps spill (bf16 on sm_90), chunks of 64 rows take too long, the rest has 200 registers."""
+    """Stands in for the workers: 8 warps spill (bf16, sm_90), 64 rows take too long, the rest has 200 registers."""
     seen: list[Job] = []
 
     def compiled(jobs: Sequence[Job], workers: int, limit: float, advance: Callable[[str], None] = lambda label: None,
