@@ -27,3 +27,20 @@ def scalar_decay(q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: float, C: in
     q = q * scale
     o = torch.baddbmm(torch.bmm(q * torch.exp(G)[:, :, None], torch.cat(S[:-1])), torch.bmm(q, k.mT) * L, v)
     return o.view(n, B, H, C, -1).permute(1, 0, 3, 2, 4).reshape(B, T, H, -1)
+
+
+def lstm_stacked(xi: Tensor, xf: Tensor, xz: Tensor, xo: Tensor, Ri: Tensor, Rf: Tensor, Rz: Tensor, Ro: Tensor
+                 ) -> Tensor:
+    """An eager LSTM written with care: one product a token for all gates.  x [B, T, H, D]; R [H, D, E] -> x's shape."""
+    B, T, H, D = xi.shape
+    z = torch.stack((xi, xf, xo, xz), 3).permute(1, 2, 0, 3, 4).reshape(T, H, B, 4 * D)
+    R = torch.stack((Ri, Rf, Ro, Rz), 1).reshape(H, 4 * D, D).mT.contiguous()
+    h = c = xi.new_zeros(H, B, D)
+    outs = []
+    for row in z.unbind(0):
+        gates = torch.baddbmm(row, h, R)
+        i, f, o = torch.sigmoid(gates[..., :3 * D]).chunk(3, -1)
+        c = f * c + i * torch.tanh(gates[..., 3 * D:])
+        h = o * torch.tanh(c)
+        outs.append(h)
+    return torch.stack(outs, 2).permute(1, 2, 0, 3)
