@@ -65,6 +65,30 @@ def write(folder: Path, names: list[str] | None, tiny: bool, say: Any) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
 
+def arguments(mixer: mixc.Mixer) -> list[dict[str, Any]]:
+    return [{"name": d.name, "role": d.role, "dims": d.dims, "kind": d.kind}
+            for d in (*mixer.declared.ins, *mixer.declared.params)]
+
+
+def emitted(mixer: mixc.Mixer, folder: Path, targets: list[str], dtype: str = "bf16", size: int = 64,
+            device: str = "h100") -> tuple[Path, Path] | None:
+    """The module of a mixer and the job that makes `offline.py` compile it: at the usual shape, short, and long with
+    few heads; None where it has no kernels."""
+    shape = target_shape(mixer, size)
+    try:
+        text = mixer.emit(target=device, shape=shape, dtype=dtype)
+    except SpecError:
+        return None
+    job = {"name": mixer.__name__, "args": arguments(mixer), "dtype": dtype, "targets": targets,
+           "states": {d.name: d.dims for d in mixer.declared.states},
+           "shapes": [shape | {"B": 2, "H": 2}, shape | {"B": 2, "T": 8, "H": 2}, shape | {"B": 1, "T": 16384, "H": 1}]}
+    folder.mkdir(parents=True, exist_ok=True)
+    files = folder / f"{mixer.__name__}.py", folder / "job.json"
+    files[0].write_text(text)
+    files[1].write_text(json.dumps(job))
+    return files
+
+
 def _example(folder: Path, mixer: mixc.Mixer, tiny: bool) -> dict[str, Any]:
     name = mixer.__name__
     entry: dict[str, Any] = {"name": name, "folder": folder.name, "form": mixer.form, "modules": {}}
@@ -80,8 +104,9 @@ def _example(folder: Path, mixer: mixc.Mixer, tiny: bool) -> dict[str, Any]:
         return entry | {"left_out": error.diagnostics[0].message}
     sizes = dims(mixer, 64)
     p = mixer.declared
-    entry["args"] = [{"name": d.name, "role": d.role, "dims": d.dims, "kind": d.kind, "gate": is_gate(d),
-                      "limits": asdict(limits(d, sizes, {c.name: 0.0 for c in p.consts}))} for d in (*p.ins, *p.params)]
+    ranges = {d.name: {"gate": is_gate(d), "limits": asdict(limits(d, sizes, {c.name: 0.0 for c in p.consts}))}
+              for d in (*p.ins, *p.params)}
+    entry["args"] = [a | ranges[a["name"]] for a in arguments(mixer)]
     entry["outs"], entry["states"] = [d.name for d in p.outs], [d.name for d in p.states]
     entry["state_dims"] = [d.dims for d in p.states]
     entry["shapes"] = {str(s): target_shape(mixer, s) for s in SIZES}
