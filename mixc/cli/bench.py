@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,19 +15,32 @@ from mixc.cli import output
 from mixc.cli.output import File, Json, Pick, ShapeText, screen
 
 Work = Callable[[], None]
+Picture = Annotated[Path | None, typer.Option(metavar="FILE", help="draw times over T: a .png, .svg or .pdf")]
 
 
 def bench(file: File, shape: ShapeText = None, mixer: Pick = None,
           repeat: Annotated[int, typer.Option(min=1, help="rounds, both sides interleaved")] = 5,
-          dtype: Annotated[str, typer.Option(help="of the inputs")] = "fp32", json_: Json = False) -> None:
+          dtype: Annotated[str, typer.Option(help="of the inputs")] = "fp32", picture: Picture = None,
+          json_: Json = False) -> None:
     """Time forward and forward+backward against the eager token loop; minimum and median of interleaved rounds."""
     import torch
+
+    if picture is not None and importlib.util.find_spec("matplotlib") is None:
+        raise typer.BadParameter("pictures need matplotlib: pip install matplotlib", param_hint="--picture")
 
     output.prepare_triton()
     m = output.one_mixer(file, mixer)
     sizes = output.shape(shape, B=2, T=2048, H=4)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    report = measure(m, sizes, output.dtype_of(dtype), device, repeat)
+    try:
+        report = measure(m, sizes, output.dtype_of(dtype), device, repeat)
+        if picture is not None:
+            report["over_T"] = [measure(m, sizes | {"T": T}, output.dtype_of(dtype), device, max(1, repeat // 2))
+                                for T in _lengths(sizes["T"])[:-1]] + [dict(report)]
+            draw_over_T(report, picture)
+    except NotImplementedError as error:
+        output.notes.print(f"[bold red]error[/]: {m.__name__} has no eager loop to compare with: {error}")
+        raise typer.Exit(1) from None
     if json_:
         output.say_json(report)
         return
@@ -37,8 +52,41 @@ def bench(file: File, shape: ShapeText = None, mixer: Pick = None,
     output.table(["", "eager loop, ms", "mixc, ms", "times faster"],
                  [(r["what"], f"{r['eager_ms']:.1f}", f"{r['mixc_ms']:.1f}", f"{r['eager_ms'] / r['mixc_ms']:.1f}")
                   for r in report["rows"]])
+    if picture is not None:
+        screen.print(f"times over T: {picture}", markup=False)
     if report["disturbed"]:
         screen.print("something else was busy here: times are not to be trusted; run it again", style="yellow")
+
+
+def _lengths(T: int) -> list[int]:
+    """T and shorter ones, a factor of two apart, the shortest first."""
+    return sorted({max(1, T >> i) for i in range(5)})
+
+
+def draw_over_T(report: dict[str, Any], path: Path) -> None:
+    """Milliseconds over T of both sides, both axes logarithmic; written as the ending of `path` says."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    lengths = [r["shape"]["T"] for r in report["over_T"]]
+    for i, ax in enumerate(axes):
+        for side, label in (("eager", "eager loop"), ("mixc", "mixc")):
+            ms = [r["rows"][i][f"{side}_ms"] for r in report["over_T"]]
+            ax.plot(lengths, ms, "o-", label=label)
+            ax.annotate(f"{ms[-1]:.{int(ms[-1] < 10)}f} ms", (lengths[-1], ms[-1]), textcoords="offset points",
+                        xytext=(6, -3))
+        ax.set_xscale("log", base=2)
+        ax.set_yscale("log")
+        ax.set(xlabel="T", title=report["rows"][i]["what"], xticks=lengths, xticklabels=map(str, lengths))
+        ax.set_xlim(right=lengths[-1] * 2)  # room for the numbers
+        ax.grid(alpha=0.3)
+    axes[0].set_ylabel("ms")
+    axes[0].legend()
+    shape = " ".join(f"{n}={s}" for n, s in report["shape"].items() if n != "T")
+    figure.suptitle(f"{report['mixer']}, {shape}, {report['machine']}", fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
 
 
 def measure(m: Any, sizes: dict[str, int], dtype: Any, device: str, repeat: int) -> dict[str, Any]:

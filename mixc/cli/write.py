@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +21,7 @@ Folder = Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="where 
 
 def compile_file(file: File, target: GPU = "h100", shape: ShapeText = None, dtype: Dtype = "bf16", mixer: Pick = None,
                  out: Folder = Path("out"), json_: Json = False) -> None:
-    """Write the standalone module of each mixer: kernels, launches, autograd; needs torch and triton only."""
+    """Write the standalone module of each mixer, a script that checks it, and a README; torch and triton suffice."""
     output.dtype_of(dtype)
     try:
         gpu = targets.find(target)
@@ -28,18 +29,50 @@ def compile_file(file: File, target: GPU = "h100", shape: ShapeText = None, dtyp
         raise typer.BadParameter(str(error.args[0]), param_hint="--target") from None
     sizes = output.shape(shape)
     out.mkdir(parents=True, exist_ok=True)
-    written = []
-    for m in output.mixers(file, mixer):
-        text: str = m.emit(target=gpu.name, shape=_complete(m, sizes), dtype=dtype)
-        path = out / f"{m.__name__}.py"
-        path.write_text(text, encoding="utf-8")
-        written.append({"mixer": m.__name__, "path": str(path), "target": gpu.name, "lines": text.count("\n"),
-                        "kernels": text.count("@triton.jit")})
+    written, pages = [], []
+    found = output.mixers(file, mixer)
+    with output.progress("compile", len(found)) as advance:
+        for m in found:
+            advance(m.__name__)
+            full = _complete(m, sizes)
+            text: str = m.emit(target=gpu.name, shape=full, dtype=dtype)
+            path = out / f"{m.__name__}.py"
+            path.write_text(text, encoding="utf-8")
+            at = " ".join(f"{n}={s}" for n, s in full.items())
+            pages.append(_page(m, {"made for": gpu.title, "at": at, "of": dtype}))
+            written.append({"mixer": m.__name__, "path": str(path), "check": _check(m, out), "target": gpu.name,
+                            "dtype": dtype, "shape": full, "lines": text.count("\n"),
+                            "kernels": len(re.findall(rf"@triton\.jit.*\ndef {m.__name__}_", text))})
+    (out / "README.md").write_text("\n".join(pages), encoding="utf-8")
     if json_:
         output.say_json(written)
         return
     for w in written:
-        screen.print(f"{w['path']}: {w['lines']} lines, for {gpu.title}", markup=False)
+        screen.print(f"{w['path']}: {w['lines']} lines, {w['kernels']} kernels, for {gpu.title}", markup=False)
+        screen.print(f"python {w['check']} checks it where torch and triton are" if w["check"] else
+                     f"no script checks {w['mixer']}: its step has no loop in plain torch", markup=False)
+
+
+def _check(m: Any, out: Path) -> str | None:
+    """Writes the script that checks the module, at small sizes; None where the step has no loop in plain torch."""
+    from mixc.cli.beside import check_script
+    from mixc.runtime.draw import dim_sizes
+
+    sizes = dim_sizes(m.declared, None, (24, 20, 3, 4))
+    path = out / f"check_{m.__name__}.py"
+    try:
+        step, consts = m.specialise(sizes, {})
+        text = check_script(step, sizes, consts, path.name)
+    except NotImplementedError:
+        return None
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def _page(m: Any, facts: dict[str, str]) -> str:
+    from mixc.cli.beside import readme
+
+    return readme(m.declared, m.__doc__, {s: (form, m.why[s]) for s, form in m.form.items()}, facts)
 
 
 def _complete(m: Any, sizes: dict[str, int]) -> dict[str, int]:

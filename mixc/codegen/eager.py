@@ -34,7 +34,7 @@ def eager_loop(program: Program, sizes: dict[str, int], consts: dict[str, float]
     """A function from ins [B, T, G, ...] and params [G, ...] to outs [B, T, H, ...], and its text.
 
     Raises:
-        NotImplementedError: the step looks back in time or counts tokens.
+        NotImplementedError: a state starts at a param, or the step uses an op that has no text here.
     """
     text, constants, start = loop_text(program, sizes, consts, dtype)
     scope: dict[str, Any] = {"torch": torch, "F": F, "REAL": dtype, **constants}
@@ -91,19 +91,22 @@ class _Writer:
         roots = [p.result("out", d.name) for d in p.outs] + [p.result("next", d.name) for d in p.states]
         order = list(postorder(roots))
         for node in order:
-            if node.op in ("pos", "lag", "window"):
-                raise NotImplementedError(f"the step uses {node.op}")
             if node.op in _VARYING or any(a in self.varies for a in node.args):
                 self.varies.add(node)
         ins, states = [d.name for d in p.ins], [d.name for d in p.states]
         self.names = {d.leaf(): d.name + "_" for d in (*p.ins, *p.params, *p.states)}
+        self.names |= {n: "pos_" for n in order if n.op == "pos"}
+        looked = list(dict.fromkeys(n.args[0] for n in order if n.op in ("lag", "window")))
+        self.past = {n: f"past{i}" for i, n in enumerate(looked)}
         body = [self._line(n) for n in order if n in self.varies and n.args]
         args = ", ".join(f"{n}_" for n in (*ins, *(d.name for d in p.params), *states))
         rows = ", ".join(f"{n}_.unbind(1)" for n in ins)
-        lines = [f"def loop({args}):", "    found = []",
+        lines = [f"def loop({args}):", "    found = []", *(f"    {x} = []" for x in self.past.values()),
                  f"    for {', '.join(f'{n}_' for n in ins)}{',' if len(ins) == 1 else ''} in zip({rows}):",
+                 *([f"        pos_ = torch.full((1, 1), float(len(found)), dtype=REAL, device={ins[0]}_.device)"] if "pos_" in self.names.values() else []),
                  *(f"        {line}" for line in body)]
         outs = ", ".join(self._as(p.result("out", d.name), d.dims) for d in p.outs)
+        lines += [f"        {x}.append({self._name(n)})" for n, x in self.past.items()]
         lines.append(f"        found.append(({outs},))")
         if states:
             new = ", ".join(self._as(p.result("next", d.name), d.dims) for d in p.states)
@@ -151,6 +154,11 @@ class _Writer:
             return row.torch.format(*wide, n=node.attr("n"))
         x = self._name(args[0])
         axes = [2 + args[0].dims.index(d) for d in node.attr("over", ())]
+        if node.op == "lag":
+            return self._ago(args[0], node.attr("n"))
+        if node.op == "window":
+            count = self.env.sizes[node.attr("dim")]
+            return f"torch.stack([{', '.join(self._ago(args[0], n) for n in range(count))}], 2)"
         if node.op == "pick":
             return f"{x}.select({2 + args[0].dims.index(node.attr('dim'))}, {node.attr('i')})"
         if node.op == "rename":
@@ -165,6 +173,11 @@ class _Writer:
         if node.op in ("sum", "max", "min") and axes:
             return f"{x}.{dict(sum='sum', max='amax', min='amin')[node.op]}({axes})"
         raise NotImplementedError(f"the step uses {node.op}")
+
+    def _ago(self, x: Node, n: int) -> str:
+        """x of n tokens ago, 0 before the start."""
+        now, past = self._name(x), self.past[x]
+        return f"({past}[-{n}] if len({past}) >= {n} else torch.zeros_like({now}))" if n else now
 
     def _product(self, node: Node) -> str:
         a, b = node.args

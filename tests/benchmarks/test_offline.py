@@ -21,8 +21,8 @@ def test_every_kernel_of_a_module(tmp_path: Path) -> None:
 
     files = emitted(mixc.load("hgrn"), tmp_path, ["sm_90", "gfx942"])
     assert files is not None
-    done = subprocess.run([sys.executable, str(FOLDER / "offline.py"), *map(str, files)], capture_output=True, text=True,
-                          check=True, env=os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": ""})
+    done = subprocess.run([sys.executable, str(FOLDER / "offline.py"), *map(str, files)], text=True,
+                          capture_output=True, check=True, env=os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": ""})
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert {(k["kernel"], k["target"]) for k in found} == {(f"hgrn_{p}", t) for p in ("fwd", "bwd")
                                                            for t in ("sm_90", "gfx942")}

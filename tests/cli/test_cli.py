@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,27 @@ def test_compile_writes_a_module(tmp_path: Path) -> None:
     text = (tmp_path / "simple_gla.py").read_text()
     assert "@triton.jit" in text and "import mixc" not in text
     compile(text, "simple_gla.py", "exec")
+    assert "python check_simple_gla.py" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["simple_gla", "max_plus"])  # the second starts at -inf
+def test_the_script_beside_a_module_checks_it(name: str, tmp_path: Path) -> None:
+    (made,) = parsed("compile", name, "-o", str(tmp_path))
+    assert made["kernels"] == 2 and made["check"] == str(tmp_path / f"check_{name}.py")
+    assert "import mixc" not in Path(made["check"]).read_text()
+
+    def checked() -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, made["check"]], capture_output=True, text=True, check=False,
+                              cwd=tmp_path, env={"TRITON_INTERPRET": "1", "PATH": ""})
+    if name == "max_plus":
+        done = checked()
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert f"{name}: agrees with its step" in done.stdout
+        return
+    path = tmp_path / f"{name}.py"
+    path.write_text(path.read_text().replace("tl.exp(", "0.999 * tl.exp("))
+    done = checked()
+    assert done.returncode == 1 and "TOO FAR" in done.stdout, done.stdout + done.stderr
 
 
 def test_explain() -> None:
@@ -109,3 +132,21 @@ def test_bench() -> None:
     report = parsed("bench", "simple_gla", "--shape", "B=1,T=8,H=1,K=4,V=4", "--repeat", "1")
     assert [r["what"] for r in report["rows"]] == ["forward", "forward + backward"]
     assert "times faster" in mixc("bench", "simple_gla", "--shape", "B=1,T=8,H=1,K=4,V=4", "--repeat", "1")
+
+
+def test_bench_draws(tmp_path: Path) -> None:
+    shape = ("--shape", "B=1,T=8,H=1,D=4,W=2", "--repeat", "1")
+    report = parsed("bench", "short_conv", *shape, "--picture", str(tmp_path / "over" / "T.svg"))
+    assert [r["shape"]["T"] for r in report["over_T"]] == [1, 2, 4, 8]
+    assert (tmp_path / "over" / "T.svg").read_text().startswith("<?xml")
+
+
+def test_bench_without_a_loop_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "start.mix"
+    path.write_text("mixer m(K) {\n in x[K]\n param p[K]\n state S[K] = p\n S = S + x\n out o[K] = S\n}\n")
+    assert "no eager loop" in mixc("bench", str(path), "--shape", "T=4,K=2", code=1)
+
+
+def test_every_command_explains_itself() -> None:
+    for name in ("check", "show", "compile", "explain", "bench", "targets", "doctor", "cache"):
+        assert "Usage" in mixc(name, "--help")
