@@ -75,7 +75,7 @@ def kernels(target: str, names: list[str] | None) -> list[dict[str, Any]]:
             done = subprocess.run([sys.executable, str(HERE / "offline.py"), *map(str, files)], check=True, text=True,
                                   stdout=subprocess.PIPE, env=environment)
             for k in map(json.loads, done.stdout.splitlines()):
-                said = k.get("error") or f"{k['seconds']:6.1f} s  {k['registers']:4} registers {k['stack']:4} B of stack"
+                said = k.get("error") or f"{k['seconds']:6.1f} s {k['registers']:4} registers {k['stack']:5} B of stack"
                 print(f"{name:28} {k['kernel']:36} {said}", flush=True)
                 found.append({"name": name, **k})
     return found

@@ -42,7 +42,7 @@ def compile_file(file: File, target: GPU = "h100", shape: ShapeText = None, dtyp
             pages.append(_page(m, {"made for": gpu.title, "at": at, "of": dtype}))
             written.append({"mixer": m.__name__, "path": str(path), "check": _check(m, out), "target": gpu.name,
                             "dtype": dtype, "shape": full, "lines": text.count("\n"),
-                            "kernels": len(re.findall(rf"@triton\.jit.*\ndef {m.__name__}_", text))})
+                            "kernels": len(set(re.findall(rf"\b({m.__name__}_\w+)\[\(", text)))})
     (out / "README.md").write_text("\n".join(pages), encoding="utf-8")
     if json_:
         output.say_json(written)
