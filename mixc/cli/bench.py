@@ -98,7 +98,7 @@ def measure(m: Any, sizes: dict[str, int], dtype: Any, device: str, repeat: int)
     from mixc.codegen.eager import eager_loop
     from mixc.runtime.draw import dim_sizes, draw
 
-    dims = dim_sizes(m.declared, {n: s for n, s in sizes.items() if n not in ("B", "T", "H")}, (64,) * 8)
+    dims = dim_sizes(m.declared, output.dims(m, sizes), (64,) * 8)
     B, T, H = sizes["B"], sizes["T"], sizes["H"]
     tensors = draw(m.declared, B=B, T=T, H=H, sizes=dims, dtype=dtype, device=device)
     program, consts = m.specialise(dims, {})

@@ -96,10 +96,7 @@ def _cases(m: Any, sizes: dict[str, int], dtype: Any, seed: int) -> list[tuple[s
     from mixc.runtime.draw import draw
 
     B, T, H = sizes["B"], sizes["T"], sizes["H"]
-    dims = {n: size for n, size in sizes.items() if n not in ("B", "T", "H")}
-    unknown = sorted(set(dims) - {d.name for d in m.declared.dims})
-    if unknown:
-        raise typer.BadParameter(f"{m.__name__} has no dim `{unknown[0]}`", param_hint="--shape")
+    dims = output.dims(m, sizes)
     common = {"H": H, "sizes": dims, "dtype": dtype}
     dense = draw(m.declared, B=B, T=T, seed=seed, **common)
     before = draw(m.declared, B=B, T=5, seed=seed + 1, **common)

@@ -78,6 +78,7 @@ def _page(m: Any, facts: dict[str, str]) -> str:
 def _complete(m: Any, sizes: dict[str, int]) -> dict[str, int]:
     """Sizes of the usual training shape for what is not given."""
     found = {"B": 8, "T": 4096, "H": 16}
+    output.dims(m, sizes)
     found |= {d.name: d.size or 64 for d in m.declared.dims if d.alias is None}
     return found | sizes
 

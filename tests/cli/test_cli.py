@@ -43,6 +43,8 @@ def test_doctor() -> None:
 @pytest.mark.parametrize("args", [
     ("check", "nowhere.mix"), ("check",), ("show", "simple_gla", "--after", "nonsense"), ("bench", "gla", "--no"),
     ("check", "simple_gla", "--shape", "K=five"), ("check", "simple_gla", "--shape", "Q=5"),
+    ("bench", "simple_gla", "--shape", "Q=5"), ("compile", "simple_gla", "--shape", "Q=5"),
+    ("bench", "simple_gla", "--shape", "K=0"), ("bench", "simple_gla", "--repeat", "0"), ("nonsense",),
     ("check", "simple_gla", "--dtype", "int8"), ("compile", "simple_gla", "--target", "h1000"),
 ])
 def test_wrong_usage(args: tuple[str, ...]) -> None:
