@@ -43,7 +43,7 @@ def span_contract_code(tiles: Tiles, node: Node) -> str | None:
 
 
 def unit_inverse_code(tiles: Tiles, node: Node) -> str:
-    return f"unit_inverse({tiles.whole(node.args[0], (ROW, COL))}, rows, PRECISION)"
+    return f"unit_inverse({tiles.whole(node.args[0], (ROW, COL))}, rows, PRECISION, {bool(node.attr('small'))})"
 
 
 def running_sum_code(tiles: Tiles, node: Node) -> str:
@@ -168,13 +168,17 @@ def below(L, rows, h: tl.constexpr):
 
 
 @triton.jit
-def unit_inverse(L, rows, PRECISION: tl.constexpr):
-    """(I + L)^-1 of a strictly lower L: blocks of 2h rows from those of h, level by level (never by doubling)."""
+def unit_inverse(L, rows, PRECISION: tl.constexpr, SMALL: tl.constexpr):
+    """(I + L)^-1 of a strictly lower L: blocks of 2h rows from those of h, level by level (never by doubling).
+    SMALL: no entry of L exceeds 1 (by the declared ranges), and one pass of TF32 serves half inputs."""
     C: tl.constexpr = L.shape[0]
     LEVELS: tl.constexpr = 4 + (C > 16) + (C > 32) + (C > 64)
     X = tl.where(rows[:, None] == rows[None, :], 1.0, 0.0) - below(L, rows, 1)
     for level in tl.static_range(1, LEVELS):
-        X -= exact(exact(X, below(L, rows, 1 << level), PRECISION), X, PRECISION)
+        if SMALL and PRECISION == "tf32":
+            X -= tl.dot(tl.dot(X, below(L, rows, 1 << level), input_precision="tf32"), X, input_precision="tf32")
+        else:
+            X -= exact(exact(X, below(L, rows, 1 << level), PRECISION), X, PRECISION)
     return X
 '''
 

@@ -36,6 +36,7 @@ class Interval:
 ANY = Interval()
 _declared: WeakKeyDictionary[Node, Interval] = WeakKeyDictionary()
 _known: WeakKeyDictionary[Node, Interval] = WeakKeyDictionary()
+_norms: WeakKeyDictionary[Node, tuple[frozenset[str], float]] = WeakKeyDictionary()  # over which dims, at most
 
 
 class proving:
@@ -47,6 +48,8 @@ class proving:
         self.facts = {d.leaf(): _of_decl(d.ranges) for d in program.decls if d.role in ("in", "param")}
         for d in program.ins:  # the same input of every row of a chunk
             self.facts[make("in", name=d.name, dims=(ROW, *d.dims), kind=d.kind)] = _of_decl(d.ranges)
+        self.norms = {leaf: norm for d in program.decls if d.role in ("in", "param") and (norm := _norm_of(d.ranges))
+                      for leaf in (d.leaf(), make("in", name=d.name, dims=(ROW, *d.dims), kind=d.kind))}
         for d in program.consts:
             self.facts[d.leaf()] = Interval()
         for d in program.states:  # one that starts at -inf may still be there
@@ -54,14 +57,17 @@ class proving:
                 self.facts[d.leaf()] = Interval(infinite=True)
 
     def __enter__(self) -> None:
-        self.saved = dict(_declared)
+        self.saved, self.saved_norms = dict(_declared), dict(_norms)
         _known.clear()
         _declared.update(self.facts)
+        _norms.update(self.norms)
 
     def __exit__(self, *exc: object) -> None:
         _known.clear()
         _declared.clear()
         _declared.update(self.saved)
+        _norms.clear()
+        _norms.update(self.saved_norms)
 
 
 def _value(bound: Node | None, otherwise: float) -> float:
@@ -95,6 +101,36 @@ def bounds(x: Node) -> Interval:
                 found = _declared.get(node) if not node.args else None
                 _known[node] = found or RULES.get(node.op, _any)(node, [_known[a] for a in node.args])
     return _known[x]
+
+
+def _norm_of(ranges: tuple[Range, ...]) -> tuple[frozenset[str], float] | None:
+    found = [(frozenset(r.over), _value(r.high, INF)) for r in ranges if r.of == "norm"]
+    return found[0] if found else None
+
+
+def magnitude(x: Node) -> float:
+    """A bound on every |entry|; products of vectors by Cauchy and Schwarz, from declared norms."""
+    if x.op in ("neg", "rename", "expand", "live", "mask", "stop_gradient"):
+        return magnitude(x.args[0])
+    if x.op == "mul":
+        return _safe(magnitude(x.args[0]), magnitude(x.args[1]))
+    if x.op == "contract" or (x.op == "span_contract" and bounds(x.args[2]).nonpositive):
+        a, b = x.args[:2]
+        over = frozenset(d for d in a.dims if d in b.dims and d not in x.dims)
+        return _safe(_norm_over(a, over), _norm_over(b, over))
+    i = bounds(x)
+    return max(abs(i.low), abs(i.high))
+
+
+def _norm_over(x: Node, over: frozenset[str]) -> float:
+    """A bound on the norm of x over dims."""
+    if x.op in ("neg", "rename", "expand", "live", "stop_gradient"):
+        return _norm_over(x.args[0], over)
+    if x.op == "mul":
+        a, b = x.args
+        return min(_safe(_norm_over(a, over), magnitude(b)), _safe(_norm_over(b, over), magnitude(a)))
+    dims, most = _norms.get(x, (frozenset[str](), INF))
+    return most if dims == over else INF
 
 
 def _any(n: Node, a: list[Interval]) -> Interval:

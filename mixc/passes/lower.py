@@ -11,14 +11,16 @@ from __future__ import annotations
 from mixc.ir.build import at_col, contract, make, rename
 from mixc.ir.node import COL, ROW, Node
 from mixc.ir.program import Program
+from mixc.ir.ranges import magnitude, proving
 from mixc.passes.simplify import rewrite, simplify
 
 
 def solve_by_inverse(n: Node) -> Node | None:
-    """M^-1 y as a product with the inverse, where one matrix serves all columns."""
+    """M^-1 y as a product with the inverse, where one matrix serves all columns.  (`small`: no entry of L exceeds 1,
+    so that products of TF32 form it to 1e-3.)"""
     if n.op != "solve" or len(n.args[0].dims) > 2:
         return None
-    X, y = make("unit_inverse", n.args[0]), n.args[1]
+    X, y = make("unit_inverse", n.args[0], small=magnitude(n.args[0]) <= 1), n.args[1]
     if COL not in y.dims:
         return contract(rename(X, **{ROW: COL, COL: ROW}) if n.attr("transposed") else X, at_col(y), y.dims)
     X = rename(X, **({ROW: "_u", COL: ROW} if n.attr("transposed") else {COL: "_u"}))
@@ -37,4 +39,5 @@ RULES = (solve_by_inverse, span_by_factors)
 
 def with_inverses(program: Program) -> Program:
     """The program with inverses, but decays whole: kernels form the factors of a level where they use them."""
-    return program.with_values(rewrite(simplify(program).values(), (solve_by_inverse,)))
+    with proving(program):
+        return program.with_values(rewrite(simplify(program).values(), (solve_by_inverse,)))
