@@ -9,6 +9,7 @@ from mixc.ir.run import run_chunks
 from mixc.passes.chunk import chunk
 from mixc.passes.classify import classify
 from mixc.passes.differentiate import differentiate
+from tests.agree import assert_agree
 from tests.build import KINDS, scalar_decay
 
 SIZES = dict(K=4, V=5)
@@ -32,7 +33,7 @@ def test_chunks_equal_tokens_forward_and_backward(kind, T, C):
     tensors, states = draw(T)
     tokens = run_chunks(program, tensors, states, SIZES, 1)  # a chunk of one token is the step
     chunks = run_chunks(program, tensors, states, SIZES, C)
-    torch.testing.assert_close(chunks.outs["o"], tokens.outs["o"], rtol=1e-11, atol=1e-11)
+    assert_agree(chunks.outs["o"], tokens.outs["o"], torch.float64)
     cot = torch.randn_like(tokens.outs["o"])
     finals = {n: torch.randn_like(x) for n, x in tokens.states.items()}
     loss = (tokens.outs["o"] * cot).sum() + sum((tokens.states[n] * finals[n]).sum() for n in finals)
@@ -43,9 +44,9 @@ def test_chunks_equal_tokens_forward_and_backward(kind, T, C):
     for name, x in tensors.items():
         want = torch.zeros_like(x) if x.grad is None else x.grad
         got = back.sums[name].sum(0) if name == "D" else back.outs[name]
-        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10, msg=lambda m, name=name: f"d{name}: {m}")
+        assert_agree(got, want, torch.float64, name=f"d{name}")
     for name, x in states.items():
-        torch.testing.assert_close(back.states[name], x.grad, rtol=1e-10, atol=1e-10)
+        assert_agree(back.states[name], x.grad, torch.float64)
 
 
 @pytest.mark.parametrize("kind", KINDS)

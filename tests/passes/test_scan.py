@@ -10,7 +10,7 @@ from mixc.ir.run import run_chunks
 from mixc.passes.chunk import chunk
 from mixc.passes.classify import classify
 from mixc.passes.differentiate import differentiate
-from tests.agree import draw, normal
+from tests.agree import assert_agree, draw, normal
 from tests.scans import NAMES, body, spec
 
 
@@ -72,7 +72,7 @@ def test_chunks_equal_tokens_forward_and_backward(name, T, C):
     cots = {n: torch.randn_like(o) for n, o in tokens.outs.items()}
     finals = {n: torch.randn_like(s) for n, s in tokens.states.items()}
     for n, o in tokens.outs.items():
-        torch.testing.assert_close(chunks.outs[n], o, rtol=1e-11, atol=1e-11)
+        assert_agree(chunks.outs[n], o, torch.float64)
     loss = sum((tokens.outs[n] * c).sum() for n, c in cots.items())
     loss = loss + sum((tokens.states[n] * c).sum() for n, c in finals.items())
     loss.backward()
@@ -82,6 +82,6 @@ def test_chunks_equal_tokens_forward_and_backward(name, T, C):
     for n, t in tensors.items():
         got = back.outs[n] if n in back.outs else back.sums[n].sum(0)
         want = torch.zeros_like(t) if t.grad is None else t.grad
-        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10, msg=lambda m, n=n: f"d{n}: {m}")
+        assert_agree(got, want, torch.float64, name=f"d{n}")
     for n, s in states.items():
-        torch.testing.assert_close(back.states[n], s.grad, rtol=1e-10, atol=1e-10, msg=lambda m, n=n: f"d{n}0: {m}")
+        assert_agree(back.states[n], s.grad, torch.float64, name=f"d{n}0")
