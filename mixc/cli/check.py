@@ -30,7 +30,7 @@ def check(files: Files, shape: ShapeText = None, mixer: Pick = None,
                 for d in error.diagnostics:
                     output.diagnostic(d)
     for file, m in loaded:
-        report = _compare(m, sizes, output.dtype_of(dtype), seed)
+        report = _compare(m, sizes, output.dtype_of(dtype), seed) | _twin(m)
         bad = bad or not report["ok"]
         found.append({"file": file, **report})
         if not json_:
@@ -53,7 +53,17 @@ def _say(m: Any, report: dict[str, Any]) -> None:
         output.table(["backend", "case", "worst", "error", "bound", ""], rows)
     for name, why in report["left_out"].items():
         screen.print(f"{name}: not compared: {why}", markup=False)
+    if "same_as" in report:
+        screen.print(f"this is the same function as `{report['same_as']}`, {report['matching']}", markup=False)
     screen.print()
+
+
+def _twin(m: Any) -> dict[str, str]:
+    """The shipped spec that is the same function, and which names of it are which here."""
+    from mixc.hashing import shipped_twin
+
+    found = shipped_twin(m)
+    return {} if found is None else {"same_as": found[0], "matching": str(found[1])}
 
 
 def _worst(findings: list[dict[str, Any]]) -> list[dict[str, Any]]:

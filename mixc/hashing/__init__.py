@@ -1,5 +1,7 @@
 """Specs as functions: a hash that renaming, reordering and rewriting do not change, and what matches what."""
 
-from mixc.hashing.identity import canonical_of, hash_of
+from mixc.hashing.confirm import Matching, same_function
+from mixc.hashing.identity import hash_of
+from mixc.hashing.twins import shipped_twin
 
-__all__ = ["canonical_of", "hash_of"]
+__all__ = ["Matching", "hash_of", "same_function", "shipped_twin"]

@@ -120,10 +120,10 @@ class _Run:
         for d in self.program.states:
             keep = self.fresh.reshape(-1, *[1] * (1 + len(d.dims)))
             self._start(d, where(keep, start[d.name], self._zero(d)))
-            found["state", d.name] = where(keep, self._zero(d), start[d.name])
+            found["state", d.name] = widen(where(keep, self._zero(d), start[d.name]), d.dims, self.env.sizes)
         for d in (*self.program.ins, *self.program.params):
             g = self.sums.get(d.leaf(), self._zero(d))
-            found[d.role, d.name] = widen(g, d.dims, self.env.sizes)
+            found[d.role, d.name] = widen(self._every(g) if d.role == "in" else g, d.dims, self.env.sizes)
         return found
 
     # ------------------------------------------------------------ leaves

@@ -121,6 +121,7 @@ EQUAL: list[tuple[str, str, str]] = [
     ("pos", point("x * (pos % 2)"), point("x * (pos - 2 * (pos // 2))")),
     ("outs exchanged", "mixer f(D) {\n    in x[D]\n    out a[D] = exp(x)\n    out b[D] = sin(x)\n}\n",
      "mixer f(D) {\n    in x[D]\n    out a[D] = sin(x)\n    out b[D] = exp(x)\n}\n"),
+    ("an input that does not count", point("x + 0 * y"), point("x")),
     ("start of a state", cell("h = h + x + g", start=" = 1"), cell("h = g + x + h", start=" = 2 - 1")),
 ]
 

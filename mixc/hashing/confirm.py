@@ -1,0 +1,170 @@
+"""Are two specs one function, beyond the probes of the hash?  And what matches what?
+
+The hash proposes a matching.  Here both specs are given the same fresh inputs under it, near 1 and from 1e-3 to 1e3,
+until every decision of both (comparison, `where`, clamp, maximum, ...) has been seen to fall on each of its sides.
+What never shows both sides is not confirmed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mixc.hashing.canonical import Canonical
+from mixc.hashing.dd import DD
+from mixc.hashing.evaluate import BATCH, align
+from mixc.hashing.identity import canonical_of, elaborate_of
+from mixc.hashing.mp import MP
+from mixc.hashing.spec import Probe, View
+from mixc.hashing.values import Value, like
+from mixc.ir.node import Node, postorder
+
+if TYPE_CHECKING:
+    from mixc.runtime.mixer import Mixer
+
+NEAR = tuple(Probe(n % 2 == 0, n % 3 > 0, 11 * n) for n in range(6))
+WIDE = tuple(Probe(n % 2 == 0, n > 0, 1009 * n, (-3.0, 3.0)) for n in range(3))
+# sizes, tokens, probes, arithmetic: until all decisions were seen on both sides, and at least the first three
+ROUNDS: tuple[tuple[tuple[int, ...], int, tuple[Probe, ...], Any], ...] = (
+    ((4, 3, 2, 5, 7, 6), 4, NEAR, DD), ((2, 3, 4, 2, 2, 2), 3, WIDE, MP), ((3, 5, 6, 4, 2, 7), 3, NEAR, DD),
+    *[((3, 2, 2, 4, 2, 2), 2, WIDE, MP)] * 5)
+
+
+@dataclass(frozen=True)
+class Matching:
+    """What of one spec is what of the other, by name."""
+
+    dims: dict[str, str]
+    names: dict[str, str]  # ins, params, consts, states and outs
+
+    def __str__(self) -> str:
+        other = [f"{a} ↔ {b}" for a, b in (*self.names.items(), *self.dims.items()) if a != b]
+        return f"with {', '.join(other)}" if other else "name for name"
+
+
+def same_function(a: Mixer, b: Mixer) -> Matching | None:
+    """How b's names match a's if the two are one function, so that one's kernels may run for the other; else None.
+
+    None also where that is not certain: where a decision of either could not be driven to both sides."""
+    first, second = canonical_of(a), canonical_of(b)
+    if first.digest != second.digest or not _confirmed((a, first), (b, second)):
+        return None
+    dims = dict(zip(first.dims, second.dims, strict=True))
+    names = {d.name: e.name for d, e in zip(first.entities, second.entities, strict=True)}
+    return Matching({d.name: dims[d.name] for d in a.declared.dims}, {d.name: names[d.name] for d in a.declared.decls})
+
+
+def _confirmed(*specs: tuple[Mixer, Canonical]) -> bool:
+    seen = [Decisions(), Decisions()]
+    for n, (sizes, T, probes, real) in enumerate(ROUNDS):
+        found = []
+        for (mixer, order), decisions in zip(specs, seen, strict=True):
+            found.append(_values(mixer, order, sizes, T, probes, real, f"confirm {n}", decisions))
+        if found[0] != found[1]:
+            return False
+        if n >= 2 and not any(d.open() for d in seen):
+            return True
+    return False
+
+
+def _values(mixer: Mixer, order: Canonical, sizes: Sequence[int], T: int, probes: Sequence[Probe], real: Any,
+            seed: str, decisions: Decisions) -> list[bytes]:
+    dims = {d.name: d for d in mixer.declared.dims}
+    view = View(elaborate_of(mixer), [dims[n] for n in order.dims], sizes, T)
+    rank = {d.name: i for i, d in enumerate(order.entities)}
+    values = view.evaluate([[rank[d.name] for d in view.entities]], probes, real, seed,
+                           decisions.of(view.tokens.outs.values(), view.tokens.next.values(),
+                                        view.tokens.inits.values(), [lag.of for lag in view.tokens.lags]))[0]
+    return [v for _, v in sorted((rank[d.name], v) for d, v in zip(view.entities, values, strict=True))]
+
+
+# ---------------------------------------------------------------- decisions
+@dataclass
+class Decisions:
+    """The decisions that a spec makes, and on which of their sides they have been seen.
+
+    Told apart by how they are spelled: another size of a loop makes other nodes."""
+
+    sides: dict[str, set[int]] = field(default_factory=dict)
+
+    def of(self, *roots: Any) -> Callable[[Node, list[Value]], None]:
+        """A watch for `evaluate`, over the nodes of the spec itself (and not of its derivative)."""
+        nodes = _spellings([r for group in roots for r in group])
+        for spelling in nodes.values():
+            self.sides.setdefault(spelling, set())
+
+        def watch(n: Node, args: list[Value]) -> None:
+            if n in nodes:
+                wide = [align(a, x.dims, _union(n)) for a, x in zip(args, n.args, strict=True)]
+                for i, side in enumerate(SIDES[n.op](n, *wide)):
+                    if np.any(side):
+                        self.sides[nodes[n]].add(i)
+        return watch
+
+    def open(self) -> list[str]:
+        """Decisions that have not been seen on every side."""
+        return [what for what, sides in self.sides.items() if len(sides) < (3 if what.startswith("clamp") else 2)]
+
+
+def _union(n: Node) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(d for a in n.args for d in a.dims))
+
+
+def _spellings(roots: list[Node]) -> dict[Node, str]:
+    """The decisions below `roots`, and for each what it is, whichever round of a loop it belongs to."""
+    digests: dict[Node, str] = {}
+    for n in postorder(roots):
+        attrs = [(k, v) for k, v in n.attrs if k != "i"]
+        digests[n] = hashlib.sha256(repr((n.op, attrs, n.dims, [digests[a] for a in n.args])).encode()).hexdigest()
+    return {n: f"{n.op} {d}" for n, d in digests.items() if n.op in SIDES}
+
+
+def _signs(n: Node, x: Value) -> tuple[Any, Any]:
+    zero = like(x, 0.0)
+    return x.lt(zero), zero.lt(x)
+
+
+def _order(n: Node, a: Value, b: Value) -> tuple[Any, Any]:
+    return a.lt(b), b.lt(a)
+
+
+def _truth(n: Node, x: Any) -> tuple[Any, Any]:
+    return x, ~x
+
+
+def _clamp(n: Node, x: Value, low: Value, high: Value) -> tuple[Any, Any, Any]:
+    return x.lt(low), high.lt(x), low.le(x) & x.le(high)
+
+
+def _winner(n: Node, x: Value) -> tuple[Any, Any]:
+    """Has the first entry won, and another one?"""
+    axes = [BATCH + n.args[0].dims.index(d) for d in n.attr("over")]
+    v = np.moveaxis(x.doubles(), axes, range(-len(axes), 0))
+    best = (v if n.op == "max" else -v).reshape(*v.shape[:v.ndim - len(axes)], -1).argmax(-1)
+    return best == 0, best != 0
+
+
+SIDES: dict[str, Callable[..., tuple[Any, ...]]] = {
+    "lt": _order,
+    "le": _order,
+    "eq": lambda n, a, b: _truth(n, a.eq(b)),
+    "ne": lambda n, a, b: _truth(n, a.eq(b)),
+    "maximum": _order,
+    "minimum": _order,
+    "clamp": _clamp,
+    "where": lambda n, c, a, b: _truth(n, c),
+    "to_number": _truth,
+    "relu": _signs,
+    "elu": _signs,
+    "abs": _signs,
+    "sign": _signs,
+    "max": _winner,
+    "min": _winner,
+}
+
+
+__all__ = ["Decisions", "Matching", "same_function"]
