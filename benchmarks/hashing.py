@@ -58,10 +58,11 @@ def rewritings(count: int, seed: int) -> None:
         if got in owner:
             collisions[name] += 1
             print(f"collision: {name} with {owner[got]}, {how}, seed {seed}/{i}", flush=True)
+        if (i + 1) % 100 == 0 or i + 1 == count:
+            print(f"{i + 1} rewritten: {splits.total()} splits; {i + 1} disturbed: {collisions.total()} collisions; "
+                  f"{(time.perf_counter() - start) / (2 * i + 2) * 1e3:.0f} ms a spec, parsing included", flush=True)
     same = len(base) - len(set(base.values()))
-    print(f"{count} rewritings of {len(names)} examples: {splits.total()} splits; {count} disturbed: "
-          f"{collisions.total()} collisions; among the examples themselves: {same}; "
-          f"{(time.perf_counter() - start) / (2 * count) * 1e3:.0f} ms a spec, parsing included")
+    print(f"collisions among the {len(names)} examples themselves: {same}")
 
 
 def times() -> None:

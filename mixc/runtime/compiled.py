@@ -12,6 +12,7 @@ from mixc.ir.program import Program
 from mixc.passes.chunk import chunk
 from mixc.passes.classify import classify
 from mixc.passes.differentiate import differentiate
+from mixc.passes.merge import merge
 from mixc.runtime.keep import worth_keeping
 
 _known: dict[int, Compiled] = {}
@@ -39,6 +40,11 @@ class Compiled:
         return chunk(classify(self.step))
 
     @cached_property
+    def merged(self) -> tuple[Program, Program]:
+        """Forward and backward, values that are one function being one value."""
+        return merge(self.chunk), merge(differentiate(self.chunk))
+
+    @cached_property
     def single(self) -> bool:
         """Is a segment one chunk of every sequence?"""
         return needs_single(self.chunk) or needs_single(differentiate(self.chunk))
@@ -58,8 +64,7 @@ class Compiled:
     def prepared(self, partial: bool, finite: bool, reverse: bool) -> Program:
         key = (partial, finite, reverse)
         if key not in self._prepared:
-            program = differentiate(self.chunk) if reverse else self.chunk
-            self._prepared[key] = prepare(program, partial, self.single, finite)
+            self._prepared[key] = prepare(self.merged[reverse], partial, self.single, finite)
         return self._prepared[key]
 
     def saves(self, partial: bool, finite: bool) -> tuple[Node, ...]:

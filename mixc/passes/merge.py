@@ -1,0 +1,252 @@
+"""Chunk -> Chunk: values that are one function become one value, where no tree says so.
+
+before: c * where(0 < x, 1, exp(x)), and exp(minimum(x, 0)) for another purpose
+after:  e = exp(minimum(x, 0)); c * e
+
+Candidates agree on probe inputs in fp64 (functional hashing, Gillard et al. 2023, arXiv 2302.05433).  What is equal
+on probes need not be equal in use, so a pair is merged only if it agrees as well on fresh, small and large inputs, at
+the ends of the ranges and in chunks with dead rows, if every decision below either has been seen on both sides there,
+and if the one that stays is nowhere worse in fp32 than the one that goes.  Exponents merge structurally only: a
+difference of running sums is a segment's sum with a thousand times its error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mixc.hashing.probes import Region, default_consts, draw, region
+from mixc.ir.evaluate import Env, evaluate
+from mixc.ir.node import COL, LEVEL, ROW, Node, depends, make, postorder
+from mixc.ir.program import Program
+from mixc.ir.ranges import bounds, proving
+from mixc.passes.simplify import simplify
+
+Tensor = torch.Tensor
+Values = dict[Node, Tensor]
+ROWS = 6
+_DIGITS = 1e-11  # of the largest entry: fp64 leaves four digits more
+_NO_VALUE = ("number", "size", "const", "index", "pos")
+# through these an exponent stays one
+_EXPONENT = frozenset(("add", "sub", "neg", "where", "minimum", "maximum", "live", "rename", "pick", "place", "expand",
+                       "sum", "cumsum", "segsum", "previous", "scan", "scan_end", "mask", "logaddexp", "to_number"))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One way to draw all inputs. `ends`: some entries lie at the ends of their ranges. `live`: how many rows are
+    tokens."""
+
+    name: str
+    scale: float = 1.0
+    ends: bool = False
+    live: int = ROWS
+
+
+NEAR = Kind("near")
+KINDS = (Kind("fresh", live=4), Kind("empty", live=0), Kind("small", 1e-3, live=1), Kind("large", 30.0),
+         Kind("far", 1e3), Kind("ends", ends=True))
+
+
+def merge(program: Program) -> Program:
+    """The program with its values merged; the same object where nothing is."""
+    small = simplify(program)  # what a rule finds needs no probe
+    found = merges(small)
+    return small.with_values(_replaced(small.values(), found)) if found else program
+
+
+def merges(program: Program) -> dict[Node, Node]:
+    """Of every value that goes, the one that stays: an earlier one."""
+    order = list(postorder(program.values()))
+    protecting = _protecting(program, order)
+    groups = _candidates(program, order, _exponents(order) | protecting)
+    wide: list[Values] = []
+    for kind in (NEAR, *KINDS):
+        wide.append(_values(program, [n for g in groups for n in g], kind, torch.float64))
+        groups = [part for g in groups for part in _parted(g, wide[-1])]
+    roots = [n for g in groups for n in g]
+    undecided = depends(roots, [n for n in postorder(roots) if not _decided(n, wide)])
+    roots = [n for n in roots if n not in undecided]
+    narrow = [_values(program, roots, kind, torch.float32) for kind in (NEAR, *KINDS)] if roots else []
+    cones = {n: protecting & set(postorder([n])) for n in roots}
+    index = {n: i for i, n in enumerate(order)}
+    found: dict[Node, Node] = {}
+    for group in groups:
+        certain = sorted((n for n in group if n in cones), key=index.__getitem__)
+        for m in certain[1:]:
+            for stays in certain[:certain.index(m)]:
+                if (m.args and stays not in found and cones[m] <= cones[stays]
+                        and _may_stand_for(stays, m, wide, narrow)):
+                    found[m] = stays
+                    break
+    return found
+
+
+def _parted(group: list[Node], run: Values) -> list[list[Node]]:
+    """The members of a group that are still alike."""
+    parts: list[list[Node]] = []
+    for n in group:
+        home = next((p for p in parts if _equal(run[p[0]], run[n])), None)
+        if home is None:
+            parts.append([n])
+        else:
+            home.append(n)
+    return [p for p in parts if len(p) > 1]
+
+
+def _may_stand_for(stays: Node, goes: Node, wide: list[Values], narrow: list[Values]) -> bool:
+    """Equal everywhere, and nowhere less exact in fp32."""
+    return (all(_equal(w[goes], w[stays]) for w in wide)
+            and all(_error(n[stays], w[stays]) <= _error(n[goes], w[goes]) for n, w in zip(narrow, wide, strict=True)))
+
+
+def _replaced(roots: list[Node], by: Mapping[Node, Node]) -> list[Node]:
+    done: dict[Node, Node] = {}
+    for n in postorder([*by.values(), *roots]):  # what stays comes before what goes
+        args = tuple(done[a] for a in n.args)
+        same = n if args == n.args else make(n.op, *args, span=n.span, **dict(n.attrs))
+        done[n] = done.get(by[n], by[n]) if n in by else same
+    return [done[r] for r in roots]
+
+
+# ---------------------------------------------------------------- candidates
+def _candidates(program: Program, order: Sequence[Node], left: set[Node]) -> list[list[Node]]:
+    """Values that agree on the first probe, those `left` aside and what is made of numbers alone."""
+    known = _values(program, program.values(), NEAR, torch.float64)
+    groups: dict[object, list[Node]] = defaultdict(list)
+    for n in order:
+        if n.kind == "real" and n.op not in _NO_VALUE and n not in left:
+            x = known[n]
+            rms = float(x.square().mean().sqrt())
+            if math.isfinite(rms) and rms and float(x.reshape(-1)[0]) != float(x.reshape(-1)[-1]):
+                first = [float(v) for v in (x.reshape(-1)[0], x.reshape(-1)[-1])]
+                groups[n.dims, f"{rms:.7e}", *(f"{v:.6e}" for v in first)].append(n)
+    return [g for g in groups.values() if len(g) > 1]
+
+
+def _protecting(program: Program, order: Sequence[Node]) -> set[Node]:
+    """What chooses by, or guards against, an input that may be infinite: it is there for values that probes miss."""
+    with proving(program):
+        odd = depends(order, [n for n in order if not n.args and bounds(n).infinite])
+    return {n for n in order if n.op in ("where", "guard", "live") and n.args[0] in odd}
+
+
+def _exponents(order: Sequence[Node]) -> set[Node]:
+    found: set[Node] = set()
+    for n in reversed(order):
+        if n.op in ("exp", "segprod") or (n in found and n.op in _EXPONENT):
+            found |= set(n.args)
+    return found
+
+
+# ---------------------------------------------------------------- values
+def _values(program: Program, roots: Sequence[Node], kind: Kind, dtype: torch.dtype) -> dict[Node, Tensor]:
+    known: dict[Node, Tensor] = {}
+    evaluate(roots, _env(program, roots, kind, dtype), known)
+    return known
+
+
+def _env(program: Program, roots: Sequence[Node], kind: Kind, dtype: torch.dtype) -> Env:
+    """Inputs that depend on names and kind alone, rounded to fp32 for both dtypes."""
+    spare = iter((3, 2, 4, 5, 6, 7))
+    sizes: dict[str, int] = {}
+    for d in program.dims:
+        sizes[d.name] = sizes[d.alias] if d.alias else d.size or next(spare, 2)
+    consts = default_consts(program.consts, sizes)
+    decls = {d.name: d for d in program.decls}
+    every = {**sizes, ROW: ROWS, COL: ROWS, "_u": ROWS, LEVEL: (ROWS - 1).bit_length()}
+
+    def leaf(n: Node) -> Tensor:
+        name = n.attr("name", "")
+        if n.op == "const":
+            return torch.full((1, 1), consts[name], dtype=dtype)
+        if n.op == "pos":
+            return torch.arange(ROWS, dtype=dtype).reshape(1, 1, *[ROWS] * len(n.dims))
+        d = decls.get(name)
+        r = region(d, sizes, consts, list(sizes)) if d is not None and d.role in ("in", "param") else None
+        dims = [x for x in n.dims if x != ROW]
+        shape = [2, ROWS if ROW in n.dims else 1, *(every[x] for x in dims)]
+        (x,) = draw(f"merge|{kind.name}|{n.op}|{name}", shape, dims, r, 1.0 if n.op == "cot" else kind.scale)
+        y = torch.from_numpy(_with_ends(x, r, d is not None and d.role == "state" and _starts_infinite(d.init))
+                             if kind.ends else x).to(torch.float32).to(dtype)
+        return (y if ROW in n.dims else y.squeeze(1)).unsqueeze(1)
+
+    live = (torch.arange(ROWS) < kind.live).reshape(1, 1, ROWS)
+    return Env(leaf, every, dtype=dtype, live=live if kind.live < ROWS else None)
+
+
+def _with_ends(x: np.ndarray, r: Region | None, infinite: bool) -> np.ndarray:
+    """Every fifth entry at the lower end of the range, every seventh at the upper one, where the end belongs to it."""
+    flat = x.reshape(-1).copy()
+    if infinite:
+        flat[::5] = -math.inf
+    if r is not None and not r.norms and (r.low, r.high) != (-math.inf, math.inf):
+        if r.low == -math.inf or not r.low_open:
+            flat[::5] = r.low
+        if r.high == math.inf or not r.high_open:
+            flat[3::7] = r.high
+    return flat.reshape(x.shape)
+
+
+def _starts_infinite(init: Node | None) -> bool:
+    return init is not None and any(n.op == "number" and n.attr("value") in (math.inf, -math.inf)
+                                    for n in postorder([init]))
+
+
+# ---------------------------------------------------------------- judgements
+def _equal(a: Tensor, b: Tensor) -> bool:
+    a, b = torch.broadcast_tensors(a, b)
+    odd = ~torch.isfinite(a)
+    if not torch.equal(odd, ~torch.isfinite(b)) or not torch.equal(a[odd].nan_to_num(7.0), b[odd].nan_to_num(7.0)):
+        return False
+    scale = a[~odd].abs().max() if bool((~odd).any()) else 0.0
+    return bool(((a - b)[~odd].abs() <= _DIGITS * scale).all())
+
+
+def _error(narrow: Tensor, wide: Tensor) -> float:
+    """Of an fp32 value over its RMS, what rounding twice may do counting as none; infinite where it should be a
+    number and is none."""
+    good = torch.isfinite(wide)
+    if not bool(good.any()):
+        return 0.0
+    off = (narrow.double() - wide)[good]
+    rms = float(wide[good].square().mean().sqrt())
+    worst = float(off.abs().max()) if bool(torch.isfinite(off).all()) else math.inf
+    return float(f"{max(worst / rms if rms else worst, 2.0**-22):.1e}")
+
+
+def _decided(n: Node, runs: Sequence[Mapping[Node, Tensor]]) -> bool:
+    """Has a decision been seen on each of its sides?  True for what decides nothing, or reads numbers alone."""
+    if not n.args or all(x.op in ("number", "size", "index") for x in postorder([n]) if not x.args):
+        return True
+    seen = [torch.zeros((), dtype=torch.bool)] * 2
+    for sides in _sides(n, runs):
+        seen = [s | side.any() for s, side in zip(seen, sides, strict=True)]
+    return n.op not in _DECIDING or all(bool(s) for s in seen)
+
+
+_DECIDING = frozenset(("lt", "le", "eq", "ne", "and", "or", "not", "maximum", "minimum", "clamp", "relu", "abs", "sign",
+                       "elu", "max", "min"))
+
+
+def _sides(n: Node, runs: Sequence[Mapping[Node, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    for run in runs:
+        y, xs = run[n], [run[a] for a in n.args]
+        if n.kind == "bool":
+            yield y, ~y
+        elif n.op in ("maximum", "minimum") and n.args[0].dims == n.args[1].dims == n.dims:
+            yield xs[0] < xs[1], xs[0] > xs[1]
+        elif n.op in ("maximum", "minimum", "clamp"):
+            whole = next((x for x, a in zip(xs, n.args, strict=True) if a.dims == n.dims), None)
+            if whole is not None:  # is it the first operand that came through, or another?
+                yield y == whole, y != whole
+        elif n.op in ("relu", "abs", "sign", "elu"):
+            yield xs[0] < 0, xs[0] > 0
+
+
+__all__ = ["merge", "merges"]

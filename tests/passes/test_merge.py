@@ -1,0 +1,78 @@
+"""Merging: values of one function become one, where that is certain, and the more exact one stays."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import mixc
+from mixc.ir.build import cumsum, exp, where
+from mixc.ir.node import ROW, Node, make, number, postorder
+from mixc.ir.program import Decl, Dim, Program, Range, Result
+from mixc.passes.chunk import chunk
+from mixc.passes.classify import classify
+from mixc.passes.differentiate import differentiate
+from mixc.passes.merge import KINDS, NEAR, _values, merge, merges
+from mixc.passes.simplify import simplify
+
+X = make("in", name="x", dims=(ROW, "D"), kind="real")
+Y = make("in", name="y", dims=(ROW, "D"), kind="real")
+G = make("in", name="g", dims=(ROW, "D"), kind="real")
+
+
+def program(*values: Node) -> Program:
+    ins = (Decl("in", "x", ("D",)), Decl("in", "y", ("D",)), Decl("in", "g", ("D",), ranges=(Range(high=number(0)),)))
+    outs = tuple(Decl("out", f"o{i}", ("D",)) for i in range(len(values)))
+    return Program("chunk", "p", (Dim("D"),), (*ins, *outs),
+                   tuple(Result("out", f"o{i}", v) for i, v in enumerate(values)))
+
+
+ELU = exp(make("minimum", X, number(0)))
+MERGED = {
+    "a where that chooses nothing": (ELU, Y * where(make("lt", number(0), X), 1.0, exp(make("minimum", X, number(0))))),
+    "numbers that cancel": (X * Y, (X * 2.0) * (Y * 0.5) + Y),
+    "distributed": (X * (Y + X), (X * Y + X * X) * X),
+    "the exact one first": (make("expm1", G * 2.0), (exp(G * 2.0) - 1.0) * Y),
+}
+KEPT = {
+    "the exact one last": ((exp(G * 2.0) - 1.0) * Y, make("expm1", G * 2.0)),
+    "a clamp far out": (X * Y, make("clamp", X * Y, number(-1e12), number(1e12)) + Y),
+    "a comparison that never fails here": (X * Y, where(make("lt", X, number(1e9)), X * Y, 0.0) + Y),
+    "exponents": (exp(cumsum(G) - cumsum(G, exclusive=True)) * X, exp(G) * Y),
+    "what protects from infinities": (G * X, where(make("lt", G, number(-1e4)), 0.0, exp(G)) * Y + exp(G)),
+    "dead rows": (make("live", X * Y, fill=0.0), X * Y + 1.0),
+    "nearly the same": (X * Y, (X * 1.0000001) * Y + X),
+}
+
+
+@pytest.mark.parametrize("values", MERGED.values(), ids=MERGED.keys())
+def test_merged(values: tuple[Node, ...]) -> None:
+    before = program(*values)
+    assert merges(before)
+    after = merge(before)
+    assert len(list(postorder(after.values()))) < len(list(postorder(simplify(before).values())))
+    for kind in (NEAR, *KINDS):
+        a, b = (_values(p, p.values(), kind, torch.float64) for p in (before, after))
+        for x, y in zip(before.values(), after.values(), strict=True):
+            torch.testing.assert_close(b[y], a[x], rtol=1e-10, atol=1e-12, equal_nan=True)
+
+
+@pytest.mark.parametrize("values", KEPT.values(), ids=KEPT.keys())
+def test_kept(values: tuple[Node, ...]) -> None:
+    before = program(*values)
+    assert merges(before) == {}
+    assert merge(before) is before
+
+
+@pytest.mark.parametrize("name, backward", [("delta_rule", 2), ("norm_attention", 2),
+                                            ("s4d_real", 1), ("log_sum", 1), ("simple_gla", 0), ("gla", 0)])
+def test_examples(name: str, backward: int) -> None:
+    """As many as were counted, and the same values."""
+    before = simplify(differentiate(chunk(classify(mixc.load(name).declared))))
+    found = merges(before)
+    assert len(found) >= backward and bool(found) == bool(backward)
+    after = merge(before)
+    for kind in (NEAR, KINDS[0], KINDS[1]):
+        a, b = (_values(p, p.values(), kind, torch.float64) for p in (before, after))
+        for x, y in zip(before.values(), after.values(), strict=True):
+            torch.testing.assert_close(b[y].squeeze(), a[x].squeeze(), rtol=1e-9, atol=1e-12)
