@@ -2,6 +2,7 @@
 
     python benchmarks/hashing.py --count 1000          random rewritings, and as many disturbed specs
     python benchmarks/hashing.py --times               the hash of every example, and of wide specs
+    python benchmarks/hashing.py --merges              what merging saves in the chunk programs of every example
 
 A split: a rewritten spec whose hash is another one.  A collision: a disturbed spec (an out or a state changed by one
 part in a million, a gradient cut, a default or a range changed) or another example with the same hash.
@@ -10,6 +11,7 @@ part in a million, a gradient cut, a default or a range changed) or another exam
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections import Counter
@@ -19,6 +21,8 @@ from random import Random
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import mixc
+from mixc.ir.node import postorder
+from mixc.ir.program import Program
 from mixc.runtime.load import shipped
 from tests.hashing.rewrite import disturbed, read, rewritten, text
 
@@ -75,10 +79,48 @@ def times() -> None:
               f"{(time.perf_counter() - start) * 1e3:6.0f} ms  {name}")
 
 
+def merged() -> None:
+    """Values that rules do not find equal and probes do; per token of a chunk of 64 rows, every free dim being 64."""
+    from mixc.passes.chunk import chunk
+    from mixc.passes.classify import classify
+    from mixc.passes.differentiate import differentiate
+    from mixc.passes.merge import merge, merges
+    from mixc.passes.simplify import simplify
+
+    print(f"{'':30s}{'':10s} merges  values          entries formed   operations       CPU time")
+    for name in shipped():
+        m = mixc.load(name)
+        if not m.form or set(m.form.values()) - {"chunk", "scan"}:
+            continue
+        forward = chunk(classify(m.declared))
+        for what, p in (("forward", forward), ("backward", differentiate(forward))):
+            p, start = simplify(p), time.process_time()
+            found = merges(p)
+            spent = time.process_time() - start
+            if found:
+                (a, b), (c, d) = _work(p), _work(merge(p))
+                print(f"{name:30s}{what:10s} {len(found):3d}  {len(list(postorder(p.values()))):6d} values  "
+                      f"{a:8.0f} -> {c:8.0f} {b:8.0f} -> {d:8.0f} {spent * 1e3:6.0f} ms")
+
+
+def _work(p: Program) -> tuple[float, float]:
+    """Entries formed, and additions, multiplications and functions, per token."""
+    sizes = {d.name: d.size or 64 for d in p.dims}
+    entries = operations = 0.0
+    for n in postorder(p.values()):
+        if n.args and n.op not in ("rename", "expand", "live", "pick"):
+            own = math.prod(sizes.get(d, 64) for d in n.dims) / 64
+            summed = {d for a in n.args for d in a.dims} - set(n.dims)
+            entries += own
+            operations += own * math.prod(sizes.get(d, 64) for d in summed) * (2 if n.op == "contract" else 1)
+    return entries, operations
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--times", action="store_true")
+    parser.add_argument("--merges", action="store_true")
     args = parser.parse_args()
-    times() if args.times else rewritings(args.count, args.seed)
+    merged() if args.merges else times() if args.times else rewritings(args.count, args.seed)
