@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 import mixc
 from mixc.cli.bench import measure
@@ -59,15 +60,32 @@ def time_it(mixer: mixc.Mixer) -> None:
     say.print(table)
 
 
-def picture(curve: list[tuple[int, float]], held_out: list[tuple[int, float]], unigram: float, path: Path) -> None:
+def picture(curve: list[tuple[int, float]], held_out: list[tuple[int, float]], unigram: float, title: str, path: Path
+            ) -> None:
+    """The loss of every batch, faint; its running mean; what was held out; the entropy of single bytes."""
     fig = Figure(figsize=(7, 4), layout="constrained")
     ax = fig.subplots()
-    ax.plot(*zip(*curve, strict=True), lw=1, label="training")
-    ax.plot(*zip(*held_out, strict=True), "o-", label="held out")
-    ax.axhline(unigram, ls="--", color="grey", label="unigram entropy")
-    ax.set(xlabel="step", ylabel="bits per byte", ylim=(0, 8))
-    ax.legend()
+    steps, losses = zip(*curve, strict=True)
+    smooth, mean = [], losses[0]
+    for loss in losses:
+        mean += 0.1 * (loss - mean)
+        smooth.append(mean)
+    ax.plot(steps, losses, lw=0.6, alpha=0.35, color="C0")
+    ax.plot(steps, smooth, lw=1.5, color="C0", label="training, running mean")
+    ax.plot(*zip(*held_out, strict=True), "o-", ms=4, color="C1", label="held out")
+    ax.annotate(f"{held_out[-1][1]:.2f}", held_out[-1], textcoords="offset points", xytext=(6, -3), color="C1")
+    ax.axhline(unigram, ls="--", lw=1, color="grey")
+    ax.annotate(f"unigram entropy {unigram:.2f}", (steps[-1], unigram), textcoords="offset points", xytext=(0, 4),
+                color="grey", ha="right")
+    ax.set(xlabel="step", ylabel="bits per byte", title=title, ylim=(0, 8.5), xlim=(0, steps[-1] * 1.08))
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.grid(alpha=0.25)
+    ax.legend(frameon=False)
     fig.savefig(path, dpi=150)
+
+
+def as_text(data: torch.Tensor) -> str:
+    return bytes(data.tolist()).decode("utf-8", "replace")
 
 
 def main() -> None:
@@ -90,15 +108,17 @@ def main() -> None:
     say.print(f"\ntraining {size:,} parameters on {len(corpus.train):,} bytes of Python's standard library; "
               f"{len(corpus.held_out):,} bytes of other files are held out")
     curve, held_out = train(model, corpus, steps=given.steps, seconds=given.seconds, batch=16, length=256, console=say)
-    picture(curve, held_out, corpus.unigram_bits, given.out / "demo_loss.png")
+    title = f"{given.spec}: {size:,} parameters, Python's standard library byte by byte"
+    picture(curve, held_out, corpus.unigram_bits, title, given.out / "demo_loss.png")
     final = held_out[-1][1]
     say.print(f"held-out loss [bold]{final:.2f}[/] bits a byte; unigram entropy {corpus.unigram_bits:.2f}; "
               f"curve in [bold]{given.out / 'demo_loss.png'}[/]")
 
     prompt = corpus.held_out[:200]
     text, logits = generate(model, prompt, 120)
-    say.print(Panel(bytes(text[len(prompt) - 80:].tolist()).decode("utf-8", "replace"), title="the last of a held-out "
-                    "prompt, and what the model makes of it", expand=False), markup=False)
+    shown = Text(as_text(text[len(prompt) - 80:len(prompt)]), style="dim")
+    shown.append(as_text(text[len(prompt):]), style="bold")
+    say.print(Panel(shown, title="the end of a held-out prompt, and (bold) what the model makes of it", expand=False))
     error = parallel_equals_steps(model, text, logits)
     say.print(f"logits by prefill and one step a token, and of the whole sequence at once: they differ by {error:.1e}")
     assert error < 1e-3, "decode and parallel form disagree"
