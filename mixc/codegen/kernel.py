@@ -258,7 +258,11 @@ class KernelWriter:
             self.body += ["if KEEP and chunk % (SEGMENT // C) == 0:", *_block(kept)]
         sums = [s for s in launch.stores if s.kind != "rows"]
         pending = list(launch.stores)
-        for node in self._ordered(launch.roots(), set(self.carry_of), self.tiles, tuple(c.next for c in launch.carries)):
+        first = [n for n in launch.nodes() if n.op == "state"] if launch.replay else []
+        for node in first:  # formed again while nothing else is alive
+            self.tiles.name(node)
+        held = {*self.carry_of, *first}
+        for node in self._ordered(launch.roots(), held, self.tiles, tuple(c.next for c in launch.carries)):
             if not self.tiles.inlined(node):
                 self.tiles.name(node)
             pending = self._store_ready(pending)
