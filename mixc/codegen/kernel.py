@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from mixc.codegen.schedule import schedule, source
 from mixc.codegen.tiles import Tiles, refuse
 from mixc.codegen.triton_span import FUNCTIONS
+from mixc.ir.blocks import PART
 from mixc.ir.launch import Launch, Store
 from mixc.ir.node import COL, ROW, Node, postorder
 from mixc.ir.program import Decl
@@ -188,7 +189,7 @@ class KernelWriter:
 
     # ------------------------------------------------------------ addresses
     def _axis(self, dims: tuple[str, ...], d: str, code: str) -> str:
-        return code if len(dims) < 2 else code + ("[:, None]" if dims[0] == d else "[None, :]")
+        return code if len(dims) < 2 else code + "[" + ", ".join(":" if x == d else "None" for x in dims) + "]"
 
     def _flat(self, dims: tuple[str, ...]) -> str:
         """Offsets into a contiguous tensor of these dims."""
@@ -385,7 +386,7 @@ _NOMINAL = defaultdict(lambda: 64, {ROW: 16})  # sizes by which statements are o
 
 
 def numbers(dims: tuple[str, ...], sizes: Mapping[str, int]) -> int:
-    return math.prod(sizes[ROW if d in (ROW, COL, "_u") else d] for d in dims)
+    return math.prod(sizes[ROW if d in (ROW, COL, "_u") else d] for d in dims if d != PART)
 
 
 def _varying(nodes: list[Node], launch: Launch) -> set[Node]:

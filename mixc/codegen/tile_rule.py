@@ -60,7 +60,8 @@ def registers(kernel: Kernel, tile: Tile, problem: Problem) -> float:
     rows = tile.chunk * (2 if tile.chunk >= 64 and tile.warps > 4 else 1)
     wide = 1.0 if problem.element == 2 else 1.5
     # a scan composes updates of spans: two pairs and their results
-    scans = max((numbers(n.dims, {ROW: rows, **sizes}) for n in kernel.launch.body() if n.op == "scan"), default=0)
+    scans = max((numbers(n.dims, {ROW: rows, **sizes}) for n in kernel.launch.body() if n.op in ("scan", "scan_block")),
+                default=0)
     matrices = wide * kernel.peak({ROW: rows, **sizes}) + 6 * scans
     return matrices / (problem.target.warp * tile.warps) + (OVERHEAD_BACKWARD if kernel.launch.reverse else OVERHEAD)
 

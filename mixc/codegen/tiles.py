@@ -1,6 +1,6 @@
 """Node by node to Triton: how a value of named dims is written as a tile expression.
 
-A tile has one axis a dim, at most two.  `Tiles` names every value, aligns operands by name
+A tile has one axis a dim, at most two, or three with the rows (a scan of matrices).  `Tiles` names every value, aligns operands by name
 (`x[:, None]`, `tl.trans(x)`), turns contractions into `dot` or into a product and a sum, and keeps the
 padding of a block (dims are padded to powers of two) out of every sum.
 """
@@ -12,9 +12,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from mixc.codegen.schedule import source
-from mixc.codegen.triton_scan import is_factor_behind, pick_code, previous_code, scan_code
+from mixc.codegen.triton_scan import component_name, is_factor_behind, pick_code, previous_code, scan_code
 from mixc.codegen.triton_span import running_sum_code, span_contract_code, unit_inverse_code
 from mixc.errors import Diagnostic, SpecError
+from mixc.ir.blocks import PART
 from mixc.ir.launch import feature_dims
 from mixc.ir.node import COL, ROW, Node
 from mixc.ir.ops import OPS
@@ -137,8 +138,10 @@ class Tiles:
         """The tile of a node, its axes in the order of node.dims."""
         if node.op == "rename":
             return self.name(node.args[0])
+        if node.op == "scan_block" or (node.op == "pick" and node.attr("dim") == PART):
+            return component_name(self, node)
         if node not in self.names:
-            if len(node.dims) > 2:
+            if len(node.dims) > 3 or (len(node.dims) == 3 and (ROW not in node.dims or COL in node.dims)):
                 raise refuse(f"a tile of {len(node.dims)} axes [{', '.join(node.dims)}]", node)
             if not node.args:
                 self.names[node] = self.leaf(node)
@@ -178,7 +181,8 @@ class Tiles:
         order = tuple(d for d in want if d in have)
         if order != have:
             assert sorted(order) == sorted(have), (have, want)
-            code = f"tl.trans({code})"
+            axes = ", ".join(str(have.index(d)) for d in order)
+            code = f"tl.trans({code})" if len(have) == 2 else f"tl.permute({code}, ({axes}))"
         if len(want) > 1 and len(have) < len(want) and have:
             code += "[" + ", ".join(":" if d in have else "None" for d in want) + "]"
         return code
@@ -285,8 +289,8 @@ class Tiles:
         a, b = node.args
         summed = [d for d in a.dims if d in b.dims and d not in node.dims]
         over = tuple(sorted((*node.dims, *summed), key=lambda d: self.rank[d]))
-        if len(over) > 2:
-            raise refuse("a contraction over tiles of three axes", node)
+        if len(over) > 3:
+            raise refuse("a contraction over tiles of four axes", node)
         return self._summed(f"{_paren(self._clean(a, over), 'mul', 0)} * {_paren(self._clean(b, over), 'mul', 1)}", over, summed)
 
     def _dot(self, node: Node, order: tuple[str, ...], plus: str = "") -> str:

@@ -20,7 +20,6 @@ from mixc.ir.evaluate import Env, evaluate
 from mixc.ir.program import Program
 from mixc.ir.run import heads
 from mixc.passes.lower import with_inverses
-from mixc.passes.planes import is_complex
 from mixc.runtime.call import Call
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ _modules: WeakKeyDictionary[Any, dict[Any, ModuleType]] = WeakKeyDictionary()
 @lru_cache(maxsize=256)
 def has_kernels(stages: Program) -> bool:
     """Of every group of states.  What is refused is found by writing them: nothing else knows all of it."""
-    if not stages.groups or is_complex(stages) or any(g.form == "sequential" for g in stages.groups):
+    if not stages.groups or any(g.form == "sequential" for g in stages.groups):
         return False
     try:
         kernels(replace(stages, level="step", groups=()))

@@ -11,8 +11,10 @@ span of rows, that of the span without its last row, which composes likewise.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from mixc.ir.blocks import PART, parts
 from mixc.ir.node import Node, is_number
 from mixc.ir.scans import COMBINES
 
@@ -52,7 +54,7 @@ def pick_code(tiles: Tiles, node: Node) -> str:
     x = node.args[0]
     order = tiles.order(x)
     row = "rows == C - 1" if node.attr("i") == -1 else f"rows == {node.attr('i')}"
-    mask = f"({row})[:, None]" if len(order) > 1 else row
+    mask = f"({row})[{', '.join([':', *['None'] * (len(order) - 1)])}]" if len(order) > 1 else row
     return f"tl.sum(tl.where({mask}, {tiles.ref(x, order)}, 0.0), 0)"
 
 
@@ -60,6 +62,51 @@ def _call(tiles: Tiles, which: str, scan: Node, order: tuple[str, ...]) -> str:
     a, b, start = scan.args
     parts = [tiles.whole(a, order), tiles.whole(b, order), tiles.ref(start, order), str(scan.attr("reverse"))]
     return f"{which}_{_NAMES[scan.attr('combine')]}({', '.join(parts)})"
+
+
+# ---------------------------------------------------------------- states that drive each other
+def component_name(tiles: Tiles, node: Node) -> str:
+    """The tile of one component of a block (all of a block are formed by one statement)."""
+    block = node.args[0] if node.op == "pick" else node
+    if block not in tiles.names:
+        A, b, start = parts(block)
+        order = tuple(d for d in tiles.order(block) if d != PART)
+        rows = [tiles.whole(x, order) for x in (*(a for row in A for a in row), *b)]
+        states = [tiles.ref(x, order) for x in start]
+        names = [tiles.fresh("component") for _ in b]
+        call = f"after_block{len(b)}({', '.join([*rows, *states, str(block.attr('reverse'))])})"
+        tiles.emit(block, f"{', '.join(names)} = {call}")
+        tiles.names[block] = ", ".join(names)
+    return tiles.names[block] if node is block else tiles.names[block].split(", ")[node.attr("i")]
+
+
+def _block_functions(n: int) -> str:
+    def entries(x: str) -> list[str]:
+        return [f"{x}{i}{j}" for i in range(n) for j in range(n)]
+
+    def vector(x: str) -> list[str]:
+        return [f"{x}{i}" for i in range(n)]
+
+    def times(a: str, i: int, x: Callable[[int], str]) -> str:
+        return " + ".join(f"{a}{i}{k} * {x(k)}" for k in range(n))
+    joined = [times("c", i, lambda k, j=j: f"a{k}{j}") for i in range(n) for j in range(n)]  # type: ignore[misc]
+    joined += [f"{times('c', i, lambda k: f'b{k}')} + d{i}" for i in range(n)]
+    left, right = [*entries("a"), *vector("b")], [*entries("c"), *vector("d")]
+    found = [f"{times('a', i, lambda k: f'h{k}')} + b{i}" for i in range(n)]
+    return f'''
+
+@triton.jit
+def block{n}_rows({", ".join([*left, *right])}):
+    """Rows (c, d) after rows (a, b): matrices of {n} x {n} entries, and what they add."""
+    return ({", ".join(joined)})
+
+
+@triton.jit
+def after_block{n}({", ".join([*left, *vector("h")])}, REVERSE: tl.constexpr):
+    """All components after every row, h coming in."""
+    {", ".join(left)} = tl.associative_scan(({", ".join(left)}), 0, block{n}_rows, reverse=REVERSE)
+    return {", ".join(found)}
+'''
 
 
 _UPDATE = {"affine": "{a} * {h} + {b}", "max+": "tl.maximum({a} + {h}, {b})", "min+": "tl.minimum({a} + {h}, {b})",
@@ -70,6 +117,7 @@ _UPDATE = {"affine": "{a} * {h} + {b}", "max+": "tl.maximum({a} + {h}, {b})", "m
 def scan_prelude(text: str) -> str:
     """The functions that a module's text calls."""
     found = [_functions(c) for c in COMBINES if f"_{_NAMES[c]}(" in text]
+    found += [_block_functions(n) for n in (2, 3) if f"after_block{n}(" in text]
     return "".join([*found, *([_ROW_BEFORE] if "row_before(" in text else [])])
 
 

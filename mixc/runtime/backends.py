@@ -60,7 +60,7 @@ def triton_backend(mixer: Mixer, call: Call) -> Results:
         raise no_kernels(mixer)
     if importlib.util.find_spec("triton") is None:
         raise SpecError(Diagnostic("MX311", "triton is not installed", help='backend="torch" needs none'))
-    return context.run(call, lambda c: run(mixer, c))
+    return context.run(call, lambda c: _of_planes(c, lambda real: run(mixer, real)))
 
 
 def no_kernels(mixer: Mixer) -> SpecError:
