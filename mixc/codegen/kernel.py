@@ -165,7 +165,7 @@ class KernelWriter:
 
     def _assign(self, targets: list[tuple[str, Node, tuple[str, ...]]]) -> None:
         """Carried tiles get their next values, all at once."""
-        new = [(name, self.tiles.ref(value, dims)) for name, value, dims in targets]
+        new = [(name, self.tiles.ref(value, self.tile(dims))) for name, value, dims in targets]
         new = [(name, code) for name, code in new if code != name]
         if len(new) > 1:
             self.body += [f"{name}_next = {code}" for name, code in new]
@@ -189,7 +189,11 @@ class KernelWriter:
 
     # ------------------------------------------------------------ addresses
     def _axis(self, dims: tuple[str, ...], d: str, code: str) -> str:
-        return code if len(dims) < 2 else code + "[" + ", ".join(":" if x == d else "None" for x in dims) + "]"
+        return code if len(dims) < 2 else code + "[" + ", ".join(":" if x == d else "None" for x in self.tile(dims)) + "]"
+
+    def tile(self, dims: tuple[str, ...]) -> tuple[str, ...]:
+        """The axes of a tile of these dims: as `Tiles.order` has them, whatever the tensor's."""
+        return tuple(sorted(dims, key=lambda d: self.tiles.rank.get(d, -1)))
 
     def _flat(self, dims: tuple[str, ...]) -> str:
         """Offsets into a contiguous tensor of these dims."""
@@ -231,7 +235,7 @@ class KernelWriter:
         dims = ((ROW,) if self.launch.loop == "chunks" else ()) + s.dims
         stride = self._row_stride(dims)
         target = f"{s.name}_ptr + row * {_group(stride)}{_plus(self._row_offset(stride, dims))}"
-        value = self.tiles.whole(s.value, dims)
+        value = self.tiles.whole(s.value, self.tile(dims))
         return [f"tl.store({target}, {value}{self._mask(dims, rows=True)})"]
 
     def _store_ready(self, pending: list[Store], force: bool = False) -> list[Store]:
@@ -243,7 +247,7 @@ class KernelWriter:
             elif s.kind == "rows":
                 self.body += self._store_rows(s)
             else:
-                self.body.append(f"{s.name}_sum += {self.tiles.whole(s.value, s.dims)}")
+                self.body.append(f"{s.name}_sum += {self.tiles.whole(s.value, self.tile(s.dims))}")
         return waiting
 
     def _store_state(self, name: str, pointer: str, where: str | None, dims: tuple[str, ...]) -> str:
@@ -346,7 +350,7 @@ class KernelWriter:
     def _initial(self, sums: list[Store]) -> list[str]:
         lines = []
         for c in self.launch.carries:
-            size, shape = " * ".join(c.dims) or "1", self.tiles.shape(c.dims)
+            size, shape = " * ".join(c.dims) or "1", self.tiles.shape(self.tile(c.dims))
             zero = f"tl.zeros({shape}, tl.float32)" if c.dims else "0.0"
             load = (f"tl.load({c.name}_initial + (seq * H + head) * ({size}){_plus(self._flat(c.dims))}"
                     f"{self._guard(c.dims, False)}).to(tl.float32)")
@@ -355,7 +359,7 @@ class KernelWriter:
                 load = f"tl.where({first[5:]}, {load}, 0.0)"
             lines.append(f"if HAS_INITIAL:\n    {c.name} = {load}\nelse:\n    {c.name} = {zero}")
         for s in sums:
-            lines.append(f"{s.name}_sum = " + (f"tl.zeros({self.tiles.shape(s.dims)}, tl.float32)" if s.dims else "0.0"))
+            lines.append(f"{s.name}_sum = " + (f"tl.zeros({self.tiles.shape(self.tile(s.dims))}, tl.float32)" if s.dims else "0.0"))
         return lines
 
     def _loop(self) -> list[str]:

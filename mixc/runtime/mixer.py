@@ -178,7 +178,7 @@ class Mixer:
         if not backends.has_chunk_program(self):
             raise backends.no_kernels(self)
         if has_context(self.declared) or is_complex(self.declared):
-            raise SpecError(Diagnostic("MX310", "a module for a step with lags, positions or complex values is not emitted yet",
+            raise SpecError(Diagnostic("MX310", "a module with lags, positions or complex values is not emitted yet",
                                        help='backend="triton" runs its kernels'))
         if isinstance(config, (str, Path)):
             from mixc.autotune.tuned import read

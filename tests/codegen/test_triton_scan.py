@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import mixc
-from mixc.errors import SpecError
 from tests.agree import assert_runs_agree, draw, normal, run
 from tests.codegen.test_offline import compiled
 from tests.scans import NAMES, spec
@@ -39,10 +38,35 @@ def test_ragged_reversed_masked():
     check("max_plus", 20, B=2, mask=torch.arange(40).reshape(2, 20) % 3 > 0)
 
 
-def test_a_scan_of_matrices_has_no_kernel_yet_and_says_so():
-    x = draw(mixc.load("mamba1").declared, B=1, T=3, H=1, dtype=torch.float32)
-    with pytest.raises(SpecError, match="MX310"):
-        mixc.load("mamba1")(**x, backend="triton")
+def small(name, T=18, **options):
+    """The interpreter takes a second an operation of three axes."""
+    mixer = spec(name) if name in NAMES else mixc.load(name)
+    sizes = {d.name: 3 + 2 * i for i, d in enumerate(mixer.declared.dims)}
+    x = draw(mixer.declared, B=1, T=T, H=2, sizes=sizes, dtype=torch.float32, ends=1 / 16, seed=T)
+    N = len(options["cu_seqlens"]) - 1 if "cu_seqlens" in options else 1
+    given = {d.name: normal([N, 2, *(sizes[n] for n in d.dims)], 5, d.name) for d in mixer.declared.states
+             if d.kind == "real"}
+    runs = [run(mixer, x, initial_state=given, backend=b, **options) for b in ("triton", "reference")]
+    assert_runs_agree(mixer, *runs, torch.float32)
+
+
+@pytest.mark.parametrize("name", ["matrix", "rotation", "lru", *(pytest.param(n, marks=pytest.mark.slow) for n in (
+    "mamba1", "s4d_real", "s5", "momentum", "three_coupled", "coupled_matrices", "damped_rotation", "second_order"))])
+def test_matrices_blocks_and_complex_values_interpreted(name):
+    small(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mamba1", "three_coupled", "lru"])
+def test_the_same_ragged(name):
+    small(name, 20, cu_seqlens=torch.tensor([0, 0, 3, 20]), reverse=True)
+
+
+def test_a_state_whose_dims_are_in_another_order_than_the_header():
+    mixer = mixc.loads("mixer m(K, V) {\nin q[K], k[K], v[V]\nin g where g <= 0\nparam A[V, K]\nstate S[V, K] = A\n"
+                       "S = exp(g) * S + k * v\nout o[V] = q @ S + A @ k\n}")
+    x = draw(mixer.declared, B=1, T=18, H=2, sizes=dict(K=5, V=3), dtype=torch.float32)
+    assert_runs_agree(mixer, *(run(mixer, x, backend=b) for b in ("triton", "reference")), torch.float32)
 
 
 def test_hgrn_compiles_for_sm_90_without_spills():
