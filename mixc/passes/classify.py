@@ -14,6 +14,7 @@ from mixc.errors import Diagnostic, Span
 from mixc.ir.node import Node, depends, postorder
 from mixc.ir.program import Decl, Group, Program
 from mixc.ir.ranges import proving
+from mixc.passes.advice import advice
 from mixc.passes.affine import Affine, AffineForms
 from mixc.passes.block import block_rows
 from mixc.passes.block import reason as coupled_reason
@@ -71,7 +72,7 @@ def _group(step: Program, names: list[str]) -> Group:
         if block_rows(step, states) is not None:
             return Group(tuple(names), "scan", coupled_reason(states))
         coupled = f"{', '.join(names)} are coupled: each is read by the next one's update"
-        return Group(tuple(names), "sequential", coupled)
+        return Group(tuple(names), "sequential", _with_advice(step, names, coupled))
     state = step.decl(names[0])
     scan = None if state.kind == "complex" else is_scan(step, state)
     if scan is not None:
@@ -82,7 +83,12 @@ def _group(step: Program, names: list[str]) -> Group:
         form = forms.form(step.result("next", state.name))
         assert form is not None
         return Group((state.name,), "chunk", _reason(form, forms))
-    return Group((state.name,), "sequential", refusal[0])
+    return Group((state.name,), "sequential", _with_advice(step, names, refusal[0]))
+
+
+def _with_advice(step: Program, names: list[str], why: str) -> str:
+    change = advice(step, names)
+    return why if change is None else f"{why}; {change}"
 
 
 def affine_forms(step: Program, state: Decl) -> AffineForms:
@@ -137,7 +143,7 @@ def _blame(forms: AffineForms, node: Node) -> Node:
     """The innermost node that lost the form although its arguments had it."""
     while True:
         bad = [a for a in node.args if not forms.free(a) and forms.form(a) is None and forms.value(a) is None]
-        if not bad:
+        if not bad or bad[0].op == "rename":  # `h[E]` is the state; what is done with it is to blame
             return node
         node = bad[0]
 

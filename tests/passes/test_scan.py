@@ -85,3 +85,13 @@ def test_chunks_equal_tokens_forward_and_backward(name, T, C):
         assert_agree(got, want, torch.float64, name=f"d{n}")
     for n, s in states.items():
         assert_agree(back.states[n], s.grad, torch.float64, name=f"d{n}0")
+
+
+def test_why_names_the_product_and_what_would_make_it_parallel():
+    why = mixc.load("lstm").why["h"]
+    assert "coupled" in why and "without `R" in why and "3 products like it, it would be a scan" in why
+    assert "without `R @ h[E]` (line 7), nothing would be carried" in mixc.load("elman").why["h"]
+    text = "mixer m(D, E = D) {\nin x[D]\nparam R[D, E]\nstate h[D]\nh = 0.5 * h + R @ h[E] + x\nout o[D] = h\n}"
+    why = mixc.loads(text).why["h"]
+    assert "`R @ h[E]` (line 5)" in why and "diagonalises" in why
+    assert mixc.load("sru_full").why["c"] == "the update of c is not affine in it: `sigmoid(f + vf * c)` (line 7)"
