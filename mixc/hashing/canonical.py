@@ -38,9 +38,9 @@ def canonical(program: Program, elaborate: Elaborate) -> Canonical:
     for dims in dim_orders(program):
         view = View(elaborate, dims, SIZES, TOKENS)
         colours = _Search(view).best()
-        other = View(elaborate, dims, OTHER_SIZES, OTHER_TOKENS)
+        other = View(elaborate, dims, OTHER_SIZES, OTHER_TOKENS, patient=False)
         order = sorted(range(len(colours)), key=colours.__getitem__)
-        h = hashlib.sha256(repr(_dim_facts(dims)).encode())
+        h = hashlib.sha256(repr((_dim_facts(dims), None if view.sees_all else view.tokens.reach)).encode())
         for v, values in ((view, view.evaluate([colours])), (other, other.evaluate([colours])),
                           (other, other.evaluate([colours], FAR, MP))):
             for i in order:

@@ -74,7 +74,9 @@ def _confirmed(*specs: tuple[Mixer, Canonical]) -> bool:
 def _values(mixer: Mixer, order: Canonical, sizes: Sequence[int], T: int, probes: Sequence[Probe], real: Any,
             seed: str, decisions: Decisions) -> list[bytes]:
     dims = {d.name: d for d in mixer.declared.dims}
-    view = View(elaborate_of(mixer), [dims[n] for n in order.dims], sizes, T)
+    view = View(elaborate_of(mixer), [dims[n] for n in order.dims], sizes, T, patient=real is DD)
+    if real is DD and not view.sees_all:
+        decisions.sides["a lag too far to be seen"] = set()
     rank = {d.name: i for i, d in enumerate(order.entities)}
     values = view.evaluate([[rank[d.name] for d in view.entities]], probes, real, seed,
                            decisions.of(view.tokens.outs.values(), view.tokens.next.values(),

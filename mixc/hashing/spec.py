@@ -48,11 +48,12 @@ class View:
         entities: the declarations that are matched. attributes: by entity, what must agree besides the function.
     """
 
-    def __init__(self, elaborate: Elaborate, dims: Sequence[Dim], sizes: Sequence[int], T: int):
+    def __init__(self, elaborate: Elaborate, dims: Sequence[Dim], sizes: Sequence[int], T: int, patient: bool = True):
         """
         Args:
             elaborate: gives the step for sizes, and its structural consts.
             dims: in the canonical order. sizes: for those of no fixed size, one a group of dims of one size.
+            T: tokens; more where lags reach farther back. patient: also where they reach far.
         """
         self.order = [d.name for d in dims]
         self.sizes = assign_sizes(dims, sizes)
@@ -60,7 +61,9 @@ class View:
         self.entities = [*self.program.ins, *self.program.params, *self.program.consts, *self.program.states,
                          *self.program.outs]
         self.tokens = Tokens(self.program, self.sizes)
-        self.T = max([T, *(min(n + 2, 24) for lag in self.tokens.lags for n in lag.distances)])
+        longest = 24 if not patient else 300 if self.program.states else 4096
+        self.T = max(T, min(self.tokens.reach + 2, longest))
+        self.sees_all = self.tokens.reach + 2 <= self.T
         with np.errstate(all="ignore"):
             self.defaults = default_consts(self.program.consts, self.sizes)
         self.regions = {d.name: region(d, self.sizes, self.defaults, self.order)

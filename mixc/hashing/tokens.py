@@ -57,6 +57,7 @@ class Tokens:
             self.init_grads = {d.name: _found(gradient([(d.init, _cot(d, "next"))], given), given)
                                for d in program.states if d.init is not None}
         self.carried = depends(values, states)
+        self.reach = _reach(self.lags)
         every = [*self.grads.values(), *(g for found in (*self.lag_grads, *self.init_grads.values())
                                          for g in found.values())]
         self.cotangents = depends(every, [n for n in postorder(every) if n.op == "cot"])
@@ -89,6 +90,14 @@ def _without_lags(program: Program, sizes: Mapping[str, int]) -> tuple[list[Node
             lags.append(Lag(leaf, substitute(n.args, mapping)[0], far, dim))
             mapping[n] = leaf
     return substitute(values, mapping), lags
+
+
+def _reach(lags: list[Lag]) -> int:
+    """How many tokens back anything is read, lags of lags included."""
+    far: dict[Node, int] = {}
+    for lag in lags:
+        far[lag.leaf] = max(lag.distances) + max([0, *(far[n] for n in postorder([lag.of]) if n in far)])
+    return max([0, *far.values()])
 
 
 def _cot(d: Decl, role: str) -> Node:

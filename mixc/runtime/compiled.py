@@ -15,17 +15,20 @@ from mixc.passes.differentiate import differentiate
 from mixc.passes.merge import merge
 from mixc.runtime.keep import worth_keeping
 
-_known: dict[int, Compiled] = {}
+_known: dict[int, tuple[Program, Compiled]] = {}  # by id of a program, which the entry keeps alive
+_made: dict[object, Compiled] = {}  # by what a program says: a spec that is loaded again is not compiled again
 
 
 def compiled(step: Program) -> Compiled:
     """Of a program at level "step" whose states all have a chunk program."""
     found = _known.get(id(step))
-    if found is None or found.step is not step:
+    if found is None or found[0] is not step:
         if len(_known) >= 256:
             _known.clear()
-        found = _known[id(step)] = Compiled(step)
-    return found
+            _made.clear()
+        made = _made.setdefault((step.name, step.dims, step.decls, step.results), Compiled(step))
+        found = _known[id(step)] = step, made
+    return found[1]
 
 
 class Compiled:

@@ -107,6 +107,8 @@ EQUAL: list[tuple[str, str, str]] = [
     ("read of the old state", cell("h = exp(g) * h + x", out="h"), cell("h = x + h * exp(g)", out="h + x - x")),
     ("lag of a product", point("lag(x, 1) * 2 + y"), "mixer f(D) {\n    in x[D], y[D]\n    z = 2 * x\n"
      "    out o[D] = y + lag(z, 1)\n}\n"),
+    ("a lag of a lag", "mixer f(D) {\n    in x[D]\n    out o[D] = lag(x, 30)\n}\n",
+     "mixer f(D) {\n    in x[D]\n    y = lag(x, 10)\n    out o[D] = lag(y, 20)\n}\n"),
     ("window as lags", "mixer f(D, W = 2) {\n    in x[D]\n    param c[D, W]\n    out o[D] = sum[W](c * lag[W](x))\n}\n",
      "mixer f(D, W = 2) {\n    in x[D]\n    param c[D, W]\n    y = c * where(index[W] == 0, x, lag(x, 1))\n"
      "    out o[D] = sum[W](y)\n}\n"),
@@ -161,6 +163,11 @@ NEAR: list[tuple[str, str, str]] = [
      "mixer f(D) {\n    in x[D]\n    out o[D] = lag(x, 2)\n}\n"),
     ("a far lag", "mixer f(D) {\n    in x[D]\n    out o[D] = lag(x, 11)\n}\n",
      "mixer f(D) {\n    in x[D]\n    out o[D] = lag(x, 12)\n}\n"),
+    ("a lag over a hundred tokens", "mixer f(D) {\n    in x[D]\n    out o[D] = lag(x, 101)\n}\n",
+     "mixer f(D) {\n    in x[D]\n    out o[D] = lag(x, 102)\n}\n"),
+    ("a lag too far to be seen", "mixer f(D) {\n    in x[D]\n    out o[D] = lag(x, 10001)\n}\n",
+     "mixer f(D) {\n    in x[D]\n    out o[D] = lag(x, 10002)\n}\n"),
+    ("a lag far behind a state", cell("h = h + lag(x, 40) + g"), cell("h = h + lag(x, 41) + g")),
     ("a start", cell("h = h + x + g"), cell("h = h + x + g", start=" = 1")),
     ("a start at -inf", cell("h = maximum(h + g, x)"), cell("h = maximum(h + g, x)", start=" = -inf")),
     ("max for logaddexp", point("maximum(x, y)"), point("logaddexp(x, y)")),

@@ -72,3 +72,12 @@ def test_loops_take_their_length_from_the_call():
         k = torch.nn.functional.normalize(torch.randn(1, 4, 2, N, 8), dim=-1) * 0.9
         args = (torch.randn(1, 4, 2, 8), k, torch.randn(1, 4, 2, N, 5), -torch.rand(1, 4, 2), torch.rand(1, 4, 2, N))
         assert mixer(*args, backend="reference")[0].isfinite().all()
+
+
+def test_a_spec_loaded_again_is_not_compiled_again():
+    from mixc.runtime.compiled import compiled
+
+    a, b, c = mixc.load("simple_gla"), mixc.load("simple_gla"), mixc.load("retnet")
+    assert a.declared is not b.declared
+    assert compiled(a.declared) is compiled(b.declared)
+    assert compiled(a.declared) is not compiled(c.declared)
