@@ -3,6 +3,7 @@
 Exit 0 on success, 1 on an error or when a backend disagrees, 2 on wrong usage.
 """
 
+import sys
 from collections.abc import Callable
 
 import typer
@@ -17,7 +18,8 @@ from mixc.cli.tune import tune
 from mixc.cli.write import compile_file, explain
 
 app = typer.Typer(name="mixc", help="A compiler for sequence mixers.", no_args_is_help=True, add_completion=False,
-                  pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
+                  pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+                  rich_markup_mode="rich" if sys.stdout.isatty() else None)
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "check": check, "explain": explain, "show": show, "compile": compile_file, "bench": bench, "targets": targets,

@@ -84,13 +84,17 @@ def _complete(m: Any, sizes: dict[str, int]) -> dict[str, int]:
 
 
 def explain(file: File, mixer: Pick = None,
-            html: Annotated[Path | None, typer.Option(metavar="FILE", help="write a page instead")] = None) -> None:
+            html: Annotated[Path | None, typer.Option(metavar="FILE", help="write a page instead")] = None,
+            json_: Json = False) -> None:
     """Explain a mixer: its step, its form and why, the equations, the kernels and their costs."""
-    texts = [m.explain() for m in output.mixers(file, mixer)]
+    texts = {m.__name__: m.explain() for m in output.mixers(file, mixer)}
     if html is not None:
         notes = "the page with pictures is not there yet; without --html the same is printed as markdown"
         raise typer.BadParameter(notes, param_hint="--html")
-    for text in texts:
+    if json_:
+        output.say_json(texts)
+        return
+    for text in texts.values():
         if screen.is_terminal:
             from rich.markdown import Markdown
 

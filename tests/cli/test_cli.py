@@ -51,6 +51,11 @@ def test_wrong_usage(args: tuple[str, ...]) -> None:
     mixc(*args, code=2)
 
 
+def test_usage_errors_are_plain_in_a_pipe() -> None:
+    text = mixc("bench", "simple_gla", "--shape", "Q=5", code=2)
+    assert "simple_gla has no dim `Q`; it has K, V" in " ".join(text.split()) and "╭" not in text + mixc("--help")
+
+
 def test_a_spec_with_an_error(tmp_path: Path) -> None:
     path = tmp_path / "broken.mix"
     path.write_text(BROKEN)
@@ -127,6 +132,7 @@ def test_the_script_beside_a_module_checks_it(name: str, tmp_path: Path) -> None
 
 
 def test_explain() -> None:
+    assert parsed("explain", "simple_gla")["simple_gla"].startswith("# simple_gla")
     assert "simple_gla" in mixc("explain", "simple_gla")
 
 
