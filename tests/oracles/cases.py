@@ -170,16 +170,75 @@ def _(x: Tensors, s: Tensors) -> Result:
     return o, {"S": S}
 
 
-@case("gated_deltaproduct")
+@case("gdn2")
 def _(x: Tensors, s: Tensors) -> Result:
+    o, S = fla("gdn2.naive", "naive_recurrent_gdn2")(
+        *(x[n] for n in ("q", "k", "v", "g", "b", "w")), initial_state=s.get("S"), output_final_state=True)
+    return o, {"S": S}
+
+
+@case("dplr")
+def _(x: Tensors, s: Tensors) -> Result:
+    o, S = fla("generalized_delta_rule.dplr.naive", "dplr_recurrence")(
+        *(first(x[n]) for n in ("q", "k", "v", "a", "b", "g")), initial_state=s.get("S"))
+    return first(o), {"S": S}
+
+
+@case("iplr")
+def _(x: Tensors, s: Tensors) -> Result:
+    o, S = fla("generalized_delta_rule.iplr.naive", "iplr_recurrence")(
+        *(first(x[n]) for n in ("q", "k", "v", "a", "b")), initial_state=s.get("S"))
+    return first(o), {"S": S}
+
+
+@case("comba")
+def _(x: Tensors, s: Tensors) -> Result:
+    o, S = fla("comba.naive", "naive_chunk_comba")(  # its recurrent version reads the error after the decay
+        *(x[n] for n in ("q", "k", "v", "p", "g", "beta")), chunk_size=16, initial_state=s.get("S"),
+        output_final_state=True)
+    return o, {"S": S}
+
+
+@case("gated_oja_rule", wide=True)
+def _(x: Tensors, s: Tensors) -> Result:
+    """fla has its forward as a kernel only: `test_gated_oja_rule_is_that_of_fla` says that this is the same."""
+    S, found = s["S"] if s else torch.zeros(()), []
+    for q, k, v, g, beta in zip(*(x[n].unbind(1) for n in ("q", "k", "v", "g", "beta")), strict=True):
+        S = g.exp()[..., None, :] * S
+        error = k - (S * v[..., None, :]).sum(-1)
+        S = S + beta[..., None, None] * error[..., :, None] * v[..., None, :]
+        found.append(torch.einsum("bhk,bhkv->bhv", q, S) * q.shape[-1] ** -0.5)
+    return torch.stack(found, 1), {"S": S}
+
+
+def householders(x: Tensors, g: Tensor | None, S0: Tensor | None) -> tuple[Tensor, Tensor]:
     def rows(t: Tensor) -> Tensor:  # [B, T, H, N, ...] -> [B, T N, H, ...]
         return t.movedim(3, 2).flatten(1, 2)
 
     k = x["k"]
     o, S = fla("gated_delta_product.naive", "naive_recurrent_gated_delta_product")(
-        x["q"], rows(k), rows(x["v"]), x["g"], rows(x["beta"]), k.shape[-1] ** -0.5, initial_state=s.get("S"),
+        x["q"], rows(k), rows(x["v"]), g, rows(x["beta"]), k.shape[-1] ** -0.5, initial_state=S0,
         output_final_state=True, num_householder=k.shape[3])
+    return o, S
+
+
+@case("gated_deltaproduct")
+def _(x: Tensors, s: Tensors) -> Result:
+    o, S = householders(x, x["g"], s.get("S"))
     return o, {"S": S}
+
+
+@case("deltaproduct")
+def _(x: Tensors, s: Tensors) -> Result:
+    o, S = householders(x, None, s.get("S"))
+    return o, {"S": S}
+
+
+@case("abc", start=False)
+def _(x: Tensors, s: Tensors) -> Result:
+    o, (Sk, Sv) = fla("abc.naive", "naive_recurrent_abc")(
+        *(first(x[n]) for n in ("q", "k", "v", "s")), output_final_state=True)
+    return first(o), {"Sk": Sk, "Sv": Sv, "z": x["s"].logcumsumexp(1)[:, -1]}
 
 
 @case("gsa")

@@ -9,9 +9,15 @@ import pytest
 import torch
 
 import mixc
+from mixc.runtime.backends import has_torch_program
 from mixc.runtime.load import shipped
+<<<<<<< HEAD
 from tests.agree import assert_runs_agree, draw, normal, run
 from tests.oracles import more, scans  # noqa: F401  (more cases)
+=======
+from tests.agree import assert_agree, assert_runs_agree, draw, normal, run
+from tests.oracles import scans  # noqa: F401  (more cases)
+>>>>>>> 1ddcb14 (Examples: DPLR, IPLR, GDN-2, Comba, gated Oja rule, DeltaProduct, ABC; oracles on the torch backend too; a dim called M)
 from tests.oracles.cases import CASES, Case
 
 torch.set_num_threads(1)
@@ -41,8 +47,11 @@ def test_every_example_has_an_oracle() -> None:
 
 @pytest.mark.parametrize("start", [False, True], ids=["fresh", "initial"])
 @pytest.mark.parametrize("name", sorted(CASES))
-def test_reference_agrees_with_oracle(name: str, start: bool) -> None:
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_agrees_with_oracle(backend: str, name: str, start: bool) -> None:
     case, mixer = CASES[name], mixc.load(name)
+    if backend == "torch" and not has_torch_program(mixer):
+        pytest.skip("the torch backend runs it as the reference does")
     if start and not case.start:
         pytest.skip("the oracle takes no initial state")
     T, H = 19, 4
@@ -54,9 +63,20 @@ def test_reference_agrees_with_oracle(name: str, start: bool) -> None:
     initial = {d.name: _initial(d, [2, H, *(sizes[n] for n in d.dims)], dtype) for d in mixer.declared.states}
     given = initial if start else None
     theirs = run(Oracle(mixer, case), x, initial_state=given)
-    ours = run(mixer, x, initial_state=given, wide=True, state_cotangents=bool(theirs.states))
+    ours = run(mixer, x, initial_state=given, wide=True, backend=backend, state_cotangents=bool(theirs.states))
     theirs.states = ours.states | theirs.states  # what the oracle does not give is not compared
     assert_runs_agree(mixer, theirs, ours, dtype)
+
+
+def test_gated_oja_rule_is_that_of_fla() -> None:
+    """The kernel, interpreted, against the loop that stands in for it: it has no backward, and no CPU version."""
+    x = draw(mixc.load("gated_oja_rule").declared, B=2, T=19, H=2, sizes=dict(K=5, V=7))
+    S0 = normal([2, 2, 5, 7], 5, "S0")
+    oja = importlib.import_module("fla.ops.gated_oja_rule.fused_recurrent").fused_recurrent_oja_fwd
+    o, S = oja(x["q"], x["k"], x["v"], x["g"], x["beta"], 5 ** -0.5, S0, True)
+    want, state = CASES["gated_oja_rule"].run(x, {"S": S0})
+    assert_agree(o, want, name="o")
+    assert_agree(S, (state or {})["S"], name="S")
 
 
 def _initial(d: Any, shape: list[int], dtype: torch.dtype) -> torch.Tensor:
