@@ -14,14 +14,6 @@ from mixc.codegen import torch_prelude, torch_scan_prelude, torch_span_prelude
 from mixc.ir.node import COL, LEVEL, ROW, Node
 
 Dims = tuple[str, ...]
-RESERVED = frozenset([
-    "torch", "F", "M", "C", "steps", "starts", "nexts", "finish", "live", "scratch", "dtype", "device", "range", "zip",
-    "levels", *torch_prelude.__all__, *torch_scan_prelude.__all__, *torch_span_prelude.__all__])
-
-
-def safe(name: str) -> str:
-    """The spec's name in emitted code."""
-    return name + "_" if name in RESERVED else name
 
 RESERVED = frozenset([
     "torch", "F", "M", "C", "steps", "starts", "nexts", "finish", "live", "scratch", "dtype", "device", "range", "zip",

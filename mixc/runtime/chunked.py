@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from mixc.codegen.torch_program import Segment
-from mixc.codegen.torch_values import safe
+from mixc.codegen.torch_program import Segment, safe
 from mixc.ir.evaluate import Env, evaluate
 from mixc.ir.node import COL, LEVEL, ROW, Node
 from mixc.ir.program import Decl

@@ -11,13 +11,8 @@ import torch
 import mixc
 from mixc.runtime.backends import has_torch_program
 from mixc.runtime.load import shipped
-<<<<<<< HEAD
-from tests.agree import assert_runs_agree, draw, normal, run
-from tests.oracles import more, scans  # noqa: F401  (more cases)
-=======
 from tests.agree import assert_agree, assert_runs_agree, draw, normal, run
-from tests.oracles import scans  # noqa: F401  (more cases)
->>>>>>> 1ddcb14 (Examples: DPLR, IPLR, GDN-2, Comba, gated Oja rule, DeltaProduct, ABC; oracles on the torch backend too; a dim called M)
+from tests.oracles import more, scans  # noqa: F401  (more cases)
 from tests.oracles.cases import CASES, Case
 
 torch.set_num_threads(1)
