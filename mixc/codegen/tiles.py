@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 
 from mixc.codegen.schedule import source
 from mixc.codegen.triton_scan import component_name, is_factor_behind, pick_code, previous_code, scan_code
-from mixc.codegen.triton_span import running_sum_code, span_contract_code, unit_inverse_code
+from mixc.codegen.triton_span import running_sum_code, solve_code, span_contract_code, unit_inverse_code
 from mixc.errors import Diagnostic, SpecError
 from mixc.ir.blocks import PART
 from mixc.ir.launch import feature_dims
@@ -141,7 +141,7 @@ class Tiles:
         if node.op == "scan_block" or (node.op == "pick" and node.attr("dim") == PART):
             return component_name(self, node)
         if node not in self.names:
-            if len(node.dims) > 3 or (len(node.dims) == 3 and (ROW not in node.dims or COL in node.dims)):
+            if len(node.dims) > 3 or (len(node.dims) == 3 and ROW not in node.dims):
                 raise refuse(f"a tile of {len(node.dims)} axes [{', '.join(node.dims)}]", node)
             if not node.args:
                 self.names[node] = self.leaf(node)
@@ -237,15 +237,23 @@ class Tiles:
 
     def _mask(self, node: Node) -> str:
         sign = {"incl": ">=", "strict": ">", "diag": "=="}[node.attr("keep")]
-        return f"tl.where(rows[:, None] {sign} rows[None, :], {self.ref(node.args[0], (ROW, COL))}, 0.0)"
+        order = self.order(node)
+        seen = f"rows[:, None] {sign} rows[None, :]"
+        seen = seen if len(order) == 2 else self._align(f"({seen})", (ROW, COL), order)
+        return f"tl.where({seen}, {self.ref(node.args[0], order)}, 0.0)"
 
     def _segsum(self, node: Node) -> str:
-        _number_a_row(node)
-        return f"span_sum({self.whole(node.args[0], (ROW,))}, rows, {node.attr('reach')!r})"
+        return self._span("span_sum", node)
 
     def _segprod(self, node: Node) -> str:
-        _number_a_row(node)
-        return f"span_product({self.whole(node.args[0], (ROW,))}, rows, {node.attr('reach')!r})"
+        return self._span("span_product", node)
+
+    def _span(self, name: str, node: Node) -> str:
+        """Of numbers; of vectors, for every pair of rows and entry."""
+        x = node.args[0]
+        if len(x.dims) == 1:
+            return f"{name}({self.whole(x, (ROW,))}, rows, {node.attr('reach')!r})"
+        return f"vector_{name}({self.whole(x, self.order(x))}, rows, {node.attr('reach')!r}, PRECISION)"
 
     def _cumsum(self, node: Node) -> str:
         if node.dims != (ROW,):
@@ -254,7 +262,8 @@ class Tiles:
         return f"running_sum({self.whole(node.args[0], (ROW,))}, {reverse}, {exclusive})"
 
     def _cumprod(self, node: Node) -> str:
-        _number_a_row(node)
+        if node.dims != (ROW,):
+            return running_sum_code(self, node)
         reverse, exclusive = node.attr("reverse"), node.attr("exclusive")
         return f"running_product({self.whole(node.args[0], (ROW,))}, {reverse}, {exclusive})"
 
@@ -266,6 +275,19 @@ class Tiles:
 
     def _unit_inverse(self, node: Node) -> str:
         return unit_inverse_code(self, node)
+
+    def _solve(self, node: Node) -> str:
+        return solve_code(self, node)
+
+    def _batched(self, node: Node, summed: list[str]) -> str:
+        """A product of matrices for every entry along a dim."""
+        a, b = node.args
+        each = [d for d in node.dims if d in a.dims and d in b.dims]
+        left, right = ([d for d in x.dims if d not in each and d not in summed] for x in (a, b))
+        if not len(each) == len(summed) == len(left) == len(right) == 1:
+            raise refuse("a contraction over four axes", node)
+        code = f"dot({self.ref(a, (*each, *left, *summed))}, {self.ref(b, (*each, *summed, *right))}, OPERAND, PRECISION)"
+        return self._align(code, (*each, *left, *right), self.order(node))
 
     def _expand(self, node: Node) -> str:
         order = self.order(node)
@@ -290,7 +312,7 @@ class Tiles:
         summed = [d for d in a.dims if d in b.dims and d not in node.dims]
         over = tuple(sorted((*node.dims, *summed), key=lambda d: self.rank[d]))
         if len(over) > 3:
-            raise refuse("a contraction over tiles of four axes", node)
+            return self._batched(node, summed)
         return self._summed(f"{_paren(self._clean(a, over), 'mul', 0)} * {_paren(self._clean(b, over), 'mul', 1)}", over, summed)
 
     def _dot(self, node: Node, order: tuple[str, ...], plus: str = "") -> str:
@@ -382,13 +404,7 @@ class Tiles:
     def _prod(self, node: Node) -> str:
         if node.attr("over") != (ROW,):
             raise refuse("a product over feature dims", node)
-        _number_a_row(node)
-        return f"whole_product({self.whole(node.args[0], (ROW,))})"
-
-
-def _number_a_row(node: Node) -> None:
-    if node.args[0].dims != (ROW,):
-        raise refuse("products of vectors over spans of rows", node)
+        return f"whole_product({self.whole(node.args[0], self.order(node.args[0]))})"
 
 
 def literal(value: float) -> str:

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 BOTH = {ROW, COL}
 
 
+def _refuse(what: str, node: Node) -> Exception:
+    from mixc.codegen.tiles import refuse
+
+    return refuse(what, node)
+
+
 def span_contract_code(tiles: Tiles, node: Node) -> str | None:
     """The call, or None where another shape of operands needs the decays of all pairs."""
     x, y, g = node.args
@@ -48,9 +54,21 @@ def unit_inverse_code(tiles: Tiles, node: Node) -> str:
 
 def running_sum_code(tiles: Tiles, node: Node) -> str:
     """Of vectors: a product with a triangle of ones, so that nothing is subtracted."""
-    (d,) = (d for d in node.dims if d != ROW)
+    d, *more = (d for d in node.dims if d != ROW)
+    if more:
+        raise _refuse("a running sum of matrices", node)
     which = ("later" if node.attr("reverse") else "earlier") + ("" if node.attr("exclusive") else "_and_own")
-    return f"sum_of_rows({tiles.whole(node.args[0], (ROW, d))}, rows, {which!r}, PRECISION)"
+    return f"{'sum' if node.op == 'cumsum' else 'product'}_of_rows({tiles.whole(node.args[0], (ROW, d))}, rows, {which!r}, PRECISION)"
+
+
+def solve_code(tiles: Tiles, node: Node) -> str:
+    """With a matrix of its own for every entry along a dim."""
+    L, y = node.args
+    own = [d for d in L.dims if d not in BOTH]
+    if len(own) != 1 or set(y.dims) != {ROW, *own}:
+        raise _refuse("a triangular system of this shape", node)
+    matrix, right = tiles.whole(L, (ROW, COL, *own)), tiles.whole(y, (ROW, *own))
+    return f"solve_columns({matrix}, {right}, rows, {bool(node.attr('transposed'))})"
 
 
 PRELUDE = '''
@@ -78,6 +96,66 @@ def sum_of_rows(x, rows, WHICH: tl.constexpr, PRECISION: tl.constexpr):
     else:
         among = t <= s
     return exact(among.to(tl.float32), x.to(tl.float32), PRECISION)
+
+
+@triton.jit
+def product_of_rows(a, rows, WHICH: tl.constexpr, PRECISION: tl.constexpr):
+    """The same of products: signs are counted, logarithms summed."""
+    log, negative = log_and_sign(a)
+    count = sum_of_rows(negative, rows, WHICH, PRECISION)
+    return (1.0 - 2.0 * odd(count)) * tl.exp(sum_of_rows(log, rows, WHICH, PRECISION))
+
+
+@triton.jit
+def sums_between(g, rows, REACH: tl.constexpr, PRECISION: tl.constexpr):
+    """[t, s, D]: g[s+1] + ... + g[t] (REACH "excl": to t-1): a product with ones, so that nothing is subtracted."""
+    C: tl.constexpr = g.shape[0]
+    D: tl.constexpr = g.shape[1]
+    pair = tl.arange(0, C * C)[:, None]
+    t, s, row = pair // C, pair % C, rows[None, :]
+    if REACH == "excl":
+        among = (row > s) & (row < t)
+    else:
+        among = (row > s) & (row <= t)
+    return tl.reshape(exact(among.to(tl.float32), g, PRECISION), [C, C, D])
+
+
+@triton.jit
+def reaches(rows, REACH: tl.constexpr):
+    if REACH == "incl":
+        return (rows[:, None] >= rows[None, :])[:, :, None]
+    return (rows[:, None] > rows[None, :])[:, :, None]
+
+
+@triton.jit
+def vector_span_sum(g, rows, REACH: tl.constexpr, PRECISION: tl.constexpr):
+    """[t, s, D]: the sums, -inf where t does not reach s."""
+    return tl.where(reaches(rows, REACH), sums_between(g, rows, REACH, PRECISION), float("-inf"))
+
+
+@triton.jit
+def vector_span_product(a, rows, REACH: tl.constexpr, PRECISION: tl.constexpr):
+    """[t, s, D]: a[s+1] * ... * a[t] (REACH "excl": to t-1), 0 where t does not reach s."""
+    log, negative = log_and_sign(a)
+    sign = 1.0 - 2.0 * odd(sums_between(negative, rows, REACH, PRECISION))
+    size = tl.exp(sums_between(log, rows, REACH, PRECISION))
+    return tl.where(reaches(rows, REACH), sign * size, 0.0)
+
+
+@triton.jit
+def solve_columns(L, y, rows, TRANSPOSED: tl.constexpr):
+    """(I + L)^-1 y (TRANSPOSED: (I + L)^-T y) with a strictly lower matrix for every column: by substitution."""
+    C: tl.constexpr = y.shape[0]
+    u = y
+    for j in range(C):
+        i = C - 1 - j if TRANSPOSED else j
+        row = tl.sum(tl.where((rows == i)[:, None], u, 0.0), 0)
+        if TRANSPOSED:
+            onto = tl.sum(tl.where((rows == i)[:, None, None], L, 0.0), 0)
+        else:
+            onto = tl.sum(tl.where((rows == i)[None, :, None], L, 0.0), 1)
+        u -= onto * row[None, :]
+    return u
 
 
 @triton.jit
