@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-import mixc
 from mixc.runtime.draw import draw
 from tests import cells
-from tests.test_matrix import DERIVED, KERNELS, kernels
+from tests.test_matrix import DERIVED, KERNELS, kernels, load
 
 
 def outs(mixer, x, backend, **options):
@@ -18,7 +17,7 @@ def outs(mixer, x, backend, **options):
 
 
 def check(name, T, t, backend, size, **options):
-    mixer = mixc.load(name)
+    mixer = load(name)
     x, other = (draw(mixer.declared, B=1, T=T, H=2, sizes=cells.sizes_of(mixer, size), seed=s) for s in (0, 1))
     ins = {d.name for d in mixer.declared.ins}
     changed = {n: torch.cat([x[n][:, :t], other[n][:, t:]], 1) if n in ins else x[n] for n in x}

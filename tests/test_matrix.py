@@ -7,6 +7,7 @@ every name all of it and a draw of the full product.
 
 from __future__ import annotations
 
+import functools
 import glob
 from pathlib import Path
 
@@ -16,9 +17,10 @@ import mixc
 from mixc.runtime import backends
 from tests import cells
 
+load = functools.cache(mixc.load)  # compiled once for all cells
 NAMES = sorted(Path(p).stem for p in glob.glob(str(Path(__file__).parents[1] / "examples" / "*.mix")))
-DERIVED = [n for n in NAMES if backends.has_torch_program(mixc.load(n))]
-KERNELS = [n for n in NAMES if backends.has_chunk_program(mixc.load(n))]
+DERIVED = [n for n in NAMES if backends.has_torch_program(load(n))]
+KERNELS = [n for n in NAMES if backends.has_chunk_program(load(n))]
 
 
 # what is known to fail, and why: strict, so that what is mended shows
@@ -29,11 +31,11 @@ KNOWN = {
 
 
 def kernels(name):
-    return cells.SCANS if "scan" in mixc.load(name).form.values() else cells.KERNELS
+    return cells.SCANS if "scan" in load(name).form.values() else cells.KERNELS
 
 
 def check(name, cell, backend):
-    bad = [str(f) for f in cells.compare(mixc.load(name), cell, backend) if not f.ok]
+    bad = [str(f) for f in cells.compare(load(name), cell, backend) if not f.ok]
     assert not bad, f"{cells.label(cell)}: {'; '.join(bad)}"
 
 

@@ -387,7 +387,7 @@ class _Function:
         w = Writer(s.level, known, self.names, buffered=False)
         w.plan([nodes], made.heads.values())
         w.write(nodes)
-        args = ["M", *params, *made.numbers, "C", *self.dims, "dtype", "device", "**_"]
+        args = ["M", *params, *made.numbers, "C", "levels", *self.dims, "dtype", "device", "**_"]
         outs = [w.value(n) for n in made.heads.values()]
         texts = [v.over(self._ordered(n)) if set(v.axes) == set(n.dims) else w.full(n, self._ordered(n))
                  for v, n in zip(outs, made.heads.values(), strict=True)]

@@ -1,0 +1,45 @@
+"""Specs that the generator found wrong once, cut down to what was wrong with them."""
+
+from __future__ import annotations
+
+import re
+from unittest.mock import patch
+
+import pytest
+import torch
+
+import mixc
+from mixc.runtime import chunked
+from tests import cells
+from tests.generate import DECLARED
+
+STATES = {"S": "S[K, V]", "Z": "Z[K, V]", "M": "M[V]", "L": "L[K]"}
+FOUND = {  # what was wrong: the body
+    "a sum over q * S was no read": "S = exp(g) * S + k * v\nout o[V] = sum[K](w * S)",
+    "what only the backward reads was not kept": "S += k * v\nM += b * (q @ S)\nout o[V] = u * M",
+    "rows of all chunks in the loop over one": "S = exp(g) * S + q * v\nM += q @ S\nout o[V] = M",
+    "live rows of all chunks in that loop": "S = exp(gk) * S + b * k * (v - (k @ S))\nout o[V] = v",
+    "a later state taken for a copy of an earlier one": "S += k * v\nZ += w * (k @ S)\nout o[V] = q @ Z",
+    "copies of two states in one read": "Z = exp(g) * Z + p * u\nS += k * (q @ Z)\nout o[V] = q @ (b * S - Z)",
+    "a value read of a state taken for its copy": "S += q * u\nL += k\nout o[K] = (S @ D) * (q @ L)",
+    "factors of a param's decay": "S = exp(ek) * S\nS -= b * u * (S @ u)\nout o[V] = q @ S",
+    "a param's decay and a row's": "S = exp(ek) * S\nS = sigmoid(f) * S + q * u\nout o[V] = q @ S",
+    "elimination summed over the columns' own dim":
+        "S -= bk * u * (S @ u)\nS += b * u * (q - (S @ u))\nout o[V] = q @ S",
+    "a decay above 0 that is no scan": "S += (elu(k) + 1) * v\nout o[V] = (elu(q) + 1) @ S",
+}
+
+
+@pytest.mark.parametrize("rows", ["plain", "mask, reverse"])
+@pytest.mark.parametrize("what", FOUND)
+def test_found(what, rows):
+    body = FOUND[what]
+    used = [d for n, d in DECLARED.items() if re.search(rf"(?<![\w\[]){n}\b", body)]
+    used += [f"state {d}" for n, d in STATES.items() if re.search(rf"^{n} ", body, re.M)]
+    used.sort(key=lambda d: ["in", "param", "const", "state"].index(d.split()[0]))
+    mixer = mixc.loads("\n".join(["mixer m(K, V) {", *used, body, "}"]))
+    assert set(mixer.form.values()) == {"chunk"}
+    cell = dict(length=17, size=3, heads="2/1", gates=1.0, dtype=torch.float64, rows=rows, start=True)
+    with patch.object(chunked, "chunk_length", lambda longest: 8):
+        bad = [str(f) for f in cells.compare(mixer, cell, "torch") if not f.ok]
+    assert not bad, "; ".join(bad)
