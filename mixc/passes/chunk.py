@@ -278,8 +278,8 @@ def eliminate(N: list[dict[int, Node]], b: list[Node]) -> list[Node]:
                 continue
             b[k] = b[k] + _times(through, b[i])
             for j, x in across[i].items():
-                own = (d for d in dict.fromkeys((*through.dims, *x.dims)) if d not in (ROW, COL))  # columns' own dims
-                more = contract(rename(through, **{COL: "_u"}), rename(x, **{ROW: "_u"}), (ROW, COL, *own))
+                dims = dict.fromkeys((ROW, COL, *through.dims, *x.dims))  # those of columns too
+                more = contract(rename(through, **{COL: "_u"}), rename(x, **{ROW: "_u"}), dims)
                 N[k][j] = N[k][j] + more if j in N[k] else more
     z: dict[int, Node] = {}
     for i in reversed(range(n)):
