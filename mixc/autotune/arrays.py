@@ -35,7 +35,7 @@ def by_cost(domains: Mapping[str, Domain], constraints: list[Constraint], cost: 
         if not table.exact:
             return None
         left = {name: column[good] for name, column in table.columns.items()}
-        costs = np.broadcast_to(_Table(left).value(cost), (int(good.sum()),))
+        costs = np.broadcast_to(_Table(left, exact=False).value(cost), (int(good.sum()),))
     order = np.argsort(costs, kind="stable")
     columns = {name: column[order].astype(int).tolist() for name, column in left.items()}
     ranked = costs[order].tolist()
@@ -45,8 +45,8 @@ def by_cost(domains: Mapping[str, Domain], constraints: list[Constraint], cost: 
 class _Table:
     """Values of terms at all points; one that has no value (a division by 0) is nan, and its relation false."""
 
-    def __init__(self, columns: dict[str, np.ndarray]):
-        self.columns, self.exact = columns, True
+    def __init__(self, columns: dict[str, np.ndarray], exact: bool = True):
+        self.columns, self.exact = columns, exact
         self._known: dict[int, Column] = {}
 
     def value(self, t: Term) -> Column:
@@ -69,7 +69,8 @@ class _Table:
         elif t.op == "pow":
             b = np.where(np.less(b, 0), np.nan, b) if t.args[1].op != "const" or t.args[1].value < 0 else b
         found: Column = _APPLY[t.op](a, b)
-        self.exact = self.exact and bool(np.all(~(np.abs(found) > EXACT)))
+        if self.exact:
+            self.exact = not np.any(np.abs(found) > EXACT)
         return found
 
     def holds(self, c: Constraint) -> np.ndarray:

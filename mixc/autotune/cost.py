@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from mixc.autotune.space import Term, ceil_div, maximum, minimum, product, total, where
@@ -113,6 +114,7 @@ class LaunchModel:
     def programs(self) -> Term:
         return self.shape.B * self.shape.H * self.cuts()
 
+    @cached_property
     def registers(self) -> Term:
         """Of a thread: tiles that are alive at once, spread over the threads, and what a kernel holds beside them.
 
@@ -140,6 +142,7 @@ class LaunchModel:
                 kept = [q for q in kept if not all(p.get(n, 0) >= c for n, c in q.items())] + [p]
         return maximum(0, *[total(_numbers(n, sizes) * c for n, c in p.items()) for p in kept])
 
+    @cached_property
     def shared(self) -> Term:
         """Bytes of a block: operands of products, and the loads that run ahead."""
         operand = self.shape.operand
@@ -229,8 +232,8 @@ class LaunchModel:
         """All terms; with a compile's own registers and shared memory where they are known."""
         t, c = self.target, COEFFICIENTS
         programs, clock = self.programs(), t.clock * 1e6
-        resident = self.occupancy(self.registers() if registers is None else registers,
-                                  self.shared() if shared is None else shared)
+        resident = self.occupancy(self.registers if registers is None else registers,
+                                  self.shared if shared is None else shared)
         work = {kind: self.poly(p) * programs for kind, p in self.counts.poly.items()}
         busy = {"products": self._products(),
                 "special": work.get("special", term(0)) / (t.sms * t.special * clock),
@@ -250,5 +253,5 @@ class LaunchModel:
         after = moved / bandwidth + merging * c["start"]
         longest = maximum(*parts.values())
         time = longest * (1 - c["rest"]) + total(parts.values()) * c["rest"] + after + c["start"]
-        rank = time * (1 + self.registers() * (c["pressure"] / t.registers_thread))
+        rank = time * (1 + self.registers * (c["pressure"] / t.registers_thread))
         return Costs(time, rank, parts, distinct + moved, self.flops(), programs, resident)

@@ -94,8 +94,8 @@ class LaunchSpace:
         C = names["C"]
         space.require(divides(C, names["SEGMENT"]), "a segment is a whole number of chunks")
         space.require(warps * target.warp <= 1024, "threads a block")
-        space.require(whole(model.registers()) <= target.registers_thread - 10, "registers a thread" + ESTIMATED)
-        space.require(whole(model.shared()) <= target.shared_block, "shared memory a block" + ESTIMATED)
+        space.require(whole(model.registers) <= target.registers_thread - 10, "registers a thread" + ESTIMATED)
+        space.require(whole(model.shared) <= target.shared_block, "shared memory a block" + ESTIMATED)
         space.require(whole(model.programs()) <= 2 ** 31 - 1, "programs of a grid")
         if counts.products:
             largest = maximum(*[model.size(m) * model.size(n) for m, n, *_ in counts.products])
@@ -120,7 +120,7 @@ class LaunchSpace:
             loose = Space()
             loose.domains = space.domains
             loose.constraints = [c for c in space.constraints if not c.why.endswith(ESTIMATED)]
-            for _, point in loose.ranked(model.registers()):
+            for _, point in loose.ranked(model.registers):
                 yield float(costs.rank.evaluate(point)), point["segment"], partial(self.candidate, point, model, costs)
 
     def candidate(self, point: dict[str, int], model: LaunchModel, costs: Costs) -> Candidate:
@@ -132,7 +132,7 @@ class LaunchSpace:
 
         return Candidate(self.name, tile, point["segment"], number(costs.time), max(parts, key=parts.__getitem__),
                          tuple(parts.items()), number(costs.bytes), number(costs.flops), int(number(costs.programs)),
-                         int(number(costs.occupancy)), number(model.registers()), number(model.shared()))
+                         int(number(costs.occupancy)), number(model.registers), number(model.shared))
 
     def at(self, tile: Tile, segment: int, report: Report | None = None) -> Candidate:
         """The candidate of a given tile; with a compile's report its registers and shared memory count."""

@@ -190,7 +190,12 @@ class Mixer:
         """Markdown: the step, the form of every state and why, the chunk's equations, its adjoint, its costs."""
         from mixc.codegen.derivation import explain
 
-        return explain(self.declared)
+        text = explain(self.declared)
+        if not backends.has_chunk_program(self) or has_context(self.declared):
+            return text
+        from mixc.autotune.closed import explained
+
+        return text + explained(self.declared)
 
     def __repr__(self) -> str:
         return describe.representation(self.declared)

@@ -1,0 +1,138 @@
+"""What the launches of a step move, multiply and keep, as polynomials in B, T, H, the dims, C and the segment.
+
+The same terms that the tuner evaluates, with names in place of sizes: whole blocks, T a multiple of the segment `L`
+and that of the chunk `C`. Beside them the lower bound on bytes: every input and output once; and, where the
+state does not fit on chip, its way to memory and back once a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+
+from mixc.autotune.cost import LaunchModel, Shape
+from mixc.autotune.terms import Constraint, Term, term, total
+from mixc.autotune.trace import counts_of
+from mixc.codegen.config import Config
+from mixc.ir.program import Program
+from mixc.targets import Target
+
+FALLBACK = 32  # rows of a chunk where the number of products depends on it
+
+
+@dataclass(frozen=True)
+class Closed:
+    """Of one launch, in bytes and FLOPs for 16-bit tensors; `chunk`: the C these hold for, None for every C."""
+
+    launch: str
+    bytes: sympy.Expr
+    flops: sympy.Expr
+    saved: sympy.Expr
+    bound: sympy.Expr
+    chunk: int | None
+
+
+def closed_forms(step: Program, target: Target) -> list[Closed]:
+    """Of every launch.
+
+    Raises:
+        SpecError: a step without kernels."""
+    from mixc.codegen.triton_program import kernels
+
+    module = kernels(step)
+    text = module.text(Config())
+    names = {n: Term("var", name=n) for n in ("B", "T", "H", "C", "L")}
+    dims = {d.name: Term("var", name=d.alias or d.name) if d.size is None else term(d.size) for d in step.dims}
+    shape: Any = _Symbolic(names["B"], names["T"], names["H"], dims)
+    out = []
+    for launch, kernel in module.kernels.items():
+        chunk, counts = None, counts_of(text, kernel.launch.name, None, 2, tuple(kernel.dims))
+        if counts is None:
+            chunk, counts = FALLBACK, counts_of(text, kernel.launch.name, FALLBACK, 2, tuple(kernel.dims))
+        assert counts is not None
+        given: dict[str, Any] = {"C": names["C"] if chunk is None else chunk, "SEGMENT": names["L"]}
+        model = LaunchModel(kernel, counts, target, shape, given | {f"B{d}": dims[d] for d in kernel.dims}, 4, 1)
+        pointers = dict.fromkeys(p for _, p, _, _ in counts.memory)
+        kept = [p for p in pointers if p.endswith("_starts")]
+        saved, bound = (total(model.extent(p) for p in group)
+                        for group in (kept, [p for p in pointers if p not in kept]))
+        out.append(Closed(launch, _sympy(model.bytes()), _sympy(model.flops()), _sympy(saved), _sympy(bound), chunk))
+    return out
+
+
+class _Symbolic(Shape):
+    """A shape of names."""
+
+    def __init__(self, B: Any, T: Any, H: Any, dims: Mapping[str, Any]):
+        for name, value in {"B": B, "T": T, "H": H, "dims": tuple(dims.items()), "operand": 2}.items():
+            object.__setattr__(self, name, value)
+
+
+def state_traffic(step: Program, sizes: Mapping[str, int], target: Target, chunk: int) -> float:
+    """Bytes that states too large for an SM's registers and shared memory move, once out and in a chunk."""
+    numbers = 0
+    for s in step.states:
+        n = 1
+        for d in s.dims:
+            n *= sizes[d]
+        numbers += n
+    if 4 * numbers <= 4 * target.registers_sm + target.shared_block:
+        return 0.0
+    return 8.0 * numbers * sizes["B"] * sizes["H"] * -(-sizes["T"] // chunk)
+
+
+def told(forms: list[Closed], step: Program, sizes: Mapping[str, int], target: Target) -> list[str]:
+    """Lines of markdown: the polynomials, and their values at a shape over the bound."""
+    lines = []
+    for f in forms:
+        chunk = f.chunk or FALLBACK
+        at = {sympy.Symbol(n, positive=True): v for n, v in (*sizes.items(), ("C", chunk), ("L", 64))}
+        moved, bound = float(f.bytes.subs(at)), float(f.bound.subs(at))
+        more = state_traffic(step, sizes, target, chunk)
+        fixed = f" (C = {f.chunk})" if f.chunk else ""
+        lines += [f"- {f.launch}: bytes `{f.bytes}`, of these kept for the backward `{f.saved}`",
+                  f"  - FLOPs `{f.flops}`{fixed}",
+                  f"  - lower bound on bytes `{f.bound}`" + (f" + {more / 1e6:.0f} MB of states" if more else "")
+                  + f"; at this shape {moved / 1e6:.0f} MB, {moved / (bound + more):.2f} times the bound"]
+    return lines
+
+
+def _sympy(t: Term) -> sympy.Expr:
+    """The expanded polynomial; a division that rounds up is exact here, and `where` is decided."""
+    return sympy.factor_terms(sympy.expand(_plain(t)))
+
+
+def _plain(t: Term) -> sympy.Expr:
+    if t.op == "const":
+        return sympy.nsimplify(t.value, rational=True)
+    if t.op == "var":
+        return sympy.Symbol(t.name, positive=True)
+    if t.op == "where":
+        return _plain(t.args[1] if _decided(t.args[0]) else t.args[2])
+    a, b = map(_plain, t.args)
+    return {"add": lambda: a + b, "sub": lambda: a - b, "mul": lambda: a * b, "div": lambda: a / b,
+            "cdiv": lambda: a / b, "max": lambda: sympy.Max(a, b), "min": lambda: sympy.Min(a, b)}[t.op]()
+
+
+def _decided(c: Constraint) -> bool:
+    a, b = (_plain(x) for x in c.args)
+    return bool({"lt": a < b, "le": a <= b, "eq": sympy.Eq(a, b)}[c.op])
+
+
+def explained(step: Program) -> str:
+    """The section of `explain`: an H100 at the usual training shape."""
+    from mixc.errors import SpecError
+    from mixc.targets import find
+
+    target, sizes = find("h100"), {"B": 8, "T": 4096, "H": 16}
+    sizes |= {d.name: d.size or sizes.get(d.alias or "", 64) for d in step.dims}
+    try:
+        lines = told(closed_forms(step, target), step, sizes, target)
+    except SpecError:
+        return ""
+    at = ", ".join(f"{n} = {s}" for n, s in sizes.items())
+    head = "16-bit tensors, whole blocks, a state kept for the backward every L rows; at " + at + ", C = 32, L = 64:"
+    return "\n".join(["", "## What the launches move and multiply", "", head, "", *lines, ""])
