@@ -77,6 +77,8 @@ class Schedule:
              advance: Say = lambda label: None) -> Tuning:
         """Compile the best of every launch and choose among those that neither spill nor overflow nor fail.
 
+        Two of each launch come first: what they really take corrects the estimates by which the next are picked.
+
         Args:
             best: candidates of each launch; where all of a launch's spill, as many again, up to three times.
             workers: processes. limit: seconds a kernel. budget: seconds in all; what was not compiled by then is not
@@ -85,18 +87,21 @@ class Schedule:
             InputError: no candidate of some launch compiled well."""
         start = time.monotonic()
         _, default = self.default()
-        queues = {name: self._ranked(name) for name in self.spaces}
-        path, done, stopped = write_text(self.text), list[Candidate](), False
-        for _ in range(3):
-            short = [n for n in queues if not any(c.good for c in done if c.launch == n)]
-            columns = [list(itertools.islice(queues[n], best)) for n in short]
+        left = {name: list(self._ranked(name)) for name in self.spaces}
+        path, done, stopped = write_text(self.text), list[tuple[Candidate, Candidate]](), False
+        for turn in range(4):
+            short = [n for n in left if turn < 2 or not any(c.good for _, c in done if c.launch == n)]
+            count = min(2, best) if turn == 0 else best - 2 if turn == 1 else best
+            columns = [_next(left[n], [d for d in done if d[0].launch == n], count, self.target) for n in short]
             wanted = [c for row in itertools.zip_longest(*columns) for c in row if c is not None]
-            if not wanted or stopped:
+            if wanted:
+                found, stopped = self._compiled(wanted, path, workers, limit, start + budget, advance)
+                done += found
+            if stopped:
                 break
-            found, stopped = self._compiled(wanted, path, workers, limit, start + budget, advance)
-            done += found
-        chosen, segment = self._choose(done)
-        tried = {name: sorted((c for c in done if c.launch == name), key=lambda c: (not c.good, c.seconds))
+        compiled = [c for _, c in done]
+        chosen, segment = self._choose(compiled)
+        tried = {name: sorted((c for c in compiled if c.launch == name), key=lambda c: (not c.good, c.seconds))
                  for name in self.spaces}
         return Tuning(config_of(chosen, segment), chosen, default, tried, time.monotonic() - start, stopped)
 
@@ -108,18 +113,20 @@ class Schedule:
                       c.tile.stages, target=self.target.arch, dtype=self.dtype, segment=c.segment, label=label(c))
 
     def _compiled(self, wanted: list[Candidate], path: Path, workers: int, limit: float, until: float,
-                  advance: Say) -> tuple[list[Candidate], bool]:
+                  advance: Say) -> tuple[list[tuple[Candidate, Candidate]], bool]:
+        """(as estimated, as compiled) of each, and whether time was up."""
         jobs = [self.job(c, path) for c in wanted]
         done = []
         for i, report in compile_all(jobs, workers, limit, advance, until):
             c = wanted[i]
             if isinstance(report, Failed):
-                done.append(replace(c, failed=str(report)))
+                found = replace(c, failed=str(report))
             elif report.shared > self.target.shared_block:
-                done.append(replace(c, report=report, failed=f"{report.shared} bytes of shared memory"))
+                found = replace(c, report=report, failed=f"{report.shared} bytes of shared memory")
             else:
-                done.append(self.spaces[c.launch].at(c.tile, c.segment, report))
-        return done, any(c.failed == "no time was left" for c in done)
+                found = self.spaces[c.launch].at(c.tile, c.segment, report)
+            done.append((c, found))
+        return done, any(c.failed == "no time was left" for _, c in done)
 
     def _choose(self, done: Iterable[Candidate]) -> tuple[dict[str, Candidate], int]:
         """The segment whose launches take least, among what compiled well."""
@@ -137,6 +144,22 @@ class Schedule:
             raise InputError("no candidate compiled well\n" + "\n".join(f"  {t}" for t in told[:12]))
         _, segment, chosen = min(found, key=lambda f: f[:2])
         return chosen, segment
+
+
+def _next(left: list[Candidate], done: list[tuple[Candidate, Candidate]], count: int,
+          target: Target) -> list[Candidate]:
+    """Take the next candidates out of `left`: in order, but where all so far spilled, those that should not by what
+    the estimates were wrong by; if there are none, those with fewest registers."""
+    if done and not any(c.good for _, c in done):
+        needs = [c.report.registers + c.report.spill / 8 - was.registers for was, c in done if c.report]
+        wrong = max(0.0, min(needs, default=64.0))
+        fits = [c for c in left if c.registers + wrong <= target.registers_thread]
+        picked = (fits or sorted(left, key=lambda c: c.registers))[:count]
+    else:
+        picked = left[:count]
+    for c in picked:
+        left.remove(c)
+    return picked
 
 
 def _first_by_segment(space: LaunchSpace) -> dict[int, tuple[float, Callable[[], Candidate]]]:
