@@ -26,6 +26,7 @@ from mixc.autotune.space import Term, ceil_div, maximum, minimum, product, total
 from mixc.autotune.terms import Termlike, term
 from mixc.autotune.trace import Counts, Poly, Size
 from mixc.codegen.kernel import Kernel, safe
+from mixc.ir.blocks import PART
 from mixc.ir.node import COL, ROW
 from mixc.targets import Target
 
@@ -78,7 +79,7 @@ class Costs:
 
 
 def _numbers(dims: Iterable[str], sizes: Mapping[str, Term]) -> Term:
-    return product(sizes[ROW if d in (ROW, COL, "_u") else d] for d in dims)
+    return product(sizes[ROW if d in (ROW, COL, "_u") else d] for d in dims if d != PART)
 
 
 class LaunchModel:
@@ -124,7 +125,8 @@ class LaunchModel:
         repeated = where(term(rows) >= 64, where(self.warps > 4, 2, 1), 1)
         sizes = {ROW: term(rows) * repeated} | {d: term(self.names[f"B{d}"]) for d in self.kernel.dims}
         wide = 1.0 if self.shape.operand == 2 else 1.5
-        scans = [6 * _numbers(n.dims, sizes) for n in self.kernel.launch.body() if n.op == "scan"]
+        scans = [6 * _numbers(n.dims, sizes) for n in self.kernel.launch.body()
+                 if n.op in ("scan", "scan_block")]
         values = self._peak(sizes) * wide + maximum(0, *scans)
         return values / (self.warps * self.target.warp) + HELD[self.kernel.launch.reverse]
 
@@ -134,7 +136,7 @@ class LaunchModel:
         for tiles in self.kernel.alive:
             p: Poly = defaultdict(float)
             for dims, part in tiles:
-                p[tuple(sorted(ROW if d in (ROW, COL, "_u") else d for d in dims))] += part
+                p[tuple(sorted(ROW if d in (ROW, COL, "_u") else d for d in dims if d != PART))] += part
             polys.append(dict(p))
         kept: list[Poly] = []
         for p in polys:
