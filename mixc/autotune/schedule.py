@@ -110,7 +110,7 @@ class LaunchSpace:
         yield from self._or_smallest(heapq.merge(*(one(*s) for s in self.spaces), key=lambda found: found[0]))
 
     def _or_smallest(self, found: Iterator[Ranked]) -> Iterator[Ranked]:
-        """Where no point keeps the estimates, those with fewest registers: a compiler may find room."""
+        """Where no point keeps the estimates, those with few registers, the best first: a compiler may find room."""
         first = next(found, None)
         if first is not None:
             yield first
@@ -120,8 +120,12 @@ class LaunchSpace:
             loose = Space()
             loose.domains = space.domains
             loose.constraints = [c for c in space.constraints if not c.why.endswith(ESTIMATED)]
-            for _, point in loose.ranked(model.registers):
-                yield float(costs.rank.evaluate(point)), point["segment"], partial(self.candidate, point, model, costs)
+            points = list(loose.ranked(model.registers))
+            shared = [(n, p) for n, p in points if model.shared.evaluate(p) <= self.target.shared_block]
+            points = shared or points
+            few = [(float(costs.rank.evaluate(p)), i, p) for i, (n, p) in enumerate(points) if n <= points[0][0] + 40]
+            for rank, _, point in sorted(few, key=lambda f: f[:2]):
+                yield rank, point["segment"], partial(self.candidate, point, model, costs)
 
     def candidate(self, point: dict[str, int], model: LaunchModel, costs: Costs) -> Candidate:
         parts = {k: float(t.evaluate(point)) for k, t in costs.parts.items()}

@@ -10,7 +10,7 @@ prelude functions included: no table here says what an operation of the compiler
 from __future__ import annotations
 
 import ast
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -46,11 +46,14 @@ class Symbol:
 @dataclass
 class Counts:
     """Of one program. `products`: (rows, columns, summed, times, "half" or how fp32 is multiplied);
-    `memory`: ("load" or "store", pointer, elements, times)."""
+    `memory`: ("load" or "store", pointer, elements, times); `direct`, `nested`: products in the text by how, of the
+    kernel itself and of the functions that it calls (levels of a solve, of products under decays)."""
 
     poly: dict[str, Poly] = field(default_factory=lambda: defaultdict(lambda: defaultdict(float)))  # type: ignore[arg-type]
     products: list[tuple[Size, Size, Size, Size, str]] = field(default_factory=list)
     memory: list[tuple[str, str, Size, Size]] = field(default_factory=list)
+    direct: Counter[str] = field(default_factory=Counter)
+    nested: Counter[str] = field(default_factory=Counter)
 
     def add(self, kind: str, size: Size, weight: float = 1.0) -> None:
         self.poly[kind][size[1]] += size[0] * weight
@@ -64,10 +67,12 @@ class Counts:
         for what, pointer, elements, (c, names) in self.memory:
             memory[what, pointer, elements, names] += c
         return Counts(self.poly, [(m, n, k, (c, names), how) for (m, n, k, names, how), c in products.items()],
-                      [(what, p, e, (c, names)) for (what, p, e, names), c in memory.items()])
+                      [(what, p, e, (c, names)) for (what, p, e, names), c in memory.items()], self.direct, self.nested)
 
-    def take(self, other: Counts, weight: Size) -> None:
-        """What `other` counted, so many times."""
+    def take(self, other: Counts, weight: Size, inside: bool) -> None:
+        """What `other` counted, so many times; `inside`: self is of a function, and not of the kernel."""
+        (self.nested if inside else self.direct).update(other.direct)
+        self.nested.update(other.nested)
         for kind, poly in other.poly.items():
             for names, c in poly.items():
                 self.add(kind, times(weight, (c, names)))
@@ -102,7 +107,7 @@ class Trace:
         self.functions = {f.name: f for f in tree.body if isinstance(f, ast.FunctionDef)}
         self.C, self.operand, self.dims, self.counts = C, operand, dims, Counts()
         self.weight: Size = ONE
-        self.in_loop = False  # over chunks
+        self.in_loop = self.inside = False  # over chunks; a function that the kernel calls
         self.calls: dict[Any, tuple[Any, Counts]] = {}
         fn = self.functions[kernel]
         self.env: dict[str, Any] = {a.arg: self._argument(a.arg) for a in fn.args.args}
@@ -327,13 +332,13 @@ class Trace:
         given = {**defaults, **dict(zip(names, args, strict=False)), **words}
         key = fn.name, tuple(given.items())
         if key not in self.calls:  # the same shapes again cost the same
-            outer = self.env, self.counts, self.weight
-            self.env, self.counts, self.weight = given, Counts(), ONE
+            outer = self.env, self.counts, self.weight, self.inside
+            self.env, self.counts, self.weight, self.inside = given, Counts(), ONE, True
             result = self._block(fn.body)
             self.calls[key] = result, self.counts
-            self.env, self.counts, self.weight = outer
+            self.env, self.counts, self.weight, self.inside = outer
         result, counted = self.calls[key]
-        self.counts.take(counted, self.weight)
+        self.counts.take(counted, self.weight, self.inside)
         return result
 
     def _tl_load(self, pointer: Tile, mask: Any = None, other: Any = None, **_: Any) -> Tile:
@@ -346,6 +351,7 @@ class Trace:
     def _tl_dot(self, a: Tile, b: Tile, acc: Any = None, input_precision: str = "tf32", **_: Any) -> Tile:
         m, k, n = a.shape[-2], a.shape[-1], b.shape[-1]
         how = "half" if a.width == b.width == 2 else input_precision
+        self.counts.direct[how] += 1
         self.counts.products.append((m, n, k, times(self.weight, *a.shape[:-2]), how))
         return Tile((*a.shape[:-1], n))
 
