@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from mixc.ir.node import Node, postorder
 
 _ALIAS = ("rename", "expand")
-_WIDTH = 24
+_WIDTH = 100
 
 
 def source(node: Node) -> Node:

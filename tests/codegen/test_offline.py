@@ -17,8 +17,9 @@ made = kernels(step)
 for target in targets:
     shape = {d.name: d.size or int(size) for d in step.dims}
     config = default_config(step, target, shape, "bf16")
-    module = load_text(made.text(config))
-    for launch, kernel in made.kernels.items():
+    ordered = made.order(config, shape)
+    module = load_text(ordered.text(config))
+    for launch, kernel in ordered.kernels.items():
         sizes = {d: shape[d] for d in kernel.dims}
         print(compile_kernel(module, kernel, sizes, config.tile(launch), target=target, segment=config.segment))
 '''
