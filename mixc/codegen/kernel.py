@@ -46,7 +46,7 @@ class Kernel:
 
 # names that a kernel's text uses itself; a user's name that equals one gets an underscore
 RESERVED = frozenset([
-    "tl", "triton", "dot", "span_sum", "running_sum", "log_and_sign", "odd", "span_product", "running_product",
+    "tl", "triton", "inside", "dot", "span_sum", "running_sum", "log_and_sign", "odd", "span_product", "running_product",
     "whole_product", "softplus", "logsigmoid", "log1p", "expm1", "logaddexp", "sign", "mod", "pid", "seq", "head",
     "B", "C", "T", "H", "rows", "live", "held", "row", "row_at", "chunk", "chunks", "first", "length", "batch",
     "token", "starts", "lengths", "segment_at", "first_segment", "past", "past_row", "i", "SIGN", "RAGGED", "SEGMENT", "KEEP", "HAS_INITIAL",
@@ -81,7 +81,7 @@ class KernelWriter:
         dims |= {d for c in launch.carries for d in c.dims} | {n.attr("dim") for n in nodes if n.op == "size"}
         self.dims = [d.name for d in self.program.dims if d.name in dims]
         self.consts = [c.name for c in self.program.consts if any(n is c.leaf() for n in nodes)]
-        taken = {*RESERVED, *(d.name for d in self.program.decls), *self.dims, *(f"in_{d}" for d in self.dims),
+        taken = {*RESERVED, *(d.name for d in self.program.decls), *self.dims, *(f"{x}_{d}" for d in self.dims for x in ("in", "has")),
                  *(c.name for c in launch.carries), *(s.name for s in launch.stores),
                  *("d" + d.name for d in self.program.decls)}
         self.header = tuple(d.name for d in self.program.dims)
@@ -225,7 +225,7 @@ class KernelWriter:
         return " + ".join(terms)
 
     def _guard(self, dims: tuple[str, ...], rows: bool) -> str:
-        masks = [self._axis(dims, d, f"({self.tiles.inside(d)})") for d in dims if d not in (ROW, COL)]
+        masks = [self._axis(dims, d, self.tiles.inside(d)) for d in dims if d not in (ROW, COL)]
         if rows and ROW in dims:
             masks.append(self._axis(dims, ROW, "live"))
         return f", mask={' & '.join(masks)}, other=0.0" if masks else ""
@@ -345,7 +345,7 @@ class KernelWriter:
             lines.append("rows = tl.arange(0, C)")
         for d in self.dims:
             begin = f"block_{d} * B{d} + " if d in self.launch.split else ""
-            lines.append(f"in_{d} = {begin}tl.arange(0, B{d})")
+            lines += [f"in_{d} = {begin}tl.arange(0, B{d})", f"has_{d} = inside(in_{d}, {d}, B{d})"]
         return lines
 
     def _parts(self, dims: tuple[str, ...]) -> list[str]:

@@ -10,6 +10,8 @@ import keyword
 from collections.abc import Iterable, Mapping
 from copy import copy
 
+from mixc.codegen.calls import HOST as CALLS
+from mixc.codegen.calls import call_lines, range_check, tables
 from mixc.codegen.config import Config
 from mixc.codegen.host import HOST
 from mixc.codegen.kernel import Kernel, KernelWriter, safe
@@ -54,7 +56,7 @@ class Module:
         """The file, its launches with the sizes of `config`."""
         self.config = config
         kernels = [self.fwd.text, "\n\n", self.bwd.text, "\n\n"]
-        parts = [self._head(), HOST, PRELUDE, scan_prelude("".join(kernels)),
+        parts = [self._head(), HOST, CALLS, PRELUDE, scan_prelude("".join(kernels)),
                  span_prelude("".join(kernels)), "\n", *kernels, self._function(),
                  "\n\n", self._calls()]
         return "".join(p if p.endswith("\n") else p + "\n" for p in parts)
@@ -64,9 +66,10 @@ class Module:
         lines = [f'"""{self.name}: kernels emitted by mixc from a one-token step.', ""]
         if doc:
             lines += [*doc.splitlines(), ""]
-        lines += [LICENSE, '"""', "import math", "import os", "", "import torch", "import triton", "import triton.language as tl", "",
+        lines += [LICENSE, '"""', "import collections", "import math", "import os", "", "import torch", "import triton", "import triton.language as tl", "",
                   f"FORWARD = {self._tile(self.fwd, 'fwd')}", f"BACKWARD = {self._tile(self.bwd, 'bwd')}",
-                  *([f"SEGMENT = {self.config.segment}  # rows from one kept state to the next"] if self.starts else [])]
+                  *([f"SEGMENT = {self.config.segment}  # rows from one kept state to the next"] if self.starts else []),
+                  *tables(self.p)]
         return "\n".join(lines) + "\n"
 
     def _tile(self, kernel: Kernel, launch: str) -> str:
@@ -243,22 +246,9 @@ class Module:
 
     # ------------------------------------------------------------ what a user calls
     def _calls(self) -> str:
-        names, own = [d.name for d in self._tensors()], [safe(d.name) for d in self._tensors()]
+        own = [safe(d.name) for d in self._tensors()]
         consts, states = [c.name for c in self.p.consts], [s.name for s in self.states]
-        keywords = "".join(f"{c}=None, " for c in consts)
-        lines = [f"def {self.name}({', '.join(names)}, *, {keywords}initial_state=None,",
-                 " " * (5 + len(self.name)) + "output_final_state=False, cu_seqlens=None, reverse=False):",
-                 f'    """{self._signature_doc()}"""',
-                 "    _sequences = None",
-                 "    if cu_seqlens is not None:",
-                 "        _sequences = cu_seqlens[:-1].contiguous(), (cu_seqlens[1:] - cu_seqlens[:-1]).to(torch.int32)"]
-        if len(states) == 1:
-            lines += ["    if torch.is_tensor(initial_state):", f"        initial_state = {{'{states[0]}': initial_state}}"]
-        passed = "".join(f"{c}={c}, " for c in consts)
-        lines += [f"    _out, _state = run({', '.join(names)}, {passed}initial_state=initial_state,",
-                  "                     output_final_state=output_final_state, sequences=_sequences, reverse=reverse)"]
-        lines.append("    return _out[0], _state" if len(self.outs) == 1 else "    return _out, _state")
-        return "\n".join([*lines, "", "", *self._run(own, consts, states), "", "", *self._step(names, consts)])
+        return "\n".join([*self._run(own, consts, states), "", "", *range_check(self.p), "", "", *call_lines(self.p)])
 
     def _run(self, names: list[str], consts: list[str], states: list[str]) -> list[str]:
         """The same for programs: outs always a tuple, sequences as (first row, length)."""
@@ -282,20 +272,6 @@ class Module:
         lines = start_lines(self.states)
         sizes = [s for s in self._sizes() if not s.startswith("B,")] + [f"device = {first}.device"]
         return [*sizes, *lines] if lines else []
-
-    def _step(self, names: list[str], consts: list[str]) -> list[str]:
-        ins, params = [d.name for d in self.p.ins], [d.name for d in self.p.params]
-        lines = [f"def {self.name}_step(state, {', '.join(names)}{''.join(', ' + c + '=None' for c in consts)}):",
-                 '    """One token: tensors without the time axis; state None starts afresh."""']
-        given = [*(f"{n}.unsqueeze(1)" for n in ins), *params, *(f"{c}={c}" for c in consts)]
-        lines += [f"    _out, _state = run({', '.join(given)}, initial_state=state, output_final_state=True)",
-                  "    _out = tuple(_o.squeeze(1) for _o in _out)"]
-        return [*lines, f"    return {'_out[0]' if len(self.outs) == 1 else '_out'}, _state"]
-
-    def _signature_doc(self) -> str:
-        rows = [f"{d.name}: [{', '.join(['B, T, H' if d.role == 'in' else 'H', *d.dims])}]" for d in self._tensors()]
-        outs = [f"{o.name}: [{', '.join(['B, T, H', *o.dims])}]" for o in self.outs]
-        return f"{'; '.join(rows)} -> {'; '.join(outs)}, final states."
 
     def _const_lines(self) -> list[str]:
         from mixc.codegen.scalars import python_text

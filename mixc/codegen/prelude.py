@@ -10,6 +10,14 @@ def dot(a, b, OPERAND: tl.constexpr, PRECISION: tl.constexpr, x=None):
 
 
 @triton.jit
+def inside(index, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+    """Which entries of a block lie in their dim: all, where blocks divide it."""
+    if SIZE % BLOCK == 0:
+        return tl.full(index.shape, True, tl.int1)
+    return index < SIZE
+
+
+@triton.jit
 def span_sum(g, rows, REACH: tl.constexpr):
     """[t, s]: g[s+1] + ... + g[t] (REACH "excl": to t-1), -inf where t does not reach s.
 

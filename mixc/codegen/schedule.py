@@ -62,6 +62,7 @@ class _Problem:
 
     def __init__(self, big: list[Node], needs: dict[Node, set[Node]], held: set[Node], size: Callable[[Node], float],
                  kept: set[Node]):
+        rank = {n: i for i, n in enumerate(needs)}
         self.count = len(big)
         at = {n: i for i, n in enumerate(big)}
         tiles: dict[Node, int] = {}  # loads and held tiles, behind the statements
@@ -78,7 +79,7 @@ class _Problem:
         self.needs = []
         for n in big:
             found = 0
-            for a in matrices(n):
+            for a in sorted(matrices(n), key=rank.__getitem__):
                 i = at[a] if a in at else tiles.setdefault(a, self.count + len(tiles))
                 found |= 1 << i
             self.needs.append(found)

@@ -128,7 +128,7 @@ class Tiles:
         return tuple(sorted(node.dims, key=lambda d: self.rank.get(d, -1)))
 
     def inside(self, dim: str) -> str:
-        return f"{self.index(dim)} < {dim}"
+        return f"has_{dim}"
 
     def shape(self, dims: tuple[str, ...]) -> str:
         return "[" + ", ".join(self.block(d) for d in dims) + "]"
@@ -335,8 +335,7 @@ class Tiles:
         code = self.whole(node, order) if repeated else self.ref(node, order)
         for d in feature_dims(node):
             if (over is None or d in over) and not zero_padded(node, d):
-                code = f"tl.where({self._align(self.inside(d), (d,), order)}, {code}, 0.0)".replace(
-                    f"{self.inside(d)}[", f"({self.inside(d)})[")
+                code = f"tl.where({self._mask_of(d, order)}, {code}, 0.0)"
         return code
 
     def _summed(self, code: str, over: tuple[str, ...], summed: list[str], fn: str = "tl.sum") -> str:
@@ -356,7 +355,7 @@ class Tiles:
         return self._summed(code, self.order(x), over, fn)
 
     def _mask_of(self, d: str, dims: tuple[str, ...]) -> str:
-        return self._align(f"({self.inside(d)})", (d,), dims)
+        return self._align(self.inside(d), (d,), dims)
 
     def _max(self, node: Node) -> str:
         return self._extremum(node, "tl.max", "float('-inf')")

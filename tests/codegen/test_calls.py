@@ -1,0 +1,102 @@
+"""The functions of an emitted module, as a user calls them, against the mixer itself."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import mixc
+from mixc.codegen.config import Config, Tile
+from mixc.codegen.offline import load_text
+
+CONFIG = Config((("fwd", Tile(16)), ("bwd", Tile(16))), segment=16)
+_modules = {}
+
+
+def emitted(name):
+    if name not in _modules:
+        _modules[name] = load_text(mixc.load(name).emit(config=CONFIG), name)
+    return getattr(_modules[name], name), getattr(_modules[name], name + "_step")
+
+
+def inputs(name, T=20, B=2, H=2, size=16):
+    from mixc.runtime.draw import draw
+
+    mixer = mixc.load(name)
+    drawn = draw(mixer.declared, B=B, T=T, H=H, sizes={d.name: size for d in mixer.declared.dims})
+    return {n: x.float() for n, x in drawn.items()}
+
+
+def same(a, b):
+    torch.testing.assert_close(a.double(), b.double(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", ["mask", "mask reverse", "mask cu", "cu reverse", "reverse"])
+def test_which_tokens_there_are(options):
+    run, _ = emitted("simple_gla")
+    B = 1 if "cu" in options else 2
+    x = inputs("simple_gla", B=B)
+    torch.manual_seed(0)
+    given = {"reverse": "reverse" in options}
+    if "mask" in options:
+        given["mask"] = torch.rand(B, 20) > 0.4
+    if "cu" in options:
+        given["cu_seqlens"] = torch.tensor([0, 0, 7, 20])
+    leaves = {n: t.clone().requires_grad_() for n, t in x.items()}
+    exact = {n: t.clone().requires_grad_() for n, t in x.items()}
+    o, state = run(**leaves, output_final_state=True, check=True, **given)
+    want, want_state = mixc.load("simple_gla")(**exact, output_final_state=True, backend="reference", **given)
+    same(o, want)
+    same(state["S"], want_state["S"])
+    cot = torch.randn(o.shape)
+    (o * cot).sum().backward()
+    (want * cot).sum().backward()
+    for n in x:
+        same(leaves[n].grad, exact[n].grad)
+
+
+def test_no_axis_of_heads_and_a_step():
+    run, step = emitted("simple_gla")
+    x = {n: t[:, :, 0] for n, t in inputs("simple_gla", H=1).items()}
+    whole, last = run(**x, output_final_state=True)
+    want, want_state = mixc.load("simple_gla")(**x, backend="reference", output_final_state=True)
+    same(whole, want)
+    same(last["S"], want_state["S"])
+    _, state = run(**{n: t[:, :19] for n, t in x.items()}, output_final_state=True)
+    o, state = step(state, **{n: t[:, 19] for n, t in x.items()})
+    same(o, want[:, 19])
+    same(state["S"], want_state["S"])
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"q": torch.zeros(2, 20, 2)}, r"`q`: expected \[B, T, H, K\], got"),
+    ({"k": torch.zeros(2, 20, 2, 17)}, "`k`: expected .* with K = 16"),
+    ({"v": torch.zeros(2, 20, 2, 16, dtype=torch.float64)}, "`v`: expected .* of bf16, fp16 or fp32, got torch.float64"),
+    ({"initial_state": torch.zeros(2, 2, 16, 5)}, "`initial_state`: expected S"),
+    ({"initial_state": {"Z": torch.zeros(1)}}, "no state `Z`"),
+    ({"mask": torch.zeros(2, 20)}, "`mask`: expected bool"),
+    ({"cu_seqlens": torch.tensor([0, 20])}, "`cu_seqlens`"),
+    ({"g": torch.ones(2, 20, 2), "check": True}, "`g`: expected g <= 0"),
+])
+def test_bad_input_is_named(change, words):
+    run, _ = emitted("simple_gla")
+    with pytest.raises(ValueError, match=words):
+        run(**{**inputs("simple_gla"), **change})
+
+
+def test_the_file_needs_torch_and_triton_only(tmp_path):
+    (tmp_path / "kernels.py").write_text(mixc.load("retnet").emit(config=CONFIG))
+    program = ("import sys, torch\nsys.modules['mixc'] = None\nimport kernels\n"
+               "x = torch.randn(1, 5, 2, 16)\no, _ = kernels.retnet(x, x, x, -torch.rand(2))\nassert o.isfinite().all()\n")
+    env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(tmp_path)}
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr[-1500:]
+
+
+def test_text_is_deterministic():
+    program = "import mixc, hashlib; print(hashlib.sha256(mixc.load('mlstm').emit().encode()).hexdigest())"
+    found = {subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
+                            env={**os.environ, "PYTHONHASHSEED": seed}).stdout for seed in "12"}
+    assert len(found) == 1 and len(found.pop()) == 65
