@@ -63,13 +63,10 @@ def safe(name: str) -> str:
 
 
 class KernelWriter:
-    """Builds the text of a launch; `write()` returns the Kernel.
+    """Builds the text of a launch; `write()` returns the Kernel."""
 
-    Args:
-        sizes: of blocks (rows: "_t"), by which statements are ordered."""
-
-    def __init__(self, launch: Launch, sizes: Mapping[str, int] | None = None):
-        self.launch, self.program, self.sizes = launch, launch.program, defaultdict(lambda: 64, sizes or {ROW: 16})
+    def __init__(self, launch: Launch):
+        self.launch, self.program = launch, launch.program
         self.alive: list[list[tuple[tuple[str, ...], float]]] = []
         nodes = launch.nodes()
         self.varying = _varying(nodes, launch)
@@ -186,7 +183,7 @@ class KernelWriter:
         def part(n: Node) -> float:
             """Of a register, for one number of a matrix; loads and operands have half the bits."""
             return 0.0 if len(n.dims) < 2 else 0.5 if n not in held and (not n.args or n in tiles.operands) else 1.0
-        found = schedule(roots, held, lambda n: part(n) * numbers(n.dims, self.sizes), tiles.grouped, kept)
+        found = schedule(roots, held, lambda n: part(n) * numbers(n.dims, _NOMINAL), tiles.grouped, kept)
         self.alive += [[(n.dims, part(n)) for n in tiles] for tiles in found.alive]
         return found.statements
 
@@ -389,6 +386,9 @@ class KernelWriter:
         for s in sums:
             lines.append(self._store_state(f"{s.name}_sum", f"{s.name}_ptr", "seq * H + head", s.dims))
         return lines
+
+
+_NOMINAL = defaultdict(lambda: 64, {ROW: 16})  # sizes of blocks by which statements are ordered
 
 
 def numbers(dims: tuple[str, ...], sizes: Mapping[str, int]) -> int:

@@ -7,8 +7,7 @@ which come from the launches, and the names, which are the spec's own.
 from __future__ import annotations
 
 import keyword
-from collections.abc import Iterable, Mapping
-from copy import copy
+from collections.abc import Iterable
 
 from mixc.codegen.calls import HOST as CALLS
 from mixc.codegen.calls import call_lines, range_check, tables
@@ -19,7 +18,6 @@ from mixc.codegen.prelude import PRELUDE
 from mixc.codegen.starts import start_lines
 from mixc.codegen.triton_scan import scan_prelude
 from mixc.codegen.triton_span import span_prelude
-from mixc.ir.node import ROW
 from mixc.ir.program import Decl, Program
 from mixc.passes.partition import fused_backward, fused_forward
 
@@ -40,16 +38,6 @@ class Module:
     @property
     def kernels(self) -> dict[str, Kernel]:
         return {"fwd": self.fwd, "bwd": self.bwd}
-
-    def order(self, config: Config, sizes: Mapping[str, int]) -> Module:
-        """The same, the statements of its kernels ordered for the tiles of `config`; `sizes`: of dims."""
-        def written(name: str, kernel: Kernel) -> Kernel:
-            tile = config.tile(name)
-            blocks = {d: tile.block(d, sizes.get(d, 64)) for d in kernel.dims}
-            return KernelWriter(kernel.launch, {ROW: tile.chunk, **blocks}).write()
-        found = copy(self)
-        found.fwd, found.bwd = written("fwd", self.fwd), written("bwd", self.bwd)
-        return found
 
     # ------------------------------------------------------------ text
     def text(self, config: Config) -> str:

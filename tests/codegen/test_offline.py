@@ -1,7 +1,6 @@
 """Emitted kernels compile for GPUs that are not here. Triton must not interpret: a process of its own."""
 
 import os
-import re
 import subprocess
 import sys
 
@@ -18,9 +17,8 @@ made = kernels(step)
 for target in targets:
     shape = {d.name: d.size or int(size) for d in step.dims}
     config = default_config(step, target, shape, "bf16")
-    ordered = made.order(config, shape)
-    module = load_text(ordered.text(config))
-    for launch, kernel in ordered.kernels.items():
+    module = load_text(made.text(config))
+    for launch, kernel in made.kernels.items():
         sizes = {d: shape[d] for d in kernel.dims}
         print(compile_kernel(module, kernel, sizes, config.tile(launch), target=target, segment=config.segment))
 '''
@@ -34,18 +32,10 @@ def compiled(name, *targets, size=64):
     return run.stdout
 
 
-def spills(text):
-    return [int(x) for x in re.findall(r"spill=(\d+)", text)]
-
-
-def test_simple_gla_compiles_for_sm_90_without_spills():
-    text = compiled("simple_gla", "sm_90")
-    assert text.count("wgmma") == 2 and spills(text) == [0, 0], text
-
-
-def test_a_head_of_128_spills_16_bytes_at_most():
-    text = compiled("simple_gla", "sm_90", size=128)
-    assert spills(text)[0] == 0 and spills(text)[1] <= 16, text
+@pytest.mark.parametrize("size", [64, 128])
+def test_simple_gla_compiles_for_sm_90_without_spills(size):
+    text = compiled("simple_gla", "sm_90", size=size)
+    assert text.count("wgmma") == 2 and text.count("spill=0,") == 2, text
 
 
 @pytest.mark.slow
