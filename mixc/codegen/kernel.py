@@ -366,7 +366,7 @@ class KernelWriter:
 
     def _loop(self) -> list[str]:
         if self.launch.loop == "tokens":
-            return ["for row_at in range(0, length):", _indented("row = row_at.to(tl.int64) * SIGN", 1).rstrip("\n"),
+            return ["for row_at in range(0, length):", _indented("row = tl.cast(row_at, tl.int64) * SIGN", 1).rstrip("\n"),
                     *[_indented(line, 1).rstrip("\n") for line in self.body]]
         lines = ["chunks = tl.cdiv(length, C)"]
         if self.launch.starts:

@@ -18,8 +18,9 @@ from mixc.codegen.prelude import PRELUDE
 from mixc.codegen.starts import start_lines
 from mixc.codegen.triton_scan import scan_prelude
 from mixc.codegen.triton_span import span_prelude
+from mixc.errors import SpecError
 from mixc.ir.program import Decl, Program
-from mixc.passes.partition import fused_backward, fused_forward
+from mixc.passes.partition import fused_backward, fused_forward, token_loop
 
 LICENSE = "SPDX-License-Identifier: Apache-2.0"
 
@@ -27,8 +28,10 @@ LICENSE = "SPDX-License-Identifier: Apache-2.0"
 class Module:
     """The module of a spec, from its chunk program and that program's backward: the kernels, then the text."""
 
-    def __init__(self, forward: Program, backward: Program):
+    def __init__(self, forward: Program, backward: Program, step: Program | None = None):
+        """`step`: what happens to one token, for a kernel that decodes (None: the chunk's kernel does)."""
         self.p = forward
+        self.token = _token_kernel(step) if step is not None and step.decls == forward.decls else None
         self.bwd = KernelWriter(fused_backward(forward, backward)).write()
         self.starts = self.bwd.launch.starts
         self.fwd = KernelWriter(fused_forward(forward, self.starts)).write()
@@ -43,7 +46,8 @@ class Module:
     def text(self, config: Config) -> str:
         """The file, its launches with the sizes of `config`."""
         self.config = config
-        kernels = [self.fwd.text, "\n\n", self.bwd.text, "\n\n"]
+        token = [self.token.text, "\n\n"] if self.token else []
+        kernels = [self.fwd.text, "\n\n", *token, self.bwd.text, "\n\n"]
         parts = [self._head(), HOST, CALLS, PRELUDE, scan_prelude("".join(kernels)),
                  span_prelude("".join(kernels)), "\n", *kernels, self._function(),
                  "\n\n", self._calls()]
@@ -56,6 +60,7 @@ class Module:
             lines += [*doc.splitlines(), ""]
         lines += [LICENSE, '"""', "import collections", "import math", "import os", "", "import torch", "import triton", "import triton.language as tl", "",
                   f"FORWARD = {self._tile(self.fwd, 'fwd')}", f"BACKWARD = {self._tile(self.bwd, 'bwd')}",
+                  *([f"STEP = {self._tile(self.token, 'step')}  # one token"] if self.token else []),
                   *([f"SEGMENT = {self.config.segment}  # rows from one kept state to the next"] if self.starts else []),
                   *tables(self.p)]
         return "\n".join(lines) + "\n"
@@ -131,7 +136,13 @@ class Module:
             lines.append(f"has_initial = {' or '.join(f'{n} is not None' for n in initial)}")
             lines += [f"if has_initial:\n    {s.name}_initial = {s.name}_final.new_zeros({s.name}_final.shape) "
                       f"if {s.name}_initial is None else {s.name}_initial.contiguous()" for s in self.states]
-        lines += self._launch(self.fwd, "tile")
+        whole = self._launch(self.fwd, "tile")
+        if self.token:
+            one = [*self._blocks(self.token, "STEP"), *self._launch(self.token, "STEP")]
+            lines += ["if seqs.T == 1 and not seqs.ragged and not any(ctx.needs_input_grad):", *_indent(one, 1), "else:",
+                      *_indent(whole, 1)]
+        else:
+            lines += whole
         outs = [o.name for o in self.outs] + [f"{s.name}_final" for s in self.states]
         saved = [*names, *(f"{s}_starts" for s in self.starts), *(["segment_at"] if self.starts else [])]
         lines += [f"ctx.save_for_backward({', '.join(saved)})",
@@ -280,6 +291,13 @@ def _sizes_in(c: Decl) -> Iterable[str]:
 
     assert c.init is not None
     return (n.attr("dim") for n in postorder([c.init]) if n.op == "size")
+
+
+def _token_kernel(step: Program) -> Kernel | None:
+    try:
+        return KernelWriter(token_loop(step)).write()
+    except SpecError:  # an op without tiles: the chunk's kernel runs single tokens too
+        return None
 
 
 def _camel(name: str) -> str:

@@ -63,7 +63,7 @@ def kernels(step: Program) -> Module:
     from mixc.passes.differentiate import differentiate
 
     forward = chunk(classify(step))
-    return Module(*(with_inverses(p) for p in (forward, differentiate(forward))))
+    return Module(with_inverses(forward), with_inverses(differentiate(forward)), step)
 
 
 def default_config(step: Program, target: str, shape: Mapping[str, int], dtype: str) -> Config:

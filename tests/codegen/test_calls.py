@@ -70,6 +70,20 @@ def test_no_axis_of_heads_and_a_step():
     same(state["S"], want_state["S"])
 
 
+@pytest.mark.parametrize("name", ["simple_gla", "mlstm", "mamba2", "gated_delta_rule", "hgrn"])
+def test_steps_without_gradients_are_a_kernel_of_their_own(name):
+    _, step = emitted(name)
+    assert f"{name}_token[" in _modules[name].__loader__.get_source(_modules[name].__name__)
+    x, mixer, state, want_state = inputs(name, T=3), mixc.load(name), None, None
+    for t in range(3):
+        token = {n: v[:, t] if mixer.declared.decl(n).role == "in" else v for n, v in x.items()}
+        o, state = step(state, **token)
+        want, want_state = mixer.step(want_state, **token, backend="reference")
+        same(o, want)
+        for n in state:
+            same(state[n], want_state[n])
+
+
 @pytest.mark.parametrize(("change", "words"), [
     ({"q": torch.zeros(2, 20, 2)}, r"`q`: expected \[B, T, H, K\], got"),
     ({"k": torch.zeros(2, 20, 2, 17)}, "`k`: expected .* with K = 16"),
