@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from mixc.codegen.notation import formula, is_decay, span_formula
 from mixc.codegen.schedule import schedule, source
 from mixc.codegen.tiles import Tiles, refuse
 from mixc.codegen.triton_span import FUNCTIONS
@@ -88,7 +89,15 @@ class KernelWriter:
 
     # ------------------------------------------------------------ values
     def _emit(self, node: Node, line: str) -> None:
-        (self.body if node in self.varying else self.before).append(line)
+        lines = self.body if node in self.varying else self.before
+        if is_decay(node) and (words := span_formula(node, self.tiles.names.get(node, ""))):
+            lines.append(f"# {words}")
+        lines.append(line)
+
+    def _formula(self, name: str, value: Node) -> list[str]:
+        """A comment: what is stored or carried, in the language's notation."""
+        text = formula(value, self.tiles.names)
+        return [f"# {name} = {text}"] if text and text != name else []
 
     def _leaf(self, node: Node) -> str:
         if node in self.carry_of:
@@ -166,6 +175,7 @@ class KernelWriter:
     def _assign(self, targets: list[tuple[str, Node, tuple[str, ...]]]) -> None:
         """Carried tiles get their next values, all at once."""
         new = [(name, self.tiles.ref(value, self.tile(dims))) for name, value, dims in targets]
+        self.body += [line for name, value, _ in targets for line in self._formula(name + "'", value)]
         new = [(name, code) for name, code in new if code != name]
         if len(new) > 1:
             self.body += [f"{name}_next = {code}" for name, code in new]
@@ -245,7 +255,7 @@ class KernelWriter:
             if not force and source(s.value) not in self.tiles.names:
                 waiting.append(s)
             elif s.kind == "rows":
-                self.body += self._store_rows(s)
+                self.body += [*self._formula(s.name, s.value), *self._store_rows(s)]
             else:
                 self.body.append(f"{s.name}_sum += {self.tiles.whole(s.value, self.tile(s.dims))}")
         return waiting
