@@ -11,7 +11,7 @@ def test_products_of_matrices_stand_in_brackets_beside_products_entry_by_entry()
     S = mixc.load("simple_gla").declared.decl("S").leaf()
     read = contract(K, S, "V")
     assert formula(read * V + V * 2.0, {}) == "(q @ S) * v + v * 2"
-    assert formula(read - (V - read), {}) == "(q @ S) - (v - (q @ S))"
+    assert formula(read - (V - read), {}) == "q @ S - (v - (q @ S))"
 
 
 def test_what_fills_more_than_a_line_is_cut_at_products_that_have_names():
