@@ -117,7 +117,8 @@ def _example(folder: Path, mixer: mixc.Mixer, tiny: bool) -> dict[str, Any]:
 
 def _cases(mixer: mixc.Mixer, tiny: bool) -> list[dict[str, Any]]:
     """Small, with a state before; the usual sizes; ragged with empties, grouped heads, reversed, odd sizes."""
-    small = dict(title="tiny", size=64, dims=dim_sizes(mixer.declared), B=2, T=21, H=2, before=True)
+    uneven = dim_sizes(mixer.declared, None, (20, 7, 33, 4))  # some of one tile's least size, some of more
+    small = dict(title="tiny", size=64, dims=uneven, B=2, T=21, H=2, before=True)
     if tiny:
         return [small]
     odd = dim_sizes(mixer.declared, None, ODD)
