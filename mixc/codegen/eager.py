@@ -54,7 +54,7 @@ def loop_text(program: Program, sizes: dict[str, int], consts: dict[str, float],
               ) -> tuple[str, dict[str, Tensor], dict[str, Tensor]]:
     """The text of `loop(*ins, *params, *states)`, every tensor [B, ..., H, ...], params [1, H, ...], which gives a
     list of outs; the constants it names (and torch, F, REAL: its dtype); and the initial states [1, 1, dims...]."""
-    writer = _Writer(program, sizes, consts, dtype)
+    writer = Writer(program, sizes, consts, dtype)
     return writer.text(), writer.constants, _starts(program, sizes, consts, dtype)
 
 
@@ -78,7 +78,7 @@ def _env(sizes: dict[str, int], consts: dict[str, float], dtype: torch.dtype) ->
     return Env(lambda n: torch.full((1, 1), consts[n.attr("name")], dtype=dtype), sizes, dtype=dtype, batch=2)
 
 
-class _Writer:
+class Writer:
     def __init__(self, program: Program, sizes: dict[str, int], consts: dict[str, float], dtype: torch.dtype):
         self.p = program
         self.constants: dict[str, Tensor] = {}
@@ -86,19 +86,26 @@ class _Writer:
         self.names: dict[Node, str] = {}
         self.varies: set[Node] = set()
 
-    def text(self) -> str:
+    def body(self) -> list[str]:
+        """The lines of one token; sets what they name and what varies."""
         p = self.p
         roots = [p.result("out", d.name) for d in p.outs] + [p.result("next", d.name) for d in p.states]
         order = list(postorder(roots))
         for node in order:
             if node.op in _VARYING or any(a in self.varies for a in node.args):
                 self.varies.add(node)
-        ins, states = [d.name for d in p.ins], [d.name for d in p.states]
         self.names = {d.leaf(): d.name + "_" for d in (*p.ins, *p.params, *p.states)}
         self.names |= {n: "pos_" for n in order if n.op == "pos"}
         looked = list(dict.fromkeys(n.args[0] for n in order if n.op in ("lag", "window")))
         self.past = {n: f"past{i}" for i, n in enumerate(looked)}
-        body = [self._line(n) for n in order if n in self.varies and n.args]
+        return self.lines([n for n in order if n in self.varies and n.args], roots)
+
+    def lines(self, order: list[Node], roots: list[Node]) -> list[str]:
+        return [self._line(n) for n in order]
+
+    def text(self) -> str:
+        p, body = self.p, self.body()
+        ins, states = [d.name for d in p.ins], [d.name for d in p.states]
         args = ", ".join(f"{n}_" for n in (*ins, *(d.name for d in p.params), *states))
         rows = ", ".join(f"{n}_.unbind(1)" for n in ins)
         lines = [f"def loop({args}):", "    found = []", *(f"    {x} = []" for x in self.past.values()),
@@ -124,13 +131,16 @@ class _Writer:
         """The name of a value; what does not vary is a number, or a tensor formed once."""
         if node in self.varies:
             return self.names[node]
-        value = evaluate([node], self.env)[0]
+        value = self._constant(node)
         if plain and not node.dims:
             number = value.item()
             return repr(number) if not isinstance(number, float) or math.isfinite(number) else f"float('{number}')"
         name = f"c{len(self.constants)}"
         self.constants[name] = value
         return name
+
+    def _constant(self, node: Node) -> Tensor:
+        return evaluate([node], self.env)[0]
 
     def _as(self, node: Node, want: tuple[str, ...], plain: bool = False) -> str:
         """The value of `node` as [B, H, want...], of size 1 where it lacks a dim."""

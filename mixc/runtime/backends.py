@@ -18,6 +18,7 @@ from mixc.errors import Diagnostic, InputError, SpecError
 from mixc.passes.planes import is_complex
 from mixc.runtime import cells, chunked, context, planes, sequential
 from mixc.runtime.call import Call
+from mixc.runtime.once import differentiable_once
 
 if TYPE_CHECKING:
     from mixc.runtime.mixer import Mixer
@@ -41,8 +42,8 @@ def torch_backend(mixer: Mixer, call: Call) -> Results:
         for note in mixer.notes:
             warnings.warn(str(note), stacklevel=5)
     if not mixer.form:  # nothing is carried: all tokens at once
-        return sequential.run(call)
-    return context.run(call, lambda c: _of_planes(c, cells.run))
+        return sequential.run(differentiable_once(call))
+    return context.run(differentiable_once(call), lambda c: _of_planes(c, cells.run))
 
 
 def _of_planes(call: Call, run: Callable[[Call], Results]) -> Results:
@@ -60,7 +61,7 @@ def triton_backend(mixer: Mixer, call: Call) -> Results:
         raise no_kernels(mixer)
     if importlib.util.find_spec("triton") is None:
         raise SpecError(Diagnostic("MX311", "triton is not installed", help='backend="torch" needs none'))
-    return context.run(call, lambda c: _of_planes(c, lambda real: run(mixer, real)))
+    return context.run(differentiable_once(call), lambda c: _of_planes(c, lambda real: run(mixer, real)))
 
 
 def no_kernels(mixer: Mixer) -> SpecError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from mixc.runtime.call import Call
 from mixc.runtime.compiled import Compiled, compiled
 from mixc.runtime.once import refuse_again
 from mixc.runtime.segments import Band, Block, Group, Layout
-from mixc.runtime.workspace import Kept, Workspace
+from mixc.runtime.workspace import Kept, Workspace, hooked
 
 Tensor = torch.Tensor
 Put = Callable[[str, str, tuple[str, ...], Tensor, Block], None]  # takes a result (role, name, axes, value, block)
@@ -46,16 +47,17 @@ def run(call: Call, C: int | None = None) -> tuple[dict[str, Tensor], dict[str, 
 class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, run: _Run, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.run = run
-        outs, finals, ctx.kept = run.forward(list(tensors))
-        ctx.save_for_backward(*tensors)
+        outs, finals, kept = run.forward(list(tensors))
+        ctx.run = run.emptied()  # what the graph holds, hooks see
+        ctx.save_for_backward(*tensors, *kept)
         return (*outs, *finals)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        run, tensors = ctx.run, list(ctx.saved_tensors)
+        run, needs, saved = ctx.run, ctx.needs_input_grad[1:], list(ctx.saved_tensors)
+        tensors = saved[:len(needs)]
         with torch.autocast(run.call.device.type, enabled=False), torch.no_grad():
-            grads = run.backward(tensors, ctx.kept, list(cotangents), ctx.needs_input_grad[1:])
+            grads = run.backward(tensors, saved[len(needs):], list(cotangents), needs)
         return (None, *(refuse_again(grads, tensors) if torch.is_grad_enabled() else grads))
 
 
@@ -110,11 +112,16 @@ class _Run:
         self.finite = call.device.type == "cpu" and all(_finite(x) for d, x in _given(call) if _open_ended(d))
         # what has a matrix a row lies with the longest dim inside
         self.order = tuple(sorted(call.sizes, key=lambda n: call.sizes[n])) if code.single else ()
-        self.memory = Kept()
+        self.memory = Kept(pooled=not hooked())
         self.layout = Layout(call.rows, call.H, self.C, triple, call.device,
                              1 if code.single else SCAN_BYTES if code.scans else SEGMENT_BYTES,
                              1 if self.borrow else BAND_BYTES)
         self.common = {**self.shape, "dtype": call.dtype, "device": call.device}
+
+    def emptied(self) -> _Run:
+        """Without the tensors of its call."""
+        self.call = replace(self.call, ins={}, params={}, states0={}, lags0={})
+        return self
 
     # ------------------------------------------------------------ what both directions give a segment
     def _constants(self, s: Segment, params: list[Tensor]) -> dict[str, Any]:

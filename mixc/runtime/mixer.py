@@ -13,9 +13,8 @@ from mixc.errors import Diagnostic, InputError, Source, SpecError
 from mixc.ir.program import Program
 from mixc.passes.context import has_context
 from mixc.passes.planes import is_complex
-from mixc.runtime import arguments, backends, checks, describe
+from mixc.runtime import arguments, backends, checks, describe, library, quick
 from mixc.runtime.call import Call, histories
-from mixc.runtime.once import once
 
 if TYPE_CHECKING:
     from mixc.codegen.config import Config
@@ -40,18 +39,52 @@ class Mixer:
         self._spec, self._source = spec, source
         self._specialised: dict[Any, tuple[Program, dict[str, float]]] = {}
         self._programs: dict[Any, Program] = {}
+        self._seen: dict[Any, quick.Seen] = {}  # calls by the shapes of their tensors
         self.noted = False  # whether the notes on a slow form were said
         self.declared: Program = spec if isinstance(spec, Program) else _elaborate_anyhow(spec)
         self.__name__ = self.__qualname__ = self.declared.name
         self.__doc__ = describe.documentation(self.declared)
         self.__signature__ = describe.signature(self.declared)
+        self._outs_type = outs_type(self.__name__, tuple(d.name for d in self.declared.outs))
+        self._slots = library.Slots(self)
 
     # ------------------------------------------------------------ running
     def __call__(self, *args: Any, **options: Any) -> tuple[Any, State | None]:
-        given = _split(options)
-        call = arguments.bind(self, args, given, options)
-        outs, states = self._run(call, options.get("backend", "auto"))
+        if torch.compiler.is_compiling():
+            return library.call(self, args, options, token=False)
+        if torch._C._are_functorch_transforms_active():
+            raise InputError(f"{self.__name__}: torch.func transforms (grad, vmap, ...) do not go through a mixer; "
+                             "batch is its first axis, and torch.autograd.grad gives gradients")
+        return self._eager(args, options)
+
+    @property
+    def operator(self) -> Any:
+        """The call as an operator of torch, `torch.ops.mixc.NAME_KEY`: what compiled graphs and exports hold."""
+        library.registered(self._slots.key)
+        return getattr(torch.ops.mixc, self._slots.key).default
+
+    def operator_args(self, *args: Any, **options: Any) -> tuple[Any, ...]:
+        """The operator's arguments for those of a call."""
+        return tuple(self._slots.flat(args, options, False))
+
+    def _eager(self, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, State | None]:
+        key = quick.key(args, options)
+        seen = self._seen.get(key)
+        if seen is not None:
+            call, name = seen.call(args, options, options.get("initial_state")), seen.backend
+        else:
+            given = _split(options)
+            call = arguments.bind(self, args, given, options)
+            name = backends.choose(self, options.get("backend", "auto"), call.device)
+            self._remember(key, call, name, False)
+        outs, states = backends.BACKENDS[name](self, call)
         return self._outs(outs, call), self._states(states, call) if call.want_state else None
+
+    def _remember(self, key: Any, call: Call, backend: str, token: bool) -> None:
+        if key is not None:
+            if len(self._seen) >= 256:
+                self._seen.clear()
+            self._seen[key] = quick.Seen(self, call, backend, token)
 
     def step(self, state: State | Tensor | None, /, *args: Any, **options: Any) -> tuple[Any, State]:
         """One token: ins [B, H, …], params and consts as in a call; state None starts afresh.
@@ -59,6 +92,17 @@ class Mixer:
         Returns:
             (o, state), o without T; the state dict after the token.
         """
+        if torch.compiler.is_compiling():
+            return library.call(self, args, {**options, "initial_state": state}, token=True)
+        return self._eager_step(state, args, options)
+
+    def _eager_step(self, state: State | Tensor | None, args: tuple[Any, ...], options: dict[str, Any]
+                    ) -> tuple[Any, State]:
+        key = quick.key(args, options, state)
+        key = None if key is None else (*key, "step")
+        seen = self._seen.get(key)
+        if seen is not None and seen.step is not None:
+            return seen.step(seen.tensors(args, options), state)  # type: ignore[return-value]
         given = _split(options)
         wrong = sorted(set(options) - {"check", "backend"})
         if wrong:
@@ -66,14 +110,10 @@ class Mixer:
                              "one token has neither rows nor direction")
         options |= {"initial_state": state, "output_final_state": True}
         call = arguments.bind(self, args, given, options, token=True)
-        outs, states = self._run(call, options.get("backend", "auto"))
+        name = backends.choose(self, options.get("backend", "auto"), call.device)
+        self._remember(key, call, name, True)
+        outs, states = backends.BACKENDS[name](self, call)
         return self._outs({name: o.squeeze(1) for name, o in outs.items()}, call, axis=1), self._states(states, call)
-
-    def _run(self, call: Call, backend: Any) -> backends.Results:
-        name = backends.choose(self, backend, call.device)
-        if name != "reference" and torch.is_grad_enabled():
-            call = _differentiable_once(call)
-        return backends.BACKENDS[name](self, call)
 
     def _outs(self, outs: State, call: Call, axis: int = 2) -> Any:
         values = [outs[d.name].to(call.out_dtypes[d.name]) for d in call.program.outs]
@@ -107,14 +147,21 @@ class Mixer:
     def _elaborated(self, sizes: dict[str, int], values: dict[str, float]) -> Program:
         if isinstance(self._spec, Program):
             return self._spec
-        from mixc.frontend import loop_dims, structural_consts
-
-        unrolled = {d: sizes[d] for d in loop_dims(self._spec)}
-        shaping = {c: values[c] for c in structural_consts(self._spec)}
+        dims, consts = self.shaped_by
+        unrolled, shaping = {d: sizes[d] for d in sorted(dims)}, {c: values[c] for c in sorted(consts)}
         key = (tuple(unrolled.items()), tuple(shaping.items()))
         if key not in self._programs:
             self._programs[key] = _elaborate(self._spec, unrolled, shaping)
         return self._programs[key]
+
+    @cached_property
+    def shaped_by(self) -> tuple[frozenset[str], frozenset[str]]:
+        """The dims and the consts that the step itself depends on."""
+        if isinstance(self._spec, Program):
+            return frozenset(), frozenset()
+        from mixc.frontend import loop_dims, structural_consts
+
+        return frozenset(loop_dims(self._spec)), frozenset(structural_consts(self._spec))
 
     @cached_property
     def _staged(self) -> Program:
@@ -240,15 +287,6 @@ def _elaborate(spec: MixerSyntax, sizes: dict[str, int], consts: dict[str, float
     from mixc.frontend import elaborate
 
     return elaborate(spec, sizes or None, consts or None)
-
-
-def _differentiable_once(call: Call) -> Call:
-    from dataclasses import replace
-
-    def wrap(xs: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: once(x) for name, x in xs.items()}
-    return replace(call, ins=wrap(call.ins), params=wrap(call.params), states0=wrap(call.states0),
-                   lags0=wrap(call.lags0))
 
 
 @cache

@@ -51,6 +51,11 @@ class Workspace:
         return self.frames[key]
 
 
+def hooked() -> bool:
+    """Do hooks take away what graphs keep (to move it, or to form it again)?  Then it belongs to them alone."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
 POOL_BYTES = 1 << 26
 _lock = threading.Lock()
 _pool: dict[tuple[object, ...], list[Tensor]] = {}
@@ -60,10 +65,13 @@ _pooled = 0
 class Kept:
     """Tensors that live as long as this object, which nobody else may hold."""
 
-    def __init__(self) -> None:
+    def __init__(self, pooled: bool = True) -> None:
         self.mine: list[Tensor] = []
+        self.pooled = pooled
 
     def empty(self, shape: list[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        if not self.pooled:
+            return torch.empty(shape, dtype=dtype, device=device)
         global _pooled
         key, numel = (math.prod(shape), dtype, device), math.prod(shape)
         with _lock:
