@@ -7,6 +7,9 @@ A layer looks its operator up in its own module, so the line is
 
     fla.layers.gla.chunk_gla = operator(mixc.load("gla"))
 
+The layers asked for need no transformers, but `fla.layers` as a whole does: where it is not installed, `layer_module`
+imports the one file without the package's __init__.
+
 `operator` gives a mixer the arguments that fla's operators take; what fla folds into its kernels (unit norms of q and
 k, the gate from A_log and dt_bias, the sigmoid of beta) is a line of torch before the call.
 """
@@ -14,7 +17,10 @@ k, the gate from A_log and dt_bias, the sigmoid of beta) is a line of torch befo
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -35,6 +41,15 @@ LAYERS = {
     "kda": ("KimiDeltaAttention", "kda", "kda.naive:naive_recurrent_kda"),
     "rwkv6": ("RWKV6Attention", "rwkv6", "rwkv6.recurrent_naive:naive_recurrent_rwkv6"),
 }
+
+
+def layer_module(name: str) -> ModuleType:
+    """`fla.layers.<name>`."""
+    if find_spec("transformers") is None and "fla.layers" not in sys.modules:
+        folder = ModuleType("fla.layers")
+        folder.__path__ = [str(path) + "/layers" for path in importlib.import_module("fla").__path__]
+        sys.modules["fla.layers"] = folder
+    return importlib.import_module(f"fla.layers.{name}")
 
 
 def operator(mixer: mixc.Mixer) -> Operator:
@@ -134,6 +149,8 @@ def without_kernels(layer: torch.nn.Module) -> torch.nn.Module:
         for name, child in list(module.named_children()):
             if type(child).__name__ in swaps:
                 setattr(module, name, swaps[type(child).__name__](child))
+    if hasattr(layer, "gate_fn"):
+        layer.gate_fn = F.silu
     return layer
 
 
@@ -149,7 +166,7 @@ def compare(name: str, T: int = 70, device: str = "cuda" if torch.cuda.is_availa
             ) -> tuple[float, float]:
     """The worst relative RMS differences of a layer's output and gradients, with fla's operator and with the mixer."""
     title, mixer, stand_in = LAYERS[name]
-    module = importlib.import_module(f"fla.layers.{name}")
+    module = layer_module(name)
     torch.manual_seed(0)
     more: dict[str, Any] = {"mode": "chunk"}
     if name == "gated_deltanet":

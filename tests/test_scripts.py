@@ -29,3 +29,11 @@ def test_an_autoregression_finds_its_coefficients():
 @pytest.mark.slow
 def test_a_bidirectional_mamba_forecasts():
     assert script("bidirectional").main(60) < 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layer", ["simple_gla", "gla", "delta_net", "gated_deltanet", "kda", "rwkv6"])
+def test_a_mixer_stands_in_an_fla_layer(layer):
+    pytest.importorskip("fla")
+    out, grad = script("fla_layers").compare(layer, T=40)
+    assert out < 2e-6 and grad < 2e-5
