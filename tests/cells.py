@@ -72,6 +72,7 @@ KERNELS = Plan(AXES | _FEW, interpretable, 11, 40)
 # the interpreter runs the combine of a scan entry by entry: a hundred times slower than all else
 SCANS = Plan(AXES | _FEW | dict(length=(0, 1, 15, 16, 17, (0, 0, 3, 3, 20)), size=(5,), heads=("1", "2/1", "none")),
              allowed, 6, 10)
+CELLS = Plan(SCANS.axes, allowed, 30, 10)  # a token takes the interpreter as long as a chunk
 
 
 def label(cell: dict[str, Any]) -> str:

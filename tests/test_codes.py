@@ -16,7 +16,7 @@ from mixc.runtime.mixer import Mixer
 from tests.build import scalar_decay
 
 ROOT = Path(mixc.__file__).parent
-SEQUENTIAL = "mixer m(D) {\n    in x[D]\n    state h[D]\n    h = tanh(h + x)\n    out o[D] = h\n}\n"
+SEQUENTIAL = "mixer m(D, E) {\n    in x[D], y[E]\n    state h[D, E]\n    h = tanh(h + x * y)\n    out o[E] = x @ h\n}\n"
 TWO = "mixer a(D) {\n    in x[D]\n    out o[D] = x\n}\nmixer b(D) {\n    in x[D]\n    out o[D] = x\n}\n"
 
 
@@ -32,7 +32,7 @@ def without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # code: what raises it, words of the message
 CAUSES = {
-    "MX310": (lambda _: sequential()(torch.zeros(1, 3, 1, 2), backend="triton"), "no Triton kernels"),
+    "MX310": (lambda _: sequential()(*[torch.zeros(1, 3, 1, 2)] * 2, backend="triton"), "no Triton kernels"),
     "MX311": (lambda patch: (without_triton(patch), mixc.load("simple_gla")(
         *(torch.zeros(1, 2, 1, 3) for _ in "qkv"), torch.zeros(1, 2, 1), backend="triton")), "not installed"),
     "MX312": (lambda _: mixc.load("simple_gla").emit(target="abacus"), "no target"),

@@ -31,7 +31,8 @@ KNOWN = {
 
 
 def kernels(name):
-    return cells.SCANS if "scan" in load(name).form.values() else cells.KERNELS
+    forms = load(name).form.values()
+    return cells.CELLS if "sequential" in forms else cells.SCANS if "scan" in forms else cells.KERNELS
 
 
 def check(name, cell, backend):

@@ -103,8 +103,26 @@ def explain(step: Program) -> str:
                   "- kept for the backward: the inputs, and the state at the start of every chunk",
                   "- decode: the step on one token", "", "## Bytes and FLOPs of the products", "", *_costs(forward, backward)]
     else:
-        lines += ["", "It runs token by token; `mixer.why` names the term that decided it."]
+        lines += ["", "It runs token by token; `mixer.why` names the term that decided it.", *_cell(step, has_kernels(stages))]
     return "\n".join(lines) + "\n"
+
+
+def _cell(step: Program, kernels: bool) -> list[str]:
+    """What runs of a step that is not parallel over time."""
+    torch = "a loop over tokens in torch: what reads no state before it, gates that read one state in one product"
+    if not kernels:
+        return ["", "## What runs", "", f"- forward and backward: {torch}"] if step.states else []
+    from mixc.passes.cell_launches import cell_launches
+
+    made = cell_launches(step)
+    lines = ["", "## Its adjoint, from the last token to the first", "", "Rows t are sequences, all at the same token.", "",
+             "```", *equations(made.backward.program, "d"), "```", "", "## What runs", "",
+             "- forward and backward: one Triton kernel each over all tokens, states and weights of a head on chip, 16 "
+             f"sequences a program; on a CPU {torch}"]
+    kept = ", ".join(f"{s} (the out {k})" if k in {o.name for o in step.outs} else s for s, k in made.kept.items())
+    lines += [f"- kept for the backward: the inputs, and after every token {kept}"] * bool(kept)
+    weights = ", ".join(dict.fromkeys(f"d{p.param}" for p in made.products))
+    return lines + [f"- products over all tokens, a launch each: {weights}"] * bool(weights)
 
 
 def _costs(forward: Program, backward: Program) -> list[str]:

@@ -53,7 +53,7 @@ RESERVED = frozenset([
     "token", "starts", "lengths", "segment_at", "first_segment", "past", "past_row", "i", "SIGN", "RAGGED", "SEGMENT", "KEEP", "HAS_INITIAL",
     "STORE_FINAL", "OPERAND", "PRECISION", "STAGES", "print", "range", "float", "int", "min", "max", "abs", "any",
     "ctx", "seqs", "device", "count", "tile", "keep", "bound", "has_initial", "has_final", "parts", "initial",
-    "torch", "math", "os", "run", "block", "operand", "precision", "merged", "over_group", "features_packed",
+    "lane", "there", "group", "longest", "torch", "math", "os", "run", "block", "operand", "precision", "merged", "over_group", "features_packed",
     *FUNCTIONS, "Sequences", "FORWARD", "BACKWARD", "INTERPRETED",
 ])
 
@@ -288,12 +288,10 @@ class KernelWriter:
     def _assemble(self, sums: list[Store]) -> Kernel:
         launch = self.launch
         arguments = self._arguments(sums)
-        constexprs = [*self.dims, "C", *(f"B{d}" for d in self.dims), "SIGN", "RAGGED",
-                      *(["SEGMENT"] if launch.starts else []), *(["KEEP"] if not launch.reverse and launch.starts else []),
-                      *self._flags(), "OPERAND", "PRECISION",
-                      "STAGES"]
+        constexprs = [*self.dims, "C", *(f"B{d}" for d in self.dims), "SIGN", "RAGGED", *self._keeping(), *self._flags(),
+                      "OPERAND", "PRECISION", "STAGES"]
         # a length is no specialisation key; strides of rows of numbers vary with it, those of features stay aligned
-        fixed = ["T", *(f"{name}_sb" for name, d in self.loaded.items() if d.role == "in" and not d.dims)]
+        fixed = [*(n for n in ("T", "count") if n in arguments), *(f"{name}_sb" for name, d in self.loaded.items() if d.role == "in" and not d.dims)]
         head = f"@triton.jit(do_not_specialize={fixed!r})\ndef {launch.name}(\n"
         head += _wrapped(arguments) + _wrapped([f"{c}: tl.constexpr" for c in constexprs]) + "):\n"
         lines = [*self._where(), *self.before, *self._initial(sums), *self._loop(), *self._final(sums)]
@@ -302,6 +300,10 @@ class KernelWriter:
 
     def _flags(self) -> list[str]:
         return ["HAS_INITIAL", "STORE_FINAL"] if self.launch.carries else []
+
+    def _keeping(self) -> list[str]:
+        starts = self.launch.starts
+        return [*(["SEGMENT"] if starts else []), *(["KEEP"] if not self.launch.reverse and starts else [])]
 
     def _arguments(self, sums: list[Store]) -> list[str]:
         launch, out = self.launch, []
@@ -315,10 +317,16 @@ class KernelWriter:
         out += [f"{s.name}_ptr" for s in launch.stores]
         for c in launch.carries:
             out += [f"{c.name}_initial", f"{c.name}_final"]
-        out += [f"{name}_starts" for name in launch.starts]
+        out += self._kept_arguments()
         out += [f"{s.name}_part" for s in launch.stores if self._parts(s.dims)]
         out += [f"{c.name}_part" for c in launch.carries if self._parts(c.dims)]
-        return [*out, "starts", "lengths", *(["segment_at"] if launch.starts else []), *self.consts, "T", "H"]
+        return [*out, "starts", "lengths", *self._sequence_arguments(), *self.consts, "T", "H"]
+
+    def _kept_arguments(self) -> list[str]:
+        return [f"{name}_starts" for name in self.launch.starts]
+
+    def _sequence_arguments(self) -> list[str]:
+        return ["segment_at"] if self.launch.starts else []
 
     def _where(self) -> list[str]:
         """Which sequence, head and block this program has, and where its tokens lie."""
@@ -326,13 +334,7 @@ class KernelWriter:
         for d in self.launch.split:
             if d in self.dims:
                 lines += [f"block_{d} = pid % tl.cdiv({d}, B{d})", f"pid = pid // tl.cdiv({d}, B{d})"]
-        lines += ["seq, head = (pid // H).to(tl.int64), pid % H",
-                  "if RAGGED:",
-                  "    first, length = tl.load(starts + seq).to(tl.int64), tl.load(lengths + seq).to(tl.int32)",
-                  "    batch, token = 0, first",
-                  "else:",
-                  "    first, length, batch, token = seq * T, T, seq, 0",
-                  "if SIGN < 0:  # reversed: the first row of a sequence is its last token",
+        lines += [*self._sequence(), "if SIGN < 0:  # reversed: the first row of a sequence is its last token",
                   "    first, token = first + length - 1, token + length - 1"]
         for name, decl in self.loaded.items():
             if decl.role == "in":
@@ -354,6 +356,14 @@ class KernelWriter:
             begin = f"block_{d} * B{d} + " if d in self.launch.split else ""
             lines += [f"in_{d} = {begin}tl.arange(0, B{d})", f"has_{d} = inside(in_{d}, {d}, B{d})"]
         return lines
+
+    def _sequence(self) -> list[str]:
+        return ["seq, head = (pid // H).to(tl.int64), pid % H",
+                "if RAGGED:",
+                "    first, length = tl.load(starts + seq).to(tl.int64), tl.load(lengths + seq).to(tl.int32)",
+                "    batch, token = 0, first",
+                "else:",
+                "    first, length, batch, token = seq * T, T, seq, 0"]
 
     def _parts(self, dims: tuple[str, ...]) -> list[str]:
         """The split dims over which a store without them is only a partial sum."""

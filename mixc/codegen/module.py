@@ -28,6 +28,8 @@ LICENSE = "SPDX-License-Identifier: Apache-2.0"
 class Module:
     """The module of a spec, from its chunk program and that program's backward: the kernels, then the text."""
 
+    kept_later = False  # are the buffers that are kept made after the initial states are known?
+
     def __init__(self, forward: Program, backward: Program, step: Program | None = None):
         """`step`: what happens to one token, for a kernel that decodes (None: the chunk's kernel does)."""
         self.p = forward
@@ -49,9 +51,12 @@ class Module:
         token = [self.token.text, "\n\n"] if self.token else []
         kernels = [self.fwd.text, "\n\n", *token, self.bwd.text, "\n\n"]
         parts = [self._head(), HOST, CALLS, PRELUDE, scan_prelude("".join(kernels)),
-                 span_prelude("".join(kernels)), "\n", *kernels, self._function(),
+                 span_prelude("".join(kernels)) + self._prelude(), "\n", *kernels, self._function(),
                  "\n\n", self._calls()]
         return "".join(p if p.endswith("\n") else p + "\n" for p in parts)
+
+    def _prelude(self) -> str:
+        return ""
 
     def _head(self) -> str:
         doc = self.p.doc.strip()
@@ -61,7 +66,7 @@ class Module:
         lines += [LICENSE, '"""', "import collections", "import math", "import os", "", "import torch", "import triton", "import triton.language as tl", "",
                   f"FORWARD = {self._tile(self.fwd, 'fwd')}", f"BACKWARD = {self._tile(self.bwd, 'bwd')}",
                   *([f"STEP = {self._tile(self.token, 'step')}  # one token"] if self.token else []),
-                  *([f"SEGMENT = {self.config.segment}  # rows from one kept state to the next"] if self.starts else []),
+                  *([f"SEGMENT = {self.config.segment}  # rows from one kept state to the next"] if "SEGMENT" in self.fwd.constexprs else []),
                   *tables(self.p)]
         return "\n".join(lines) + "\n"
 
@@ -119,8 +124,7 @@ class Module:
 
     def _forward_body(self, names: list[str], initial: list[str], consts: list[str]) -> list[str]:
         lines = [*self._sizes(), "device, count = " + f"{names[0]}.device, seqs.count",
-                 *(["keep = any(ctx.needs_input_grad)"] if self.starts else []),
-                 "tile = dict(FORWARD, C=16) if seqs.T <= 16 else FORWARD"]
+                 *(["keep = any(ctx.needs_input_grad)"] if self.starts else []), self._forward_tile()]
         lines += [f"{n} = features_packed({n}, {3 if d.role == 'in' else 1})" if d.role == "in" else f"{n} = {n}.contiguous()"
                   for n, d in zip(names, self._tensors(), strict=True)]
         lines += self._blocks(self.fwd, "tile")
@@ -128,14 +132,14 @@ class Module:
             lines.append(f"{o.name} = torch.empty({_shape('B, T, H', o.dims)}, dtype={self._out_dtype()}, device=device)")
         for s in self.states:
             lines.append(f"{s.name}_final = torch.empty({_shape('count, H', s.dims)}, dtype=torch.float32, device=device)")
-        if self.starts:
-            lines += ["bound, segment_at = seqs.pieces(SEGMENT) if keep else (0, None)"]
-            lines += [f"{s}_starts = torch.empty({_shape('bound, H', self.p.decl(s).dims)}, dtype={self._out_dtype()}, device=device)"
-                      for s in self.starts]
+        if self.starts and not self.kept_later:
+            lines += self._kept_lines()
         if initial:
             lines.append(f"has_initial = {' or '.join(f'{n} is not None' for n in initial)}")
             lines += [f"if has_initial:\n    {s.name}_initial = {s.name}_final.new_zeros({s.name}_final.shape) "
                       f"if {s.name}_initial is None else {s.name}_initial.contiguous()" for s in self.states]
+        if self.kept_later:
+            lines += self._kept_lines()
         whole = self._launch(self.fwd, "tile")
         if self.token:
             one = [*self._blocks(self.token, "STEP"), *self._launch(self.token, "STEP")]
@@ -144,7 +148,7 @@ class Module:
         else:
             lines += whole
         outs = [o.name for o in self.outs] + [f"{s.name}_final" for s in self.states]
-        saved = [*names, *(f"{s}_starts" for s in self.starts), *(["segment_at"] if self.starts else [])]
+        saved = [*names, *self._saved()]
         lines += [f"ctx.save_for_backward({', '.join(saved)})",
                   f"ctx.seqs{''.join(', ctx.' + c for c in consts)} = seqs{''.join(', ' + c for c in consts)}"]
         if initial:
@@ -153,6 +157,22 @@ class Module:
         lines += ["ctx.set_materialize_grads(False)", f"return {', '.join(outs)}"]
         return lines
 
+    def _forward_tile(self) -> str:
+        return "tile = dict(FORWARD, C=16) if seqs.T <= 16 else FORWARD"
+
+    def _saved(self) -> list[str]:
+        """What the forward keeps for the backward, besides what it was given."""
+        return [*(f"{s}_starts" for s in self.starts), *(["segment_at"] if self.starts else [])]
+
+    def _kept_lines(self) -> list[str]:
+        lines = ["bound, segment_at = seqs.pieces(SEGMENT) if keep else (0, None)"]
+        return [*lines, *(f"{s}_starts = torch.empty({_shape('bound, H', self.p.decl(s).dims)}, dtype={self._out_dtype()}, "
+                          "device=device)" for s in self.starts)]
+
+    def _programs(self, tile: str) -> list[str]:
+        """Factors of the number of programs, but for split dims."""
+        return ["count", "H"]
+
     def _out_dtype(self) -> str:
         first = next((d for d in self.p.ins if d.dims), self.p.ins[0])
         return f"{safe(first.name)}.dtype"
@@ -160,7 +180,7 @@ class Module:
     def _launch(self, kernel: Kernel, tile: str) -> list[str]:
         """The call of a kernel, its arguments by name."""
         split = [d for d in kernel.launch.split if d in kernel.dims]
-        grid = " * ".join(["count", "H", *(f"triton.cdiv({d}, B{d})" for d in split)])
+        grid = " * ".join([*self._programs(tile), *(f"triton.cdiv({d}, B{d})" for d in split)])
         given: list[str] = []
         for a in kernel.arguments:
             given.append(self._argument(a, kernel))
@@ -173,7 +193,7 @@ class Module:
             pairs.append(f"STORE_FINAL={'any(ctx.has_initial)' if reverse else 'seqs.want_final'}")
         pairs += [f"OPERAND=operand({self._out_dtype()})", f"PRECISION=precision({self._out_dtype()})",
                   f"STAGES={tile}['stages']", f"num_warps={tile}['warps']"]
-        call = [f"if {grid.replace('triton.cdiv', 'triton.cdiv')} > 0:", f"    {kernel.launch.name}[({grid},)]("]
+        call = [f"if {grid} > 0:", f"    {kernel.launch.name}[({grid},)]("]
         call += [f"        {line}" for line in _lines([*given, *pairs], 100)]
         return [*call, "    )"]
 
@@ -198,7 +218,7 @@ class Module:
         return a
 
     def _backward_body(self, names: list[str], consts: list[str]) -> list[str]:
-        saved = [*names, *(f"{s}_starts" for s in self.starts), *(["segment_at"] if self.starts else [])]
+        saved = [*names, *self._saved()]
         lines = [f"{', '.join(saved)}{',' if len(saved) == 1 else ''} = ctx.saved_tensors",
                  f"seqs{''.join(', ' + c for c in consts)} = ctx.seqs{''.join(', ctx.' + c for c in consts)}",
                  *self._sizes(), f"device, count = {names[0]}.device, seqs.count", *self._blocks(self.bwd, "BACKWARD")]
@@ -218,11 +238,14 @@ class Module:
         lines += self._gradient_buffers()
         lines += self._launch(self.bwd, "BACKWARD")
         grads = [f"over_group({self._summed('d' + d.name, d.dims)}, {safe(d.name)}, 2)" for d in self.p.ins]
-        grads += [f"over_group({self._summed('d' + d.name, d.dims)}.sum(0), {safe(d.name)}, 0)" for d in self.p.params]
+        grads += [f"over_group({self._param_gradient(d)}, {safe(d.name)}, 0)" for d in self.p.params]
         grads += [f"{self._summed(f'd{s.name}_initial', s.dims)} if ctx.has_initial[{i}] else None"
                   for i, s in enumerate(self.states)]
         lines.append(f"return (None, {'None, ' * len(consts)}\n" + ",\n".join(f"        {g}" for g in grads) + ")")
         return lines
+
+    def _param_gradient(self, d: Decl) -> str:
+        return f"{self._summed('d' + d.name, d.dims)}.sum(0)"
 
     def _partial(self, dims: tuple[str, ...]) -> bool:
         return any(d in self.bwd.dims and d not in dims for d in self.bwd.launch.summed)

@@ -58,9 +58,9 @@ def signature(kernel: Kernel, dtype: str) -> dict[str, str]:
     def kind(a: str) -> str:
         if a in ("starts", "lengths", "segment_at"):
             return "constexpr"
-        if a.endswith(("_ptr", "_starts")):
+        if a.endswith(("_ptr", "_starts", "_kept")):
             return f"*{dtype}"
-        if a.endswith(("_initial", "_final")):
+        if a.endswith(("_initial", "_final", "_first")):
             return "*fp32"
         if a in {safe(c.name) for c in kernel.launch.program.consts}:
             return "fp32"

@@ -34,7 +34,7 @@ _modules: WeakKeyDictionary[Any, dict[Any, ModuleType]] = WeakKeyDictionary()
 @lru_cache(maxsize=256)
 def has_kernels(stages: Program) -> bool:
     """Of every group of states.  What is refused is found by writing them: nothing else knows all of it."""
-    if not stages.groups or any(g.form == "sequential" for g in stages.groups):
+    if not stages.groups:
         return False
     try:
         kernels(replace(stages, level="step", groups=()))
@@ -57,23 +57,31 @@ def emit(step: Program, target: str = "h100", shape: Mapping[str, int] | None = 
 @lru_cache(maxsize=64)
 def kernels(step: Program) -> Module:
     """The kernels of a step, forward and backward; sizes are chosen later."""
+    from mixc.codegen.cell_module import CellModule
     from mixc.codegen.module import Module
     from mixc.passes.chunk import chunk
     from mixc.passes.classify import classify
     from mixc.passes.differentiate import differentiate
 
-    forward = chunk(classify(step))
+    stages = classify(step)
+    if any(g.form == "sequential" for g in stages.groups):
+        return CellModule(step)
+    forward = chunk(stages)
     return Module(with_inverses(forward), with_inverses(differentiate(forward)), step)
 
 
 def default_config(step: Program, target: str, shape: Mapping[str, int], dtype: str) -> Config:
     """What the tuner's model chooses, nothing compiled; a dim that `shape` does not name has 64, or the size of its alias."""
     from mixc.autotune.tuner import schedule_of
+    from mixc.codegen.cell_module import CellModule
     from mixc.targets import find
 
     sizes = {"B": 8, "T": 4096, "H": 16, **shape}
     for d in step.dims:
         sizes[d.name] = d.size or shape.get(d.name) or sizes.get(d.alias or "", 64)
+    made = kernels(step)
+    if isinstance(made, CellModule):
+        return made.sizes(sizes, 4 if dtype == "fp32" else 2)
     return schedule_of(step, find(target), sizes, dtype).default()[0]
 
 

@@ -35,8 +35,22 @@ class Store:
 
 
 @dataclass(frozen=True)
+class Product:
+    """A contribution to a param's gradient, [left's dim, right's dim] (or the other way round: `transposed`): the sum
+    over all tokens of left's row times right's row, both tensors that launches left; `before`: right's row is that of
+    the token before, the initial state at the first one."""
+
+    param: str
+    left: str
+    right: str
+    before: bool
+    transposed: bool
+
+
+@dataclass(frozen=True)
 class Launch:
-    """One kernel. `loop`: "chunks" (in order, or from the end if `reverse`) or "tokens" (a row at a time).
+    """One kernel. `loop`: "chunks" (in order, or from the end if `reverse`), "tokens" (a row at a time) or "cells" (a
+    token at a time of many sequences, which are the rows; `starts` are then of every token).
 
     `starts`: states whose value at the start of every segment of chunks is stored (forward) or loaded
     (backward); `replay`: what a chunk leaves of each of them, by which the backward forms the states

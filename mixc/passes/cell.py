@@ -20,17 +20,18 @@ HEADS, SEQUENCES = "_h", "_n"
 AXES = (ROW, HEADS, SEQUENCES)
 
 
-def cell(step: Program) -> Program:
-    """The step over all tokens; its declarations name all axes of their tensors (level "cell")."""
-    lead = {"in": AXES, "state": AXES, "out": AXES, "param": (HEADS,), "const": ()}
+def cell(step: Program, axes: tuple[str, ...] = AXES) -> Program:
+    """The step over all tokens; its declarations name all axes of their tensors (level "cell").
+
+    `axes`: of what differs from token to token (a kernel's rows are sequences at one token of one head: one axis)."""
+    lead = {"in": axes, "state": axes, "out": axes, "param": tuple(a for a in axes if a == HEADS), "const": ()}
     decls = tuple(replace(d, dims=(*lead[d.role], *d.dims)) for d in step.decls)
     leaves = {d.leaf(): wide.leaf() for d, wide in zip(step.decls, decls, strict=True) if d.role != "out"}
     done: dict[Node, Node] = {}
     for n in postorder(step.values()):
         if n.op == "contract":
             a, b = (done[x] for x in n.args)
-            axes = tuple(d for d in AXES if d in a.dims or d in b.dims)
-            done[n] = contract(a, b, (*axes, *n.dims))
+            done[n] = contract(a, b, (*(d for d in AXES if d in a.dims or d in b.dims), *n.dims))
         elif n in leaves or not n.args:
             done[n] = leaves.get(n, n)
         else:

@@ -72,8 +72,7 @@ def no_kernels(mixer: Mixer) -> SpecError:
 
 
 def has_chunk_program(mixer: Mixer) -> bool:
-    """Every state has kernels: those in chunk form, and scans of numbers and vectors.  Without any state the
-    sequential program has no loop, and is the chunk."""
+    """Every state has kernels.  Without any state the sequential program has no loop, and is the chunk."""
     from mixc.codegen.triton_program import has_kernels
 
     return has_kernels(mixer._staged)

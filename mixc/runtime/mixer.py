@@ -212,7 +212,7 @@ class Mixer:
             shape: sizes the tiles are chosen for.
             config: these tiles instead (`mixc.codegen.config`), or a file of `mixc tune`.
         Raises:
-            SpecError: MX310, a state is not in chunk form; MX312, no such target.
+            SpecError: MX310, a state has no kernels; MX312, no such target.
             InputError: the file is no config, or one for another target, dtype or shape.
         """
         from mixc.codegen.triton_program import emit
@@ -238,7 +238,7 @@ class Mixer:
         from mixc.codegen.derivation import explain
 
         text = explain(self.declared)
-        if not backends.has_chunk_program(self) or has_context(self.declared):
+        if not (backends.has_torch_program(self) and backends.has_chunk_program(self)) or has_context(self.declared):
             return text
         from mixc.autotune.closed import explained
 

@@ -1,0 +1,94 @@
+"""The emitted file of a step that runs token by token: as `Module`, with cells for kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mixc.codegen.config import Config, Tile, padded
+from mixc.codegen.kernel import Kernel
+from mixc.codegen.module import Module, _shape
+from mixc.codegen.triton_cell import PRODUCT, CellWriter
+from mixc.ir.program import Decl, Program
+from mixc.passes.cell_launches import cell_launches
+
+
+class CellModule(Module):
+    """Raises SpecError (MX310) for what no tile holds."""
+
+    kept_later = True
+
+    def __init__(self, step: Program):
+        made = cell_launches(step)
+        self.p, self.token, self.made = step, None, made
+        self.bwd, self.fwd = CellWriter(made.backward).write(), CellWriter(made.forward).write()
+        self.starts, self.name = made.backward.starts, step.name
+        self.states, self.outs = step.states, step.outs
+        self.partial = {s.name for s in made.backward.stores if s.kind == "partial"}
+
+    # ------------------------------------------------------------ sizes
+    def sizes(self, sizes: Mapping[str, int], operand: int) -> Config:
+        """Sizes by rule: the weights of a head in the registers of a program, at most 64 of each thread.
+
+        Args:
+            sizes: of every dim. operand: bytes of an input's value."""
+        weights = sum(padded(sizes[d.dims[0]]) * padded(sizes[d.dims[1]]) * operand // 4
+                      for d in self.p.params if len(d.dims) == 2)
+        def tile(kernel: Kernel, copies: int) -> Tile:
+            blocks = {d: min(padded(sizes[d]), 64) for d in kernel.launch.split if d in kernel.dims}
+            wide = max([padded(sizes[d]) for c in kernel.launch.carries for d in c.dims if d not in blocks], default=0)
+            least = max(weights * copies // (32 * 64), wide // 16, 1)
+            return Tile(16, tuple(blocks.items()), min(16, 1 << (least - 1).bit_length()), 1)
+        return Config((("fwd", tile(self.fwd, 1)), ("bwd", tile(self.bwd, 2))))
+
+    # ------------------------------------------------------------ text
+    def _prelude(self) -> str:
+        return PRODUCT if self.made.products else ""
+
+    def _programs(self, tile: str) -> list[str]:
+        return [f"triton.cdiv(count, {tile}['C'])", "H"]
+
+    def _forward_tile(self) -> str:
+        return "tile = FORWARD"
+
+    def _rows(self) -> list[str]:
+        """Tensors in which states are kept that are no out."""
+        return [k for k in dict.fromkeys(self.made.kept.values()) if k not in {o.name for o in self.outs}]
+
+    def _saved(self) -> list[str]:
+        return [*dict.fromkeys(self.made.kept.values()), *(f"{s}_first" for s in self.starts)]
+
+    def _kept_lines(self) -> list[str]:
+        """Rows of states, and the initial ones."""
+        state = {k: s for s, k in self.made.kept.items()}
+        lines = []
+        for k in self._rows():
+            s = state[k]
+            dtype = "torch.float32" if s in self.made.exact else self._out_dtype()
+            lines.append(f"{k} = torch.empty({_shape('B, T, H', self.p.decl(s).dims)}, dtype={dtype}, device=device) if keep else None")
+        return [*lines, *(f"{s}_first = ({s}_initial if has_initial else torch.zeros_like({s}_final)) if keep else None"
+                          for s in self.starts)]
+
+    def _argument(self, a: str, kernel: Kernel) -> str:
+        if a.endswith("_kept") and a[:-5] in self.starts:
+            return self.made.kept[a[:-5]]
+        return super()._argument(a, kernel)
+
+    def _gradient_buffers(self) -> list[str]:
+        lines = [x for x in super()._gradient_buffers() if x.split(" = ")[0] not in {f"d{d.name}" for d in self.p.params}]
+        for s in self.made.backward.stores:
+            if s.result == "save":
+                lines.append(f"{s.name} = torch.empty({_shape('B, T, H', s.dims)}, dtype={self._out_dtype()}, device=device)")
+            elif s.kind == "partial":
+                lead = ", ".join(self._programs("BACKWARD"))
+                lines.append(f"{s.name} = torch.empty({_shape(lead, s.dims)}, dtype=torch.float32, device=device)")
+        return lines
+
+    def _param_gradient(self, d: Decl) -> str:
+        state = {k: s for s, k in self.made.kept.items()}
+        terms = [f"d{d.name}.sum(0)"] if f"d{d.name}" in self.partial else []
+        for p in self.made.products:
+            if p.param == d.name:
+                first = f"{state[p.right]}_first" if p.before else "None"
+                terms.append(f"summed_rows({p.left}, {p.right}, {first}, seqs, {p.before}){'.mT' if p.transposed else ''}")
+        return " + ".join(terms)
+

@@ -1,0 +1,211 @@
+"""A cell's launch as one Triton kernel: all steps in one loop, the rows of its tiles being sequences.
+
+The state and the weights of a head stay on chip; a program has C sequences, so that a product with weights has C rows.
+"""
+
+from __future__ import annotations
+
+from mixc.codegen.kernel import Kernel, KernelWriter, _group, _indented, _plus, _times, safe
+from mixc.codegen.tiles import refuse
+from mixc.ir.launch import Store
+from mixc.ir.node import ROW, Node
+
+
+class CellWriter(KernelWriter):
+    """As `KernelWriter`: what differs is that a row is a sequence, and the loop goes over tokens."""
+
+    # ------------------------------------------------------------ addresses: pointers are one a row
+    def _at(self, pointer: str, stride: str, dims: tuple[str, ...], row: str = "row") -> str:
+        """Addresses of a tile: `pointer` and then `row` rows of `stride` further, in every sequence."""
+        wide = (ROW, *dims)
+        rest = self._features(wide)
+        return f"{self._axis(wide, ROW, f'({pointer} + {row} * {_group(stride)})')}{_plus(rest)}"
+
+    def _features(self, wide: tuple[str, ...]) -> str:
+        dims = tuple(d for d in wide if d != ROW)
+        terms = []
+        for i, d in enumerate(dims):
+            step = " * ".join(dims[i + 1:])
+            term = self._axis(wide, d, self.tiles.index(d))
+            terms.append(f"{term} * {step}" if step else term)
+        return " + ".join(terms)
+
+    def _masked(self, dims: tuple[str, ...], rows: str) -> str:
+        wide = (ROW, *dims)
+        return " & ".join([self._axis(wide, ROW, rows), *(self._axis(wide, d, self.tiles.inside(d)) for d in dims)])
+
+    def _load_rows(self, node: Node) -> str:
+        tensor, dims = safe(node.attr("name")), tuple(d for d in node.dims if d != ROW)
+        self.loaded[tensor] = self.program.decl(node.attr("name"))
+        self.body.append(f"{tensor} = tl.load({self._at(f'{tensor}_ptr', f'{tensor}_st', dims)}, "
+                         f"mask={self._masked(dims, 'live')}, other=0.0)")
+        return tensor
+
+    def _load_cotangent(self, node: Node) -> str:
+        name, dims = "d" + node.attr("name"), tuple(d for d in node.dims if d != ROW)
+        self.cots.append(node.attr("name"))
+        self.body.append(f"{name} = tl.load({self._at(f'{name}_ptr', self._row_stride(dims), dims)}, "
+                         f"mask={self._masked(dims, 'live')}, other=0.0)")
+        return name
+
+    def _load_start(self, node: Node) -> str:
+        """The state before the token: as the forward left it after the token before, or the initial one."""
+        name, dims = node.attr("name"), tuple(d for d in node.dims if d != ROW)
+        earlier = self._at(f"{name}_kept", self._row_stride(dims), dims, "(row - SIGN)")
+        self.body += [f"{safe(name)} = tl.where(row_at > 0, tl.load({earlier}, mask={self._masked(dims, 'later')}, "
+                      "other=0.0).to(tl.float32),",
+                      f"    tl.load({self._state_at(f'{name}_first', dims)}, mask={self._masked(dims, 'starting')}, other=0.0))"]
+        return safe(name)
+
+    def _state_at(self, pointer: str, dims: tuple[str, ...]) -> str:
+        wide, size = (ROW, *dims), " * ".join(dims) or "1"
+        rest = self._features(wide)
+        return f"{self._axis(wide, ROW, f'({pointer} + (seq * H + head) * ({size}))')}{_plus(rest)}"
+
+    # ------------------------------------------------------------ stores
+    def _store_rows(self, s: Store) -> list[str]:
+        value = self.tiles.whole(s.value, self.tile((ROW, *s.dims)))
+        line = (f"tl.store({self._at(f'{s.name}_ptr', self._row_stride(s.dims), s.dims)}, {value}, "
+                f"mask={self._masked(s.dims, 'live')})")
+        return [f"if KEEP:\n    {line}"] if s.result == "save" and not self.launch.reverse else [line]
+
+    def _assign(self, targets: list[tuple[str, Node, tuple[str, ...]]]) -> None:
+        """A sequence that has ended keeps its state; what is no part of a block stays 0."""
+        lines = []
+        for name, value, dims in targets:
+            self.body += self._formula(name + "'", value)
+            code = self.tiles.whole(value, self.tile((ROW, *dims)))
+            self.body.append(f"{name}_next = tl.where({self._masked(dims, 'live')}, {code}, {name})")
+            lines.append(f"{name} = {name}_next")
+        self.body += lines
+
+    # ------------------------------------------------------------ the whole
+    def write(self) -> Kernel:
+        launch = self.launch
+        for c in launch.carries:
+            if len(c.dims) > 1:
+                raise refuse(f"a token loop whose state [{', '.join(c.dims)}] is a matrix", c.next)
+        sums = [s for s in launch.stores if s.kind != "rows"]
+        pending = list(launch.stores)
+        for node in self._ordered(launch.roots(), {*self.carry_of}, self.tiles, tuple(c.next for c in launch.carries)):
+            if not self.tiles.inlined(node):
+                self.tiles.name(node)
+            pending = self._store_ready(pending)
+        self._store_ready(pending, force=True)
+        self._assign([(safe(c.name), c.next, c.dims) for c in launch.carries])
+        return self._assemble(sums)
+
+    def _keeping(self) -> list[str]:
+        return ["KEEP"] if not self.launch.reverse and any(s.result == "save" for s in self.launch.stores) else []
+
+    def _kept_arguments(self) -> list[str]:
+        """Where the states are kept, and the initial ones."""
+        return [x for s in self.launch.starts for x in (f"{s}_kept", f"{s}_first")] if self.launch.reverse else []
+
+    def _sequence_arguments(self) -> list[str]:
+        return ["count"]
+
+    def _sequence(self) -> list[str]:
+        return ["group, head = pid // H, pid % H",
+                "rows = tl.arange(0, C)  # the sequences of this program",
+                "lane = group * C + rows",
+                "there = lane < count",
+                "seq = tl.minimum(lane, count - 1).to(tl.int64)",
+                "if RAGGED:",
+                "    first, length = tl.load(starts + seq).to(tl.int64), tl.load(lengths + seq).to(tl.int32)",
+                "    batch, token = tl.zeros([C], tl.int64), first",
+                "else:",
+                "    first, length = seq * T, tl.zeros([C], tl.int32) + T",
+                "    batch, token = seq, tl.zeros([C], tl.int64)",
+                "length = tl.where(there, length, 0)",
+                "longest = tl.max(length, 0)"]
+
+    def _where(self) -> list[str]:
+        saves = tuple(f"{s.name}_ptr +=" for s in self.launch.stores if s.result == "save" and not self.launch.reverse)
+        lines = [f"if KEEP:\n    {line}" if line.startswith(saves) else line for line in super()._where()]
+        if self.launch.reverse:
+            lines += [f"{s}_kept += (first * H + head){_times(self.program.decl(s).dims)}" for s in self.launch.starts]
+        return lines
+
+    def _initial(self, sums: list[Store]) -> list[str]:
+        lines = []
+        for c in self.launch.carries:
+            shape = self.tiles.shape(self.tile((ROW, *c.dims)))
+            lines.append(f"if HAS_INITIAL:\n    {safe(c.name)} = tl.load({self._state_at(f'{c.name}_initial', c.dims)}, "
+                         f"mask={self._masked(c.dims, 'there')}, other=0.0).to(tl.float32)\n"
+                         f"else:\n    {safe(c.name)} = tl.zeros({shape}, tl.float32)")
+        for s in sums:
+            lines.append(f"{s.name}_sum = " + (f"tl.zeros({self.tiles.shape(self.tile(s.dims))}, tl.float32)" if s.dims else "0.0"))
+        return lines
+
+    def _loop(self) -> list[str]:
+        at = "longest - 1 - i" if self.launch.reverse else "i"
+        inner = [f"row_at = {at}", "row = tl.cast(row_at, tl.int64) * SIGN", "live = row_at < length"]
+        if self.launch.reverse and self.launch.starts:
+            inner += ["later, starting = live & (rows + row_at > rows), live & (rows + row_at == rows)"]
+        return ["for i in tl.range(0, longest, num_stages=STAGES):",
+                *[_indented(line, 1).rstrip("\n") for line in inner + self.body]]
+
+    def _final(self, sums: list[Store]) -> list[str]:
+        lines = [f"if STORE_FINAL:\n    tl.store({self._state_at(f'{c.name}_final', c.dims)}, {safe(c.name)}, "
+                 f"mask={self._masked(c.dims, 'there')})" for c in self.launch.carries]
+        return lines + [self._store_state(f"{s.name}_sum", f"{s.name}_ptr", "group * H + head", s.dims) for s in sums]
+
+
+# [M, N] of a head: the sum over tokens of a's row times b's row
+PRODUCT = '''
+
+@triton.jit(do_not_specialize=["T"])
+def row_product(a_ptr, b_ptr, first_ptr, out_ptr, starts, lengths, count, T, H, a_row, a_head, b_row, b_head,
+                M: tl.constexpr, N: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, C: tl.constexpr, SIGN: tl.constexpr,
+                RAGGED: tl.constexpr, BEFORE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """out [parts, H, M, N]: the sum over tokens of a's row [M] times b's row [N] (BEFORE: that of the token before, and
+    at the first token `first`), of every parts-th sequence."""
+    pid = tl.program_id(0)
+    block_N, pid = pid % tl.cdiv(N, BN), pid // tl.cdiv(N, BN)
+    block_M, pid = pid % tl.cdiv(M, BM), pid // tl.cdiv(M, BM)
+    part, head = (pid // H).to(tl.int64), pid % H
+    parts = tl.num_programs(0) // (H * tl.cdiv(M, BM) * tl.cdiv(N, BN))
+    in_M, in_N = block_M * BM + tl.arange(0, BM), block_N * BN + tl.arange(0, BN)
+    rows = tl.arange(0, C)
+    total = tl.zeros([BM, BN], tl.float32)
+    for seq in range(part, count, parts):
+        if RAGGED:
+            first, length = tl.load(starts + seq).to(tl.int64), tl.load(lengths + seq).to(tl.int32)
+        else:
+            first, length = tl.cast(seq, tl.int64) * T, T
+        if SIGN < 0:
+            first = first + length - 1
+        for chunk in range(0, tl.cdiv(length, C)):
+            at = chunk * C + rows
+            row = first + at.to(tl.int64) * SIGN
+            a = tl.load(a_ptr + (row * a_row + head * a_head)[:, None] + in_M[None, :],
+                        mask=(at < length)[:, None] & (in_M < M)[None, :], other=0.0)
+            if BEFORE:
+                b = tl.load(b_ptr + ((row - SIGN) * b_row + head * b_head)[:, None] + in_N[None, :],
+                            mask=((at > 0) & (at < length))[:, None] & (in_N < N)[None, :], other=0.0)
+            else:
+                b = tl.load(b_ptr + (row * b_row + head * b_head)[:, None] + in_N[None, :],
+                            mask=(at < length)[:, None] & (in_N < N)[None, :], other=0.0)
+            if BEFORE and chunk == 0:
+                start = tl.load(first_ptr + (seq * H + head) * N + in_N, mask=in_N < N, other=0.0)
+                b = tl.where((at == 0)[:, None], start[None, :].to(b.dtype), b)
+            total = dot(tl.trans(a), b, OPERAND, PRECISION, total)
+    tl.store(out_ptr + (part * H + head) * (M * N) + in_M[:, None] * N + in_N[None, :], total,
+             mask=(in_M < M)[:, None] & (in_N < N)[None, :])
+
+
+def summed_rows(a, b, first, seqs, before):
+    """[H, M, N]: the sum over all tokens of the rows of a [B, T, H, M] times those of b [B, T, H, N]."""
+    B, T, H, M = a.shape
+    N = b.shape[-1]
+    BM, BN = block(M, 256 if a.element_size() == 2 else 128), block(N, 64)
+    cells = H * triton.cdiv(M, BM) * triton.cdiv(N, BN)
+    parts = max(1, min(seqs.count, triton.cdiv(264, cells)))
+    out = torch.empty(parts, H, M, N, dtype=torch.float32, device=a.device)
+    row_product[(parts * cells,)](
+        a, b, first, out, seqs.starts, seqs.lengths, seqs.count, T, H, a.stride(1), a.stride(2), b.stride(1), b.stride(2),
+        M=M, N=N, BM=BM, BN=BN, C=64, SIGN=seqs.sign, RAGGED=seqs.ragged, BEFORE=before, OPERAND=operand(b.dtype),
+        PRECISION=precision(b.dtype), num_warps=8)
+    return merged(out)
+'''
