@@ -22,6 +22,7 @@ from mixc.ir.node import ROW, Node
 from mixc.ir.program import Decl
 from mixc.ir.run import heads
 from mixc.passes.cell import AXES, HEADS, SEQUENCES
+from mixc.runtime import results
 from mixc.runtime.call import Call
 from mixc.runtime.cell_programs import Cell, Half, compiled
 from mixc.runtime.chunked import _finite, _given, _open_ended, _start
@@ -88,7 +89,7 @@ class _Tokens:
 
     def empty(self, G: int, dims: list[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         if self.dense:
-            return torch.empty(self.rows.B, self.rows.T, G, *dims, dtype=dtype, device=device).transpose(0, 1)
+            return results.empty([self.rows.B, self.rows.T, G, *dims], dtype, device).transpose(0, 1)
         return torch.empty(self.packing.R, G, *dims, dtype=dtype, device=device)
 
     def part(self, x: Tensor, s: Span) -> Tensor:
@@ -249,8 +250,8 @@ class _Run:
                       for x, part in (("at", slice(None, -1)), ("to", slice(1, None)))}
             self.loop(half, s, env, known, fixed, places)
             known |= self._states(half, buffers, slice(1, None), slice(None, -1))
-            results = [r for r in half.program.results if r.role == "out"]
-            for r, y in zip(results, evaluate([r.value for r in results], env, known), strict=True):
+            outputs = [r for r in half.program.results if r.role == "out"]
+            for r, y in zip(outputs, evaluate([r.value for r in outputs], env, known), strict=True):
                 tokens.part(outs[r.name], s).copy_(self._ordered(y, r.value, r.name).transpose(1, 2))
             for S, x in zip(buffers, final, strict=True):
                 x[:, :s.n] = S[-1]
@@ -299,8 +300,8 @@ class _Run:
                       for x, part in (("at", slice(1, None)), ("to", slice(None, -1)))}
             self.loop(half, s, env, known, fixed, places)
             known |= self._states(half, cots, slice(None, -1), slice(1, None))
-            results = [r for r in half.program.results if r.role != "next"]
-            for r, y in zip(results, evaluate([r.value for r in results], env, known), strict=True):
+            outputs = [r for r in half.program.results if r.role != "next"]
+            for r, y in zip(outputs, evaluate([r.value for r in outputs], env, known), strict=True):
                 if r.role == "sum":
                     y = align(y, r.value.dims, (HEADS, *program.decl(r.name).dims), 0)
                     sums[r.name] = sums[r.name].add_(y) if r.name in sums else y.clone()

@@ -18,6 +18,7 @@ from mixc.codegen.torch_program import Segment, safe
 from mixc.ir.evaluate import Env, evaluate
 from mixc.ir.node import COL, LEVEL, ROW, Node
 from mixc.ir.program import Decl
+from mixc.runtime import results
 from mixc.runtime.call import Call
 from mixc.runtime.compiled import Compiled, compiled
 from mixc.runtime.once import refuse_again
@@ -200,18 +201,18 @@ class _Run:
             for flow, name in zip(flows, s.carried, strict=True):
                 given |= flow.places(name, block, given["finish"])
             given |= {arg: block.view(places[name]) for arg, (_, name) in s.direct.items()}
-            results = s.run(**given, **saved.get(i, {}))
-            for (role, name, axes), y in zip(s.results, results, strict=False):
+            found = s.run(**given, **saved.get(i, {}))
+            for (role, name, axes), y in zip(s.results, found, strict=False):
                 if (role, name) not in s.direct.values():
                     put(role, name, axes, y, block)
-            exported.append(results[len(s.results):])
+            exported.append(found[len(s.results):])
             for flow in flows:
                 flow.advance(block)
             at += block.M if step > 0 else 0
         if s.late:
             sums = {name: torch.cat(xs[::step]) for name, *xs in zip(s.exported, *exported, strict=True)}
-            results = s.after(**a_row, **sums, **whole)
-            for (role, name, axes), y in zip(s.late, results, strict=True):
+            found = s.after(**a_row, **sums, **whole)
+            for (role, name, axes), y in zip(s.late, found, strict=True):
                 put(role, name, axes, y, group.whole)
 
     @staticmethod
@@ -252,9 +253,9 @@ class _Run:
 
     def _out(self, d: Decl) -> Tensor:
         rows, call = self.call.rows, self.call
-        make = torch.empty if rows.dense else torch.zeros
-        return make(rows.B, rows.T, call.H, *[call.sizes[n] for n in d.dims], dtype=call.out_dtypes[d.name],
-                    device=call.device)
+        out = results.empty([rows.B, rows.T, call.H, *[call.sizes[n] for n in d.dims]], call.out_dtypes[d.name],
+                            call.device)
+        return out if rows.dense else out.zero_()
 
     def _whole(self, y: Tensor, axes: tuple[str, ...], d: Decl, M: int, rows: bool = True) -> Tensor:
         """A result [M, axes...] with all axes of its declaration."""
@@ -273,9 +274,11 @@ class _Run:
         rows |= {f"d{d.name}": layout.gather(c) for d, c in zip(program.outs, cotangents[:n_out], strict=True)}
         params = tensors[n_in:n_in + n_par]
         wanted = frozenset(d.name for d, need in zip((*program.ins, *program.params), needs, strict=False) if need)
-        grads = {d.name: torch.zeros_like(x, memory_format=torch.contiguous_format) if not call.rows.dense
-                 else torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        grads = {d.name: results.empty(x.shape, x.dtype, x.device)
                  for d, x in zip(program.ins, tensors[:n_in], strict=True) if d.name in wanted}
+        if not call.rows.dense:
+            for grad in grads.values():
+                grad.zero_()
         sums: dict[str, Tensor] = {}
         final = [layout.by_rank(c).contiguous() for c in cotangents[n_out:]]
         work, constants, kept = Workspace.mine(call.dtype, call.device), {}, list(kept)
