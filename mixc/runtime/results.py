@@ -50,4 +50,4 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
         while sum(x.nbytes for x in _known) > MOST:
             _known.pop(0)
         _holders(memory)
-        return torch.empty(0, dtype=dtype).set_(memory.untyped_storage(), 0, torch.Size(shape))
+        return torch.empty(0, dtype=dtype).set_(memory.untyped_storage(), 0, torch.Size(shape))  # type: ignore[call-overload]
