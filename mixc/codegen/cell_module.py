@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from mixc.codegen.config import Config, Tile, padded
 from mixc.codegen.kernel import Kernel
 from mixc.codegen.module import Module, _shape
-from mixc.codegen.triton_cell import PRODUCT, CellWriter
+from mixc.codegen.triton_cell import CellWriter, product_text
 from mixc.ir.program import Decl, Program
 from mixc.passes.cell_launches import cell_launches
 
@@ -42,7 +42,7 @@ class CellModule(Module):
 
     # ------------------------------------------------------------ text
     def _prelude(self) -> str:
-        return PRODUCT if self.made.products else ""
+        return "".join(product_text(n) for n in sorted({len(lefts) for lefts in self._groups().values()}))
 
     def _programs(self, tile: str) -> list[str]:
         return [f"triton.cdiv(count, {tile}['C'])", "H"]
@@ -73,6 +73,9 @@ class CellModule(Module):
             return self.made.kept[a[:-5]]
         return super()._argument(a, kernel)
 
+    def _launch(self, kernel: Kernel, tile: str) -> list[str]:
+        return [*super()._launch(kernel, tile), *(self._product_lines() if kernel is self.bwd else [])]
+
     def _gradient_buffers(self) -> list[str]:
         lines = [x for x in super()._gradient_buffers() if x.split(" = ")[0] not in {f"d{d.name}" for d in self.p.params}]
         for s in self.made.backward.stores:
@@ -83,12 +86,27 @@ class CellModule(Module):
                 lines.append(f"{s.name} = torch.empty({_shape(lead, s.dims)}, dtype=torch.float32, device=device)")
         return lines
 
-    def _param_gradient(self, d: Decl) -> str:
-        state = {k: s for s, k in self.made.kept.items()}
-        terms = [f"d{d.name}.sum(0)"] if f"d{d.name}" in self.partial else []
+    def _groups(self) -> dict[tuple[str, bool, tuple[str, ...]], list[str]]:
+        """Left sides of the products with one right side: one launch."""
+        dims = {s.name: s.dims for s in self.made.backward.stores}
+        found: dict[tuple[str, bool, tuple[str, ...]], list[str]] = {}
         for p in self.made.products:
-            if p.param == d.name:
-                first = f"{state[p.right]}_first" if p.before else "None"
-                terms.append(f"summed_rows({p.left}, {p.right}, {first}, seqs, {p.before}){'.mT' if p.transposed else ''}")
-        return " + ".join(terms)
+            lefts = found.setdefault((p.right, p.before, dims[p.left]), [])
+            lefts += [p.left] * (p.left not in lefts)
+        return found
 
+    def _product_lines(self) -> list[str]:
+        state = {k: s for s, k in self.made.kept.items()}
+        lines = []
+        for i, ((right, before, _), lefts) in enumerate(self._groups().items()):
+            first = f"{state[right]}_first" if before else "None"
+            lines.append(f"products{i} = summed_rows{len(lefts)}(({', '.join(lefts)},), {right}, {first}, seqs, {before})")
+        return lines
+
+    def _param_gradient(self, d: Decl) -> str:
+        terms = [f"d{d.name}.sum(0)"] if f"d{d.name}" in self.partial else []
+        for i, (key, lefts) in enumerate(self._groups().items()):
+            for p in self.made.products:
+                if p.param == d.name and key[:2] == (p.right, p.before) and p.left in lefts:
+                    terms.append(f"products{i}[:, {lefts.index(p.left)}]{'.mT' if p.transposed else ''}")
+        return " + ".join(terms)

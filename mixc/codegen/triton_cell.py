@@ -152,23 +152,25 @@ class CellWriter(KernelWriter):
         return lines + [self._store_state(f"{s.name}_sum", f"{s.name}_ptr", "group * H + head", s.dims) for s in sums]
 
 
-# [M, N] of a head: the sum over tokens of a's row times b's row
-PRODUCT = '''
+def product_text(count: int) -> str:
+    """The kernel and the function that form `count` products with one right side: [H, count, M, N]."""
+    def each(text: str, sep: str = "\n") -> str:
+        return sep.join(text.replace("#", str(i)) for i in range(count))
+    return f'''
 
-@triton.jit(do_not_specialize=["T"])
-def row_product(a_ptr, b_ptr, first_ptr, out_ptr, starts, lengths, count, T, H, a_row, a_head, b_row, b_head,
-                M: tl.constexpr, N: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, C: tl.constexpr, SIGN: tl.constexpr,
-                RAGGED: tl.constexpr, BEFORE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
-    """out [parts, H, M, N]: the sum over tokens of a's row [M] times b's row [N] (BEFORE: that of the token before, and
-    at the first token `first`), of every parts-th sequence."""
+@triton.jit(do_not_specialize=["T", "count"])
+def row_products{count}({each("a#_ptr", ", ")}, b_ptr, first_ptr, out_ptr, starts, lengths, count, T, H,
+                  M: tl.constexpr, N: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, C: tl.constexpr, SIGN: tl.constexpr,
+                  RAGGED: tl.constexpr, BEFORE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """out [parts, H, {count}, M, N]: sums over the tokens of every parts-th sequence of a row [M] times b's row [N]; BEFORE:
+    times b's row of the token before, and `first` at the first token."""
     pid = tl.program_id(0)
-    block_N, pid = pid % tl.cdiv(N, BN), pid // tl.cdiv(N, BN)
-    block_M, pid = pid % tl.cdiv(M, BM), pid // tl.cdiv(M, BM)
+    in_N, pid = pid % tl.cdiv(N, BN) * BN + tl.arange(0, BN), pid // tl.cdiv(N, BN)
+    in_M, pid = pid % tl.cdiv(M, BM) * BM + tl.arange(0, BM), pid // tl.cdiv(M, BM)
     part, head = (pid // H).to(tl.int64), pid % H
     parts = tl.num_programs(0) // (H * tl.cdiv(M, BM) * tl.cdiv(N, BN))
-    in_M, in_N = block_M * BM + tl.arange(0, BM), block_N * BN + tl.arange(0, BN)
     rows = tl.arange(0, C)
-    total = tl.zeros([BM, BN], tl.float32)
+{each("    total# = tl.zeros([BM, BN], tl.float32)")}
     for seq in range(part, count, parts):
         if RAGGED:
             first, length = tl.load(starts + seq).to(tl.int64), tl.load(lengths + seq).to(tl.int32)
@@ -178,34 +180,35 @@ def row_product(a_ptr, b_ptr, first_ptr, out_ptr, starts, lengths, count, T, H, 
             first = first + length - 1
         for chunk in range(0, tl.cdiv(length, C)):
             at = chunk * C + rows
-            row = first + at.to(tl.int64) * SIGN
-            a = tl.load(a_ptr + (row * a_row + head * a_head)[:, None] + in_M[None, :],
-                        mask=(at < length)[:, None] & (in_M < M)[None, :], other=0.0)
+            row = ((first + at.to(tl.int64) * SIGN) * H + head)[:, None]
+            live = (at < length)[:, None]
             if BEFORE:
-                b = tl.load(b_ptr + ((row - SIGN) * b_row + head * b_head)[:, None] + in_N[None, :],
-                            mask=((at > 0) & (at < length))[:, None] & (in_N < N)[None, :], other=0.0)
+                start = tl.load(first_ptr + (seq * H + head) * N + in_N[None, :] + at[:, None] * 0,
+                                mask=live & (at == 0)[:, None] & (in_N < N)[None, :], other=0.0)
+                b = tl.load(b_ptr + (row - SIGN * H) * N + in_N[None, :],
+                            mask=live & (at > 0)[:, None] & (in_N < N)[None, :], other=0.0)
+                b = tl.where((at == 0)[:, None], start.to(b.dtype), b)
             else:
-                b = tl.load(b_ptr + (row * b_row + head * b_head)[:, None] + in_N[None, :],
-                            mask=(at < length)[:, None] & (in_N < N)[None, :], other=0.0)
-            if BEFORE and chunk == 0:
-                start = tl.load(first_ptr + (seq * H + head) * N + in_N, mask=in_N < N, other=0.0)
-                b = tl.where((at == 0)[:, None], start[None, :].to(b.dtype), b)
-            total = dot(tl.trans(a), b, OPERAND, PRECISION, total)
-    tl.store(out_ptr + (part * H + head) * (M * N) + in_M[:, None] * N + in_N[None, :], total,
-             mask=(in_M < M)[:, None] & (in_N < N)[None, :])
+                b = tl.load(b_ptr + row * N + in_N[None, :], mask=live & (in_N < N)[None, :], other=0.0)
+            offset, inner = row * M + in_M[None, :], live & (in_M < M)[None, :]
+{each("            total# = dot(tl.trans(tl.load(a#_ptr + offset, mask=inner, other=0.0)), b, OPERAND, PRECISION, total#)")}
+    out_ptr += (part * H + head) * ({count} * M * N)
+    inner = (in_M < M)[:, None] & (in_N < N)[None, :]
+{each("    tl.store(out_ptr + # * M * N + in_M[:, None] * N + in_N[None, :], total#, mask=inner)")}
 
 
-def summed_rows(a, b, first, seqs, before):
-    """[H, M, N]: the sum over all tokens of the rows of a [B, T, H, M] times those of b [B, T, H, N]."""
-    B, T, H, M = a.shape
+def summed_rows{count}(a, b, first, seqs, before):
+    """[H, {count}, M, N]: for each of a the sum over all tokens of its rows [B, T, H, M] times those of b [B, T, H, N].
+
+    Sequences are divided among parts as long as that costs few bytes."""
+    B, T, H, M = a[0].shape
     N = b.shape[-1]
-    BM, BN = block(M, 256 if a.element_size() == 2 else 128), block(N, 64)
+    BM, BN = block(M, 64), block(N, 64)
     cells = H * triton.cdiv(M, BM) * triton.cdiv(N, BN)
-    parts = max(1, min(seqs.count, triton.cdiv(264, cells)))
-    out = torch.empty(parts, H, M, N, dtype=torch.float32, device=a.device)
-    row_product[(parts * cells,)](
-        a, b, first, out, seqs.starts, seqs.lengths, seqs.count, T, H, a.stride(1), a.stride(2), b.stride(1), b.stride(2),
-        M=M, N=N, BM=BM, BN=BN, C=64, SIGN=seqs.sign, RAGGED=seqs.ragged, BEFORE=before, OPERAND=operand(b.dtype),
-        PRECISION=precision(b.dtype), num_warps=8)
+    parts = max(1, min(seqs.count, triton.cdiv(264, cells), B * T * (M + N) // (64 * M * N)))
+    out = torch.empty(parts, H, {count}, M, N, dtype=torch.float32, device=b.device)
+    row_products{count}[(parts * cells,)](
+        *a, b, first, out, seqs.starts, seqs.lengths, seqs.count, T, H, M=M, N=N, BM=BM, BN=BN, C=64, SIGN=seqs.sign,
+        RAGGED=seqs.ragged, BEFORE=before, OPERAND=operand(b.dtype), PRECISION=precision(b.dtype), num_warps=8)
     return merged(out)
 '''
