@@ -216,6 +216,8 @@ class Trace:
         number = (int, float)
         if isinstance(a, number) and isinstance(b, number):
             return _FOLD[type(e.op)](a, b)
+        if isinstance(a, tuple) and isinstance(b, tuple):
+            return a + b
         symbols = [x for x in (a, b) if isinstance(x, Symbol)]
         if symbols and not any(isinstance(x, Tile) and (x.shape or x.kind != "int") for x in (a, b)):
             if isinstance(e.op, ast.Mod) and isinstance(b, Symbol):
@@ -314,6 +316,8 @@ class Trace:
             found = self._elementwise(args, "none")
             self.counts.add("special", times(self.weight, volume(found.shape)), SPECIAL[last])
             return found
+        if last == "len":
+            return len(args[0])
         if last in ("float", "int"):
             return args[0] if isinstance(args[0], (int, float)) else float("inf")
         return self._elementwise([a for a in args if not isinstance(a, (str, tuple))])
@@ -357,6 +361,9 @@ class Trace:
 
     def _tl_trans(self, x: Tile, *_: Any) -> Tile:
         return Tile(x.shape[:-2] + x.shape[:-3:-1], x.width, x.kind, x.base)
+
+    def _tl_join(self, a: Tile, b: Tile) -> Tile:
+        return Tile((*a.shape, (2, ())), a.width, a.kind)
 
     def _tl_permute(self, x: Tile, *order: Any) -> Tile:
         order = order[0] if len(order) == 1 and isinstance(order[0], tuple) else order

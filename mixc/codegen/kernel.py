@@ -148,7 +148,7 @@ class KernelWriter:
                              f"{self._guard(dims, False)}).to(tl.float32)")
         body, self.body = self.body, []
         self._replay(names)
-        loop = ["for past in tl.range(chunk // (SEGMENT // C) * (SEGMENT // C), chunk):", *_block(self.body)]
+        loop = ["for past in tl.range(chunk // (SEGMENT // C) * (SEGMENT // C), chunk, num_stages=1):", *_block(self.body)]
         self.body = [*body, "if SEGMENT > C:  # the chunks of the segment before this one", *_block(loop)]
         self.body += [f"{names[s]} = {names[s]}.to({s}_starts.dtype.element_ty)" for s in launch.starts]
         for s in launch.starts:

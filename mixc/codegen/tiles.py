@@ -101,6 +101,8 @@ class Tiles:
         self.reduced = {n.args[0] for n in nodes if n.op == "sum"}  # products that are summed stand in the sum
         self.operands = _only_operands(nodes, roots)
         self.names: dict[Node, str] = {}
+        self.spans = Counter((n.args[2], n.attr("reach")) for n in nodes if n.op == "span_contract")
+        self.factors: dict[tuple[Node, str], str] = {}  # by logs of decays and reach: what `cut_factors` gives
         self.taken = set(taken)
         self.rank = {d: i for i, d in enumerate((ROW, COL, "_u", *header))}
         self.raw: set[Node] = set()  # loaded tiles, still in the dtype of their tensor

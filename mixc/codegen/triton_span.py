@@ -34,18 +34,29 @@ def span_contract_code(tiles: Tiles, node: Node) -> str | None:
     if len(dims) != 1:
         return None
     (d,) = dims
-    tail = f"{tiles.whole(g, (ROW, d))}, rows, {node.attr('reach')!r}, OPERAND, PRECISION"
     if set(node.dims) == BOTH:
         a, b = (x, y) if ROW in x.dims else (y, x)
         if set(a.dims) == {ROW, d} and set(b.dims) == {COL, d}:
-            return f"span_pair({tiles._clean(a, (ROW, d))}, {tiles._clean(b, (COL, d))}, {tail})"
+            return f"span_pair({tiles._clean(a, (ROW, d))}, {tiles._clean(b, (COL, d))}, {_decays(tiles, node, d)}, OPERAND, PRECISION)"
         return None
     A, z = (x, y) if set(x.dims) >= BOTH else (y, x)
     row = ROW if ROW in node.dims else COL
     if set(A.dims) != BOTH or set(node.dims) != {row, d} or set(z.dims) - BOTH != {d}:
         return None
     name = "span_apply" if row == ROW else "span_apply_back"
-    return f"{name}({tiles.whole(A, (ROW, COL))}, {tiles.whole(z, (COL if row == ROW else ROW, d))}, {tail})"
+    return f"{name}({tiles.whole(A, (ROW, COL))}, {tiles.whole(z, (COL if row == ROW else ROW, d))}, {_decays(tiles, node, d)}, OPERAND, PRECISION)"
+
+
+def _decays(tiles: Tiles, node: Node, d: str) -> str:
+    """Logs of decays, or where several products are under the same ones their factors, formed once."""
+    g, reach = key = node.args[2], node.attr("reach")
+    if tiles.spans[key] == 1:
+        return f"{tiles.whole(g, (ROW, d))}, rows, {reach!r}"
+    if key not in tiles.factors:
+        logs = tiles.whole(g, (ROW, d))
+        tiles.factors[key] = tiles.fresh("to_cuts")
+        tiles.emit(node, f"{tiles.factors[key]} = cut_factors({logs}, rows, {reach!r}, PRECISION)")
+    return f"{tiles.factors[key]}, rows, 'given'"
 
 
 def unit_inverse_code(tiles: Tiles, node: Node) -> str:
@@ -84,18 +95,36 @@ def exact(a, b, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def sum_of_rows(x, rows, WHICH: tl.constexpr, PRECISION: tl.constexpr):
-    """[t, D]: the sum over the rows that are earlier or later than t, and its own."""
-    t, s = rows[:, None], rows[None, :]
+def among(t, s, WHICH: tl.constexpr, h: tl.constexpr):
+    """Whether the sum for row t takes row s. "to_cut": the rows between t and the cut of its block of 2h rows, t's own
+    among them if it lies behind the cut ("to_cut_excl": not even then)."""
     if WHICH == "earlier":
-        among = t > s
-    elif WHICH == "earlier_and_own":
-        among = t >= s
-    elif WHICH == "later":
-        among = t < s
-    else:
-        among = t <= s
-    return exact(among.to(tl.float32), x.to(tl.float32), PRECISION)
+        return t > s
+    if WHICH == "earlier_and_own":
+        return t >= s
+    if WHICH == "later":
+        return t < s
+    if WHICH == "later_and_own":
+        return t <= s
+    cut = t // (2 * h) * (2 * h) + h
+    if WHICH == "to_cut":
+        return ((s >= cut) & (s <= t)) | ((s > t) & (s < cut))
+    return ((s >= cut) & (s < t)) | ((s > t) & (s < cut))
+
+
+@triton.jit
+def sum_of_rows(x, rows, WHICH: tl.constexpr, PRECISION: tl.constexpr, h: tl.constexpr = 1):
+    """[t, D]: the sum over the rows `among` those that WHICH names, a product with ones: nothing is subtracted.
+    For half inputs x is split into two bf16, that is 16 bits."""
+    x = x.to(tl.float32)
+    if PRECISION == "tf32":
+        C: tl.constexpr = x.shape[0]
+        D: tl.constexpr = x.shape[1]
+        high = x.to(tl.bfloat16)
+        parts = tl.join(high, (x - high.to(tl.float32)).to(tl.bfloat16))
+        ones = among(rows[:, None], (tl.arange(0, 2 * C) % C)[None, :], WHICH, h).to(tl.bfloat16)
+        return tl.dot(ones, tl.reshape(tl.permute(parts, (2, 0, 1)), [2 * C, D]))
+    return exact(among(rows[:, None], rows[None, :], WHICH, h).to(tl.float32), x, PRECISION)
 
 
 @triton.jit
@@ -159,82 +188,74 @@ def solve_columns(L, y, rows, TRANSPOSED: tl.constexpr):
 
 
 @triton.jit
-def of_block(x, pos, at, h: tl.constexpr):
-    """[t, D]: x of row number `at` of the block of 2h rows that t lies in."""
-    C: tl.constexpr = x.shape[0]
-    D: tl.constexpr = x.shape[1]
-    picked = tl.reshape(tl.where((pos == at)[:, None], x, 0.0), [C // (2 * h), 2 * h, D])
-    return tl.reshape(tl.broadcast_to(tl.sum(picked, 1)[:, None, :], [C // (2 * h), 2 * h, D]), [C, D])
-
-
-@triton.jit
-def span_begin(g, REACH: tl.constexpr):
-    """Sums of g since a row's block began and until it ends, for blocks of one row."""
-    nothing = tl.zeros(g.shape, tl.float32)
+def cut_factor(g, rows, level: tl.constexpr, REACH: tl.constexpr, PRECISION: tl.constexpr):
+    """[t, D]: the decay between a row and the cut of its block of 2h rows (REACH "excl": without the row's own)."""
+    if level > 0:
+        return tl.exp(sum_of_rows(g, rows, "to_cut_excl" if REACH == "excl" else "to_cut", PRECISION, 1 << level))
     if REACH == "excl":
-        return nothing, nothing
-    return g, nothing
+        return tl.full(g.shape, 1.0, tl.float32)
+    return tl.exp(tl.where((rows % 2 == 1)[:, None], g, 0.0))
 
 
 @triton.jit
-def span_wider(since, until, g, pos, h: tl.constexpr, REACH: tl.constexpr):
-    """The same for blocks of 2h rows, from those of h: a half takes on the sum of the other."""
-    through = since + g if REACH == "excl" else since
-    earlier = of_block(through, pos, h - 1, h)
-    later = of_block(g + until, pos, h, h)
-    half = (pos >= h)[:, None]
-    return tl.where(half, since + earlier, since), tl.where(half, until, until + later)
+def cut_factors(g, rows, REACH: tl.constexpr, PRECISION: tl.constexpr):
+    """The same for all levels, where several products need them."""
+    C: tl.constexpr = g.shape[0]
+    LEVELS: tl.constexpr = 4 + (C > 16) + (C > 32) + (C > 64)
+    factors = (cut_factor(g, rows, 0, REACH, PRECISION),)
+    for level in tl.static_range(1, LEVELS):
+        factors = factors + (cut_factor(g, rows, level, REACH, PRECISION),)
+    return factors
 
 
 @triton.jit
-def span_halves(since, until, rows, h: tl.constexpr):
-    """Of blocks of 2h rows: which rows lie in the later half, the decay between a row and the cut, same block."""
-    later = (rows % (2 * h) >= h)[:, None]
-    return later, tl.exp(tl.where(later, since, until)), (rows // (2 * h))[:, None] == (rows // (2 * h))[None, :]
+def span_halves(g, rows, level: tl.constexpr, REACH: tl.constexpr, PRECISION: tl.constexpr):
+    """Of blocks of 2h rows: which rows lie in the later half, which share a block, the decays to the cut.
+    g: logs of decays, or the tuple of `cut_factors`."""
+    if REACH == "given":
+        factor = g[level]
+    else:
+        factor = cut_factor(g, rows, level, REACH, PRECISION)
+    block = rows // (2 << level)
+    return (rows % (2 << level) >= 1 << level)[:, None], block[:, None] == block[None, :], factor
 
 
 @triton.jit
 def span_pair(x, y, g, rows, REACH: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
     """[t, s]: sum over D of x[t] y[s] exp(g[s+1] + ... + g[t]), 0 unless s < t (REACH "excl": to g[t-1])."""
-    C: tl.constexpr = g.shape[0]
+    C: tl.constexpr = x.shape[0]
     LEVELS: tl.constexpr = 4 + (C > 16) + (C > 32) + (C > 64)
-    since, until = span_begin(g, REACH)
     out = tl.zeros([C, C], tl.float32)
     for level in tl.static_range(LEVELS):
-        later, factor, same = span_halves(since, until, rows, 1 << level)
+        later, same, factor = span_halves(g, rows, level, REACH, PRECISION)
         left, right = tl.where(later, x * factor, 0.0), tl.where(later, 0.0, y * factor)
         out += tl.where(same, dot(left, tl.trans(right), OPERAND, PRECISION), 0.0)
-        since, until = span_wider(since, until, g, rows % (2 << level), 1 << level, REACH)
     return out
 
 
 @triton.jit
 def span_apply(A, y, g, rows, REACH: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
     """[t, D]: sum over s < t of A[t, s] y[s] exp(g[s+1] + ... + g[t])."""
-    C: tl.constexpr = g.shape[0]
+    C: tl.constexpr = y.shape[0]
     LEVELS: tl.constexpr = 4 + (C > 16) + (C > 32) + (C > 64)
-    since, until = span_begin(g, REACH)
-    out = tl.zeros(g.shape, tl.float32)
+    out = tl.zeros(y.shape, tl.float32)
     for level in tl.static_range(LEVELS):
-        later, factor, same = span_halves(since, until, rows, 1 << level)
+        later, same, factor = span_halves(g, rows, level, REACH, PRECISION)
         found = dot(tl.where(same, A, 0.0), tl.where(later, 0.0, y * factor), OPERAND, PRECISION)
         out += tl.where(later, factor * found, 0.0)
-        since, until = span_wider(since, until, g, rows % (2 << level), 1 << level, REACH)
     return out
 
 
 @triton.jit
 def span_apply_back(A, x, g, rows, REACH: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
     """[s, D]: sum over t > s of A[t, s] x[t] exp(g[s+1] + ... + g[t])."""
-    C: tl.constexpr = g.shape[0]
+    C: tl.constexpr = x.shape[0]
     LEVELS: tl.constexpr = 4 + (C > 16) + (C > 32) + (C > 64)
-    since, until = span_begin(g, REACH)
-    out = tl.zeros(g.shape, tl.float32)
+    out = tl.zeros(x.shape, tl.float32)
     for level in tl.static_range(LEVELS):
-        later, factor, same = span_halves(since, until, rows, 1 << level)
+        later, same, factor = span_halves(g, rows, level, REACH, PRECISION)
         found = dot(tl.trans(tl.where(same, A, 0.0)), tl.where(later, x * factor, 0.0), OPERAND, PRECISION)
         out += tl.where(later, 0.0, factor * found)
-        since, until = span_wider(since, until, g, rows % (2 << level), 1 << level, REACH)
     return out
 
 
