@@ -33,6 +33,11 @@ def calls(**axes: tuple) -> st.SearchStrategy:
     return st.fixed_dictionaries({n: st.sampled_from(v) for n, v in kinds.items()}).filter(cells.allowed)
 
 
+# A sum of three products whose operands were rounded to 8 bits is as far off as they are: what few random terms give in
+# bf16 tells a wrong value from a rounded one, no more.  Bounds for it stand in the matrix of tests, over the examples.
+ROUNDED = 20
+
+
 def check(spec: Spec, call: cells.Cell, C: int, backend: str, must: str | None = None) -> None:
     note(f"{spec.text}\n{call}, chunks of {C}")
     mixer = mixc.loads(spec.text)
@@ -40,7 +45,8 @@ def check(spec: Spec, call: cells.Cell, C: int, backend: str, must: str | None =
         assert set(mixer.form.values()) == {must}, (mixer.form, mixer.why)
     with patch.object(chunked, "chunk_length", lambda longest: C), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        bad = [str(f) for f in cells.compare(mixer, call, backend) if not f.ok]
+        slack = ROUNDED if call["dtype"] == torch.bfloat16 else 1
+        bad = [str(f) for f in cells.compare(mixer, call, backend) if not f.error <= slack * f.bound]
     assert not bad, "; ".join(bad)
 
 
@@ -76,7 +82,7 @@ SMALL = calls(length=(17, 1, 5, 16, (0, 0, 3, 3, 20)), heads=("1", "2/1", "none"
 @pytest.mark.parametrize("wide", [False, True])
 def test_interpreted(number: int, wide: bool) -> None:
     @seed(number)
-    @settings(QUIET, max_examples=5)
+    @settings(QUIET, max_examples=5, phases=(Phase.generate,))  # shrinking what is interpreted takes minutes
     @given(specs(wide), SMALL)
     def run(spec, call):
         if backends.has_chunk_program(mixc.loads(spec.text)):

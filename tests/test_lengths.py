@@ -9,11 +9,19 @@ import pytest
 import torch
 
 import mixc
-from mixc.codegen import triton_program
+from mixc.codegen import offline, triton_program
 from mixc.runtime import agree, compiled
 from mixc.runtime.draw import draw
 
 LENGTHS = range(2, 202, 4)  # fifty of them
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_compiled():
+    """What other tests have compiled is not found here."""
+    compiled._known.clear()
+    compiled._made.clear()
+    triton_program._modules.clear()
 
 
 def call(mixer, T, backend, **options):
@@ -65,11 +73,11 @@ def test_triton(name, ragged):
 
     mixer, seen, texts = mixc.load(name), Launches(), []
 
-    def emitted(*args, emit=triton_program.emit, **options):
-        texts.append(args)
-        return emit(*args, **options)
+    def loaded(text, name, load=offline.load_text):
+        texts.append(text)
+        return load(text, name)
     with patch.object(InterpretedFunction, "run", lambda kernel, *args, **named: seen.run(kernel, *args, **named)), \
-            patch.object(triton_program, "emit", emitted):
+            patch.object(offline, "load_text", loaded):
         for T in (1, *LENGTHS):
             call(mixer, T, "triton", **({"cu_seqlens": torch.tensor([0, T // 2, T])} if ragged else {}))
     assert len(texts) == 1 and seen.keys

@@ -170,6 +170,7 @@ class KernelWriter:
                 inner.name(node)
         self._assign(list(zip(names.values(), launch.replay, (self.program.decl(s).dims for s in launch.starts), strict=True)))
         outer.names |= {n: name for n, name in inner.names.items() if n not in self.varying}
+        outer.raw |= inner.raw - self.varying
         self.tiles, self.row, self.held = outer, "row", "held"
 
     def _assign(self, targets: list[tuple[str, Node, tuple[str, ...]]]) -> None:
@@ -219,8 +220,6 @@ class KernelWriter:
 
     def _row_offset(self, stride: str, dims: tuple[str, ...], rows: str = "rows") -> str:
         """Offsets of a tile's rows and columns from the chunk's first row."""
-        if len(dims) > 2:
-            raise refuse(f"a token's tile [{', '.join(dims[1:])}] of more than one dim")
         terms = []
         if ROW in dims:
             terms.append(f"{self._axis(dims, ROW, rows)} * SIGN * {_group(stride)}")

@@ -46,6 +46,21 @@ def zero_padded(node: Node, dim: str) -> bool:
     return node.op in _ZERO_AT_ZERO and zero_padded(node.args[0], dim)
 
 
+def axes_of(node: Node) -> set[str]:
+    """The axes that the code of a tile has: what is repeated along an axis entry by entry is left to broadcasting."""
+    if node.op == "rename":
+        to = dict(node.attr("to"))
+        return {to.get(d, d) for d in axes_of(node.args[0])}
+    if node.op == "expand":
+        return axes_of(node.args[0])
+    if not _entrywise(node):
+        return set(node.dims)
+    found: set[str] = set()
+    for a in node.args:
+        found |= axes_of(a) if len(found) < len(node.dims) else set()
+    return found
+
+
 def dot_axes(node: Node) -> tuple[str, str] | None:
     """(axes of the value that a and b bring) where a contraction is a product of two matrices; else None."""
     if node.op != "contract" or not all(len(n.dims) == 2 for n in (node, *node.args)):
@@ -171,7 +186,7 @@ class Tiles:
     def whole(self, node: Node, order: tuple[str, ...]) -> str:
         """Code for a tile that has all axes of `order`, also those that the value is repeated along."""
         code = self.ref(node, order)
-        return code if set(source(node).dims) == set(order) else f"tl.zeros({self.shape(order)}, tl.float32) + {code}"
+        return code if axes_of(node) == set(order) else f"tl.zeros({self.shape(order)}, tl.float32) + {code}"
 
     def _value(self, node: Node, cast: bool) -> str:
         name = self.name(node)
@@ -328,12 +343,14 @@ class Tiles:
 
     def _operand(self, node: Node, order: tuple[str, str], summed: str) -> str:
         if summed in feature_dims(node) and not zero_padded(node, summed):
-            return self._clean(node, order)
+            return self._clean(node, order, order)
+        if axes_of(node) != set(order):  # repeated along an axis of the product
+            return self.whole(node, order)
         return self.ref(node, order, cast=False)
 
     def _clean(self, node: Node, order: tuple[str, ...], over: Iterable[str] | None = None) -> str:
         """The tile with the padding of its feature dims held at 0."""
-        repeated = over is not None and not set(source(node).dims) >= set(over)
+        repeated = over is not None and not axes_of(node) >= set(over)
         code = self.whole(node, order) if repeated else self.ref(node, order)
         for d in feature_dims(node):
             if (over is None or d in over) and not zero_padded(node, d):

@@ -154,9 +154,11 @@ def _values(program: Program, roots: Sequence[Node], kind: Kind, dtype: torch.dt
 def _env(program: Program, roots: Sequence[Node], kind: Kind, dtype: torch.dtype) -> Env:
     """Inputs that depend on names and kind alone, rounded to fp32 for both dtypes."""
     spare = iter((3, 2, 4, 5, 6, 7))
+    taken = [(n.attr("dim"), n.attr("i") + 1) for n in postorder(roots) if n.op == "pick"]
     sizes: dict[str, int] = {}
-    for d in program.dims:
-        sizes[d.name] = sizes[d.alias] if d.alias else d.size or next(spare, 2)
+    for d in program.dims:  # a dim whose entries are taken one by one has them all
+        sizes[d.name] = sizes[d.alias] if d.alias else d.size or max(
+            [next(spare, 2), *(i for dim, i in taken if dim == d.name)])
     consts = default_consts(program.consts, sizes)
     decls = {d.name: d for d in program.decls}
     every = {**sizes, ROW: ROWS, COL: ROWS, "_u": ROWS, LEVEL: (ROWS - 1).bit_length()}
