@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from mixc.codegen.torch_cell import Carried, Loop, inside_loop, loop
+from mixc.codegen.torch_cell import loop
+from mixc.codegen.torch_cell_plan import Carried, Loop, inside_loop
 from mixc.codegen.torch_stages import above
 from mixc.ir.node import ROW, Node, depends, postorder
 from mixc.ir.program import Program

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from mixc.codegen.torch_cell import Loop
+from mixc.codegen.torch_cell_plan import Loop
 from mixc.ir.evaluate import Env, align, compute, evaluate
 from mixc.ir.node import ROW, Node
 from mixc.ir.program import Decl

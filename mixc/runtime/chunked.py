@@ -401,20 +401,16 @@ class _BackFlow:
 
     def places(self, name: str, block: Block, finish: list[Any]) -> dict[str, Any]:
         self.base -= block.M
-        at, to, offset, after = [], [], block.M, block.after * self.H
-        slots = []
-        for m in reversed(block.steps):
-            offset -= m
-            slots.append(self.buffer[offset:offset + m])
+        after, sizes, slots = block.after * self.H, block.steps[::-1], self.buffer[:block.M].split(block.steps)[::-1]
         if slots:
             slots[0][:after] = self.carry[:after]
-        for slot in slots:
-            slot[after:] = self.final[after:len(slot)]
-            after = len(slot)
-        for slot, target in zip(slots, [*slots[1:], self.carry], strict=True):
-            at.append(slot)
-            to.append(target[:len(slot)])
-        return {f"d{name}_at": at, f"d{name}_to": to, f"d{name}": self.buffer[:block.M],
+        for slot, m in zip(slots, sizes, strict=True):
+            if after < m:  # sequences that end here
+                slot[after:] = self.final[after:m]
+                after = m
+        to = [x if n == m else x[:m] for x, n, m in zip(slots[1:], sizes[1:], sizes, strict=False)]
+        to += [self.carry[:m] for m in sizes[-1:]]
+        return {f"d{name}_at": slots, f"d{name}_to": to, f"d{name}": self.buffer[:block.M],
                 name: self.starts[self.base:self.base + block.M]}
 
     def advance(self, block: Block) -> None:
