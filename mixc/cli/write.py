@@ -23,10 +23,7 @@ def compile_file(file: File, target: GPU = "h100", shape: ShapeText = None, dtyp
                  out: Folder = Path("out"), json_: Json = False) -> None:
     """Write the standalone module of each mixer, a script that checks it, and a README; torch and triton suffice."""
     output.dtype_of(dtype)
-    try:
-        gpu = targets.find(target)
-    except KeyError as error:
-        raise typer.BadParameter(str(error.args[0]), param_hint="--target") from None
+    gpu = _gpu(target)
     sizes = output.shape(shape)
     out.mkdir(parents=True, exist_ok=True)
     written, pages = [], []
@@ -75,6 +72,13 @@ def _page(m: Any, facts: dict[str, str]) -> str:
     return readme(m.declared, m.__doc__, {s: (form, m.why[s]) for s, form in m.form.items()}, facts)
 
 
+def _gpu(name: str) -> targets.Target:
+    try:
+        return targets.find(name)
+    except KeyError as error:
+        raise typer.BadParameter(str(error.args[0]), param_hint="--target") from None
+
+
 def _complete(m: Any, sizes: dict[str, int]) -> dict[str, int]:
     """Sizes of the usual training shape for what is not given."""
     found = {"B": 8, "T": 4096, "H": 16}
@@ -83,14 +87,23 @@ def _complete(m: Any, sizes: dict[str, int]) -> dict[str, int]:
     return found | sizes
 
 
-def explain(file: File, mixer: Pick = None,
-            html: Annotated[Path | None, typer.Option(metavar="FILE", help="write a page instead")] = None,
+Page = Annotated[Path | None, typer.Option(metavar="FILE", help="write a page with pictures, for a browser")]
+
+
+def explain(file: File, mixer: Pick = None, html: Page = None, target: GPU = "h100", shape: ShapeText = None,
             json_: Json = False) -> None:
     """Explain a mixer: its step, its form and why, the equations, the kernels and their costs."""
-    texts = {m.__name__: m.explain() for m in output.mixers(file, mixer)}
     if html is not None:
-        notes = "the page with pictures is not there yet; without --html the same is printed as markdown"
-        raise typer.BadParameter(notes, param_hint="--html")
+        from mixc.cli.page import page
+
+        m = output.one_mixer(file, mixer)
+        sizes = _complete(m, output.shape(shape))
+        sizes |= {d.name: sizes[d.alias] for d in m.declared.dims if d.alias}
+        html.parent.mkdir(parents=True, exist_ok=True)
+        html.write_text(page(m, _gpu(target), sizes), encoding="utf-8")
+        output.say_json({m.__name__: str(html)}) if json_ else screen.print(f"{m.__name__}: {html}", markup=False)
+        return
+    texts = {m.__name__: m.explain() for m in output.mixers(file, mixer)}
     if json_:
         output.say_json(texts)
         return

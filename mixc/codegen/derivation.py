@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from mixc.ir.node import COL, ROW, Node, postorder
+from mixc.ir.node import COL, ROW, Node, number, postorder
 from mixc.ir.program import Program
 
 _INFIX = {"add": " + ", "sub": " - ", "mul": " * ", "div": " / "}
@@ -92,6 +92,10 @@ def explain(step: Program) -> str:
     stages = classify(step)
     lines = [f"# {step.name}", "", step.doc, "", "## The step", "", "```", *equations(step), "```", "", "## Form", ""]
     lines += [f"- `{', '.join(g.states)}`: **{g.form}** — {g.why}" for g in stages.groups] or ["- no state"]
+    parts = split(step)
+    if parts:
+        lines += ["", "## What it was split into", "", "```", *(f"{kind}, {state}: {Formulas([n]).text(n, top=True)}"
+                                                              for kind, state, n in parts), "```"]
     if stages.groups and all(g.form != "sequential" for g in stages.groups):
         forward = chunk(stages)
         backward = differentiate(forward)
@@ -101,7 +105,7 @@ def explain(step: Program) -> str:
                   "- forward and backward: " + ("one Triton kernel each, the state on chip; on a CPU the same program in torch"
                                                 if has_kernels(stages) else "the same program in torch, on any device"),
                   "- kept for the backward: the inputs, and the state at the start of every chunk",
-                  "- decode: the step on one token", "", "## Bytes and FLOPs of the products", "", *_costs(forward, backward)]
+                  "- decode: the step on one token", *(f"- `{k}` {line}" for k, (told, _) in kernel_lines(step).items() for line in told), "", "## Bytes and FLOPs of the products", "", *_costs(forward, backward)]
     else:
         lines += ["", "It runs token by token; `mixer.why` names the term that decided it.", *_cell(step, has_kernels(stages))]
     return "\n".join(lines) + "\n"
@@ -125,6 +129,86 @@ def _cell(step: Program, kernels: bool) -> list[str]:
     return lines + [f"- products over all tokens, a launch each: {weights}"] * bool(weights)
 
 
+def split(step: Program) -> list[tuple[str, str, Node]]:
+    """Of every state: what multiplies what was there, and what is added, as the forms have them: kind, state, value.
+
+    Kinds: "decay", "written" (an outer product), "low rank" (one that reads the state); of a scan "factor" and "added",
+    or what it is moved by and joined with."""
+    from mixc.ir.build import maybe_mul
+    from mixc.ir.ranges import proving
+    from mixc.passes.block import block_rows
+    from mixc.passes.classify import affine_forms, classify
+    from mixc.passes.context import context
+    from mixc.passes.planes import is_complex, planes
+    from mixc.passes.scan import scan_form
+
+    real = planes(context(step).program) if is_complex(step) else step
+    if real is None:
+        return []
+    found: list[tuple[str, str, Node]] = []
+    with proving(real):
+        for group in classify(real).groups:
+            states = [real.decl(s) for s in group.states]
+            rows = block_rows(real, states) if group.form == "scan" else None
+            for s, row in zip(states, rows or (), strict=False):
+                found += [(f"factor of {o.name}", s.name, a) for o, a in zip(states, row.a, strict=True)]
+                found.append(("added", s.name, row.b))
+            if rows or group.form == "sequential" or len(states) > 1:
+                continue
+            s = states[0]
+            scan = scan_form(real, s) if group.form == "scan" else None
+            if scan is not None:
+                found += [("moved by" if scan.combine.endswith("+") else "factor", s.name, scan.a),
+                          ("added" if scan.combine == "affine" else "joined with", s.name, scan.b)]
+                continue
+            form = affine_forms(real, s).form(real.result("next", s.name))
+            if form is None:
+                continue
+            if form.decay is not None:
+                found.append(("decay", s.name, form.decay))
+            for w, coef in form.writes.items():
+                outer = maybe_mul(_product(w.factors), coef) or number(1)
+                if w.value is None or w.value.constant is not None:
+                    found.append(("written", s.name, maybe_mul(outer, w.value.constant if w.value else None) or outer))
+                for read, c in (w.value.coefs if w.value else {}).items():
+                    found.append(("low rank", s.name, maybe_mul(outer, maybe_mul(read.node, c)) or read.node))
+    return found
+
+
+def _product(factors: tuple[Node, ...]) -> Node:
+    first, *rest = factors
+    for f in rest:
+        first = first * f
+    return first
+
+
+def kernel_lines(step: Program) -> dict[str, tuple[list[str], str]]:
+    """Of every kernel: its loop, its loads, what it carries and its stores, in words; and its text. Empty where there
+    are none."""
+    from mixc.codegen.triton_program import has_kernels, kernels
+    from mixc.passes.classify import classify
+
+    if not has_kernels(classify(step)):
+        return {}
+    module, found = kernels(step), {}
+    for kind, k in module.kernels.items():
+        way = "from the last chunk to the first" if k.launch.reverse else "from the first chunk to the last"
+        loads = [*k.loads, *(f"the cotangent of {c}" for c in k.cots)]
+        starts = ", ".join(k.launch.starts)
+        lines = [f"loop: over chunks, {way}; sequences, heads" + "".join(f", blocks of {d}" for d in k.launch.split)
+                 + " in parallel", f"loads a row at a time: {', '.join(loads)}",
+                 f"carries on chip: {', '.join(f'{c.name}{_axes(c.leaf)}' for c in k.launch.carries) or 'nothing'}",
+                 "stores: " + ", ".join(f"{s.name} ({_STORED[s.kind]})" for s in k.launch.stores)]
+        if starts:
+            lines.append(f"{'reads' if kind == 'bwd' else 'keeps'} {starts} at the start of every segment"
+                         + (", and forms the chunks between again" if kind == "bwd" else ", when gradients are asked for"))
+        found[k.launch.name] = (lines, k.text)
+    return found
+
+
+_STORED = {"rows": "a row a token", "chunk": "one a chunk", "partial": "summed over the loop"}
+
+
 def _costs(forward: Program, backward: Program) -> list[str]:
     import sympy
 
@@ -138,6 +222,3 @@ def _costs(forward: Program, backward: Program) -> list[str]:
         return sympy.expand(count * B * H * T / C)
 
     return [f"- products, forward: {flops(forward)} FLOPs", f"- products, backward: {flops(backward)} FLOPs"]
-
-
-

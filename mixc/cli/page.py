@@ -1,0 +1,146 @@
+"""`mixc explain --html`: a mixer as one page that needs no network. Mathematics in MathML, pictures in SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+from typing import Any
+
+from mixc.autotune.closed import closed_forms, state_traffic, told
+from mixc.autotune.token_cost import token_cost
+from mixc.autotune.tuner import schedule_of
+from mixc.cli.pictures import over_T, roofline
+from mixc.codegen.derivation import kernel_lines, split
+from mixc.codegen.mathml import equations, name, written
+from mixc.ir.program import Program
+from mixc.targets import Target
+
+STYLE = """
+:root{color-scheme:light dark;--line:#8886;--soft:#8881}
+body{font:16px/1.55 system-ui,sans-serif;max-width:60rem;margin:0 auto;padding:1rem}
+h1{font-size:1.6rem;margin-bottom:0}h2{font-size:1.2rem;margin-top:2.2rem;border-bottom:1px solid var(--line)}
+pre,.math,.table{overflow-x:auto;background:var(--soft);padding:.6rem .8rem;border-radius:6px}
+pre{font:13px/1.45 ui-monospace,monospace}code{font:.9em ui-monospace,monospace;overflow-wrap:anywhere}
+math{font-family:"STIX Two Math","Latin Modern Math","Cambria Math",math;font-size:1.08rem}
+.math math{display:block math;text-align:left;margin:.55rem 0;width:max-content}
+table{border-collapse:collapse}td,th{padding:.2rem .7rem;text-align:left;vertical-align:top}
+tr+tr td{border-top:1px solid var(--line)}
+svg{width:100%;height:auto;max-width:44rem;font:12px system-ui,sans-serif;fill:currentColor}
+.frame{fill:none;stroke:var(--line)}.grid{stroke:var(--line);stroke-width:.5}
+.legend span{margin-right:1.2rem;display:inline-block}
+.legend i{display:inline-block;width:.8em;height:.8em;margin-right:.4em}
+details{margin:.6rem 0}summary{cursor:pointer}.note{opacity:.75;font-size:.92rem}
+"""
+NOTATION = ("Dims have names, and products go by name: what only one factor has is repeated along the other. "
+            "A prime is what the next chunk (token) receives, a bar the derivative of the loss by a value. In a chunk "
+            "row t reads and row s wrote; 𝟙 is 1 where its condition holds and 0 elsewhere. A superscript in brackets "
+            "numbers values that are used more than once.")
+
+
+def page(m: Any, target: Target, sizes: dict[str, int]) -> str:
+    """HTML of one mixer. `sizes`: B, T, H and every dim, for the figures."""
+    step: Program = m.declared
+    parts = [f"<h1>{escape(m.__name__)}</h1>", f"<p>{escape(step.doc.strip())}</p>",
+             f"<p class='note'>{escape(repr(m))}</p>", _section("The spec", f"<pre>{escape(m.text.strip())}</pre>"),
+             _section("The step", f"<p class='note'>{NOTATION}</p>" + _math(equations(step))),
+             _section("Why it has its form", _forms(m))]
+    made = split(step)
+    if made:
+        lines = [(f"<msub><mtext>{escape(kind)}</mtext>{name(state)}</msub>", value) for kind, state, value in made]
+        parts.append(_section("What was there, and what is added", _math(written(step, lines))))
+    parts += _derived(m)
+    parts += _kernels(step, target, sizes)
+    parts.append(_section("Time over T", _pictures(step, target, sizes)))
+    body = "\n".join(parts)
+    return ("<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><meta name='viewport' "
+            f"content='width=device-width,initial-scale=1'><title>{escape(m.__name__)}</title><style>{STYLE}</style></head>"
+            f"<body>{body}</body></html>\n")
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{body}</section>"
+
+
+def _math(lines: Iterable[str]) -> str:
+    return f"<div class='math'>{''.join(lines)}</div>"
+
+
+def _listed(lines: Iterable[str]) -> str:
+    return "<ul>" + "".join(f"<li>{line}</li>" for line in lines) + "</ul>"
+
+
+def _forms(m: Any) -> str:
+    if not m.form:
+        return "<p>It has no state: every token for itself.</p>"
+    return _listed([f"<code>{escape(s)}</code>: <b>{form}</b> — {escape(m.why[s])}" for s, form in m.form.items()]
+                   + [escape(n.help) for n in m.notes if n.help])
+
+
+def _derived(m: Any) -> list[str]:
+    """The equations of a chunk, or of a token where the state is not linear, and their adjoint."""
+    from mixc.passes.cell import cell
+    from mixc.passes.chunk import chunk
+    from mixc.passes.classify import classify
+    from mixc.passes.context import context, has_context
+    from mixc.passes.differentiate import differentiate
+    from mixc.passes.planes import is_complex, planes
+    from mixc.runtime.backends import has_chunk_program
+
+    step = context(m.declared).program if has_context(m.declared) else m.declared
+    real = planes(step) if is_complex(step) else step
+    if real is None or not step.states:
+        return []
+    if has_chunk_program(m):
+        forward = chunk(classify(real))
+        kept = "the inputs, and the state at the start of every segment of chunks; the chunks between are formed again."
+        titles = "One chunk of tokens", "Its adjoint, from the last chunk to the first"
+    else:
+        forward = cell(real)
+        kept = "the state of every token, and of the values of the loop those that nothing gives cheaply."
+        titles = "All tokens at once but for the loop over the state", "Its adjoint, from the last token to the first"
+    return [_section(titles[0], _math(equations(forward))),
+            _section(titles[1], _math(equations(differentiate(forward), adjoint=True))),
+            _section("What is kept for the backward", f"<p>{kept[0].upper() + kept[1:]}</p>")]
+
+
+def _kernels(step: Program, target: Target, sizes: dict[str, int]) -> list[str]:
+    made = kernel_lines(step)
+    if not made:
+        return [_section("Kernels", "<p>None of its own step: it runs as a program of torch operations.</p>")]
+    shown = [f"<h3><code>{k}</code></h3>{_listed(map(escape, lines))}<details><summary>its text</summary>"
+             f"<pre>{escape(text)}</pre></details>" for k, (lines, text) in made.items()]
+    forms = closed_forms(step, target)
+    at = ", ".join(f"{n} = {s}" for n, s in sizes.items())
+    text = [escape(line.strip(" -")).replace("**", "^").replace("`", "") for line in told(forms, step, sizes, target)]
+    traffic = state_traffic(step, sizes, target, 32)
+    more = f"<p>Its state does not stay on chip: {traffic / 1e6:.0f} MB of it a pass.</p>" if traffic else ""
+    return [_section("Kernels", "".join(shown)),
+            _section("Bytes and FLOPs", f"<p class='note'>16-bit tensors, a state kept every L rows; figures at {at}, "
+                     f"C = 32, L = 64.</p>{_listed(text)}{more}")]
+
+
+def _pictures(step: Program, target: Target, sizes: dict[str, int]) -> str:
+    one = token_cost(step, sizes)
+    lengths = [2 ** i for i in range(4, max(5, sizes["T"].bit_length() + 3))]
+    B, H = sizes["B"], sizes["H"]
+    lines: dict[str, list[tuple[float, float]]] = {
+             "chunks, forward": [], "chunks, forward and backward": [],
+             "decode, a launch a token": [(T, T * one.step_seconds(target, B, H)) for T in lengths],
+             "eager loop, forward": [(T, T * one.eager_seconds(target, B, H)) for T in lengths]}
+    points = []
+    if kernel_lines(step):
+        for T in sorted({*lengths, sizes["T"]}):
+            made = schedule_of(step, target, sizes | {"T": T}, "bf16").default()[1]
+            lines["chunks, forward"].append((T, made["fwd"].seconds))
+            lines["chunks, forward and backward"].append((T, made["fwd"].seconds + made["bwd"].seconds))
+            if sizes["T"] == T:
+                points = [(n, c.flops / c.bytes, c.flops / c.seconds) for n, c in
+                          (("forward", made["fwd"]), ("backward", made["bwd"])) if c.flops]
+    lines = {n: p for n, p in lines.items() if p}
+    n = one.flops * B * H
+    points += [("decode", one.flops / one.step_bytes, n / one.step_seconds(target, B, H)),
+               ("eager loop", one.flops / one.eager_bytes, n / one.eager_seconds(target, B, H))]
+    said = (f"<p class='note'>Modelled for {escape(target.title)}, not measured: kernels by the tuner's model; a "
+            f"decode step moves its state in and out; the eager loop does {one.operations} operations a token, each "
+            "started from the host. <code>mixc bench</code> measures on this machine.</p>")
+    return said + over_T(lines) + "<h3>Under the roofline</h3>" + roofline(points, target)
