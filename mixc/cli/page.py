@@ -84,19 +84,18 @@ def _derived(m: Any) -> list[str]:
     from mixc.passes.context import context, has_context
     from mixc.passes.differentiate import differentiate
     from mixc.passes.planes import is_complex, planes
-    from mixc.runtime.backends import has_chunk_program
 
     step = context(m.declared).program if has_context(m.declared) else m.declared
     real = planes(step) if is_complex(step) else step
     if real is None or not step.states:
         return []
-    if has_chunk_program(m):
+    if "sequential" not in m.form.values():
         forward = chunk(classify(real))
         kept = "the inputs, and the state at the start of every segment of chunks; the chunks between are formed again."
         titles = "One chunk of tokens", "Its adjoint, from the last chunk to the first"
     else:
         forward = cell(real)
-        kept = "the state of every token, and of the values of the loop those that nothing gives cheaply."
+        kept = "the states of every token, and where the program is torch's the values that nothing gives cheaply."
         titles = "All tokens at once but for the loop over the state", "Its adjoint, from the last token to the first"
     return [_section(titles[0], _math(equations(forward))),
             _section(titles[1], _math(equations(differentiate(forward), adjoint=True))),
@@ -109,6 +108,8 @@ def _kernels(step: Program, target: Target, sizes: dict[str, int]) -> list[str]:
         return [_section("Kernels", "<p>None of its own step: it runs as a program of torch operations.</p>")]
     shown = [f"<h3><code>{k}</code></h3>{_listed(map(escape, lines))}<details><summary>its text</summary>"
              f"<pre>{escape(text)}</pre></details>" for k, (lines, text) in made.items()]
+    if not _in_chunks(step):
+        return [_section("Kernels", "".join(shown))]
     forms = closed_forms(step, target)
     at = ", ".join(f"{n} = {s}" for n, s in sizes.items())
     text = [escape(line.strip(" -")).replace("**", "^").replace("`", "") for line in told(forms, step, sizes, target)]
@@ -117,6 +118,12 @@ def _kernels(step: Program, target: Target, sizes: dict[str, int]) -> list[str]:
     return [_section("Kernels", "".join(shown)),
             _section("Bytes and FLOPs", f"<p class='note'>16-bit tensors, a state kept every L rows; figures at {at}, "
                      f"C = 32, L = 64.</p>{_listed(text)}{more}")]
+
+
+def _in_chunks(step: Program) -> bool:
+    from mixc.passes.classify import classify
+
+    return all(g.form != "sequential" for g in classify(step).groups)
 
 
 def _pictures(step: Program, target: Target, sizes: dict[str, int]) -> str:
@@ -128,7 +135,7 @@ def _pictures(step: Program, target: Target, sizes: dict[str, int]) -> str:
              "decode, a launch a token": [(T, T * one.step_seconds(target, B, H)) for T in lengths],
              "eager loop, forward": [(T, T * one.eager_seconds(target, B, H)) for T in lengths]}
     points = []
-    if kernel_lines(step):
+    if kernel_lines(step) and _in_chunks(step):
         for T in sorted({*lengths, sizes["T"]}):
             made = schedule_of(step, target, sizes | {"T": T}, "bf16").default()[1]
             lines["chunks, forward"].append((T, made["fwd"].seconds))

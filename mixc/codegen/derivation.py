@@ -192,14 +192,17 @@ def kernel_lines(step: Program) -> dict[str, tuple[list[str], str]]:
         return {}
     module, found = kernels(step), {}
     for kind, k in module.kernels.items():
-        way = "from the last chunk to the first" if k.launch.reverse else "from the first chunk to the last"
+        each = "chunk" if k.launch.loop == "chunks" else "token"
+        way = f"from the last {each} to the first" if k.launch.reverse else f"from the first {each} to the last"
         loads = [*k.loads, *(f"the cotangent of {c}" for c in k.cots)]
         starts = ", ".join(k.launch.starts)
-        lines = [f"loop: over chunks, {way}; sequences, heads" + "".join(f", blocks of {d}" for d in k.launch.split)
+        lines = [f"loop: {way}; sequences, heads" + "".join(f", blocks of {d}" for d in k.launch.split)
                  + " in parallel", f"loads a row at a time: {', '.join(loads)}",
-                 f"carries on chip: {', '.join(f'{c.name}{_axes(c.leaf)}' for c in k.launch.carries) or 'nothing'}",
+                 "carries on chip: " + (", ".join(f"{c.name}[{', '.join(c.dims)}]" for c in k.launch.carries) or "nothing"),
                  "stores: " + ", ".join(f"{s.name} ({_STORED[s.kind]})" for s in k.launch.stores)]
-        if starts:
+        if starts and each == "token":
+            lines.append(f"{'reads' if kind == 'bwd' else 'keeps'} {starts} after every token")
+        elif starts:
             lines.append(f"{'reads' if kind == 'bwd' else 'keeps'} {starts} at the start of every segment"
                          + (", and forms the chunks between again" if kind == "bwd" else ", when gradients are asked for"))
         found[k.launch.name] = (lines, k.text)

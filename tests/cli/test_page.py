@@ -19,7 +19,7 @@ from tests.build import scalar_decay
 CHUNKS = ("One chunk of tokens", "What is kept for the backward", "Bytes and FLOPs",
           "carries on chip", "chunks, forward")
 PARTS = {"simple_gla": (*CHUNKS, "decay", "written"), "hgrn": (*CHUNKS, "factor", "added"),
-         "elman": ("the loop over the state", "None of its own step", "eager loop")}
+         "elman": ("the loop over the state", "from the last token to the first", "eager loop")}
 
 
 @pytest.mark.parametrize("spec", PARTS)
