@@ -28,7 +28,7 @@ class Node:
     Attributes:
         dims: names of the value's axes, in the order its tensor has them.
         kind: "real", "complex" or "bool".
-        span: source position of the first text that produced this value, or None.
+        span: source position of what first produced this value in the text that was read last, or None.
     """
 
     op: str
@@ -103,6 +103,8 @@ def make(op: str, *args: Node, span: Span | None = None, **attrs: Any) -> Node:
         dims = row.dims(args, attrs)
         found = Node(op, args, items, dims, row.kind(args, attrs), span)
         _interned[key] = found
+    elif span is not None and (found.span is None or found.span.source is not span.source):
+        object.__setattr__(found, "span", span)  # said before in another text: messages are about the one read last
     return found
 
 

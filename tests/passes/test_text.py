@@ -20,3 +20,11 @@ def test_round_trip_of_every_stage(path):
         assert again.decls == program.decls and again.groups == program.groups and again.dims == program.dims
         if name == "classify" and {g.form for g in program.groups} != {"chunk"}:
             break
+
+
+def test_spans_are_those_of_the_text_read_last():
+    body = "in x[D]\nparam R[D, E]\nstate h[D]\nh = R @ h[E] + x\nout o[D] = h\n}"
+    first = mixc.loads("mixer m(D, E = D) {\n\n\n" + body)
+    assert "(line 7)" in first.why["h"]
+    second = mixc.loads("mixer m(D, E = D) {\n" + body)
+    assert "(line 5)" in second.why["h"] and "(line 7)" in first.why["h"]
