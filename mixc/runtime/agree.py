@@ -32,11 +32,12 @@ BOUNDS: dict[torch.dtype, dict[str, float]] = {
 
 @dataclass
 class Run:
-    """What a call gave: outs, final states and gradients by name."""
+    """What a call gave: outs, final states and gradients by name; `start`: the states it was given."""
 
     outs: dict[str, Tensor] = field(default_factory=dict)
     states: dict[str, Tensor] = field(default_factory=dict)
     grads: dict[str, Tensor] = field(default_factory=dict)
+    start: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ def run(mixer: Any, tensors: Mapping[str, Tensor], *, backend: str = "reference"
     o, state = mixer(**leaves, initial_state=start, output_final_state=True, backend=backend, **options)
     names = [d.name for d in mixer.declared.outs]
     outs = dict(zip(names, [o] if isinstance(o, Tensor) else list(o), strict=True))
-    found = Run({n: x.detach() for n, x in outs.items()}, {n: x.detach() for n, x in state.items()})
+    found = Run({n: x.detach() for n, x in outs.items()}, {n: x.detach() for n, x in state.items()},
+                start={n: x.detach() for n, x in (start or {}).items()})
     if not grads:
         return found
     wanted = leaves | {f"{n}0": x for n, x in (start or {}).items()}
@@ -145,7 +147,8 @@ def judge(program: Any, got: Run, want: Run, dtype: torch.dtype, plain: Callable
     kinds = {d.name: "gate" if is_gate(d) else "grad" for d in (*program.ins, *program.params)}
     floor = FLOOR * max((rms(g[torch.isfinite(g)]) for g in want.grads.values()), default=0.0)
     items = [(n, "out", n, "outs", 0.0) for n in want.outs]
-    items += [(f"final {n}", "out", n, "states", 0.0) for n in want.states]
+    left = {n: FLOOR * rms(x) for n, x in want.start.items()}  # a state that was erased is not judged by its rounding
+    items += [(f"final {n}", "out", n, "states", left.get(n, 0.0)) for n in want.states]
     items += [(f"d{n}", kinds.get(n, "grad"), n, "grads", floor) for n in want.grads]
     loop: Run | None = None
     found = []
