@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mixc.codegen.config import Config, Tile, padded
-from mixc.codegen.kernel import Kernel
+from mixc.codegen.kernel import Kernel, safe
 from mixc.codegen.module import Module, _shape
-from mixc.codegen.triton_cell import CellWriter, product_text
+from mixc.codegen.triton_cell import WEIGHTS, CellWriter, product_text
 from mixc.ir.program import Decl, Program
 from mixc.passes.cell_launches import cell_launches
 
@@ -21,6 +21,7 @@ class CellModule(Module):
         made = cell_launches(step)
         self.p, self.token, self.made = step, None, made
         self.bwd, self.fwd = CellWriter(made.backward).write(), CellWriter(made.forward).write()
+        self.weights = [d for d in step.params if len(d.dims) > 1]
         self.starts, self.name = made.backward.starts, step.name
         self.states, self.outs = step.states, step.outs
         self.partial = {s.name for s in made.backward.stores if s.kind == "partial"}
@@ -37,12 +38,13 @@ class CellModule(Module):
             blocks = {d: min(padded(sizes[d]), 64) for d in kernel.launch.split if d in kernel.dims}
             wide = max([padded(sizes[d]) for c in kernel.launch.carries for d in c.dims if d not in blocks], default=0)
             least = max(weights * copies // (32 * 64), wide // 16, 1)
-            return Tile(16, tuple(blocks.items()), min(16, 1 << (least - 1).bit_length()), 1)
+            return Tile(16, tuple(blocks.items()), min(8, 1 << (least - 1).bit_length()), 1)
         return Config((("fwd", tile(self.fwd, 1)), ("bwd", tile(self.bwd, 2))))
 
     # ------------------------------------------------------------ text
     def _prelude(self) -> str:
-        return "".join(product_text(n) for n in sorted({len(lefts) for lefts in self._groups().values()}))
+        held = WEIGHTS if self.weights else ""
+        return held + "".join(product_text(n) for n in sorted({len(lefts) for lefts in self._groups().values()}))
 
     def _programs(self, tile: str) -> list[str]:
         return [f"triton.cdiv(count, {tile}['C'])", "H"]
@@ -94,6 +96,13 @@ class CellModule(Module):
             lefts = found.setdefault((p.right, p.before, dims[p.left]), [])
             lefts += [p.left] * (p.left not in lefts)
         return found
+
+    def _held(self, kernel: Kernel) -> list[str]:
+        """Do a head's weights fit?  The backward has two copies of them, laid out for both of its products."""
+        read = [d for d in self.weights if safe(d.name) in kernel.loads]
+        each = " + ".join(f"{' * '.join('B' + n for n in d.dims)} * {safe(d.name)}.element_size()" for d in read)
+        each = f"({each}) * 2" if kernel.launch.reverse else each
+        return [f"HELD={each} <= room(device)"] if read else []
 
     def _product_lines(self) -> list[str]:
         state = {k: s for s, k in self.made.kept.items()}

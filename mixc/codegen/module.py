@@ -157,6 +157,9 @@ class Module:
         lines += ["ctx.set_materialize_grads(False)", f"return {', '.join(outs)}"]
         return lines
 
+    def _held(self, kernel: Kernel) -> list[str]:
+        return []
+
     def _forward_tile(self) -> str:
         return "tile = dict(FORWARD, C=16) if seqs.T <= 16 else FORWARD"
 
@@ -188,6 +191,7 @@ class Module:
         pairs = [*(f"{d}={d}" for d in kernel.dims), f"C={tile}['C']", *(f"B{d}=B{d}" for d in kernel.dims), "SIGN=seqs.sign",
                  "RAGGED=seqs.ragged"]
         pairs += ["SEGMENT=SEGMENT"] * ("SEGMENT" in kernel.constexprs) + ["KEEP=keep"] * ("KEEP" in kernel.constexprs)
+        pairs += self._held(kernel)
         if "HAS_INITIAL" in kernel.constexprs:
             pairs.append(f"HAS_INITIAL={'has_final' if reverse else 'has_initial'}")
             pairs.append(f"STORE_FINAL={'any(ctx.has_initial)' if reverse else 'seqs.want_final'}")

@@ -84,13 +84,13 @@ class Job:
 
 
 def job_of(path: str, kernel: Kernel, sizes: dict[str, int], blocks: dict[str, int], C: int, warps: int, stages: int, *,
-           target: str = "sm_90", dtype: str = "bf16", keep: bool = True, segment: int = 64, label: str = "") -> Job:
+           target: str = "sm_90", dtype: str = "bf16", keep: bool = True, held: bool = True, segment: int = 64, label: str = "") -> Job:
     """One kernel of an emitted module for `target`.
 
     Args:
         sizes: of every dim the kernel names; blocks: their blocks. dtype: of the tensors."""
     given: dict[str, Any] = {**sizes, "C": C, **{f"B{d}": blocks[d] for d in sizes}, "SIGN": 1, "RAGGED": False,
-                             "KEEP": keep, "SEGMENT": segment, "HAS_INITIAL": False, "STORE_FINAL": False, "OPERAND": dtype,
+                             "KEEP": keep, "HELD": held, "SEGMENT": segment, "HAS_INITIAL": False, "STORE_FINAL": False, "OPERAND": dtype,
                              "PRECISION": "tf32" if dtype != "fp32" else "tf32x3" if target.startswith("sm_") else "ieee",
                              "STAGES": stages}
     types = signature(kernel, dtype)

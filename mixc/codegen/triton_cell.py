@@ -14,6 +14,8 @@ from mixc.ir.node import ROW, Node
 class CellWriter(KernelWriter):
     """As `KernelWriter`: what differs is that a row is a sequence, and the loop goes over tokens."""
 
+    weights = False  # does it read matrices of a head?
+
     # ------------------------------------------------------------ addresses: pointers are one a row
     def _at(self, pointer: str, stride: str, dims: tuple[str, ...], row: str = "row") -> str:
         """Addresses of a tile: `pointer` and then `row` rows of `stride` further, in every sequence."""
@@ -47,6 +49,19 @@ class CellWriter(KernelWriter):
         self.body.append(f"{name} = tl.load({self._at(f'{name}_ptr', self._row_stride(dims), dims)}, "
                          f"mask={self._masked(dims, 'live')}, other=0.0)")
         return name
+
+    def _load_param(self, node: Node) -> str:
+        """Weights are held for all tokens, or asked for at every token where they do not fit."""
+        if len(node.dims) < 2:
+            return super()._load_param(node)
+        name = safe(node.attr("name"))
+        self.loaded[name] = self.program.decl(node.attr("name"))
+        mask = " & ".join(self._axis(node.dims, d, self.tiles.inside(d)) for d in node.dims)
+        self.before.append(f"{name} = weights({name}_ptr + (head // {name}_rep) * ({' * '.join(node.dims)}), "
+                           f"{self._flat(node.dims)}, {mask}, 0, HELD)")
+        self.weights = True
+        at = "row_at" if self.launch.reverse else "0"
+        return f"weights({name}, {self._flat(node.dims)}, {mask}, {at}, not HELD)"
 
     def _load_start(self, node: Node) -> str:
         """The state before the token: as the forward left it after the token before, or the initial one."""
@@ -96,7 +111,8 @@ class CellWriter(KernelWriter):
         return self._assemble(sums)
 
     def _keeping(self) -> list[str]:
-        return ["KEEP"] if not self.launch.reverse and any(s.result == "save" for s in self.launch.stores) else []
+        keep = not self.launch.reverse and any(s.result == "save" for s in self.launch.stores)
+        return ["KEEP"] * keep + ["HELD"] * self.weights
 
     def _kept_arguments(self) -> list[str]:
         """Where the states are kept, and the initial ones."""
@@ -150,6 +166,29 @@ class CellWriter(KernelWriter):
         lines = [f"if STORE_FINAL:\n    tl.store({self._state_at(f'{c.name}_final', c.dims)}, {safe(c.name)}, "
                  f"mask={self._masked(c.dims, 'there')})" for c in self.launch.carries]
         return lines + [self._store_state(f"{s.name}_sum", f"{s.name}_ptr", "group * H + head", s.dims) for s in sums]
+
+
+WEIGHTS = '''
+
+@triton.jit
+def weights(at, offsets, mask, row_at, LOAD: tl.constexpr):
+    """The matrix at an address; without LOAD what was given: the address, or the matrix already. (Where
+    registers are short, row_at: no token is before the first, which the compiler does not know, and so it keeps no
+    address of every entry from token to token.)"""
+    if LOAD:
+        found = tl.load(at + tl.minimum(row_at, 0) + offsets, mask=mask, other=0.0)
+    else:
+        found = at
+    return found
+
+
+def room(device):
+    """Bytes of weights that a program may hold; larger ones are read at every token, from the L2."""
+    whole = 232448
+    if device.type == "cuda":
+        whole = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", whole)
+    return whole * 2 // 3
+'''
 
 
 def product_text(count: int) -> str:

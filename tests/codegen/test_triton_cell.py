@@ -98,5 +98,19 @@ def test_emitted():
     torch.testing.assert_close(final, state, rtol=1e-5, atol=1e-6)
 
 
+def test_weights_that_do_not_fit_are_read_at_every_token():
+    mixer = mixc.load("lstm")
+    module = load_text(mixer.emit(), "lstm")
+    x = draw(mixer.declared, B=2, T=4, H=2, sizes=dict(D=5, E=5), dtype=torch.float32, seed=0)
+    found = []
+    for room in (module.room, lambda device: 0):
+        module.room = room
+        ts = {n: t.clone().requires_grad_() for n, t in x.items()}
+        y = module.lstm(**ts)[0]
+        y.square().sum().backward()
+        found.append([y, *(t.grad for t in ts.values())])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_what_has_no_kernel():
     assert not backends.has_chunk_program(spec("tanh_memory"))
