@@ -9,6 +9,7 @@ Scratch is given by the caller and used again by the next segment, so it stays i
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -167,8 +168,22 @@ class _Function:
         for r in self.made.program.results:
             if r.role in ("out", "grad") and r.value in inside and r.value not in w.fixed \
                     and r.value.dims == self._declared(r.role, r.name):
-                w.fixed[r.value] = f"to_{r.name}"
                 self.made.direct[f"to_{r.name}"] = (r.role, r.name)
+                for n in self._chain(r.value):
+                    w.fixed.setdefault(n, f"to_{r.name}")
+
+    def _chain(self, n: Node) -> list[Node]:
+        """A value, and the factors that it may be formed over: each is read by the next alone."""
+        inside = {*self.stages.first, *self.stages.rest}
+        read = Counter(origin(a) for x in inside for a in x.args) + Counter(map(origin, self.stages.roots()))
+        found = [n]
+        while found[-1].op == "mul":
+            more = [a for a in found[-1].args if a in inside and read[a] == 1 and a.dims == n.dims and a.kind == "real"
+                    and a.op in ("add", "sub", "mul")]
+            if not more:
+                break
+            found.append(more[0])
+        return found
 
     # ------------------------------------------------------------ numbers a row, for many segments at once
     def _early(self, known: dict[Node, Value]) -> dict[Node, Value]:

@@ -1,6 +1,6 @@
 """The torch backend's run of a chunk program: segments in order, under one autograd function.
 
-The forward keeps, for the backward, its inputs, the state that every chunk received, and what
+The forward keeps, for the backward, its inputs, the state that every chunk received, outs that are scans, and what
 `keep.worth_keeping` found cheaper to keep than to form again; without a gradient it keeps nothing.
 Temporaries live in a workspace of a fixed size, so time and memory are linear in T.
 """
@@ -50,7 +50,8 @@ class _Chunked(torch.autograd.Function):
     def forward(ctx: Any, run: _Run, *tensors: Tensor) -> tuple[Tensor, ...]:
         outs, finals, kept = run.forward(list(tensors))
         ctx.run = run.emptied()  # what the graph holds, hooks see
-        ctx.save_for_backward(*tensors, *kept)
+        named = {d.name: o for d, o in zip(run.program.outs, outs, strict=True)}
+        ctx.save_for_backward(*tensors, *kept, *(named[n] for n in run.handed))
         return (*outs, *finals)
 
     @staticmethod
@@ -101,6 +102,7 @@ class _Run:
         spans = call.rows.T if call.rows.dense else max((n for _, n in call.rows.sequences()), default=0)
         self.borrow = code.scans and call.rows.dense and call.H == 1 and all(
             x.dtype == call.dtype for x in call.ins.values()) and all(t == call.dtype for t in call.out_dtypes.values())
+        self.handed = code.handed if self.borrow and needs else ()
         self.C = C or (SCAN_ROWS if code.scans else min(code.longest, chunk_length(spans)))
         levels = max(1, (self.C - 1).bit_length())
         self.sizes = {**call.sizes, ROW: self.C, COL: self.C, "_u": self.C, LEVEL: levels}
@@ -282,6 +284,7 @@ class _Run:
         sums: dict[str, Tensor] = {}
         final = [layout.by_rank(c).contiguous() for c in cotangents[n_out:]]
         work, constants, kept = Workspace.mine(call.dtype, call.device), {}, list(kept)
+        rows |= {name: layout.gather(kept.pop()) for name in reversed(self.handed)}
 
         def put(role: str, name: str, axes: tuple[str, ...], y: Tensor, block: Block) -> None:
             y = self._whole(y, axes, program.decl(name), block.M, rows=role == "grad")

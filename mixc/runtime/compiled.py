@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 
 from mixc.codegen.torch_program import Segment, needs_single, prepare, segment
-from mixc.ir.node import COL, ROW, Node, postorder
+from mixc.ir.node import COL, ROW, Node, make, postorder, substitute
 from mixc.ir.program import Program
 from mixc.passes.chunk import chunk
 from mixc.passes.classify import classify
@@ -34,8 +34,8 @@ def compiled(step: Program) -> Compiled:
 class Compiled:
     def __init__(self, step: Program):
         self.step = step
-        self._prepared: dict[tuple[bool, bool, bool], Program] = {}
-        self._saves: dict[tuple[bool, bool], tuple[Node, ...]] = {}
+        self._prepared: dict[tuple[bool, bool, bool, bool], Program] = {}
+        self._saves: dict[tuple[bool, bool, bool], tuple[Node, ...]] = {}
         self._segments: dict[object, Segment] = {}
 
     @cached_property
@@ -64,26 +64,40 @@ class Compiled:
         nodes = postorder([*self.chunk.values(), *differentiate(self.chunk).values()])
         return 16 if any({ROW, COL} <= set(n.dims) and len(n.dims) > 2 for n in nodes) else 64
 
-    def prepared(self, partial: bool, finite: bool, reverse: bool) -> Program:
-        key = (partial, finite, reverse)
+    @cached_property
+    def handed(self) -> tuple[str, ...]:
+        """Outs that are scans: where they lie as segments want them, a backward reads them and scans nothing again."""
+        return tuple(r.name for r in self.chunk.results if r.role == "out" and r.value.op == "scan"
+                     and r.value.dims == (ROW, *self.step.decl(r.name).dims))
+
+    def prepared(self, partial: bool, finite: bool, reverse: bool, borrowed: bool = False) -> Program:
+        key = (partial, finite, reverse, borrowed)
         if key not in self._prepared:
-            self._prepared[key] = prepare(self.merged[reverse], partial, self.single, finite)
+            program = prepare(self.merged[reverse], partial, self.single, finite)
+            if reverse and borrowed:
+                forward = self.prepared(partial, finite, False)
+                there = {x: make("saved", name=name, dims=x.dims) for name in self.handed
+                         for x in [forward.result("out", name)] if x.op == "scan"}
+                program = program.with_values(substitute(program.values(), there))
+            self._prepared[key] = program
         return self._prepared[key]
 
-    def saves(self, partial: bool, finite: bool) -> tuple[Node, ...]:
+    def saves(self, partial: bool, finite: bool, borrowed: bool) -> tuple[Node, ...]:
         """What a forward keeps for its backward, besides inputs and the states that chunks received."""
-        if (partial, finite) not in self._saves:
-            forward, backward = (self.prepared(partial, finite, reverse) for reverse in (False, True))
-            self._saves[partial, finite] = worth_keeping(forward, backward)
-        return self._saves[partial, finite]
+        key = (partial, finite, borrowed)
+        if key not in self._saves:
+            self._saves[key] = worth_keeping(*(self.prepared(partial, finite, reverse, borrowed)
+                                               for reverse in (False, True)))
+        return self._saves[key]
 
     def forward(self, partial: bool, finite: bool, keeps: bool, order: tuple[str, ...] = (),
                 borrowed: bool = False) -> Segment:
         """`partial`: some rows are no tokens. `finite`: no input is infinite. `keeps`: a backward may follow.
+        `borrowed`: rows are views of the call's tensors.
         `order`: of dims in memory, see `torch_writer.Writer`."""
         key = ("forward", partial, finite, keeps, order, borrowed)
         if key not in self._segments:
-            saves = self.saves(partial, finite) if keeps else ()
+            saves = self.saves(partial, finite, borrowed) if keeps else ()
             self._segments[key] = segment(self.prepared(partial, finite, False), partial, saves, self.single,
                                           order, borrowed)
         return self._segments[key]
@@ -93,8 +107,8 @@ class Compiled:
         """`wanted`: the inputs and params whose gradient is asked for."""
         key = ("backward", partial, finite, wanted, order, borrowed)
         if key not in self._segments:
-            program = self.prepared(partial, finite, True)
+            program = self.prepared(partial, finite, True, borrowed)
             results = tuple(r for r in program.results if r.role == "next" or r.name in wanted)
-            self._segments[key] = segment(replace(program, results=results), partial, self.saves(partial, finite),
-                                          self.single, order, borrowed)
+            self._segments[key] = segment(replace(program, results=results), partial,
+                                          self.saves(partial, finite, borrowed), self.single, order, borrowed)
         return self._segments[key]

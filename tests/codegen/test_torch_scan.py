@@ -164,3 +164,19 @@ def test_infinite_inputs_are_guarded_and_finite_ones_are_not():
     code = compiled(mixc.load("mamba1").declared)
     assert "guard(" in code.backward(False, False, names).text
     assert "guard(" not in code.backward(False, True, names).text
+
+
+def test_outs_that_are_scans_are_read_by_the_backward():
+    """It scans once, for the adjoint; an out that was written to since is refused."""
+    mixer = mixc.load("hgrn")
+    x = draw(mixer.declared, B=2, T=70, H=1, sizes={"D": 3}, dtype=torch.float32)
+    leaves = {n: t.requires_grad_() for n, t in x.items()}
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
+        y = mixer(**leaves, backend="torch")[0]
+    assert y.data_ptr() in kept
+    y = mixer(**leaves, backend="torch")[0]
+    with torch.no_grad():
+        y.mul_(2)
+    with pytest.raises(RuntimeError, match="inplace"):
+        y.sum().backward()
