@@ -13,13 +13,13 @@ from mixc.ir.program import Program
 _LINEAR = {"add": None, "sub": None, "neg": None, "expand": None, "rename": None, "mul": 1, "contract": 1, "div": 0}
 
 
-def recurrent_products(step: Program, names: list[str]) -> list[Node]:
-    """Products of a state of `names` with weights that no token changes."""
+def recurrent_products(step: Program, names: list[str], ops: tuple[str, ...] = ("contract",)) -> list[Node]:
+    """Products of a state of `names` with weights that no token changes; of `ops` "mul" are those entry by entry."""
     nexts = [step.result("next", n) for n in names]
     reads = depends(nexts, [step.decl(n).leaf() for n in names])
     tokens = depends(nexts, [d.leaf() for d in (*step.ins, *step.states)])
-    return [n for n in postorder(nexts) if n.op == "contract" and n in reads
-            and sum(a in reads for a in n.args) == 1 and any(a not in tokens for a in n.args)]
+    return [n for n in postorder(nexts) if n.op in ops and n in reads and sum(a in reads for a in n.args) == 1
+            and any(a not in tokens and any(x.op == "param" for x in postorder([a])) for a in n.args)]
 
 
 def is_linear(step: Program, names: list[str]) -> bool:
@@ -34,9 +34,13 @@ def is_linear(step: Program, names: list[str]) -> bool:
 
 def advice(step: Program, names: list[str]) -> str | None:
     """The change that would help, in words; None: none is known."""
+    return (_without(step, names, recurrent_products(step, names))
+            or _without(step, names, recurrent_products(step, names, ("contract", "mul"))))
+
+
+def _without(step: Program, names: list[str], products: list[Node]) -> str | None:
     from mixc.passes.classify import classify, text_of
 
-    products = recurrent_products(step, names)
     if not products:
         return None
     first = text_of(products[0])
