@@ -94,4 +94,6 @@ def test_why_names_the_product_and_what_would_make_it_parallel():
     text = "mixer m(D, E = D) {\nin x[D]\nparam R[D, E]\nstate h[D]\nh = 0.5 * h + R @ h[E] + x\nout o[D] = h\n}"
     why = mixc.loads(text).why["h"]
     assert "`R @ h[E]` (line 5)" in why and "diagonalises" in why
-    assert mixc.load("sru_full").why["c"] == "the update of c is not affine in it: `sigmoid(f + vf * c)` (line 7)"
+    assert mixc.load("sru_full").why["c"] == ("the update of c is not affine in it: `sigmoid(f + vf * c)` (line 7); "
+                                              "without `vf * c` (line 7), it would be a scan")
+    assert "6 products like it, it would be a scan" in mixc.load("peephole_lstm").why["c"]
