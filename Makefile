@@ -7,7 +7,7 @@ JOBS   ?= 2
 
 ORACLES = fla-core flash-linear-attention flashrnn mlstm_kernels accelerated_scan
 
-.PHONY: demo test test-slow test-versions lint golden bench clean
+.PHONY: demo test test-slow test-versions lint golden bench docs clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python examples/demo.py
@@ -32,6 +32,11 @@ endif
 golden: $(VENV)/.oracles
 	$(BIN)/python -m pytest tests --update-golden -k golden
 
+# site/: the pages of docs/, those that the compiler knows made anew; a link that leads nowhere fails
+docs: $(VENV)/.docs
+	$(BIN)/python docs/make_pages.py
+	$(BIN)/mkdocs build --strict
+
 bench: $(VENV)/.ready
 	$(BIN)/mixc bench simple_gla
 
@@ -49,5 +54,9 @@ $(VENV)/.oracles: $(VENV)/.ready
 	$(PIP) install -q -c constraints.txt einops packaging omegaconf
 	touch $@
 
+$(VENV)/.docs: $(VENV)/.oracles
+	$(PIP) install -q -c constraints.txt -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist out site .mypy_cache .ruff_cache .pytest_cache .hypothesis

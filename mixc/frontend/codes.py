@@ -48,3 +48,13 @@ CODES = {
     "MX225": "(note) something that is never read",
     "MX226": "loops too long to be unrolled, or an expression too deep",
 }
+
+LATER = {
+    "MX301": "(note) a state that runs token by token, with the term to blame",
+    "MX310": "a mixer without Triton kernels, where they are asked for",
+    "MX311": "Triton is not installed",
+    "MX312": "an unknown target",
+    "MX401": "an unknown spec",
+    "MX402": "a file without the mixer asked for, or with several",
+    "MX403": "a mixer that was made from a program and has no text",
+}

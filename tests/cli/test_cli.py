@@ -114,7 +114,7 @@ def test_compile_writes_a_module(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["simple_gla", "max_plus"])  # the second starts at -inf
 def test_the_script_beside_a_module_checks_it(name: str, tmp_path: Path) -> None:
     (made,) = parsed("compile", name, "-o", str(tmp_path))
-    assert made["kernels"] == 2 and made["check"] == str(tmp_path / f"check_{name}.py")
+    assert made["kernels"] == 3 and made["check"] == str(tmp_path / f"check_{name}.py")  # fwd, step, bwd
     assert "import mixc" not in Path(made["check"]).read_text()
 
     def checked() -> subprocess.CompletedProcess[str]:
