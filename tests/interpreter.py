@@ -1,8 +1,8 @@
 """Triton's interpreter made to do what a GPU does, where it is kinder or cruder.
 
 Lanes outside a load's mask hold anything where no `other` is given (it gives zeros), and fp32 becomes bf16 by
-rounding to the nearest (it truncates, which doubles the error and gives it a bias).  And faster: it combines the rows of
-a scan entry by entry, and looks through all of triton.language at every call of a function.
+rounding to the nearest (it truncates, which doubles the error and gives it a bias).  And faster: it combines the rows
+of a scan entry by entry, and looks through all of triton.language at every call of a function.
 """
 
 from __future__ import annotations
