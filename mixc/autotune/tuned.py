@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixc.autotune import cache
 from mixc.codegen.config import Config
 from mixc.errors import InputError
+from mixc.hashing.identity import canonical_of
 from mixc.targets import Target
 
 if TYPE_CHECKING:
     from mixc.runtime.mixer import Mixer
 
-FORM = "mixc config 1"
+FORM = "mixc config 2"
 SHORT = 64  # tokens: up to here a sequence is a chunk or two
 
 
@@ -60,15 +61,27 @@ class Tuned:
 
         Raises:
             InputError: it was made for something else."""
-        self.refuse(mixer, target, {**self.shape, **(shape or {})}, dtype)
-        return self.config
+        made = self.named_for(mixer) if mixer.hash == self.hash else self
+        made.refuse(mixer, target, {**made.shape, **(shape or {})}, dtype)
+        return made.config
+
+    def named_for(self, mixer: Mixer) -> Tuned:
+        """The same for a mixer of the same hash, whose dims may have other names."""
+        own = dict(zip(self.dims, canonical_of(mixer).dims, strict=True))
+        tiles = tuple((n, replace(t, blocks=tuple((own[d], size) for d, size in t.blocks)))
+                      for n, t in self.config.tiles)
+        dims, shape = ({own.get(d, d): size for d, size in of.items()} for of in (self.dims, self.shape))
+        launches = [{**r, "tile": {**r["tile"], "blocks": {own[d]: n for d, n in r["tile"]["blocks"].items()}}}
+                    for r in self.launches]
+        return replace(self, mixer=mixer.__name__, dims=dims, shape=shape, launches=launches,
+                       config=replace(self.config, tiles=tiles))
 
     def refuse(self, mixer: Mixer, target: Target, sizes: Mapping[str, int], dtype: str) -> None:
         """Raises:
             InputError: it was made for something else; the message says for what."""
         own: dict[str, tuple[Any, Any]] = {
             "mixer": (self.hash, mixer.hash), "target": (self.target, target.name), "dtype": (self.dtype, dtype)}
-        own |= {f"dim {d}": (n, sizes.get(d)) for d, n in self.dims.items()}
+        own |= {f"dim {d}": (n, sizes.get(d, n)) for d, n in self.dims.items()}
         own["shape"] = (self.bucket, bucket(sizes, target))
         for what, (made, asked) in own.items():
             if made != asked:
@@ -84,13 +97,19 @@ def bucket(sizes: Mapping[str, int], target: Target) -> str:
 
 
 def key_of(mixer: Mixer, target: Target, sizes: Mapping[str, int], dtype: str) -> dict[str, Any]:
-    """What a result belongs to: the function, the names of its dims (a config names blocks by them), and the rest.
-    No length is in it, only the bucket."""
+    """What a result belongs to: the function, its dims in their canonical order, so that specs under other names share
+    it, and the rest. No length is in it, only the bucket."""
     from mixc.targets import form
 
-    dims = {d.name: sizes[d.name] for d in mixer.declared.dims if d.alias is None}
-    return {"mixer": mixer.hash, "dims": dims, "target": target.name, "limits": cache.digest(form(target))[:16],
-            "dtype": dtype, "bucket": bucket(sizes, target), "versions": cache.versions()}
+    return {"mixer": mixer.hash, "dims": list(_sizes(mixer, sizes).values()), "target": target.name,
+            "limits": cache.digest(form(target))[:16], "dtype": dtype, "bucket": bucket(sizes, target),
+            "versions": cache.versions()}
+
+
+def _sizes(mixer: Mixer, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Of every dim, in the canonical order."""
+    alias = {d.name: d.alias for d in mixer.declared.dims}
+    return {d: sizes[d] if d in sizes else sizes[alias[d] or d] for d in canonical_of(mixer).dims}
 
 
 def tuned(mixer: Mixer, target: Target, sizes: Mapping[str, int], dtype: str, *, fresh: bool = False,
@@ -103,12 +122,12 @@ def tuned(mixer: Mixer, target: Target, sizes: Mapping[str, int], dtype: str, *,
     key = key_of(mixer, target, sizes, dtype)
     found = None if fresh else cache.get(key)
     if found is not None:
-        return Tuned.of(found), cache.path_of(key), True
+        return Tuned.of(found).named_for(mixer), cache.path_of(key), True
     from mixc.autotune.tuner import row, schedule_of
 
     result = schedule_of(mixer.declared, target, sizes, dtype).tune(advance=advance, **options)
     launches = [row(c, result) for tried in result.tried.values() for c in tried]
-    made = Tuned(mixer.__name__, key["mixer"], target.name, dtype, key["dims"], key["bucket"], dict(sizes),
+    made = Tuned(mixer.__name__, key["mixer"], target.name, dtype, _sizes(mixer, sizes), key["bucket"], dict(sizes),
                  result.config, launches, result.seconds, result.stopped, False, cache.versions())
     if not result.stopped:
         cache.put(key, made.as_dict())

@@ -192,6 +192,28 @@ def test_a_file_is_used_where_it_was_made_for_and_refused_elsewhere(compiler: li
         mixer.emit(config=path)
 
 
+def test_specs_that_are_one_function_share_a_result(compiler: list[Job], tmp_path: Path) -> None:
+    """Under other names and in another order: the blocks have the names of the spec that asks."""
+    renamed = mixc.loads("""mixer other(E, D) {
+        in value[E], key[D], query[D]
+        in decay where decay <= 0
+        const c = D ** -0.5
+        state M[E, D]
+        M = value * key + M * exp(decay)
+        out y[E] = (M @ query) * c
+    }""")
+    first, path, _ = tuned.tuned(mixc.load("simple_gla"), find("h100"), SIZES, "bf16", best=2)
+    compiled = len(compiler)
+    made, same, found = tuned.tuned(renamed, find("h100"), {"B": 8, "T": 2048, "H": 16, "D": 64, "E": 64}, "bf16")
+    assert found and same == path and len(compiler) == compiled
+    named = {"K": "D", "V": "E"}
+    assert made.dims == {named[d]: n for d, n in first.dims.items()} and made.mixer == "other"
+    for (_, a), (_, b) in zip(first.config.tiles, made.config.tiles, strict=True):
+        assert {named[d]: n for d, n in a.blocks} == dict(b.blocks) and a.blocks
+    tuned.write(tmp_path / "gla.json", first)
+    assert renamed.emit(config=tmp_path / "gla.json") == renamed.emit(config=made.config)
+
+
 def test_command(compiler: list[Job], tmp_path: Path) -> None:
     out, run = tmp_path / "o.json", CliRunner()
     command = ["tune", "simple_gla", "--shape", "B=8,T=2048,H=16,K=64,V=64", "--best", "2", "-o", str(out)]
