@@ -43,9 +43,11 @@ COEFFICIENTS = {
 }
 
 
-HELD = {False: 115, True: 128}  # registers beside tiles, forward and backward: addresses, vectors, operands
-# and for each row of a chunk, by product of a function with levels (fitted to gated_delta_rule and gla, 11 kernels)
-LEVEL = {"half": 0.8, "tf32x3": 0.4}
+# registers beside tiles, of kernels with warps of 32 threads (fitted to ptxas on sm_90, see benchmarks/tuner.py)
+HELD = {False: 127, True: 138}  # forward and backward: pointers, vectors, masks
+TILES = 0.78   # of the tiles that are alive at once
+PRODUCT = 1.7  # for each product in the text: addresses of its operands in shared memory, which the compiler hoists
+LEVEL = 1.06   # for each product of a function with levels, times rows over warps: masks and operands
 
 
 @dataclass(frozen=True)
@@ -130,8 +132,9 @@ class LaunchModel:
         scans = [6 * _numbers(n.dims, sizes) for n in self.kernel.launch.body()
                  if n.op in ("scan", "scan_block")]
         values = self._peak(sizes) * wide + maximum(0, *scans)
-        levels = sum(LEVEL.get(how, 0.4) * count for how, count in self.counts.nested.items())
-        return values / (self.warps * self.target.warp) + term(rows) * levels + HELD[self.kernel.launch.reverse]
+        levels = sum(self.counts.nested.values())
+        held = HELD[self.kernel.launch.reverse] + PRODUCT * (levels + sum(self.counts.direct.values()))
+        return values * TILES / (self.warps * self.target.warp) + term(rows) * (levels * LEVEL) / self.warps + held
 
     def _peak(self, sizes: Mapping[str, Term]) -> Term:
         """The most 32-bit numbers that are alive at a statement; statements that others exceed are left out."""

@@ -94,7 +94,7 @@ class LaunchSpace:
         C = names["C"]
         space.require(divides(C, names["SEGMENT"]), "a segment is a whole number of chunks")
         space.require(warps * target.warp <= 1024, "threads a block")
-        space.require(whole(model.registers) <= target.registers_thread - 10, "registers a thread" + ESTIMATED)
+        space.require(whole(model.registers) <= target.registers_thread, "registers a thread" + ESTIMATED)
         space.require(whole(model.shared) <= target.shared_block, "shared memory a block" + ESTIMATED)
         space.require(whole(model.programs()) <= 2 ** 31 - 1, "programs of a grid")
         if counts.products:

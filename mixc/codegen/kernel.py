@@ -392,7 +392,8 @@ class KernelWriter:
             condition = "RAGGED" if self.launch.reverse else "RAGGED and KEEP"
             lines += [f"if {condition}:", "    first_segment = tl.load(segment_at + seq)", "else:",
                       "    first_segment = seq * tl.cdiv(length, SEGMENT)"]
-        loop = ["for i in tl.range(0, chunks, num_stages=STAGES):"]
+        # what a compiler hoists out of the loop, above all addresses of shared memory, would fill the registers
+        loop = ["for i in tl.range(0, chunks, num_stages=STAGES, disable_licm=True):"]
         inner = ["chunk = chunks - 1 - i"] if self.launch.reverse else ["chunk = i"]
         inner += ["row = (chunk * C).to(tl.int64) * SIGN",
                   "live = rows < length - chunk * C",
