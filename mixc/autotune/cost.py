@@ -43,11 +43,12 @@ COEFFICIENTS = {
 }
 
 
-# registers beside tiles, of kernels with warps of 32 threads (fitted to ptxas on sm_90, see benchmarks/tuner.py)
-HELD = {False: 127, True: 138}  # forward and backward: pointers, vectors, masks
-TILES = 0.78   # of the tiles that are alive at once
-PRODUCT = 1.7  # for each product in the text: addresses of its operands in shared memory, which the compiler hoists
-LEVEL = 1.06   # for each product of a function with levels, times rows over warps: masks and operands
+# registers, fitted to ptxas on sm_90 (31 kernels of the examples; 26 on the right side of 255, the others spill < 80 B)
+HELD = 161     # beside tiles: pointers, vectors, masks
+TILES = 0.54   # of the tiles that are alive at once
+LEFT = 128     # numbers of the largest left operand of a product to one: every warp holds it whole, in halves
+PRODUCT = 0.56  # for each product in the text: addresses of its operands
+LEVEL = 1.5    # for each product of a function with levels, times rows over warps: masks and operands
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,8 @@ class LaunchModel:
                  if n.op in ("scan", "scan_block")]
         values = self._peak(sizes) * wide + maximum(0, *scans)
         levels = sum(self.counts.nested.values())
-        held = HELD[self.kernel.launch.reverse] + PRODUCT * (levels + sum(self.counts.direct.values()))
+        left = maximum(0, *[self.size(m) * self.size(k) for m, _, k, *_ in self.counts.products])
+        held = HELD + PRODUCT * sum(self.counts.direct.values()) + left / LEFT
         return values * TILES / (self.warps * self.target.warp) + term(rows) * (levels * LEVEL) / self.warps + held
 
     def _peak(self, sizes: Mapping[str, Term]) -> Term:

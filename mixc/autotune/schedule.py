@@ -123,7 +123,7 @@ class LaunchSpace:
             points = list(loose.ranked(model.registers))
             shared = [(n, p) for n, p in points if model.shared.evaluate(p) <= self.target.shared_block]
             points = shared or points
-            few = [(float(costs.rank.evaluate(p)), i, p) for i, (n, p) in enumerate(points) if n <= points[0][0] + 40]
+            few = [(float(costs.rank.evaluate(p)), i, p) for i, (n, p) in enumerate(points) if n <= points[0][0] + 10]
             for rank, _, point in sorted(few, key=lambda f: f[:2]):
                 yield rank, point["segment"], partial(self.candidate, point, model, costs)
 
