@@ -408,7 +408,7 @@ class KernelWriter:
         return lines
 
 
-_NOMINAL = defaultdict(lambda: 64)  # sizes of blocks by which statements are ordered
+_NOMINAL: defaultdict[str, int] = defaultdict(lambda: 64)  # sizes of blocks by which statements are ordered
 
 
 def numbers(dims: tuple[str, ...], sizes: Mapping[str, int]) -> int:
