@@ -51,3 +51,9 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
             _known.pop(0)
         _holders(memory)
         return torch.empty(0, dtype=dtype).set_(memory.untyped_storage(), 0, torch.Size(shape))  # type: ignore[call-overload]
+
+
+def forget() -> None:
+    """Gives back what nobody holds (figures of memory start from here)."""
+    with _lock:
+        _known.clear()
