@@ -100,7 +100,7 @@ class CellModule(Module):
     def _held(self, kernel: Kernel) -> list[str]:
         """Do a head's weights fit?  The backward has two copies of them, laid out for both of its products."""
         read = [d for d in self.weights if safe(d.name) in kernel.loads]
-        each = " + ".join(f"{' * '.join('B' + n for n in d.dims)} * {safe(d.name)}.element_size()" for d in read)
+        each = " + ".join(f"on_chip({safe(d.name)}, {', '.join('B' + n for n in d.dims)})" for d in read)
         each = f"({each}) * 2" if kernel.launch.reverse else each
         return [f"HELD={each} <= room(device)"] if read else []
 

@@ -182,6 +182,11 @@ def weights(at, offsets, mask, row_at, LOAD: tl.constexpr):
     return found
 
 
+def on_chip(x, *blocks):
+    """Bytes that a matrix takes in a program; three-pass TF32 has two parts of each value."""
+    return math.prod(blocks) * x.element_size() * (2 if x.dtype == torch.float32 else 1)
+
+
 def room(device):
     """Bytes of weights that a program may hold; larger ones are read at every token, from the L2."""
     whole = 232448
@@ -247,7 +252,8 @@ def summed_rows{count}(a, b, first, seqs, before):
     parts = max(1, min(seqs.count, triton.cdiv(264, cells), B * T * (M + N) // (64 * M * N)))
     out = torch.empty(parts, H, {count}, M, N, dtype=torch.float32, device=b.device)
     row_products{count}[(parts * cells,)](
-        *a, b, first, out, seqs.starts, seqs.lengths, seqs.count, T, H, M=M, N=N, BM=BM, BN=BN, C=64, SIGN=seqs.sign,
-        RAGGED=seqs.ragged, BEFORE=before, OPERAND=operand(b.dtype), PRECISION=precision(b.dtype), num_warps=8)
+        *a, b, first, out, seqs.starts, seqs.lengths, seqs.count, T, H, M=M, N=N, BM=BM, BN=BN,
+        C=128 // b.element_size(), SIGN=seqs.sign, RAGGED=seqs.ragged, BEFORE=before, OPERAND=operand(b.dtype),
+        PRECISION=precision(b.dtype), num_warps=8, num_stages=2)
     return merged(out)
 '''
