@@ -3,7 +3,7 @@
 HOST = '''
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
-if "disable_licm" not in tl.range.__init__.__code__.co_varnames:  # triton 3.4 does not know it: ignored there
+if not INTERPRETED and "disable_licm" not in tl.range.__init__.__code__.co_varnames:  # triton 3.4 does not know it: ignored there
     def known_to_range(self, *bounds, disable_licm=False, init=tl.range.__init__, **options):
         init(self, *bounds, **options)
     tl.range.__init__ = known_to_range
