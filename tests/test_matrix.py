@@ -27,6 +27,8 @@ KERNELS = [n for n in NAMES if backends.has_chunk_program(load(n))]
 KNOWN = {
     "mamba2-(0,16,33,33,96,160,160)-100-4-10.0-float32-plain-False":
         "dA at log decays of -1000: the running sum of row sums less column sums cancels (2.8e-5)",
+    "deltaproduct-15-5-none-1.0-bfloat16-step-True":
+        "o and S 5.9e-3 for 5e-3: a solve of two writes a token, its operands in bf16, sums of five terms",
 }
 
 
