@@ -78,8 +78,8 @@ SMALL = calls(length=(17, 1, 5, 16, (0, 0, 3, 3, 20)), heads=("1", "2/1", "none"
               dtype=(torch.float32, torch.bfloat16))
 
 
-DECAYS = pytest.mark.xfail(reason="3.3e-5 for 1e-5: two log decays of -10 a token, whose running sums have lost the bits "
-                                  "of the difference of two rows")
+DECAYS = pytest.mark.xfail(reason="3.3e-5 for 1e-5: two log decays of -10 a token, whose running sums have lost "
+                                  "the bits of the difference of two rows")
 
 
 @pytest.mark.parametrize("wide,number", [pytest.param(False, 0, marks=DECAYS), *((False, n) for n in (1, 2, 3)),
