@@ -206,12 +206,12 @@ class KernelWriter:
         """The axes of a tile of these dims: as `Tiles.order` has them, whatever the tensor's."""
         return tuple(sorted(dims, key=lambda d: self.tiles.rank.get(d, -1)))
 
-    def _flat(self, dims: tuple[str, ...]) -> str:
-        """Offsets into a contiguous tensor of these dims."""
+    def _flat(self, dims: tuple[str, ...], axes: tuple[str, ...] | None = None) -> str:
+        """Offsets into a contiguous tensor of these dims; `axes`: of the tile they are for, where it has more."""
         terms = []
         for i, d in enumerate(dims):
             step = " * ".join(dims[i + 1:])
-            term = self._axis(dims, d, self.tiles.index(d))
+            term = self._axis(axes or dims, d, self.tiles.index(d))
             terms.append(f"{term} * {step}" if step else term)
         return " + ".join(terms)
 
@@ -224,14 +224,14 @@ class KernelWriter:
         if ROW in dims:
             terms.append(f"{self._axis(dims, ROW, rows)} * SIGN * {_group(stride)}")
         rest = tuple(d for d in dims if d != ROW)
-        if len(rest) == 1:
-            terms.append(self._axis(dims, rest[0], self.tiles.index(rest[0])))
-        elif len(rest) == 2:
-            terms.append(self._flat(rest))
-        return " + ".join(terms)
+        return " + ".join([*terms, self._flat(rest, dims)] if rest else terms)
+
+    def _inside(self, dims: tuple[str, ...]) -> list[str]:
+        """What holds where a tile's entries are within their dims, those of rows aside."""
+        return [self._axis(dims, d, self.tiles.inside(d)) for d in dims if d not in (ROW, COL)]
 
     def _guard(self, dims: tuple[str, ...], rows: bool) -> str:
-        masks = [self._axis(dims, d, self.tiles.inside(d)) for d in dims if d not in (ROW, COL)]
+        masks = self._inside(dims)
         if rows and ROW in dims:
             masks.append(self._axis(dims, ROW, "live"))
         return f", mask={' & '.join(masks)}, other=0.0" if masks else ""

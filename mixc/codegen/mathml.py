@@ -262,24 +262,29 @@ class Mathematics:
     def _div(self, n: Node, at: Letters) -> str:
         return f"<mfrac>{self._value(n.args[0], at, SUM)}{self._value(n.args[1], at, SUM)}</mfrac>"
 
+    def _power(self, n: Node, at: Letters, exponent: str) -> str:
+        return f"<msup>{self._value(n.args[0], at, ATOM)}{exponent}</msup>"
+
     def _square(self, n: Node, at: Letters) -> str:
-        return f"<msup>{self._value(n.args[0], at, ATOM)}<mn>2</mn></msup>"
+        return self._power(n, at, "<mn>2</mn>")
 
     def _ipow(self, n: Node, at: Letters) -> str:
-        return f"<msup>{self._value(n.args[0], at, ATOM)}<mn>{n.attr('n')}</mn></msup>"
+        return self._power(n, at, f"<mn>{n.attr('n')}</mn>")
 
     def _pow(self, n: Node, at: Letters) -> str:
-        return f"<msup>{self._value(n.args[0], at, ATOM)}{self._value(n.args[1], at, SUM)}</msup>"
+        return self._power(n, at, self._value(n.args[1], at, SUM))
 
     def _sqrt(self, n: Node, at: Letters) -> str:
         return f"<msqrt>{self._value(n.args[0], at, SUM)}</msqrt>"
 
+    def _between(self, bar: str, n: Node, at: Letters) -> str:
+        return f"<mrow>{_o(bar)}{self._value(n.args[0], at, SUM)}{_o(bar)}</mrow>"
+
     def _abs(self, n: Node, at: Letters) -> str:
-        return f"<mrow>{_o('|')}{self._value(n.args[0], at, SUM)}{_o('|')}</mrow>"
+        return self._between("|", n, at)
 
     def _norm(self, n: Node, at: Letters) -> str:
-        x = f"<mrow>{_o('‖')}{self._value(n.args[0], at, SUM)}{_o('‖')}</mrow>"
-        return _sub(x, [name(d) for d in n.attr("over")])
+        return _sub(self._between("‖", n, at), [name(d) for d in n.attr("over")])
 
     def _lag(self, n: Node, at: Letters) -> str:
         return _sub(self._value(n.args[0], at, ATOM), [f"{name('t')}{_o('−')}<mn>{n.attr('n')}</mn>"])

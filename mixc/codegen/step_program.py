@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from mixc.codegen.eager import Writer
-from mixc.ir.evaluate import Env, evaluate
+from mixc.ir.evaluate import Env
 from mixc.ir.node import Node, postorder
 from mixc.ir.program import Decl
 from mixc.runtime.call import Call
@@ -117,7 +117,7 @@ class _Step(Writer):
 
     def _constant(self, node: Node) -> Tensor:
         """fp64 where it depends on nothing but positions, numbers and consts, rounded once."""
-        value = evaluate([node], self.env)[0]
+        value = super()._constant(node)
         if value.is_complex():
             value = value.to(torch.promote_types(self.dtype, torch.complex64))
         elif value.is_floating_point():

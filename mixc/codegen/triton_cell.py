@@ -20,21 +20,11 @@ class CellWriter(KernelWriter):
     def _at(self, pointer: str, stride: str, dims: tuple[str, ...], row: str = "row") -> str:
         """Addresses of a tile: `pointer` and then `row` rows of `stride` further, in every sequence."""
         wide = (ROW, *dims)
-        rest = self._features(wide)
-        return f"{self._axis(wide, ROW, f'({pointer} + {row} * {_group(stride)})')}{_plus(rest)}"
-
-    def _features(self, wide: tuple[str, ...]) -> str:
-        dims = tuple(d for d in wide if d != ROW)
-        terms = []
-        for i, d in enumerate(dims):
-            step = " * ".join(dims[i + 1:])
-            term = self._axis(wide, d, self.tiles.index(d))
-            terms.append(f"{term} * {step}" if step else term)
-        return " + ".join(terms)
+        return f"{self._axis(wide, ROW, f'({pointer} + {row} * {_group(stride)})')}{_plus(self._flat(dims, wide))}"
 
     def _masked(self, dims: tuple[str, ...], rows: str) -> str:
         wide = (ROW, *dims)
-        return " & ".join([self._axis(wide, ROW, rows), *(self._axis(wide, d, self.tiles.inside(d)) for d in dims)])
+        return " & ".join([self._axis(wide, ROW, rows), *self._inside(wide)])
 
     def _load_rows(self, node: Node) -> str:
         tensor, dims = safe(node.attr("name")), tuple(d for d in node.dims if d != ROW)
@@ -56,7 +46,7 @@ class CellWriter(KernelWriter):
             return super()._load_param(node)
         name = safe(node.attr("name"))
         self.loaded[name] = self.program.decl(node.attr("name"))
-        mask = " & ".join(self._axis(node.dims, d, self.tiles.inside(d)) for d in node.dims)
+        mask = " & ".join(self._inside(node.dims))
         self.before.append(f"{name} = weights({name}_ptr + (head // {name}_rep) * ({' * '.join(node.dims)}), "
                            f"{self._flat(node.dims)}, {mask}, 0, HELD)")
         self.weights = True
@@ -74,8 +64,7 @@ class CellWriter(KernelWriter):
 
     def _state_at(self, pointer: str, dims: tuple[str, ...]) -> str:
         wide, size = (ROW, *dims), " * ".join(dims) or "1"
-        rest = self._features(wide)
-        return f"{self._axis(wide, ROW, f'({pointer} + (seq * H + head) * ({size}))')}{_plus(rest)}"
+        return f"{self._axis(wide, ROW, f'({pointer} + (seq * H + head) * ({size}))')}{_plus(self._flat(dims, wide))}"
 
     # ------------------------------------------------------------ stores
     def _store_rows(self, s: Store) -> list[str]:

@@ -75,12 +75,11 @@ class Seen:
     def call(self, args: tuple[Tensor, ...], options: dict[str, Any], state: Any) -> Call:
         """The call with these tensors."""
         xs, n = self.tensors(args, options), len(self.ins)
-        axis = 2
         ins, params = xs[:n], xs[n:]
         if self.token:
             ins = [x.unsqueeze(1) for x in ins]
         if self.headless:
-            ins, params = [x.unsqueeze(axis) for x in ins], [x.unsqueeze(0) for x in params]
+            ins, params = [x.unsqueeze(2) for x in ins], [x.unsqueeze(0) for x in params]
         made = object.__new__(Call)
         made.__dict__.update(self.base, ins=dict(zip(self.ins, ins, strict=True)),
                              params=dict(zip(self.params, params, strict=True)))
