@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from mixc.codegen.notation import formula, is_decay, span_formula
@@ -34,6 +34,10 @@ class Kernel:
     dims: list[str] = field(default_factory=list)
     cots: list[str] = field(default_factory=list)  # outs whose cotangents it reads
     alive: list[list[tuple[tuple[str, ...], float]]] = field(default_factory=list)
+
+    def partial_over(self, dims: Iterable[str]) -> list[str]:
+        """The dims over which what has only `dims` is a partial sum: one for each of their blocks."""
+        return [d for d in self.launch.summed if d in self.dims and d not in dims]
 
     @property
     def replayed(self) -> list[Node]:
@@ -344,11 +348,11 @@ class KernelWriter:
         for s in self.launch.stores:
             if s.kind == "rows":
                 lines.append(f"{s.name}_ptr += (first * H + head)" + _times(s.dims))
-            for d in self._parts(s.dims):
-                lines.append(f"{s.name}_ptr += block_{d}.to(tl.int64) * {s.name}_part  # a partial sum over {d} a block")
+            if parts := self._parts(s.dims):
+                lines.append(f"{s.name}_ptr += {self._part(parts)} * {s.name}_part  # a partial sum over {', '.join(parts)}")
         for c in self.launch.carries:
-            for d in self._parts(c.dims):
-                lines.append(f"{c.name}_final += block_{d}.to(tl.int64) * {c.name}_part")
+            if parts := self._parts(c.dims):
+                lines.append(f"{c.name}_final += {self._part(parts)} * {c.name}_part")
         if self.launch.loop == "chunks":
             lines.append("rows = tl.arange(0, C)")
         for d in self.dims:
@@ -363,6 +367,14 @@ class KernelWriter:
                 "    batch, token = 0, first",
                 "else:",
                 "    first, length, batch, token = seq * T, T, seq, 0"]
+
+    @staticmethod
+    def _part(parts: list[str]) -> str:
+        """Which of the partial sums over these dims is the program's own."""
+        code = f"block_{parts[0]}"
+        for d in parts[1:]:
+            code = f"({code} * tl.cdiv({d}, B{d}) + block_{d})"
+        return f"{code}.to(tl.int64)"
 
     def _parts(self, dims: tuple[str, ...]) -> list[str]:
         """The split dims over which a store without them is only a partial sum."""

@@ -226,16 +226,14 @@ class Module:
         lines = [f"{', '.join(saved)}{',' if len(saved) == 1 else ''} = ctx.saved_tensors",
                  f"seqs{''.join(', ' + c for c in consts)} = ctx.seqs{''.join(', ctx.' + c for c in consts)}",
                  *self._sizes(), f"device, count = {names[0]}.device, seqs.count", *self._blocks(self.bwd, "BACKWARD")]
-        summed = [d for d in self.bwd.launch.summed if d in self.bwd.dims]
-        if summed:
-            lines.append(f"parts = {' * '.join(f'triton.cdiv({d}, B{d})' for d in summed)}")
+        lines += [f"parts_{d} = triton.cdiv({d}, B{d})" for d in self.bwd.launch.summed if d in self.bwd.dims]
         for o in self.outs:
             lines.append(f"d{o.name} = torch.zeros({_shape('B, T, H', o.dims)}, dtype={self._out_dtype()}, device=device) "
                          f"if d{o.name} is None else d{o.name}.contiguous()")
         if self.states:
             lines.append(f"has_final = {' or '.join(f'd{s.name}_final is not None' for s in self.states)}")
         for s in self.states:
-            lead = "parts, count, H" if self._partial(s.dims) else "count, H"
+            lead = f"{self._parts(s.dims)}count, H"
             lines += [f"d{s.name}_initial = torch.empty({_shape(lead, s.dims)}, dtype=torch.float32, device=device)",
                       f"if has_final:\n    d{s.name}_final = torch.zeros_like(d{s.name}_initial) if d{s.name}_final is None "
                       f"else d{s.name}_final.contiguous()"]
@@ -251,22 +249,25 @@ class Module:
     def _param_gradient(self, d: Decl) -> str:
         return f"{self._summed('d' + d.name, d.dims)}.sum(0)"
 
-    def _partial(self, dims: tuple[str, ...]) -> bool:
-        return any(d in self.bwd.dims and d not in dims for d in self.bwd.launch.summed)
+    def _parts(self, dims: tuple[str, ...]) -> str:
+        """How many partial sums there are of what has these dims, as the first axis of its shape."""
+        found = [f"parts_{d}" for d in self.bwd.partial_over(dims)]
+        return f"{' * '.join(found)}, " if found else ""
 
     def _summed(self, name: str, dims: tuple[str, ...]) -> str:
-        return f"merged({name})" if self._partial(dims) else name
+        return f"merged({name})" if self._parts(dims) else name
 
     def _gradient_buffers(self) -> list[str]:
         """Gradients of the ins a row a token and head, of the params one a sequence and head."""
         lines = []
         for d in self.p.ins:
-            n, lead = safe(d.name), "parts, B, T, H" if self._partial(d.dims) else "B, T, H"
-            whole = f"{n}.shape[2] == H" + (" and parts == 1" if self._partial(d.dims) else "")
+            n, parts = safe(d.name), self._parts(d.dims)
+            lead = f"{parts}B, T, H"
+            whole = f"{n}.shape[2] == H" + (f" and {parts[:-2]} == 1" if parts else "")
             dtype = f"{n}.dtype if {whole} else torch.float32"
             lines.append(f"d{d.name} = torch.empty({_shape(lead, d.dims)}, dtype={dtype}, device=device)")
         for d in self.p.params:
-            lead = "parts, count, H" if self._partial(d.dims) else "count, H"
+            lead = f"{self._parts(d.dims)}count, H"
             lines.append(f"d{d.name} = torch.empty({_shape(lead, d.dims)}, dtype=torch.float32, device=device)")
         return lines
 

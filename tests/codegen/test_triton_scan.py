@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 import mixc
+from mixc.codegen.config import Config, Tile
+from mixc.codegen.offline import load_text
 from tests.agree import assert_runs_agree, draw, normal, run
 from tests.codegen.test_offline import compiled
+from tests.poison import poisoned
 from tests.scans import NAMES, spec
 
 
@@ -67,6 +72,37 @@ def test_a_state_whose_dims_are_in_another_order_than_the_header():
                        "S = exp(g) * S + k * v\nout o[V] = q @ S + A @ k\n}")
     x = draw(mixer.declared, B=1, T=18, H=2, sizes=dict(K=5, V=3), dtype=torch.float32)
     assert_runs_agree(mixer, *(run(mixer, x, backend=b) for b in ("triton", "reference")), torch.float32)
+
+
+def in_blocks(text, backward, **sizes):
+    """Gradients of a spec whose dims are cut into blocks of 16; nothing that is not written is read."""
+    mixer = mixc.loads(text)
+    config = Config((("fwd", Tile(16)), ("bwd", backward)), segment=16)
+    emitted = load_text(mixer.emit(config=config), mixer.__name__)
+    x = draw(mixer.declared, B=1, T=18, H=1, sizes=sizes, dtype=torch.float32)
+    found = []
+    for call in (getattr(emitted, mixer.__name__), partial(mixer, backend="reference")):
+        given = {n: y.clone().requires_grad_() for n, y in x.items()}
+        with poisoned():
+            out = call(**given)[0]
+            found.append(torch.autograd.grad(out.square().sum(), list(given.values())))
+    for name, got, want in zip(x, *found, strict=True):
+        assert torch.linalg.vector_norm(got - want) < 1e-5 * torch.linalg.vector_norm(want), name
+
+
+SHARED = """mixer shared(D, N) {
+    in a[D] where a <= 0
+    in b[N]
+    in r
+    param p[D], w
+    state x[D, N]
+    x = exp(a) * x + r * p * tanh(a * b)
+    out y[D] = w * b @ x
+}"""
+
+
+def test_each_gradient_is_summed_over_the_blocks_of_the_dims_that_it_lacks():
+    in_blocks(SHARED, Tile(16, (("D", 16), ("N", 16))), D=17, N=18)
 
 
 @pytest.mark.xfail(reason="ptxas keeps the backward at 128 registers, for occupancy, and spills 24 bytes for it; the "
