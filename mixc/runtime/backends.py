@@ -16,7 +16,7 @@ import torch
 
 from mixc.errors import Diagnostic, InputError, SpecError
 from mixc.passes.planes import is_complex
-from mixc.runtime import cells, chunked, context, planes, sequential
+from mixc.runtime import cells, chunked, context, planes, sequential, shared
 from mixc.runtime.call import Call
 from mixc.runtime.once import differentiable_once
 
@@ -61,6 +61,9 @@ def triton_backend(mixer: Mixer, call: Call) -> Results:
         raise no_kernels(mixer)
     if importlib.util.find_spec("triton") is None:
         raise SpecError(Diagnostic("MX311", "triton is not installed", help='backend="torch" needs none'))
+    same = shared.twin(mixer)
+    if same is not None:
+        return same.run(run, differentiable_once(call))
     return context.run(differentiable_once(call), lambda c: _of_planes(c, lambda real: run(mixer, real)))
 
 

@@ -1,0 +1,85 @@
+"""One function, one kernel: a mixer runs on the kernels of an earlier one that is the same function.
+
+Matched by `hashing.same_function`: other names, another order of names and of a state's dims.  Where a spec has a
+kink (`maximum`, `clamp`, a comparison) nothing is shared, since there a derivative is what its own text says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, WeakSet
+
+from mixc.hashing.confirm import SIDES, Matching, same_function
+from mixc.hashing.identity import outline
+from mixc.ir.node import postorder
+from mixc.passes.context import has_context
+from mixc.runtime.call import Call
+
+if TYPE_CHECKING:
+    import torch
+
+    from mixc.runtime.mixer import Mixer
+
+    Results = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
+
+_owners: dict[Any, WeakSet[Mixer]] = {}  # those that have kernels of their own, by what they declare
+_found: WeakKeyDictionary[Mixer, Twin | None] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Twin:
+    """The mixer whose kernels run, and what of it is what of the caller's."""
+
+    mixer: Mixer
+    matching: Matching
+
+    def run(self, run: Callable[[Mixer, Call], Results], call: Call) -> Results:
+        """A call of the mixer that has none, by the kernels of the other."""
+        own, other = call.program, self.mixer.declared
+        names, dims = self.matching.names, self.matching.dims
+        order = {n: [[dims[d] for d in own.decl(n).dims].index(d) for d in other.decl(m).dims]
+                 for n, m in names.items()}
+
+        def given(values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {names[n]: _permuted(x, order[n]) for n, x in values.items()}
+
+        consts = {names[n]: value for n, value in call.consts.items()}
+        sizes = {dims[d]: size for d, size in call.sizes.items()}
+        outs, states = run(self.mixer, replace(
+            call, program=self.mixer.specialise({d.name: sizes[d.name] for d in other.dims}, consts)[0],
+            sizes=sizes, consts=consts, ins=given(call.ins), params=given(call.params), states0=given(call.states0),
+            out_dtypes={names[n]: dtype for n, dtype in call.out_dtypes.items()}))
+
+        def own_names(values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {n: _permuted(values[m], [order[n].index(i) for i in range(len(order[n]))])
+                    for n, m in names.items() if m in values}
+        return own_names(outs), own_names(states)
+
+
+def _permuted(x: torch.Tensor, order: list[int]) -> torch.Tensor:
+    """Its last axes in this order."""
+    before = x.dim() - len(order)
+    return x if order == sorted(order) else x.permute(*range(before), *(before + i for i in order))
+
+
+def twin(mixer: Mixer) -> Twin | None:
+    """Whose kernels `mixer` runs on; None: it has its own."""
+    if mixer not in _found:
+        _found[mixer] = _search(mixer)
+    return _found[mixer]
+
+
+def _search(mixer: Mixer) -> Twin | None:
+    program = mixer.declared
+    roots = [*program.values(), *(d.init for d in program.states if d.init is not None)]
+    if has_context(program) or any(n.op in SIDES or n.kind == "complex" for n in postorder(roots)):
+        return None
+    owners = _owners.setdefault(frozenset(outline(program).items()), WeakSet())
+    for other in list(owners):
+        matching = same_function(mixer, other)
+        if matching is not None:
+            return Twin(other, matching)
+    owners.add(mixer)
+    return None
