@@ -92,11 +92,12 @@ class LaunchModel:
 
     Args:
         counts: of its trace. names: terms for what the trace left a name: C, blocks, SEGMENT.
-        warps, stages: terms."""
+        warps, stages: terms. turns: blocks of the dim `turned` that a program takes one after the other."""
 
     def __init__(self, kernel: Kernel, counts: Counts, target: Target, shape: Shape, names: Mapping[str, Termlike],
-                 warps: Termlike, stages: Termlike):
+                 warps: Termlike, stages: Termlike, turns: Termlike = 1, turned: str = ""):
         self.kernel, self.counts, self.target, self.shape = kernel, counts, target, shape
+        self.turns, self.turned = term(turns), turned
         self.warps, self.stages = term(warps), term(stages)
         C, segment = names["C"], names["SEGMENT"]
         self.names: dict[str, Any] = dict(names) | {
@@ -115,10 +116,19 @@ class LaunchModel:
 
     def cuts(self, dims: Any = None) -> Term:
         """Programs over which the split dims (those of `dims`) are divided."""
-        return product(ceil_div(self.shape.of((d,)), b) for d, b in self.blocks().items() if dims is None or d in dims)
+        return product(ceil_div(self.shape.of((d,)), b * self.turns if d == self.turned else b)
+                       for d, b in self.blocks().items() if dims is None or d in dims)
 
     def programs(self) -> Term:
         return self.shape.B * self.shape.H * self.cuts()
+
+    def adds(self, dims: tuple[str, ...]) -> Term:
+        """How many blocks a program adds up of what has these dims."""
+        return term(1) if self.turned in dims else self.turns
+
+    def work(self) -> Term:
+        """How often the text of a program runs."""
+        return self.programs() * self.turns
 
     @cached_property
     def registers(self) -> Term:
@@ -182,7 +192,10 @@ class LaunchModel:
             if store.name == name:
                 count = rows if store.kind == "rows" else sequences
                 parts = self.cuts([d for d in self.kernel.launch.summed if d not in store.dims])
-                width = where(parts > 1, 4, shape.operand) if store.kind == "rows" else term(4)
+                width = term(4)
+                if store.kind == "rows":  # turn by turn the sum so far is read, and written again
+                    again = self.adds(store.dims)
+                    width = where(again > 1, 8, where(parts > 1, 4, shape.operand))
                 return parts * width * (count * shape.of(store.dims))
         for decl in program.decls:
             if safe(decl.name) == name or "d" + decl.name == name:
@@ -201,7 +214,7 @@ class LaunchModel:
             width = (32 if self.shape.H * self.shape.operand >= 32 else self.shape.operand) if numbers else \
                 4 if pointer.endswith(("_initial", "_final")) else self.shape.operand
             out.append(self.size(elements) * self.size(times) * width)
-        return total(out) * self.programs()
+        return total(out) * self.work()
 
     def merges(self) -> tuple[Term, Term]:
         """Bytes and launches of the torch operations that add up partial sums of gradients behind the launch."""
@@ -211,15 +224,17 @@ class LaunchModel:
             if over and store.kind == "rows":
                 parts = self.cuts(over)
                 values = self.shape.B * self.shape.T * self.shape.H * self.shape.of(store.dims)
-                moved.append(where(parts > 1, parts * (4 * values) + values * (8 + self.shape.operand), 0))
-                launches.append(where(parts > 1, 2, 0))
+                rounded = where(self.adds(store.dims) > 1, 1, 0)  # a single sum, in fp32
+                moved.append(where(parts > 1, parts * (4 * values) + values * (8 + self.shape.operand),
+                                   rounded * (values * (4 + self.shape.operand))))
+                launches.append(where(parts > 1, 2, rounded))
         return total(moved), total(launches)
 
     # ------------------------------------------------------------ time
     def flops(self) -> Term:
         """Of all products, padding included."""
         return total(self.size(m) * self.size(n) * self.size(k) * self.size(t) * 2
-                     for m, n, k, t, _ in self.counts.products) * self.programs()
+                     for m, n, k, t, _ in self.counts.products) * self.work()
 
     def _products(self) -> Term:
         """Seconds of products at the peak of their operands."""
@@ -230,7 +245,7 @@ class LaunchModel:
             rows = self.size(m)
             slow = where(rows < target.full_rows, 2e-12 / COEFFICIENTS["narrow"], 2e-12)
             out.append(rows * self.size(n) * self.size(k) * self.size(t) * slow / rates[how])
-        return total(out) * self.programs()
+        return total(out) * self.work()
 
     def occupancy(self, registers: Termlike, shared: Termlike) -> Term:
         """Programs that an SM holds at once."""
@@ -244,7 +259,7 @@ class LaunchModel:
         programs, clock = self.programs(), t.clock * 1e6
         resident = self.occupancy(self.registers if registers is None else registers,
                                   self.shared if shared is None else shared)
-        work = {kind: self.poly(p) * programs for kind, p in self.counts.poly.items()}
+        work = {kind: self.poly(p) * self.work() for kind, p in self.counts.poly.items()}
         busy = {"products": self._products(),
                 "special": work.get("special", term(0)) / (t.sms * t.special * clock),
                 "elementwise": work.get("alu", term(0)) / (t.peaks["fp32"] / 2 * 1e12)}
@@ -259,7 +274,7 @@ class LaunchModel:
         loads = total(self.size(times) for what, _, _, times in self.counts.memory if what == "load")
         waves = ceil_div(programs, resident * t.sms)
         waiting = loads * where(self.stages > 1, c["load"] / 2, c["load"])
-        parts["latency"] = waves * (c["cycles"] + c["product"] * products + waiting) / clock
+        parts["latency"] = waves * (c["cycles"] + c["product"] * products + waiting) * self.turns / clock
         after = moved / bandwidth + merging * c["start"]
         longest = maximum(*parts.values())
         time = longest * (1 - c["rest"]) + total(parts.values()) * c["rest"] + after + c["start"]

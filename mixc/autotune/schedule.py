@@ -76,6 +76,12 @@ class LaunchSpace:
         each = [(c, counts(c)) for c in rows]
         return [([c], found) for c, found in each if found is not None]
 
+    @property
+    def turned(self) -> str:
+        """The dim whose blocks a program may take in turn: the longest of those over which gradients are summed."""
+        sizes = dict(self.shape.dims)
+        return max((d for d in self.kernel.launch.summed if d in self.kernel.dims), key=sizes.__getitem__, default="")
+
     @cached_property
     def spaces(self) -> list[tuple[Space, LaunchModel, Costs]]:
         return [self._space(rows, counts) for rows, counts in self.traces]
@@ -90,10 +96,14 @@ class LaunchSpace:
             else:
                 names[f"B{d}"] = full
         warps, stages = space.variable("warps", powers_of_two(1, 8)), space.variable("stages", [1, 2, 3])
-        model = LaunchModel(self.kernel, counts, target, self.shape, names, warps, stages)
+        turned = self.turned
+        turns = space.variable("turns", powers_of_two(1, padded(sizes[turned]) // 16) if turned else [1])
+        model = LaunchModel(self.kernel, counts, target, self.shape, names, warps, stages, turns, turned)
         C = names["C"]
         space.require(divides(C, names["SEGMENT"]), "a segment is a whole number of chunks")
         space.require(warps * target.warp <= 1024, "threads a block")
+        if turned:
+            space.require(turns * names[f"B{turned}"] <= padded(sizes[turned]), "a program's blocks lie in their dim")
         space.require(whole(model.registers) <= target.registers_thread, "registers a thread" + ESTIMATED)
         space.require(whole(model.shared) <= target.shared_block, "shared memory a block" + ESTIMATED)
         space.require(whole(model.programs()) <= 2 ** 31 - 1, "programs of a grid")
@@ -130,7 +140,9 @@ class LaunchSpace:
     def candidate(self, point: dict[str, int], model: LaunchModel, costs: Costs) -> Candidate:
         parts = {k: float(t.evaluate(point)) for k, t in costs.parts.items()}
         split = [d for d in self.kernel.launch.split if d in self.kernel.dims]
-        tile = Tile(point["C"], tuple((d, point[f"B{d}"]) for d in split), point["warps"], point["stages"])
+        turns = point["turns"]
+        tile = Tile(point["C"], tuple((d, point[f"B{d}"]) for d in split), point["warps"], point["stages"], turns,
+                    self.turned if turns > 1 else "")
         def number(t: Term) -> float:
             return float(t.evaluate(point))
 
@@ -143,7 +155,8 @@ class LaunchSpace:
         for space, model, costs in self.spaces:
             if tile.chunk not in (space.domains["C"].values or ()):
                 continue
-            point = {"C": tile.chunk, "segment": segment, "warps": tile.warps, "stages": tile.stages}
+            point = {"C": tile.chunk, "segment": segment, "warps": tile.warps, "stages": tile.stages,
+                     "turns": tile.turns}
             point |= {name: tile.block(name[1:], dict(self.shape.dims)[name[1:]])
                       for name in space.domains if name[:1] == "B"}
             if report is not None:

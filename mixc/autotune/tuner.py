@@ -16,8 +16,8 @@ from typing import Any
 from mixc.autotune.compiling import Failed, compile_all
 from mixc.autotune.cost import Shape
 from mixc.autotune.schedule import SEGMENTS, Candidate, LaunchSpace
-from mixc.codegen.config import Config
-from mixc.codegen.kernel import Kernel
+from mixc.codegen.config import Config, Tile
+from mixc.codegen.module import Module
 from mixc.codegen.offline import Job, job_of, write_text
 from mixc.errors import Diagnostic, InputError, SpecError
 from mixc.ir.program import Program
@@ -46,9 +46,11 @@ class Tuning:
 class Schedule:
     """The launches of a step with their spaces, for a target and a shape."""
 
-    def __init__(self, kernels: Mapping[str, Kernel], text: str, target: Target, shape: Shape, dtype: str):
-        self.kernels, self.text, self.target, self.shape, self.dtype = kernels, text, target, shape, dtype
-        self.spaces = {name: LaunchSpace(name, k, text, target, shape) for name, k in kernels.items()}
+    def __init__(self, module: Module, target: Target, shape: Shape, dtype: str):
+        self.module, self.target, self.shape, self.dtype = module, target, shape, dtype
+        text = module.text(Config())
+        self.spaces = {name: LaunchSpace(name, k, text, target, shape) for name, k in module.kernels.items()}
+        self.paths: dict[str, Path] = {}
 
     def default(self) -> tuple[Config, dict[str, Candidate]]:
         """The model's best point of every launch, nothing compiled.
@@ -69,7 +71,7 @@ class Schedule:
         seen = set()
         for _, _, make in joint:
             c = make()
-            if (key := (c.tile.chunk, c.tile.blocks, c.tile.warps, c.segment)) not in seen:
+            if (key := (c.tile.chunk, c.tile.blocks, c.tile.warps, c.tile.turns, c.segment)) not in seen:
                 seen.add(key)
                 yield c
 
@@ -88,14 +90,14 @@ class Schedule:
         start = time.monotonic()
         _, default = self.default()
         left = {name: list(self._ranked(name)) for name in self.spaces}
-        path, done, stopped = write_text(self.text), list[tuple[Candidate, Candidate]](), False
+        done, stopped = list[tuple[Candidate, Candidate]](), False
         for turn in range(4):
             short = [n for n in left if turn < 2 or not any(c.good for _, c in done if c.launch == n)]
             count = min(2, best) if turn == 0 else best - 2 if turn == 1 else best
             columns = [_next(left[n], [d for d in done if d[0].launch == n], count, self.target) for n in short]
             wanted = [c for row in itertools.zip_longest(*columns) for c in row if c is not None]
             if wanted:
-                found, stopped = self._compiled(wanted, path, workers, limit, start + budget, advance)
+                found, stopped = self._compiled(wanted, workers, limit, start + budget, advance)
                 done += found
             if stopped:
                 break
@@ -105,17 +107,25 @@ class Schedule:
                  for name in self.spaces}
         return Tuning(config_of(chosen, segment), chosen, default, tried, time.monotonic() - start, stopped)
 
-    def job(self, c: Candidate, path: Path) -> Job:
-        """A candidate's kernel, of the module at `path`, to be compiled."""
-        kernel, sizes = self.kernels[c.launch], dict(self.shape.dims)
+    def _path(self, turned: str) -> Path:
+        """A file of the module whose programs take blocks of that dim in turn."""
+        if turned not in self.paths:
+            tiles = (("bwd", Tile(16, turns=2, turned=turned)),) if turned else ()
+            self.paths[turned] = write_text(self.module.text(Config(tiles)))
+        return self.paths[turned]
+
+    def job(self, c: Candidate) -> Job:
+        """A candidate's kernel, to be compiled."""
+        kernel, sizes, path = self.module.kernel(c.launch, c.tile), dict(self.shape.dims), self._path(c.tile.turned)
         blocks = {d: c.tile.block(d, sizes[d]) for d in kernel.dims}
         return job_of(str(path), kernel, {d: sizes[d] for d in kernel.dims}, blocks, c.tile.chunk, c.tile.warps,
-                      c.tile.stages, target=self.target.arch, dtype=self.dtype, segment=c.segment, label=label(c))
+                      c.tile.stages, target=self.target.arch, dtype=self.dtype, segment=c.segment, turns=c.tile.turns,
+                      label=label(c))
 
-    def _compiled(self, wanted: list[Candidate], path: Path, workers: int, limit: float, until: float,
+    def _compiled(self, wanted: list[Candidate], workers: int, limit: float, until: float,
                   advance: Say) -> tuple[list[tuple[Candidate, Candidate]], bool]:
         """(as estimated, as compiled) of each, and whether time was up."""
-        jobs = [self.job(c, path) for c in wanted]
+        jobs = [self.job(c) for c in wanted]
         done = []
         for i, report in compile_all(jobs, workers, limit, advance, until):
             c = wanted[i]
@@ -180,7 +190,7 @@ def config_of(chosen: Mapping[str, Candidate], segment: int) -> Config:
 
 
 def label(c: Candidate) -> str:
-    blocks = " ".join(f"B{d}={b}" for d, b in c.tile.blocks)
+    blocks = " ".join(f"B{d}={b}" + (f" x {c.tile.turns}" if d == c.tile.turned else "") for d, b in c.tile.blocks)
     return f"C={c.tile.chunk} {blocks} warps={c.tile.warps} stages={c.tile.stages}".replace("  ", " ")
 
 
@@ -207,7 +217,7 @@ def schedule_of(step: Program, target: Target, sizes: Mapping[str, int], dtype: 
         raise SpecError(Diagnostic("MX310", f"{step.name} runs token by token: a rule gives its sizes, none is tuned"))
     dims = tuple((d.name, d.size or sizes[d.alias or d.name]) for d in step.dims)
     shape = Shape(sizes["B"], sizes["T"], sizes["H"], dims, WIDTHS[dtype])
-    return Schedule(module.kernels, module.text(Config()), target, shape, dtype)
+    return Schedule(module, target, shape, dtype)
 
 
 __all__: list[Any] = ["Schedule", "Tuning", "config_of", "label", "schedule_of"]

@@ -16,19 +16,24 @@ class Tile:
         blocks: the block of every dim that programs divide among them (a dim not named: whole).
             Every other dim is whole: padded to a power of two.
         warps: of 32 (64) threads each. stages: how far ahead the loop over chunks loads.
+        turns: blocks of the dim `turned`, one of `Launch.summed`, that a program takes one after the other, so that
+            it adds up what they have in common.
     """
 
     chunk: int = 64
     blocks: tuple[tuple[str, int], ...] = ()
     warps: int = 4
     stages: int = 1
+    turns: int = 1
+    turned: str = ""
 
     def block(self, dim: str, size: int) -> int:
         """The block of a dim of this size."""
         return min(dict(self.blocks).get(dim, 1 << 30), padded(size))
 
     def as_dict(self) -> dict[str, Any]:
-        return {"chunk": self.chunk, "blocks": dict(self.blocks), "warps": self.warps, "stages": self.stages}
+        return {"chunk": self.chunk, "blocks": dict(self.blocks), "warps": self.warps, "stages": self.stages,
+                **({"turns": self.turns, "turned": self.turned} if self.turns > 1 else {})}
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Config:
 
     @staticmethod
     def of(found: Mapping[str, Any]) -> Config:
-        tiles = tuple((name, Tile(t["chunk"], tuple(t["blocks"].items()), t["warps"], t["stages"]))
+        tiles = tuple((name, Tile(t["chunk"], tuple(t["blocks"].items()), t["warps"], t["stages"], t.get("turns", 1), t.get("turned", "")))
                       for name, t in found["tiles"].items())
         return Config(tiles, found["segment"], found["schedule"])
 

@@ -34,6 +34,7 @@ class Kernel:
     dims: list[str] = field(default_factory=list)
     cots: list[str] = field(default_factory=list)  # outs whose cotangents it reads
     alive: list[list[tuple[tuple[str, ...], float]]] = field(default_factory=list)
+    turned: str = ""  # the dim of which a program takes TURNS blocks one after the other
 
     def partial_over(self, dims: Iterable[str]) -> list[str]:
         """The dims over which what has only `dims` is a partial sum: one for each of their blocks."""
@@ -68,10 +69,13 @@ def safe(name: str) -> str:
 
 
 class KernelWriter:
-    """Builds the text of a launch; `write()` returns the Kernel."""
+    """Builds the text of a launch; `write()` returns the Kernel.
 
-    def __init__(self, launch: Launch):
-        self.launch, self.program = launch, launch.program
+    Args:
+        turned: programs take blocks of this dim in turn; what lacks it is added up where it is stored."""
+
+    def __init__(self, launch: Launch, turned: str = ""):
+        self.launch, self.program, self.turned = launch, launch.program, turned
         self.alive: list[list[tuple[tuple[str, ...], float]]] = []
         nodes = launch.nodes()
         self.varying = _varying(nodes, launch)
@@ -248,8 +252,16 @@ class KernelWriter:
         dims = ((ROW,) if self.launch.loop == "chunks" else ()) + s.dims
         stride = self._row_stride(dims)
         target = f"{s.name}_ptr + row * {_group(stride)}{_plus(self._row_offset(stride, dims))}"
-        value = self.tiles.whole(s.value, self.tile(dims))
-        return [f"tl.store({target}, {value}{self._mask(dims, rows=True)})"]
+        value, mask = self.tiles.whole(s.value, self.tile(dims)), self._mask(dims, rows=True)
+        return [f"tl.store({target}, {value}{self._earlier(target, mask, s.dims)}{mask})"]
+
+    def _earlier(self, target: str, mask: str, dims: tuple[str, ...]) -> str:
+        """What the blocks before this one have left there, if it is their sum."""
+        if not self.turned or self.turned in dims:
+            return ""
+        if not mask:
+            return f" + tl.where(block_{self.turned} > first_{self.turned}, tl.load({target}), 0.0)"
+        return f" + tl.load({target}{mask} & more_{self.turned}, other=0.0)"
 
     def _store_ready(self, pending: list[Store], force: bool = False) -> list[Store]:
         """Write what can be written: a stored tile is alive no longer."""
@@ -266,7 +278,9 @@ class KernelWriter:
     def _store_state(self, name: str, pointer: str, where: str | None, dims: tuple[str, ...]) -> str:
         size = " * ".join(dims) or "1"
         at = self._segment_of(dims) if where is None else f"({where}) * ({size})"
-        return f"tl.store({pointer} + {at}{_plus(self._flat(dims))}, {name}{self._mask(dims, False)})"
+        target, mask = f"{pointer} + {at}{_plus(self._flat(dims))}", self._mask(dims, False)
+        earlier = self._earlier(target, mask, dims) if pointer.endswith("_final") else ""
+        return f"tl.store({target}, {name}{earlier}{mask})"
 
     # ------------------------------------------------------------ the whole
     def write(self) -> Kernel:
@@ -291,15 +305,26 @@ class KernelWriter:
     def _assemble(self, sums: list[Store]) -> Kernel:
         launch = self.launch
         arguments = self._arguments(sums)
-        constexprs = [*self.dims, "C", *(f"B{d}" for d in self.dims), "SIGN", "RAGGED", *self._keeping(), *self._flags(),
+        constexprs = [*self.dims, "C", *(f"B{d}" for d in self.dims), *(["TURNS"] if self.turned else []), "SIGN", "RAGGED",
+                      *self._keeping(), *self._flags(),
                       "OPERAND", "PRECISION", "STAGES"]
         # a length is no specialisation key; strides of rows of numbers vary with it, those of features stay aligned
         fixed = [*(n for n in ("T", "count") if n in arguments), *(f"{name}_sb" for name, d in self.loaded.items() if d.role == "in" and not d.dims)]
         head = f"@triton.jit(do_not_specialize={fixed!r})\ndef {launch.name}(\n"
         head += _wrapped(arguments) + _wrapped([f"{c}: tl.constexpr" for c in constexprs]) + "):\n"
-        lines = [*self._where(), *self.before, *self._initial(sums), *self._loop(), *self._final(sums)]
-        text = head + "".join(_indented(line, 1) for line in lines)
-        return Kernel(launch, text, arguments, constexprs, list(self.loaded), self.dims, self.cots, self.alive)
+        text = head + "".join(_indented(line, 1) for line in self._lines(sums))
+        return Kernel(launch, text, arguments, constexprs, list(self.loaded), self.dims, self.cots, self.alive, self.turned)
+
+    def _lines(self, sums: list[Store]) -> list[str]:
+        d = self.turned
+        if not d:
+            return [*self._where(), *map(self._place, self.dims), *self.before, *self._initial(sums), *self._loop(), *self._final(sums)]
+        own, common = ([s for s in sums if (d in s.dims) is has] for has in (True, False))
+        turn = [f"more_{d} = block_{d} + tl.arange(0, 1) > first_{d}", "tl.debug_barrier()  # what the block before has left is there", self._place(d), *self.before,
+                *self._initial(own), *self._loop(), *self._final(own)]
+        return [*self._where(), f"first_{d} = group_{d} * TURNS", *(self._place(e) for e in self.dims if e != d), *self._sums(common),
+                f"for block_{d} in range(first_{d}, tl.minimum(first_{d} + TURNS, tl.cdiv({d}, B{d}))):", *_block(turn),
+                *self._stored(common)]
 
     def _flags(self) -> list[str]:
         return ["HAS_INITIAL", "STORE_FINAL"] if self.launch.carries else []
@@ -336,7 +361,7 @@ class KernelWriter:
         lines = ["pid = tl.program_id(0)"]
         for d in self.launch.split:
             if d in self.dims:
-                lines += [f"block_{d} = pid % tl.cdiv({d}, B{d})", f"pid = pid // tl.cdiv({d}, B{d})"]
+                lines += [f"{self._own(d)} = pid % {self._count(d)}", f"pid = pid // {self._count(d)}"]
         lines += [*self._sequence(), "if SIGN < 0:  # reversed: the first row of a sequence is its last token",
                   "    first, token = first + length - 1, token + length - 1"]
         for name, decl in self.loaded.items():
@@ -355,10 +380,18 @@ class KernelWriter:
                 lines.append(f"{c.name}_final += {self._part(parts)} * {c.name}_part")
         if self.launch.loop == "chunks":
             lines.append("rows = tl.arange(0, C)")
-        for d in self.dims:
-            begin = f"block_{d} * B{d} + " if d in self.launch.split else ""
-            lines += [f"in_{d} = {begin}tl.arange(0, B{d})", f"has_{d} = inside(in_{d}, {d}, B{d})"]
         return lines
+
+    def _place(self, d: str) -> str:
+        begin = f"block_{d} * B{d} + " if d in self.launch.split else ""
+        return f"in_{d} = {begin}tl.arange(0, B{d})\nhas_{d} = inside(in_{d}, {d}, B{d})"
+
+    def _own(self, d: str) -> str:
+        return f"{'group' if d == self.turned else 'block'}_{d}"
+
+    def _count(self, d: str) -> str:
+        """Programs along a dim."""
+        return f"tl.cdiv({d}, B{d}{' * TURNS' if d == self.turned else ''})"
 
     def _sequence(self) -> list[str]:
         return ["seq, head = (pid // H).to(tl.int64), pid % H",
@@ -368,12 +401,11 @@ class KernelWriter:
                 "else:",
                 "    first, length, batch, token = seq * T, T, seq, 0"]
 
-    @staticmethod
-    def _part(parts: list[str]) -> str:
+    def _part(self, parts: list[str]) -> str:
         """Which of the partial sums over these dims is the program's own."""
-        code = f"block_{parts[0]}"
+        code = self._own(parts[0])
         for d in parts[1:]:
-            code = f"({code} * tl.cdiv({d}, B{d}) + block_{d})"
+            code = f"({code} * {self._count(d)} + {self._own(d)})"
         return f"{code}.to(tl.int64)"
 
     def _parts(self, dims: tuple[str, ...]) -> list[str]:
@@ -391,9 +423,10 @@ class KernelWriter:
             if first:  # the cotangent enters one of the partial sums
                 load = f"tl.where({first[5:]}, {load}, 0.0)"
             lines.append(f"if HAS_INITIAL:\n    {c.name} = {load}\nelse:\n    {c.name} = {zero}")
-        for s in sums:
-            lines.append(f"{s.name}_sum = " + (f"tl.zeros({self.tiles.shape(self.tile(s.dims))}, tl.float32)" if s.dims else "0.0"))
-        return lines
+        return [*lines, *self._sums(sums)]
+
+    def _sums(self, sums: list[Store]) -> list[str]:
+        return [f"{s.name}_sum = " + (f"tl.zeros({self.tiles.shape(self.tile(s.dims))}, tl.float32)" if s.dims else "0.0") for s in sums]
 
     def _loop(self) -> list[str]:
         if self.launch.loop == "tokens":
@@ -415,9 +448,10 @@ class KernelWriter:
     def _final(self, sums: list[Store]) -> list[str]:
         lines = [f"if STORE_FINAL:\n    {self._store_state(c.name, f'{c.name}_final', 'seq * H + head', c.dims)}"
                  for c in self.launch.carries]
-        for s in sums:
-            lines.append(self._store_state(f"{s.name}_sum", f"{s.name}_ptr", "seq * H + head", s.dims))
-        return lines
+        return [*lines, *self._stored(sums)]
+
+    def _stored(self, sums: list[Store]) -> list[str]:
+        return [self._store_state(f"{s.name}_sum", f"{s.name}_ptr", "seq * H + head", s.dims) for s in sums]
 
 
 _NOMINAL: defaultdict[str, int] = defaultdict(lambda: 64)  # sizes of blocks by which statements are ordered

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from mixc.codegen.calls import HOST as CALLS
 from mixc.codegen.calls import call_lines, range_check, tables
-from mixc.codegen.config import Config
+from mixc.codegen.config import Config, Tile
 from mixc.codegen.host import HOST
 from mixc.codegen.kernel import Kernel, KernelWriter, safe
 from mixc.codegen.prelude import PRELUDE
@@ -39,21 +39,34 @@ class Module:
         self.fwd = KernelWriter(fused_forward(forward, self.starts)).write()
         self.name = forward.name
         self.states, self.outs = forward.states, forward.outs
+        self._in_turns: dict[str, Kernel] = {}
 
     @property
     def kernels(self) -> dict[str, Kernel]:
         return {"fwd": self.fwd, "bwd": self.bwd}
+
+    def kernel(self, launch: str, tile: Tile) -> Kernel:
+        """The one that runs with this tile."""
+        if launch != "bwd" or tile.turns == 1:
+            return self.kernels[launch]
+        if tile.turned not in self._in_turns:
+            self._in_turns[tile.turned] = KernelWriter(self.bwd.launch, tile.turned).write()
+        return self._in_turns[tile.turned]
 
     # ------------------------------------------------------------ text
     def text(self, config: Config) -> str:
         """The file, its launches with the sizes of `config`."""
         self.config = config
         token = [self.token.text, "\n\n"] if self.token else []
-        kernels = [self.fwd.text, "\n\n", *token, self.bwd.text, "\n\n"]
+        kernels = [self.fwd.text, "\n\n", *token, self._backward.text, "\n\n"]
         parts = [self._head(), HOST, CALLS, PRELUDE, scan_prelude("".join(kernels)),
                  span_prelude("".join(kernels)) + self._prelude(), "\n", *kernels, self._function(),
                  "\n\n", self._calls()]
         return "".join(p if p.endswith("\n") else p + "\n" for p in parts)
+
+    @property
+    def _backward(self) -> Kernel:
+        return self.kernel("bwd", self.config.tile("bwd"))
 
     def _prelude(self) -> str:
         return ""
@@ -64,7 +77,7 @@ class Module:
         if doc:
             lines += [*doc.splitlines(), ""]
         lines += [LICENSE, '"""', "import collections", "import math", "import os", "", "import torch", "import triton", "import triton.language as tl", "",
-                  f"FORWARD = {self._tile(self.fwd, 'fwd')}", f"BACKWARD = {self._tile(self.bwd, 'bwd')}",
+                  f"FORWARD = {self._tile(self.fwd, 'fwd')}", f"BACKWARD = {self._tile(self._backward, 'bwd')}",
                   *([f"STEP = {self._tile(self.token, 'step')}  # one token"] if self.token else []),
                   *([f"SEGMENT = {self.config.segment}  # rows from one kept state to the next"] if "SEGMENT" in self.fwd.constexprs else []),
                   *tables(self.p)]
@@ -73,7 +86,8 @@ class Module:
     def _tile(self, kernel: Kernel, launch: str) -> str:
         tile = self.config.tile(launch)
         blocks = "".join(f"B{d}={dict(tile.blocks).get(d, 1 << 30)}, " for d in kernel.launch.split if d in kernel.dims)
-        return f"dict(C={tile.chunk}, {blocks}warps={tile.warps}, stages={tile.stages})"
+        turns = f"turns={tile.turns}, " if kernel.turned else ""
+        return f"dict(C={tile.chunk}, {blocks}{turns}warps={tile.warps}, stages={tile.stages})"
 
     # ------------------------------------------------------------ the autograd function
     def _tensors(self) -> list[Decl]:
@@ -183,12 +197,12 @@ class Module:
     def _launch(self, kernel: Kernel, tile: str) -> list[str]:
         """The call of a kernel, its arguments by name."""
         split = [d for d in kernel.launch.split if d in kernel.dims]
-        grid = " * ".join([*self._programs(tile), *(f"triton.cdiv({d}, B{d})" for d in split)])
+        grid = " * ".join([*self._programs(tile), *(_count(kernel, d) for d in split)])
         given: list[str] = []
         for a in kernel.arguments:
             given.append(self._argument(a, kernel))
         reverse = kernel.launch.reverse
-        pairs = [*(f"{d}={d}" for d in kernel.dims), f"C={tile}['C']", *(f"B{d}=B{d}" for d in kernel.dims), "SIGN=seqs.sign",
+        pairs = [*(f"{d}={d}" for d in kernel.dims), f"C={tile}['C']", *(f"B{d}=B{d}" for d in kernel.dims), *([f"TURNS={tile}['turns']"] if kernel.turned else []), "SIGN=seqs.sign",
                  "RAGGED=seqs.ragged"]
         pairs += ["SEGMENT=SEGMENT"] * ("SEGMENT" in kernel.constexprs) + ["KEEP=keep"] * ("KEEP" in kernel.constexprs)
         pairs += self._held(kernel)
@@ -226,7 +240,7 @@ class Module:
         lines = [f"{', '.join(saved)}{',' if len(saved) == 1 else ''} = ctx.saved_tensors",
                  f"seqs{''.join(', ' + c for c in consts)} = ctx.seqs{''.join(', ctx.' + c for c in consts)}",
                  *self._sizes(), f"device, count = {names[0]}.device, seqs.count", *self._blocks(self.bwd, "BACKWARD")]
-        lines += [f"parts_{d} = triton.cdiv({d}, B{d})" for d in self.bwd.launch.summed if d in self.bwd.dims]
+        lines += [f"parts_{d} = {_count(self._backward, d)}" for d in self.bwd.launch.summed if d in self.bwd.dims]
         for o in self.outs:
             lines.append(f"d{o.name} = torch.zeros({_shape('B, T, H', o.dims)}, dtype={self._out_dtype()}, device=device) "
                          f"if d{o.name} is None else d{o.name}.contiguous()")
@@ -238,7 +252,7 @@ class Module:
                       f"if has_final:\n    d{s.name}_final = torch.zeros_like(d{s.name}_initial) if d{s.name}_final is None "
                       f"else d{s.name}_final.contiguous()"]
         lines += self._gradient_buffers()
-        lines += self._launch(self.bwd, "BACKWARD")
+        lines += self._launch(self._backward, "BACKWARD")
         grads = [f"over_group({self._summed('d' + d.name, d.dims)}, {safe(d.name)}, 2)" for d in self.p.ins]
         grads += [f"over_group({self._param_gradient(d)}, {safe(d.name)}, 0)" for d in self.p.params]
         grads += [f"{self._summed(f'd{s.name}_initial', s.dims)} if ctx.has_initial[{i}] else None"
@@ -264,7 +278,8 @@ class Module:
             n, parts = safe(d.name), self._parts(d.dims)
             lead = f"{parts}B, T, H"
             whole = f"{n}.shape[2] == H" + (f" and {parts[:-2]} == 1" if parts else "")
-            dtype = f"{n}.dtype if {whole} else torch.float32"
+            added = self._backward.turned and self._backward.turned not in d.dims
+            dtype = "torch.float32" if added else f"{n}.dtype if {whole} else torch.float32"
             lines.append(f"d{d.name} = torch.empty({_shape(lead, d.dims)}, dtype={dtype}, device=device)")
         for d in self.p.params:
             lead = f"{self._parts(d.dims)}count, H"
@@ -312,6 +327,12 @@ class Module:
             assert c.init is not None
             lines.append(f"{c.name} = {python_text(c.init)} if {c.name} is None else float({c.name})")
         return lines
+
+
+def _count(kernel: Kernel, d: str) -> str:
+    """Programs along a dim."""
+    turns = " * BACKWARD['turns']" if d == kernel.turned else ""
+    return f"triton.cdiv({d}, B{d}{turns})"
 
 
 def _sizes_in(c: Decl) -> Iterable[str]:

@@ -84,12 +84,12 @@ class Job:
 
 
 def job_of(path: str, kernel: Kernel, sizes: dict[str, int], blocks: dict[str, int], C: int, warps: int, stages: int, *,
-           target: str = "sm_90", dtype: str = "bf16", keep: bool = True, held: bool = True, segment: int = 64, label: str = "") -> Job:
+           target: str = "sm_90", dtype: str = "bf16", keep: bool = True, held: bool = True, segment: int = 64, turns: int = 1, label: str = "") -> Job:
     """One kernel of an emitted module for `target`.
 
     Args:
         sizes: of every dim the kernel names; blocks: their blocks. dtype: of the tensors."""
-    given: dict[str, Any] = {**sizes, "C": C, **{f"B{d}": blocks[d] for d in sizes}, "SIGN": 1, "RAGGED": False,
+    given: dict[str, Any] = {**sizes, "C": C, **{f"B{d}": blocks[d] for d in sizes}, "TURNS": turns, "SIGN": 1, "RAGGED": False,
                              "KEEP": keep, "HELD": held, "SEGMENT": segment, "HAS_INITIAL": False, "STORE_FINAL": False, "OPERAND": dtype,
                              "PRECISION": "tf32" if dtype != "fp32" else "tf32x3" if target.startswith("sm_") else "ieee",
                              "STAGES": stages}
@@ -124,7 +124,7 @@ def compile_job(module: ModuleType, job: Job) -> Report:
 def compile_kernel(module: ModuleType, kernel: Kernel, sizes: dict[str, int], tile: Tile, **options: Any) -> Report:
     """Compile one kernel of an emitted module, see `job_of`."""
     blocks = {d: tile.block(d, n) for d, n in sizes.items()}
-    return compile_job(module, job_of("", kernel, sizes, blocks, tile.chunk, tile.warps, tile.stages, **options))
+    return compile_job(module, job_of("", kernel, sizes, blocks, tile.chunk, tile.warps, tile.stages, turns=tile.turns, **options))
 
 
 def _wide(kernel: Kernel) -> set[str]:

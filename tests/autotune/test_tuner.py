@@ -231,8 +231,7 @@ def test_command(compiler: list[Job], tmp_path: Path) -> None:
 def test_workers_compile_report_errors_and_are_ended_when_late() -> None:
     s = schedule("min_gru", D=64)
     c = next(iter(s.spaces["fwd"].best()))[2]()
-    path = tuner.write_text(s.text)
-    job = s.job(c, path)
+    job = s.job(c)
     missing = Job(**{**job.__dict__, "kernel": "nothing"})
     found = dict(compile_all([job, missing, job], 2, 60.0))
     assert isinstance(found[0], Report) and found[0].registers > 16 and found[0] == found[2]
