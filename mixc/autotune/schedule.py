@@ -97,7 +97,7 @@ class LaunchSpace:
                 names[f"B{d}"] = full
         warps, stages = space.variable("warps", powers_of_two(1, 8)), space.variable("stages", [1, 2, 3])
         turned = self.turned
-        turns = space.variable("turns", powers_of_two(1, padded(sizes[turned]) // 16) if turned else [1])
+        turns: Any = space.variable("turns", powers_of_two(1, padded(sizes[turned]) // 16)) if turned else 1
         model = LaunchModel(self.kernel, counts, target, self.shape, names, warps, stages, turns, turned)
         C = names["C"]
         space.require(divides(C, names["SEGMENT"]), "a segment is a whole number of chunks")
@@ -140,7 +140,7 @@ class LaunchSpace:
     def candidate(self, point: dict[str, int], model: LaunchModel, costs: Costs) -> Candidate:
         parts = {k: float(t.evaluate(point)) for k, t in costs.parts.items()}
         split = [d for d in self.kernel.launch.split if d in self.kernel.dims]
-        turns = point["turns"]
+        turns = point.get("turns", 1)
         tile = Tile(point["C"], tuple((d, point[f"B{d}"]) for d in split), point["warps"], point["stages"], turns,
                     self.turned if turns > 1 else "")
         def number(t: Term) -> float:
@@ -155,8 +155,8 @@ class LaunchSpace:
         for space, model, costs in self.spaces:
             if tile.chunk not in (space.domains["C"].values or ()):
                 continue
-            point = {"C": tile.chunk, "segment": segment, "warps": tile.warps, "stages": tile.stages,
-                     "turns": tile.turns}
+            point = {"C": tile.chunk, "segment": segment, "warps": tile.warps, "stages": tile.stages}
+            point |= {"turns": tile.turns} if "turns" in space.domains else {}
             point |= {name: tile.block(name[1:], dict(self.shape.dims)[name[1:]])
                       for name in space.domains if name[:1] == "B"}
             if report is not None:
