@@ -54,6 +54,11 @@ def operand(dtype):
     return {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}[dtype]
 
 
+def registers(warps):
+    """All there are for a thread: a compiler that wants more programs at once than they leave room for spills."""
+    return {} if torch.version.hip else {"maxnreg": min(255, 2048 // warps)}
+
+
 def heads_of(x, H):
     """A param [G, ...] for all H heads."""
     return x if x.shape[0] == H else x.repeat_interleave(H // x.shape[0], 0)

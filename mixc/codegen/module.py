@@ -210,7 +210,7 @@ class Module:
             pairs.append(f"HAS_INITIAL={'has_final' if reverse else 'has_initial'}")
             pairs.append(f"STORE_FINAL={'any(ctx.has_initial)' if reverse else 'seqs.want_final'}")
         pairs += [f"OPERAND=operand({self._out_dtype()})", f"PRECISION=precision({self._out_dtype()})",
-                  f"STAGES={tile}['stages']", f"num_warps={tile}['warps']"]
+                  f"STAGES={tile}['stages']", f"num_warps={tile}['warps']", f"**registers({tile}['warps'])"]
         call = [f"if {grid} > 0:", f"    {kernel.launch.name}[({grid},)]("]
         call += [f"        {line}" for line in _lines([*given, *pairs], 100)]
         return [*call, "    )"]

@@ -115,7 +115,8 @@ def compile_job(module: ModuleType, job: Job) -> Report:
         constants[at["OPERAND"]] = {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32}[job.constants["OPERAND"]]
     source = ASTSource(fn, {a: job.types[a] for a in fn.arg_names}, constants,
                        {at[a]: [["tt.divisibility", 16]] for a in job.aligned})
-    done = triton.compile(source, target=gpu(job.arch), options={"num_warps": job.warps})
+    options = {"num_warps": job.warps} | ({"maxnreg": min(255, 2048 // job.warps)} if job.arch.startswith("sm_") else {})
+    done = triton.compile(source, target=gpu(job.arch), options=options)
     registers, spill = _resources(done, int(job.arch[3:])) if job.arch.startswith("sm_") else (0, 0)
     dots = "wgmma" if "wgmma" in done.asm.get("ptx", "") else "mma" if "mma.sync" in done.asm.get("ptx", "") else ""
     return Report(job.kernel, job.arch, registers, spill, done.metadata.shared, dots)
