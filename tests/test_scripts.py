@@ -37,3 +37,10 @@ def test_a_mixer_stands_in_an_fla_layer(layer):
     pytest.importorskip("fla")
     out, grad = script("fla_layers").compare(layer, T=40)
     assert out < 2e-6 and grad < 2e-5
+
+
+@pytest.mark.slow
+def test_reflections_track_parity_and_nothing_else_does():
+    tracking = script("state_tracking")
+    ends = [tracking.train(tracking.parity, 2, 1, top, 350)[-24:].mean() for top in (1.0, 2.0)]
+    assert ends[0] < 0.6 and ends[1] > 0.95

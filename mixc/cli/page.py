@@ -11,6 +11,7 @@ from mixc.autotune.token_cost import token_cost
 from mixc.autotune.tuner import schedule_of
 from mixc.cli.pictures import over_T, roofline
 from mixc.codegen.derivation import kernel_lines, split
+from mixc.codegen.latex import aligned
 from mixc.codegen.mathml import equations, name, written
 from mixc.ir.program import Program
 from mixc.targets import Target
@@ -62,7 +63,9 @@ def _section(title: str, body: str) -> str:
 
 
 def _math(lines: Iterable[str]) -> str:
-    return f"<div class='math'>{''.join(lines)}</div>"
+    made = list(lines)
+    source = f"<details><summary>LaTeX</summary><pre>{escape(aligned(made))}</pre></details>"
+    return f"<div class='math'>{''.join(made)}</div>{source}"
 
 
 def _listed(lines: Iterable[str]) -> str:

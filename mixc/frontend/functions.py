@@ -154,6 +154,7 @@ def _distance(scope: Scope, e: Call, n: Node | None) -> int | None:
 def grad(scope: Scope, e: Call, args: Args) -> Node | None:
     """grad[S](e): the derivative by S as it is now, expanded at once."""
     from mixc.ir.derivatives import gradient
+    from mixc.passes.simplify import PLAIN, rewrite
 
     if e.dims is None or len(e.dims) != 1 or len(args) != 1:
         scope.error("MX218", f"`{spelled(e)}` is no gradient", e.span,
@@ -178,7 +179,7 @@ def grad(scope: Scope, e: Call, args: Args) -> Node | None:
         _independent(scope, e, b, root)
         return None
     (found,) = gradient([(whole, number(1.0))], [now])
-    return found if found is not None else _zero(b.dims or ())
+    return rewrite([found], PLAIN)[0] if found is not None else _zero(b.dims or ())
 
 
 def _zero(dims: tuple[str, ...]) -> Node:

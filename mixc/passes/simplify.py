@@ -130,6 +130,17 @@ def fold_numbers(n: Node) -> Node | None:
     return number(found) if math.isfinite(found) else None
 
 
+def numbers_meet(n: Node) -> Node | None:
+    """2 * (3 * x) = 6 * x, for finite numbers"""
+    if n.op == "mul":
+        for c, x in (n.args, n.args[::-1]):
+            if is_number(c) and x.op == "mul":
+                for d, rest in (x.args, x.args[::-1]):
+                    if is_number(d) and rest.dims == x.dims and fold_numbers(c * d):
+                        return (c * d) * rest
+    return None
+
+
 def expanded_operand(n: Node) -> Node | None:
     """expand(x) * y = x * y, where y has the new dims anyway"""
     if not OPS[n.op].elementwise or len(n.args) < 2:
@@ -212,6 +223,9 @@ def number_out_of_contract(n: Node) -> Node | None:
 
 RULES: tuple[Rule, ...] = (live_twice, mask_twice, neutral, two_signs, fold_numbers, expanded_operand, sum_of_expanded,
                            sum_of_product, rename_twice, sums_meet)
+
+# of a derivative that was formed by rules, so that it reads as a person would have written it
+PLAIN: tuple[Rule, ...] = (neutral, two_signs, numbers_meet, fold_numbers, expanded_operand)
 
 
 # ---------------------------------------------------------------- one rule on the whole program

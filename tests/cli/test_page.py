@@ -7,12 +7,18 @@ import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 
 import pytest
+from matplotlib.mathtext import MathTextParser
 
 import mixc
 from mixc.cli.page import page
+from mixc.codegen.latex import latex
 from mixc.codegen.mathml import equations
 from mixc.ir.node import make
 from mixc.ir.program import Result
+from mixc.passes.chunk import chunk
+from mixc.passes.classify import classify
+from mixc.passes.differentiate import differentiate
+from mixc.passes.planes import is_complex, planes
 from mixc.targets import find
 from tests.build import scalar_decay
 
@@ -66,3 +72,27 @@ def test_an_index_that_a_sum_binds_is_not_the_row_around_it() -> None:
 
 def _only(step, value):
     return replace(step, results=(Result("out", "y", value),))
+
+
+@pytest.mark.parametrize("spec", ["gated_delta_rule", "kda", "decaying_max", "norm_attention", "s5"])
+def test_latex_is_what_others_parse(spec) -> None:
+    """matplotlib's reader of TeX takes every formula but for amsmath's environments, which are closed."""
+    p = mixc.load(spec).declared
+    real = planes(p) if is_complex(p) else p
+    forward = chunk(classify(real))
+    backward = differentiate(forward)
+    formulas = [latex(f) for f in (*equations(p), *equations(forward), *equations(backward, adjoint=True))]
+    parser, plain = MathTextParser("path"), 0
+    for text in formulas:
+        assert text.count("{") == text.count("}") and "<m" not in text
+        assert sorted(re.findall(r"\\begin{(\w+)}", text)) == sorted(re.findall(r"\\end{(\w+)}", text))
+        if "\\begin" not in text:
+            parser.parse(f"${text}$")
+            plain += 1
+    assert plain > 4
+
+
+def test_latex_of_the_delta_rule() -> None:
+    lines = [latex(f) for f in equations(mixc.load("delta_rule").declared)]
+    assert lines[-1].startswith("o = ") and r"\sum_{K} q S'" in lines[-1]
+    assert lines[0] == r"S' = S - \beta \, \left(\sum_{K} k S - v\right) \, k"
