@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
+from mixc.ir.build import maybe_mul
 from mixc.ir.node import COL, ROW, Node, number, postorder
-from mixc.ir.program import Program
+from mixc.ir.program import Decl, Program
+from mixc.passes.affine import Affine
 
 _INFIX = {"add": " + ", "sub": " - ", "mul": " * ", "div": " / "}
 
@@ -134,7 +136,6 @@ def split(step: Program) -> list[tuple[str, str, Node]]:
 
     Kinds: "decay", "written" (an outer product), "low rank" (one that reads the state); of a scan "factor" and "added",
     or what it is moved by and joined with."""
-    from mixc.ir.build import maybe_mul
     from mixc.ir.ranges import proving
     from mixc.passes.block import block_rows
     from mixc.passes.classify import affine_forms, classify
@@ -153,25 +154,32 @@ def split(step: Program) -> list[tuple[str, str, Node]]:
             for s, row in zip(states, rows or (), strict=False):
                 found += [(f"factor of {o.name}", s.name, a) for o, a in zip(states, row.a, strict=True)]
                 found.append(("added", s.name, row.b))
-            if rows or group.form == "sequential" or len(states) > 1:
+            if rows or group.form == "sequential":
                 continue
-            s = states[0]
-            scan = scan_form(real, s) if group.form == "scan" else None
+            scan = scan_form(real, states[0]) if group.form == "scan" else None
             if scan is not None:
-                found += [("moved by" if scan.combine.endswith("+") else "factor", s.name, scan.a),
-                          ("added" if scan.combine == "affine" else "joined with", s.name, scan.b)]
+                found += [("moved by" if scan.combine.endswith("+") else "factor", states[0].name, scan.a),
+                          ("added" if scan.combine == "affine" else "joined with", states[0].name, scan.b)]
                 continue
-            form = affine_forms(real, s).form(real.result("next", s.name))
-            if form is None:
-                continue
-            if form.decay is not None:
-                found.append(("decay", s.name, form.decay))
-            for w, coef in form.writes.items():
-                outer = maybe_mul(_product(w.factors), coef) or number(1)
-                if w.value is None or w.value.constant is not None:
-                    found.append(("written", s.name, maybe_mul(outer, w.value.constant if w.value else None) or outer))
-                for read, c in (w.value.coefs if w.value else {}).items():
-                    found.append(("low rank", s.name, maybe_mul(outer, maybe_mul(read.node, c)) or read.node))
+            forms = affine_forms(real, states)
+            for s in states:
+                found += _terms(s, forms.form(real.result("next", s.name)))
+    return found
+
+
+def _terms(s: Decl, form: Affine | None) -> list[tuple[str, str, Node]]:
+    """What an affine update has: its decay, what it takes over from others, what is written."""
+    found: list[tuple[str, str, Node]] = []
+    for leaf, decay in form.decays.items() if form is not None else ():
+        kind = "decay" if leaf is s.leaf() else f"factor of {leaf.attr('name')}"
+        if decay is not None or leaf is not s.leaf():
+            found.append((kind, s.name, decay or number(1)))
+    for w, coef in form.writes.items() if form is not None else ():
+        outer = maybe_mul(_product(w.factors) if w.factors else None, coef) or number(1)
+        if w.value is None or w.value.constant is not None:
+            found.append(("written", s.name, maybe_mul(outer, w.value.constant if w.value else None) or outer))
+        for read, c in (w.value.coefs if w.value else {}).items():
+            found.append(("low rank", s.name, maybe_mul(outer, maybe_mul(read.node, c)) or read.node))
     return found
 
 

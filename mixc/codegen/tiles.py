@@ -69,6 +69,13 @@ def dot_axes(node: Node) -> tuple[str, str] | None:
     return (next(d for d in a.dims if d not in b.dims), next(d for d in b.dims if d not in a.dims))
 
 
+def _sharp(node: Node) -> bool:
+    """A product of ways from row to row, or with an inverse that may be large: what is rounded in one is wrong for all
+    that passes it."""
+    return all(not feature_dims(a) for a in node.args) or any(
+        source(a).op == "unit_inverse" and not source(a).attr("small") for a in node.args)
+
+
 def _entrywise(node: Node) -> bool:
     return bool(node.args) and (OPS[node.op].elementwise or node.op == "mask")
 
@@ -91,7 +98,7 @@ def _added(nodes: list[Node], uses: Counter[Node]) -> dict[Node, Node]:
 
 def _only_operands(nodes: list[Node], roots: list[Node]) -> set[Node]:
     """Matrices that nothing but products use: kept in the dtype of operands, half the registers."""
-    others = {source(a) for n in nodes if not dot_axes(n) and n.op != "rename" for a in n.args}
+    others = {source(a) for n in nodes if (not dot_axes(n) or _sharp(n)) and n.op != "rename" for a in n.args}
     others |= {source(r) for r in roots}
     used = {source(a) for n in nodes if dot_axes(n) for a in n.args}
     return {n for n in used - others if n.args and len(n.dims) == 2}
@@ -339,7 +346,8 @@ class Tiles:
         x, y = order
         if x not in a.dims:
             a, b = b, a
-        return f"dot({self._operand(a, (x, z), z)}, {self._operand(b, (z, y), z)}, OPERAND, PRECISION{plus})"
+        operand = "tl.float32" if _sharp(node) else "OPERAND"
+        return f"dot({self._operand(a, (x, z), z)}, {self._operand(b, (z, y), z)}, {operand}, PRECISION{plus})"
 
     def _operand(self, node: Node, order: tuple[str, str], summed: str) -> str:
         if summed in feature_dims(node) and not zero_padded(node, summed):

@@ -1,11 +1,11 @@
-"""How a value depends on the state that the previous token left.
+"""How a value depends on the states that the previous token left.
 
-A node x with the state's dims is *affine* in S when
+A node x with the dims of a group of states S_1 .. S_n (most often one) is *affine* in them when
 
-    x = decay * S_prev + sum_w coef_w * write_w
+    x = sum_i decay_i * S_i + sum_w coef_w * write_w
 
-with a decay and coefs that do not read S and act entry by entry, and writes that are outer products.  One factor
-of a write, its *value*, may be affine in what is read of the state: that is a low-rank term,
+with decays and coefs that read none of them and act entry by entry, and writes that are outer products.  One factor
+of a write, its *value*, may be affine in what is read of the states: that is a low-rank term,
 `beta * k * (v - k @ S)`.  `AffineForms` finds all this by walking the Step's DAG, operation by operation; where no
 rule keeps the form, that node is to blame.
 """
@@ -34,22 +34,24 @@ class Write:
 
 @dataclass(frozen=True, eq=False)
 class Affine:
-    """decay * S_prev + sum coef * write; a decay or coef of None is 1, a decay of 0 is `number(0)`."""
+    """sum decay * state + sum coef * write; a decay or coef of None is 1, a state that is missing is not read."""
 
-    decay: Node | None
+    decays: dict[Node, Node | None] = field(default_factory=dict)
     writes: dict[Write, Node | None] = field(default_factory=dict)
 
     def scaled(self, c: Node) -> Affine:
         if is_number(c, 1.0):
             return self
-        decay = self.decay if self.decay is not None and is_number(self.decay, 0.0) else maybe_mul(c, self.decay)
-        return Affine(decay, {w: maybe_mul(c, e) for w, e in self.writes.items()})
+        return Affine({} if is_number(c, 0.0) else {s: maybe_mul(c, d) for s, d in self.decays.items()},
+                      {w: maybe_mul(c, e) for w, e in self.writes.items()})
 
     def plus(self, other: Affine) -> Affine:
-        writes = dict(self.writes)
+        decays, writes = dict(self.decays), dict(self.writes)
+        for s, d in other.decays.items():
+            decays[s] = _sum(decays[s], d) if s in decays else d
         for w, e in other.writes.items():
             writes[w] = _sum(writes[w], e) if w in writes else e
-        return Affine(_sum(self.decay, other.decay), writes)
+        return Affine(decays, writes)
 
 
 @dataclass(frozen=True)
@@ -94,16 +96,16 @@ def _sum(a: Node | None, b: Node | None) -> Node | None:
 
 
 class AffineForms:
-    """The forms of all nodes that are affine in one state.
+    """The forms of all nodes that are affine in the states of one group.
 
     Args:
-        state: its declaration. roots: every value of the step, so that dependence is known.
+        states: their declarations, of the same dims. roots: every value of the step, so that dependence is known.
     """
 
-    def __init__(self, state: Decl, roots: list[Node]):
-        self.state, self.dims = state, set(state.dims)
-        self.leaf = state.leaf()
-        self.reads = depends(roots, [self.leaf])
+    def __init__(self, states: list[Decl], roots: list[Node]):
+        self.states, self.dims = states, set(states[0].dims)
+        self.leaves = [s.leaf() for s in states]
+        self.reads = depends(roots, self.leaves)
         self.forms: dict[Node, Affine | None] = {}
         self.values: dict[Node, ReadForm | None] = {}
 
@@ -118,10 +120,10 @@ class AffineForms:
         return self.forms[node]
 
     def _find(self, node: Node) -> Affine | None:
-        if node is self.leaf:
-            return Affine(None)
+        if node in self.leaves:
+            return Affine({node: None})
         if self.free(node):
-            return Affine(number(0), {Write(p): None for p in outer_products(node, self.dims)})
+            return Affine({}, {Write(p): None for p in outer_products(node, self.dims)})
         rule = _RULES.get(node.op)
         found = rule(self, node) if rule else None
         return found or self._correction(node)
@@ -131,7 +133,7 @@ class AffineForms:
         if not set(node.dims) <= self.dims:
             return None
         products = self._products(node)
-        return None if products is None else Affine(number(0), dict.fromkeys(products))
+        return None if products is None else Affine({}, dict.fromkeys(products))
 
     def _products(self, node: Node) -> list[Write] | None:
         """A value as a sum of outer products, each with a factor that may read the state."""
@@ -287,11 +289,14 @@ def _where(forms: AffineForms, n: Node) -> Affine | None:
     if x is None or y is None:
         return None
     yes, no = where(cond, 1.0, 0.0), where(cond, 0.0, 1.0)
-    kept = Affine(number(0), {w: maybe_mul(yes, e) for w, e in x.writes.items()}).plus(
-        Affine(number(0), {w: maybe_mul(no, e) for w, e in y.writes.items()}))
-    one = number(1)
-    decay = where(cond, x.decay or one, y.decay or one) if (x.decay or one) is not (y.decay or one) else x.decay
-    return Affine(decay, kept.writes)
+    kept = Affine({}, {w: maybe_mul(yes, e) for w, e in x.writes.items()}).plus(
+        Affine({}, {w: maybe_mul(no, e) for w, e in y.writes.items()}))
+    decays = dict(x.decays)
+    for s in dict.fromkeys((*x.decays, *y.decays)):
+        own, other = (number(0) if s not in f.decays else f.decays[s] or number(1) for f in (x, y))
+        if own is not other:
+            decays[s] = where(cond, own, other)
+    return Affine(decays, kept.writes)
 
 
 _RULES: dict[str, Callable[[AffineForms, Node], Affine | None]] = {

@@ -37,11 +37,7 @@ def block_rows(step: Program, states: list[Decl]) -> list[Row] | None:
     walk = _Walk(step, states)
     rows = [walk.row(step.result("next", s.name)) for s in states]
     found = [r for r in rows if r is not None]
-    if len(found) < len(rows):
-        return None
-    if len(dims) > 1 and not any(set(a.dims) & dims for r in found for a in r.a):
-        return None  # matrices coupled by scalars: of form chunk, where what is added is a sum of outer products
-    return found
+    return found if len(found) == len(rows) else None
 
 
 class _Walk:

@@ -17,18 +17,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from mixc.ir.build import at_col, contract, expand, make, maybe_add, maybe_mul, product, rename, total
-from mixc.ir.node import COL, ROW, Node, is_number, number
-from mixc.ir.program import Decl, Program, Result
+from mixc.ir.build import at_col, contract, expand, make, maybe_add, maybe_mul, product, total
+from mixc.ir.node import COL, ROW, Node, number
+from mixc.ir.program import Program, Result
 from mixc.ir.ranges import proving
 from mixc.passes.affine import Affine, AffineForms, Write
 from mixc.passes.block import Block, BlockState
 from mixc.passes.classify import classify
 from mixc.passes.context import context, has_context
-from mixc.passes.decay import Decay
+from mixc.passes.coupled import Link, Transport, joined
 from mixc.passes.planes import is_complex, planes
 from mixc.passes.scan import ScanState
 from mixc.passes.separate import factors_of
+from mixc.passes.triangular import eliminate
 
 Dims = tuple[str, ...]
 Sides = tuple[Node | None, Node | None]
@@ -50,17 +51,17 @@ def chunk(stages: Program) -> Program:
         return _Lift(stages).program()
 
 
-class _State:
-    """One state: its affine update, the decay over the chunk, and what is written, solved for where it reads."""
+class _Group:
+    """States that need each other, most often one: their affine updates, how a chunk carries them, and what is written,
+    solved for where it reads."""
 
-    def __init__(self, lift: _Lift, decl: Decl, forms: AffineForms):
-        self.lift, self.decl, self.forms, self.dims = lift, decl, forms, set(decl.dims)
-        update = forms.form(lift.step.result("next", decl.name))
-        assert update is not None
-        self.update: Affine = update
-        factors = [] if update.decay is None else factors_of(update.decay, self.dims)
-        assert factors is not None
-        self.decay = Decay.of(factors, decl.dims, lift)
+    def __init__(self, lift: _Lift, forms: AffineForms):
+        self.lift, self.forms, self.dims, self.decls = lift, forms, forms.dims, forms.states
+        found = [forms.form(lift.step.result("next", d.name)) for d in self.decls]
+        self.updates = [f for f in found if f is not None]
+        assert len(self.updates) == len(found)
+        self.transport = Transport(self.updates, forms.leaves, self.decls[0].dims, lift)
+        self.writes = list(dict.fromkeys(w for u in self.updates for w in u.writes))
         self.written: dict[Write, list[Node]] = {}  # the lifted factors of every write
 
     # ------------------------------------------------------------ factors on the side where they belong
@@ -85,18 +86,25 @@ class _State:
         return self.written[write]
 
     # ------------------------------------------------------------ what the chunk leaves
-    def next(self) -> Node:
-        """The decayed state, and every write under the decays after it."""
-        first = set(self.decl.dims[:1])
-        value: Node | None = maybe_mul(self.decay.whole(), self.decl.leaf())
-        for write, coef in self.update.writes.items():
-            left, right = self._sides([*self._at(write), *self._factors(coef)], first)
-            left = maybe_mul(self.decay.along(first).after(), left)
-            right = maybe_mul(self.decay.not_along(first).after(), right)
-            right = make("live", expand(right or number(1), (ROW,)), fill=0.0)
-            added = total(right, (ROW,)) if left is None else contract(expand(left, (ROW,)), right, _present(
-                self.decl.dims, left, right))
-            value = maybe_add(value, expand(added, self.decl.dims))
+    def next(self, i: int) -> Node:
+        """The decayed states, and every write under the decays after it."""
+        dims = self.decls[i].dims
+        first = set(dims[:1])
+        value: Node | None = None
+        into = [(j, self.transport.paths[i, j]) for j in range(len(self.decls)) if (i, j) in self.transport.paths]
+        for j, decay in into:
+            value = maybe_add(value, maybe_mul(decay.whole(), self.forms.leaves[j]))
+        for write in self.writes:
+            links = [Link(decay, [], self._factors(self.updates[j].writes[write])) for j, decay in into
+                     if write in self.updates[j].writes]
+            for link in joined(links, self.dims, "end"):
+                left, right = self._sides([*self._at(write), *link.coef], first)
+                left = maybe_mul(link.decay.along(first).after(), left)
+                right = maybe_mul(link.decay.not_along(first).after(), right)
+                right = make("live", expand(right or number(1), (ROW,)), fill=0.0)
+                added = total(right, (ROW,)) if left is None else contract(
+                    expand(left, (ROW,)), right, _present(dims, left, right))
+                value = maybe_add(value, expand(added, dims))
         assert value is not None
         return value
 
@@ -104,9 +112,9 @@ class _State:
     def read(self, x: Affine, query: Node | None, out: Dims, writes: Iterable[Write] | None = None) -> Node:
         """sum over the dims not in `out` of query * x, for every row: [_t, out...].
 
-        x: the form of the state where it is read.  query None: the state itself, nothing summed.
+        x: the form of what is read.  query None: that itself, nothing summed.
         writes: those that count (default: all)."""
-        among = list(dict.fromkeys([*self.update.writes, *x.writes]) if writes is None else writes)
+        among = list(dict.fromkeys([*self.writes, *x.writes]) if writes is None else writes)
         place = Place(self, x, query, out)
         value = place.carried()
         for write in among:
@@ -116,53 +124,72 @@ class _State:
 
 
 class Place:
-    """A place in the body where the state is read: what it finds of the chunk's start, and of every write.
+    """A place in the body where states are read: what it finds of the chunk's start, and of every write.
 
-    A write that the update keeps is found at later rows under the decays since (`strict` where the own row's decay
-    counts, `excl` where it comes after the read); at the own row it is found if it was executed before."""
+    A write that an update keeps is found at later rows under the decays since: those before the own row (`excl`) and
+    what the place has made of the states since, or, where that is one state's whole update, the own row's too
+    (`strict`).  At the own row it is found if it was executed before."""
 
-    def __init__(self, state: _State, x: Affine, query: Node | None, out: Dims):
-        self.state, self.x, self.out = state, x, out
-        self.summed = state.dims - set(out)
-        self.after = x.decay is state.update.decay
-        here = [] if self.after else state._factors(x.decay)
-        self.query = query
-        before, self.here = state._sides(here, self.summed)
-        if self.here is not None and not set(self.here.dims) & set(out):  # a number a row: with the query
-            before, self.here = maybe_mul(self.here, before), None
-        self.faded = maybe_mul(before, query)
-        self.reach = "strict" if self.after else "excl"
+    def __init__(self, group: _Group, x: Affine, query: Node | None, out: Dims):
+        self.group, self.x, self.out, self.query = group, x, out, query
+        self.summed = group.dims - set(out)
+        self.sources = [(group.forms.leaves.index(leaf), group._factors(d)) for leaf, d in x.decays.items()]
+        (i, _), *others = self.sources or [(0, [])]
+        leaf, update = group.forms.leaves[i], group.updates[i]
+        self.after = bool(self.sources) and not others and group.transport.alone(i) and (
+            leaf in update.decays and x.decays[leaf] is update.decays[leaf])
+
+    def links(self, start: int | None = None, write: Write | None = None) -> list[Link]:
+        """The ways from a state at the chunk's start, or from a write where updates keep it."""
+        found, states = [], self.group.updates
+        for i, here in self.sources:
+            for j in range(len(states)):
+                if (i, j) in self.group.transport.paths and (j == start or write in states[j].writes):
+                    found.append(Link(self.group.transport.paths[i, j], [] if self.after else here, [] if write is None
+                                      else self.group._factors(states[j].writes[write]),
+                                      "strict" if self.after else "excl"))
+        return joined(found, self.group.dims, "between" if start is None else "start")
+
+    def _faded(self, link: Link) -> Sides:
+        """The query, faded by what is summed with it, and what is left for the outcome."""
+        before, here = self.group._sides(link.here, self.summed)
+        if here is not None and not set(here.dims) & set(self.out):  # a number a row: with the query
+            before, here = maybe_mul(here, before), None
+        return maybe_mul(before, self.query), here
 
     def carried(self) -> Node | None:
-        if self.x.decay is not None and is_number(self.x.decay, 0.0):
-            return None
-        decay, fade = self.state.decay, not self.after
-        kept = decay.along(self.out)
-        query = maybe_mul(decay.not_along(self.out).up_to(fade), self.faded)
-        found = contract(expand(query if query is not None else number(1), (ROW,)), self.state.decl.leaf(),
-                         (ROW, *self.out))
-        return self._scaled(maybe_mul(kept.up_to(fade), found))
+        value: Node | None = None
+        for j, leaf in enumerate(self.group.forms.leaves):
+            for link in self.links(start=j):
+                faded, here = self._faded(link)
+                query = maybe_mul(link.decay.not_along(self.out).up_to(not self.after), faded)
+                found = contract(expand(query if query is not None else number(1), (ROW,)), leaf, (ROW, *self.out))
+                value = maybe_add(value, maybe_mul(here, maybe_mul(link.decay.along(self.out).up_to(not self.after),
+                                                                   found)))
+        return value
 
-    def _scaled(self, found: Node | None) -> Node:
-        found = maybe_mul(self.here, found)
-        assert found is not None
-        return found
+    def _whole(self, write: Write) -> Link | None:
+        """The link to a write that is found at the own row as at earlier ones, under the same decay."""
+        if not (self.after and write in self.x.writes):
+            return None
+        i = self.sources[0][0]
+        update, decay = self.group.updates[i], self.group.transport.paths[i, i]
+        own = self.x.writes[write]
+        same = write in update.writes and own is update.writes[write] and decay.scalar
+        return Link(decay, [], self.group._factors(own), "incl") if same else None
 
     def terms(self, write: Write) -> Iterator[Node]:
         """[_t, out...]: what the read finds of a write at earlier rows, and at its own."""
-        state, at = self.state, self.state._at(write)
-        coef, kept = state.update.writes.get(write), write in state.update.writes
-        own, seen = self.x.writes.get(write), write in self.x.writes
-        keys, values = state._sides([*at, *state._factors(coef)], self.summed)
-        if self.after and kept and seen and own is coef and state.decay.scalar:
-            scores = state.decay.scores(self.query, keys, self.summed, "incl")
-            yield state.decay.spread(scores, values, self.out, "incl")
-            return
-        if kept:
-            scores = state.decay.scores(self.faded, keys, self.summed, self.reach)
-            yield self._scaled(state.decay.spread(scores, values, self.out, self.reach))
-        if seen:
-            keys, values = state._sides([*at, *state._factors(own)], self.summed)
+        group, at, whole = self.group, self.group._at(write), self._whole(write)
+        for link in self.links(write=write) if whole is None else [whole]:
+            keys, values = group._sides([*at, *link.coef], self.summed)
+            faded, here = self._faded(link)
+            scores = link.decay.scores(faded, keys, self.summed, link.reach)
+            found = maybe_mul(here, link.decay.spread(scores, values, self.out, link.reach))
+            assert found is not None
+            yield found
+        if whole is None and write in self.x.writes:
+            keys, values = group._sides([*at, *group._factors(self.x.writes[write])], self.summed)
             yield expand(maybe_mul(self._meet(keys), values) or number(1), (ROW, *self.out))
 
     def _meet(self, keys: Node | None) -> Node | None:
@@ -177,49 +204,42 @@ class Place:
             found = found * make("size", dim=d)
         return found
 
-    def matrix(self, write: Write, keys: list[Node]) -> Node:
-        """[_t, _s, ...]: how much of the value that row s wrote the read at row t finds.
+    def matrix(self, write: Write, keys: list[Node]) -> Node | None:
+        """[_t, _s, ...]: how much of the value that row s wrote the read at row t finds; None: nothing.
 
         keys: the other factors of the write, lifted."""
-        state = self.state
-        coef, kept = state.update.writes.get(write), write in state.update.writes
-        own, seen = self.x.writes.get(write), write in self.x.writes
-        if self.after and kept and seen and own is coef and state.decay.scalar:
-            return self._to_columns(self.query, [*keys, *state._factors(coef)], "incl")
-        found: Node | None = None
-        if kept:
-            found = self._to_columns(self.faded, [*keys, *state._factors(coef)], self.reach)
-            found = maybe_mul(self.here, found)
-        if seen:
-            left, right = state._sides([*keys, *state._factors(own)], self.summed)
+        found, whole = None, self._whole(write)
+        for link in self.links(write=write) if whole is None else [whole]:
+            faded, here = self._faded(link)
+            found = maybe_add(found, maybe_mul(here, self._to_columns(faded, [*keys, *link.coef], link)))
+        if whole is None and write in self.x.writes:
+            left, right = self.group._sides([*keys, *self.group._factors(self.x.writes[write])], self.summed)
             row = expand(maybe_mul(self._meet(left), right) or number(1), (ROW,))
             found = maybe_add(found, make("mask", expand(row, (ROW, COL)), keep="diag"))
-        assert found is not None
         return found
 
-    def _to_columns(self, query: Node | None, factors: list[Node], reach: str) -> Node:
-        decay = self.state.decay
-        keys, values = self.state._sides(factors, self.summed)
-        scores = decay.scores(query, keys, self.summed, reach)
+    def _to_columns(self, query: Node | None, factors: list[Node], link: Link) -> Node:
+        keys, values = self.group._sides(factors, self.summed)
+        scores = link.decay.scores(query, keys, self.summed, link.reach)
         scores = total(scores, [d for d in scores.dims if d in self.summed])
-        span = decay.along(self.out).span(reach)
+        span = link.decay.along(self.out).span(link.reach)
         return maybe_mul(None if values is None else at_col(expand(values, (ROW,))), maybe_mul(span, scores)) or scores
 
 
-def solve_writes(state: _State) -> dict[Write, list[Node]]:
+def solve_writes(group: _Group) -> dict[Write, list[Node]]:
     """The factors of every write that reads the state: its value is found from a unit triangular system.
 
     value_i[t] = b_i[t] + sum_j sum_s N_ij[t, s] value_j[s]; j runs over these writes, s over rows before t, and the
     own row where j was executed before i.  Block elimination in that order; no pivot differs from 1."""
-    forms, lift = state.forms, state.lift
-    writes = in_order([w for w in state.update.writes if w.value is not None], forms)
+    forms, lift = group.forms, group.lift
+    writes = in_order([w for w in group.writes if w.value is not None], forms)
     summed = {d for w in writes for r in (w.value.coefs if w.value else ()) for d in forms.summed(r)}
-    dims = tuple(d for d in state.decl.dims if d not in summed)
+    dims = tuple(d for d in group.decls[0].dims if d not in summed)
     keys = {w: [lift(f) for f in w.factors if summed & set(f.dims)] for w in writes}
     reads = [r for w in writes for r in (w.value.coefs if w.value else ())]
-    seen = [w for r in reads for w in (forms.form(r.x) or state.update).writes]
-    others = [w for w in dict.fromkeys([*state.update.writes, *seen]) if w.value is None]
-    b: list[Node] = []
+    seen = [w for r in reads for w in (forms.form(r.x) or Affine()).writes]
+    others = [w for w in dict.fromkeys([*group.writes, *seen]) if w.value is None]
+    b: list[Node | None] = []
     N: list[dict[int, Node]] = []
     for w in writes:
         assert w.value is not None
@@ -229,17 +249,18 @@ def solve_writes(state: _State) -> dict[Write, list[Node]]:
             x = forms.form(r.x)
             assert x is not None
             query, coef = None if r.query is None else lift(r.query), None if c is None else lift(c)
-            place = Place(state, x, query, r.node.dims)
-            value = maybe_add(value, maybe_mul(coef, state.read(x, query, r.node.dims, others)))
+            place = Place(group, x, query, r.node.dims)
+            value = maybe_add(value, maybe_mul(coef, group.read(x, query, r.node.dims, others)))
             for j, other in enumerate(writes):
-                if other in state.update.writes or other in x.writes:
-                    entry = maybe_mul(maybe_mul(coef, scale), place.matrix(other, keys[other]))
+                found = place.matrix(other, keys[other])
+                if found is not None:
+                    entry = maybe_mul(maybe_mul(coef, scale), found)
                     assert entry is not None
                     row[j] = row[j] + entry if j in row else entry
         assert value is not None
         b.append(expand(maybe_mul(scale, value) or number(1), (ROW, *dims)))
         N.append(row)
-    return {w: [*keys[w], z] for w, z in zip(writes, eliminate(N, b), strict=True)}
+    return {w: [*keys[w], z] for w, z in zip(writes, eliminate(N, b), strict=True) if z is not None}
 
 
 def in_order(writes: list[Write], forms: AffineForms) -> list[Write]:
@@ -260,46 +281,13 @@ def in_order(writes: list[Write], forms: AffineForms) -> list[Write]:
     return [w for w in found if w in writes]
 
 
-def eliminate(N: list[dict[int, Node]], b: list[Node]) -> list[Node]:
-    """z with z_i = b_i + sum_j N_ij z_j, N_ii and N_ij for j > i being strictly lower."""
-    n = len(b)
-    N = [dict(row) for row in N]
-    b = list(b)
-    across: list[dict[int, Node]] = []
-    for i in range(n):
-        own = N[i].pop(i, None)
-        if own is not None:
-            b[i] = make("solve", -own, b[i], transposed=False)
-            N[i] = {j: make("solve", -own, x, transposed=False) if j > i else x for j, x in N[i].items()}
-        across.append({j: x for j, x in N[i].items() if j > i})
-        for k in range(i + 1, n):
-            through = N[k].pop(i, None)
-            if through is None:
-                continue
-            b[k] = b[k] + _times(through, b[i])
-            for j, x in across[i].items():
-                dims = dict.fromkeys((ROW, COL, *through.dims, *x.dims))  # those of columns too
-                more = contract(rename(through, **{COL: "_u"}), rename(x, **{ROW: "_u"}), dims)
-                N[k][j] = N[k][j] + more if j in N[k] else more
-    z: dict[int, Node] = {}
-    for i in reversed(range(n)):
-        z[i] = b[i]
-        for j, x in across[i].items():
-            z[i] = z[i] + _times(x, z[j])
-    return [z[i] for i in range(n)]
-
-
-def _times(matrix: Node, z: Node) -> Node:
-    return contract(matrix, at_col(z), z.dims)
-
-
 def _present(dims: Dims, *nodes: Node) -> Dims:
     return tuple(d for d in dims if any(d in n.dims for n in nodes))
 
 
 def _keeps(form: Affine | None) -> bool:
     """Is there something left of the state? What was only read of it is a value like any other."""
-    return form is not None and not (form.decay is not None and is_number(form.decay, 0.0))
+    return form is not None and bool(form.decays)
 
 
 class _Lift:
@@ -309,7 +297,7 @@ class _Lift:
         self.step = step
         self.done: dict[Node, Node] = {}
         roots = step.values()
-        self.states: dict[str, _State] = {}
+        self.groups: dict[tuple[str, ...], _Group] = {}
         scans = {s for g in step.groups if g.form == "scan" for s in g.states}
         self.scans: dict[str, ScanState | BlockState] = {}
         for g in step.groups:
@@ -319,35 +307,35 @@ class _Lift:
                 block = Block(step, [step.decl(name) for name in g.states], self)
                 self.scans |= {name: BlockState(block, i) for i, name in enumerate(g.states)}
         self.scanned = {step.result("next", name): name for name in scans}
-        found = [step.decl(name) for g in step.groups for name in g.states if name not in scans]
-        self.forms = {s.name: AffineForms(s, roots) for s in found}
+        self.forms = {g.states: AffineForms([step.decl(name) for name in g.states], roots)
+                      for g in step.groups if g.form != "scan"}
 
     def __call__(self, node: Node) -> Node:
         if node not in self.done:
             self.done[node] = self._whole_state(node) if self._of(node) is not None else self._lift(node)
         return self.done[node]
 
-    def _of(self, node: Node) -> str | None:
-        """The state of which the node is a (decayed, updated) copy, if it is one.  What reads several is a copy of
-        the one that is found last: the others feed its writes."""
-        for name, forms in reversed(self.forms.items()):
+    def _of(self, node: Node) -> tuple[str, ...] | None:
+        """The states of which the node is a (decayed, updated) copy, if it is one.  What reads several groups is a copy
+        of the one that is found last: the others feed its writes."""
+        for names, forms in reversed(self.forms.items()):
             if not forms.free(node) and set(node.dims) == forms.dims and _keeps(forms.form(node)):
-                return name
+                return names
         return None
 
-    def state(self, name: str) -> _State:
-        if name not in self.states:
-            self.states[name] = _State(self, self.step.decl(name), self.forms[name])
-        return self.states[name]
+    def group(self, names: tuple[str, ...]) -> _Group:
+        if names not in self.groups:
+            self.groups[names] = _Group(self, self.forms[names])
+        return self.groups[names]
 
     def _whole_state(self, node: Node) -> Node:
         """A state that is read as it is, nothing summed."""
-        name = self._of(node)
-        assert name is not None
-        state = self.state(name)
-        form = state.forms.form(node)
+        names = self._of(node)
+        assert names is not None
+        group = self.group(names)
+        form = group.forms.form(node)
         assert form is not None
-        return state.read(form, None, state.decl.dims)
+        return group.read(form, None, group.decls[0].dims)
 
     def _lift(self, node: Node) -> Node:
         if node.op == "in":
@@ -371,11 +359,11 @@ class _Lift:
 
     def _read(self, node: Node) -> Node | None:
         """A contraction with a state, or a sum over its dims."""
-        for name, forms in reversed(self.forms.items()):  # see `_of`
+        for names, forms in reversed(self.forms.items()):  # see `_of`
             r = None if forms.free(node) else forms.read(node)
             form = None if r is None else forms.form(r.x)
             if r is not None and form is not None and _keeps(form):
-                return self.state(name).read(form, number(1) if r.query is None else self(r.query), node.dims)
+                return self.group(names).read(form, number(1) if r.query is None else self(r.query), node.dims)
         return None
 
     def program(self) -> Program:
@@ -385,6 +373,11 @@ class _Lift:
                 dims = next(d.dims for d in self.step.outs if d.name == r.name)
                 results.append(Result("out", r.name, expand(self(r.value), (ROW, *dims))))
             else:
-                state = self.scans[r.name] if r.name in self.scans else self.state(r.name)
-                results.append(Result("next", r.name, state.next()))
+                results.append(Result("next", r.name, self._next(r.name)))
         return replace(self.step, level="chunk", results=tuple(results))
+
+    def _next(self, name: str) -> Node:
+        if name in self.scans:
+            return self.scans[name].next()
+        names = next(names for names in self.forms if name in names)
+        return self.group(names).next(names.index(name))

@@ -11,12 +11,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mixc.errors import Diagnostic, Span
-from mixc.ir.node import Node, depends, postorder
+from mixc.ir.node import Node, number, postorder
 from mixc.ir.program import Decl, Group, Program
 from mixc.ir.ranges import proving
 from mixc.passes.advice import advice
 from mixc.passes.affine import Affine, AffineForms
-from mixc.passes.block import block_rows
+from mixc.passes.block import MOST, block_rows
 from mixc.passes.block import reason as coupled_reason
 from mixc.passes.context import context
 from mixc.passes.planes import is_complex, part_names, planes
@@ -67,23 +67,24 @@ def _by_planes(step: Program) -> tuple[Group, ...] | None:
 
 
 def _group(step: Program, names: list[str]) -> Group:
-    if len(names) > 1:
-        states = [step.decl(name) for name in names]
-        if block_rows(step, states) is not None:
-            return Group(tuple(names), "scan", coupled_reason(states))
-        coupled = f"{', '.join(names)} are coupled: each is read by the next one's update"
-        return Group(tuple(names), "sequential", _with_advice(step, names, coupled))
-    state = step.decl(names[0])
-    scan = None if state.kind == "complex" else is_scan(step, state)
-    if scan is not None:
-        return Group((state.name,), "scan", reason(state, scan))
-    refusal = why_not_chunk(step, state)
+    states = [step.decl(name) for name in names]
+    scan = scan_words(step, states)
+    if scan is not None and not (len(states) > 1 and coupled_by_scalars(step, states)):
+        return Group(tuple(names), "scan", scan)
+    refusal = why_not_chunk(step, states)
     if refusal is None:
-        forms = affine_forms(step, state)
-        form = forms.form(step.result("next", state.name))
-        assert form is not None
-        return Group((state.name,), "chunk", _reason(form, forms))
-    return Group((state.name,), "sequential", _with_advice(step, names, refusal[0]))
+        return Group(tuple(names), "chunk", _reason(step, states))
+    if scan is not None:
+        return Group(tuple(names), "scan", scan)
+    return Group(tuple(names), "sequential", _with_advice(step, names, refusal[0]))
+
+
+def scan_words(step: Program, states: list[Decl]) -> str | None:
+    """Why the group is a scan, or None."""
+    if len(states) > 1:
+        return coupled_reason(states) if block_rows(step, states) is not None else None
+    form = None if states[0].kind == "complex" else is_scan(step, states[0])
+    return None if form is None else reason(states[0], form)
 
 
 def _with_advice(step: Program, names: list[str], why: str) -> str:
@@ -91,51 +92,101 @@ def _with_advice(step: Program, names: list[str], why: str) -> str:
     return why if change is None else f"{why}; {change}"
 
 
-def affine_forms(step: Program, state: Decl) -> AffineForms:
-    return AffineForms(state, step.values())
+def affine_forms(step: Program, states: list[Decl]) -> AffineForms:
+    return AffineForms(states, step.values())
 
 
-def _reason(form: Affine, forms: AffineForms) -> str:
-    along = [d for d in forms.state.dims if form.decay is not None and d in form.decay.dims]
-    decay = "no decay" if form.decay is None else f"a decay that differs along {', '.join(along)}" if along else \
+def _reason(step: Program, states: list[Decl]) -> str:
+    forms = affine_forms(step, states)
+    updates = [f for f in (forms.form(step.result("next", s.name)) for s in states) if f is not None]
+    own = [f.decays.get(leaf, number(0)) for f, leaf in zip(updates, forms.leaves, strict=True)]
+    along = [d for d in states[0].dims if any(c is not None and d in c.dims for c in own)]
+    decay = "no decay" if own == [None] * len(own) else f"a decay that differs along {', '.join(along)}" if along else \
         "a decay that is the same for the whole state"
-    n = len(form.writes)
-    low = sum(w.value is not None for w in form.writes)
+    writes = {w for f in updates for w in f.writes}
+    n, low = len(writes), sum(w.value is not None for w in writes)
     of_rank = f", {low} of which read{'s' if low == 1 else ''} it (rank {low})" if low else ""
-    return f"affine in itself, with {decay} and {n} outer product{'s' if n != 1 else ''} written{of_rank}"
+    written = f"{n} outer product{'s' if n != 1 else ''} written{of_rank}"
+    if len(states) == 1:
+        return f"affine in itself, with {decay} and {written}"
+    taken = [f"{s.name} from {o.name}" for s, f in zip(states, updates, strict=True)
+             for o, leaf in zip(states, forms.leaves, strict=True) if o is not s and leaf in f.decays]
+    over = f"; {', '.join(taken)} by a factor that is carried through the chunk" if taken else ""
+    return f"{' and '.join(s.name for s in states)} are affine in each other, with {decay} and {written}{over}"
 
 
-def why_not_chunk(step: Program, state: Decl) -> tuple[str, Span | None] | None:
-    """None if the state is affine with a separable decay, writes outer products, and is corrected along one side; else
-    the term to blame, and where it stands."""
-    if state.kind == "complex":
-        return f"{state.name} is complex", state.span
-    forms = affine_forms(step, state)
-    update = step.result("next", state.name)
-    form = forms.form(update)
-    if form is None:
-        blame = _blame(forms, update)
-        return f"the update of {state.name} is not affine in it: {text_of(blame)}", blame.span
-    if form.decay is not None and factors_of(form.decay, state.dims) is None:
-        where = ", ".join(d for d in form.decay.dims if d in state.dims)
-        return f"the decay of {state.name} does not separate over {where}: {text_of(form.decay)}", form.decay.span
+def why_not_chunk(step: Program, states: list[Decl]) -> tuple[str, Span | None] | None:
+    """None if the states are affine in each other with separable decays, writes outer products, and are corrected along
+    one side; else the term to blame, and where it stands."""
+    several = ", ".join(s.name for s in states)
+    if any(s.kind == "complex" for s in states):
+        return f"{several} is complex", states[0].span
+    if len(states) > MOST or any(set(s.dims) != set(states[0].dims) for s in states):
+        return f"{several} are coupled: each is read by the next one's update", states[0].span
+    forms = affine_forms(step, states)
+    found: list[Affine] = []
+    for s in states:
+        update = step.result("next", s.name)
+        form = forms.form(update)
+        if form is None:
+            blame = _blame(forms, update)
+            return f"the update of {s.name} is not affine in {_itself(states)}: {text_of(blame)}", blame.span
+        found.append(form)
+        refusal = _one_state(s, form)
+        if refusal is not None:
+            return refusal
+    return _two_sides(states, forms, found) or _crossed(states, forms, found)
+
+
+def _itself(states: list[Decl]) -> str:
+    return "it" if len(states) == 1 else " and ".join(s.name for s in states)
+
+
+def _one_state(state: Decl, form: Affine) -> tuple[str, Span | None] | None:
+    """Decays that do not separate, writes that are no outer products."""
+    for leaf, decay in form.decays.items():
+        if decay is not None and factors_of(decay, state.dims) is None:
+            where = ", ".join(d for d in decay.dims if d in state.dims)
+            of = "the decay of" if leaf is state.leaf() else f"what {leaf.attr('name')} adds to"
+            return f"{of} {state.name} does not separate over {where}: {text_of(decay)}", decay.span
     for write in form.writes:
         for f in write.factors:
             if len(set(f.dims) & set(state.dims)) > 1:
                 return f"what is added to {state.name} is no sum of outer products: {text_of(f)}", f.span
-    return _two_sides(state, forms, form)
+    return None
 
 
-def _two_sides(state: Decl, forms: AffineForms, form: Affine) -> tuple[str, Span | None] | None:
+def coupled_by_scalars(step: Program, states: list[Decl]) -> bool:
+    """Are they matrices, with factors between them that are the same for every entry?"""
+    rows = block_rows(step, states)
+    return len(states[0].dims) > 1 and rows is not None and not any(
+        set(a.dims) & set(states[0].dims) for r in rows for a in r.a)
+
+
+def _crossed(states: list[Decl], forms: AffineForms, found: list[Affine]) -> tuple[str, Span | None] | None:
+    """States that take over from each other under decays along both dims: no factor of a pair of rows separates."""
+    if not any(leaf in f.decays for i, f in enumerate(found) for j, leaf in enumerate(forms.leaves) if i != j):
+        return None
+    decays = [d for f in found for d in f.decays.values() if d is not None]
+    along = [d for d in states[0].dims if any(d in x.dims for x in decays)]
+    if len(along) < 2:
+        return None
+    blame = next(d for d in decays if along[1] in d.dims)
+    return (f"{_itself(states)} take over from each other, with decays along {' and '.join(along)}: {text_of(blame)}",
+            blame.span)
+
+
+def _two_sides(states: list[Decl], forms: AffineForms, found: list[Affine]) -> tuple[str, Span | None] | None:
     """Corrections along different dims, or with a weight that has the dims they sum over, form no triangular system
     over rows."""
     sides: dict[frozenset[str], Node] = {}
-    for w in form.writes:
+    for w in dict.fromkeys(w for f in found for w in f.writes):
         for r in w.value.coefs if w.value is not None else ():
             sides.setdefault(frozenset(forms.summed(r)), r.node)
     if len(sides) > 1:
         (_, a), (_, b) = list(sides.items())[:2]
-        return f"{state.name} is corrected along both sides: {text_of(a)} and {text_of(b)}", b.span
+        is_ = f"{states[0].name} is" if len(states) == 1 else f"{_itself(states)} are"
+        return f"{is_} corrected along both sides: {text_of(a)} and {text_of(b)}", b.span
     return None
 
 
@@ -175,7 +226,3 @@ def _note(step: Program, group: Group) -> Diagnostic:
     names = ", ".join(group.states)
     span = step.decl(group.states[0]).span
     return Diagnostic("MX301", f"{names} runs token by token: {group.why}", span, None, "note")
-
-
-def form_dependence(step: Program, state: Decl) -> set[Node]:
-    return depends(step.values(), [state.leaf()])

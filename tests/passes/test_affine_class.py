@@ -275,7 +275,8 @@ def run(mixer, tensors, states, backend):
     outs = o._asdict() if isinstance(o, tuple) else {mixer.declared.outs[0].name: o}
     generator = torch.Generator().manual_seed(1)
     found = {**outs, **{f"{n}'": x for n, x in final.items()}}
-    loss = sum((x * torch.randn(x.shape, generator=generator, dtype=x.dtype)).sum() for x in found.values())
+    loss = sum((x * torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype)).sum()
+               for x in found.values())
     loss.backward()
     grads = {f"d{n}": x.grad for n, x in (*tensors.items(), *states.items()) if x.grad is not None}
     return {n: x.detach() for n, x in found.items()} | grads

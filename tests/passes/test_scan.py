@@ -89,7 +89,7 @@ def test_chunks_equal_tokens_forward_and_backward(name, T, C):
 
 def test_why_names_the_product_and_what_would_make_it_parallel():
     why = mixc.load("lstm").why["h"]
-    assert "coupled" in why and "without `R" in why and "3 products like it, it would be a scan" in why
+    assert "not affine in h and c: `R" in why and "3 products like it, it would be a scan" in why
     assert "without `R @ h[E]` (line 7), nothing would be carried" in mixc.load("elman").why["h"]
     text = "mixer m(D, E = D) {\nin x[D]\nparam R[D, E]\nstate h[D]\nh = 0.5 * h + R @ h[E] + x\nout o[D] = h\n}"
     why = mixc.loads(text).why["h"]
