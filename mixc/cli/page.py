@@ -87,6 +87,7 @@ def _derived(m: Any) -> list[str]:
     from mixc.passes.context import context, has_context
     from mixc.passes.differentiate import differentiate
     from mixc.passes.planes import is_complex, planes
+    from mixc.passes.simplify import plain
 
     step = context(m.declared).program if has_context(m.declared) else m.declared
     real = planes(step) if is_complex(step) else step
@@ -100,8 +101,8 @@ def _derived(m: Any) -> list[str]:
         forward = cell(real)
         kept = "the states of every token, and where the program is torch's the values that nothing gives cheaply."
         titles = "All tokens at once but for the loop over the state", "Its adjoint, from the last token to the first"
-    return [_section(titles[0], _math(equations(forward))),
-            _section(titles[1], _math(equations(differentiate(forward), adjoint=True))),
+    return [_section(titles[0], _math(equations(plain(forward)))),
+            _section(titles[1], _math(equations(plain(differentiate(forward)), adjoint=True))),
             _section("What is kept for the backward", f"<p>{kept[0].upper() + kept[1:]}</p>")]
 
 

@@ -3,85 +3,38 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
+from mixc.codegen.notation import Spelling, dim_name
 from mixc.ir.build import maybe_mul
 from mixc.ir.node import COL, ROW, Node, number, postorder
 from mixc.ir.program import Decl, Program
 from mixc.passes.affine import Affine
 
-_INFIX = {"add": " + ", "sub": " - ", "mul": " * ", "div": " / "}
 
-
-class Formulas:
-    """Values as equations: what is used once stands where it is used, the rest has a line of its own."""
-
-    def __init__(self, roots: list[Node]):
-        self.uses = Counter(a for n in postorder(roots) for a in n.args)
-        self.names: dict[Node, str] = {}
-        self.lines: list[str] = []
-
-    def define(self, root: Node, name: str) -> None:
-        for n in postorder([root]):
-            if n.args and n is not root and self.uses[n] > 1 and n.op not in ("rename", "expand") and n not in self.names:
-                self._line(n, f"x{len(self.names) + 1}")
-        self.lines.append(f"{name}{_axes(root)} = {self.text(root, top=True)}")
-
-    def _line(self, n: Node, name: str) -> None:
-        text = self.text(n, top=True)
-        self.names[n] = name
-        self.lines.append(f"{name}{_axes(n)} = {text}")
-
-    def text(self, n: Node, top: bool = False) -> str:
-        if n in self.names and not top:
-            return self.names[n]
-        if not n.args:
-            return _leaf(n)
-        args = [self.text(a) for a in n.args]
-        if n.op in _INFIX:
-            body = _INFIX[n.op].join(args)
-            return body if top else f"({body})"
-        if n.op == "neg":
-            return f"(-{args[0]})"
-        if n.op == "contract":
-            over = [d for d in n.args[0].dims if d in n.args[1].dims and d not in n.dims]
-            return f"sum[{_dims(over)}]({args[0]} * {args[1]})"
-        if n.op == "rename":
-            return f"{args[0]}[{', '.join(f'{_dim(a)}->{_dim(b)}' for a, b in n.attr('to'))}]"
-        if n.op == "expand":
-            return args[0]
-        if "over" in dict(n.attrs):
-            return f"{n.op}[{_dims(n.attr('over'))}]({args[0]})"
-        extra = "".join(f", {k}={v}" for k, v in n.attrs)
-        return f"{n.op}({', '.join(args)}{extra})"
-
-
-def _leaf(n: Node) -> str:
-    if n.op == "number":
-        return f"{n.attr('value'):g}" if not isinstance(n.attr("value"), complex) else str(n.attr("value"))
-    if n.op == "cot":
-        return "d" + n.attr("name")
-    return str(n.attr("name") or n.attr("dim") or n.op)
-
-
-def _dim(d: str) -> str:
-    return {ROW: "t", COL: "s", "_u": "u"}.get(d, d)
-
-
-def _dims(dims: list[str] | tuple[str, ...]) -> str:
-    return ", ".join(map(_dim, dims))
-
-
-def _axes(n: Node) -> str:
-    return f"[{_dims(n.dims)}]" if n.dims else ""
+def spelled(results: Mapping[Node, str]) -> list[str]:
+    """An equation a value, under its name; what is used more than once has a line and a name of its own."""
+    uses = Counter(a for n in postorder(list(results)) for a in n.args)
+    names: dict[Node, str] = {}
+    lines = []
+    for n in postorder(list(results)):
+        if n in results or (n.args and uses[n] > 1 and n.op not in ("rename", "expand", "live")):
+            called = results.get(n) or f"x{sum(n not in results for n in names) + 1}"
+            axes = f"[{', '.join(map(dim_name, n.dims))}]" if n.dims else ""
+            lines.append(f"{called}{axes} = {Spelling(names, whole=True).text(n, top=True)}")
+            names[n] = called
+    return lines
 
 
 def equations(p: Program, prefix: str = "") -> list[str]:
     """The results of a program as equations, intermediate values first."""
-    out = Formulas(p.values())
-    marks = {"next": "'", "grad": "", "sum": "", "out": ""}
+    left: dict[Node, str] = {}
+    again = []
     for r in p.results:
-        out.define(r.value, f"{'d' if r.role in ('grad', 'sum') or prefix else ''}{r.name}{marks.get(r.role, '')}")
-    return out.lines
+        name = f"{'d' if r.role in ('grad', 'sum') or prefix else ''}{r.name}" + "'" * (r.role == "next")
+        if left.setdefault(r.value, name) != name:
+            again.append(f"{name} = {left[r.value]}")
+    return spelled(left) + again
 
 
 def explain(step: Program) -> str:
@@ -90,27 +43,38 @@ def explain(step: Program) -> str:
     from mixc.passes.chunk import chunk
     from mixc.passes.classify import classify
     from mixc.passes.differentiate import differentiate
+    from mixc.passes.simplify import plain
 
     stages = classify(step)
-    lines = [f"# {step.name}", "", step.doc, "", "## The step", "", "```", *equations(step), "```", "", "## Form", ""]
-    lines += [f"- `{', '.join(g.states)}`: **{g.form}** — {g.why}" for g in stages.groups] or ["- no state"]
-    parts = split(step)
-    if parts:
-        lines += ["", "## What it was split into", "", "```", *(f"{kind}, {state}: {Formulas([n]).text(n, top=True)}"
-                                                              for kind, state, n in parts), "```"]
-    if stages.groups and all(g.form != "sequential" for g in stages.groups):
-        forward = chunk(stages)
-        backward = differentiate(forward)
-        lines += ["", "## One chunk of tokens", "", "Rows t and s of a chunk; primed states are what the next chunk receives.",
-                  "", "```", *equations(forward), "```", "", "## Its adjoint, from the last chunk to the first", "",
-                  "```", *equations(backward, "d"), "```", "", "## What runs", "",
-                  "- forward and backward: " + ("one Triton kernel each, the state on chip; on a CPU the same program in torch"
-                                                if has_kernels(stages) else "the same program in torch, on any device"),
-                  "- kept for the backward: the inputs, and the state at the start of every chunk",
-                  "- decode: the step on one token", *(f"- `{k}` {line}" for k, (told, _) in kernel_lines(step).items() for line in told), "", "## Bytes and FLOPs of the products", "", *_costs(forward, backward)]
-    else:
-        lines += ["", "It runs token by token; `mixer.why` names the term that decided it.", *_cell(step, has_kernels(stages))]
+    forms = [f"- `{', '.join(g.states)}`: **{g.form}** — {g.why}" for g in stages.groups]
+    lines = [f"# {step.name}", "", step.doc, *_formulas("The step", equations(step)),
+             *_section("Form", forms or ["- no state"])]
+    parts = [f"{kind}, {state}: {Spelling({}, whole=True).text(n)}" for kind, state, n in split(step)]
+    lines += _formulas("What it was split into", parts) if parts else []
+    if not stages.groups or any(g.form == "sequential" for g in stages.groups):
+        token = "It runs token by token; `mixer.why` names the term that decided it."
+        return "\n".join([*lines, "", token, *_cell(step, has_kernels(stages))]) + "\n"
+    forward = chunk(stages)
+    backward = differentiate(forward)
+    rows = "Rows t and s of a chunk, x[s] is a value of row s; primed states are what the next chunk receives."
+    program = "one Triton kernel each, the state on chip; on a CPU the same program in torch"
+    runs = ["- forward and backward: " + (program if has_kernels(stages) else "the same program in torch, on any device"),
+            "- kept for the backward: the inputs, and the state at the start of every chunk",
+            "- decode: the step on one token",
+            *(f"- `{k}` {line}" for k, (told, _) in kernel_lines(step).items() for line in told)]
+    lines += [*_formulas("One chunk of tokens", equations(plain(forward)), rows, ""),
+              *_formulas("Its adjoint, from the last chunk to the first", equations(plain(backward), "d")),
+              *_section("What runs", runs),
+              *_section("Bytes and FLOPs of the products", _costs(forward, backward))]
     return "\n".join(lines) + "\n"
+
+
+def _section(title: str, lines: list[str]) -> list[str]:
+    return ["", f"## {title}", "", *lines]
+
+
+def _formulas(title: str, formulas: list[str], *before: str) -> list[str]:
+    return _section(title, [*before, "```", *formulas, "```"])
 
 
 def _cell(step: Program, kernels: bool) -> list[str]:

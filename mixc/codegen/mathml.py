@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from html import escape
 
+from mixc.codegen.notation import is_held
 from mixc.ir.build import is_number
 from mixc.ir.node import COL, ROW, Node, postorder
 from mixc.ir.program import Program
@@ -59,11 +60,11 @@ class Mathematics:
         for root in results:
             for n in postorder([root]):
                 if n.args and n not in self.names and (n in results or self._has_line(n)):
-                    hat = f"<mover>{name(n.args[1].attr('name'))}<mo>^</mo></mover>" if _is_held(n) else None
+                    hat = f"<mover>{name(n.args[1].attr('name'))}<mo>^</mo></mover>" if is_held(n) else None
                     self._line(n, results.get(n) or hat or sum(isinstance(x, int) for x in self.names.values()) + 1)
 
     def _has_line(self, n: Node) -> bool:
-        if n.op in ("scan", "scan_block") or _is_held(n) or (n in self.long and n.op == "add"):
+        if n.op in ("scan", "scan_block") or is_held(n) or (n in self.long and n.op == "add"):
             return True
         return self.uses[n] > 1 and n.op not in ("rename", *_SILENT)
 
@@ -293,7 +294,7 @@ class Mathematics:
         return _sub(self._value(n.args[0], at, ATOM), [f"{name('t')}{_o('−')}{name(n.attr('dim'))}"])
 
     def _where(self, n: Node, at: Letters) -> str:
-        if _is_held(n):
+        if is_held(n):
             return f"<mrow>{name('max')}{_brackets(_o(',').join(self._value(x, at, SUM) for x in n.args[1:]))}</mrow>"
         condition, a, b = (self._value(x, at, SUM) for x in n.args)
         rows = f"<mtr><mtd>{a}</mtd><mtd><mtext>where </mtext>{condition}</mtd></mtr><mtr><mtd>{b}</mtd><mtd><mtext>" \
@@ -337,11 +338,6 @@ def prime(text: str) -> str:
 
 def _shown(n: Node) -> Node:
     return _shown(n.args[0]) if n.op in _SILENT else n
-
-
-def _is_held(n: Node) -> bool:
-    """An input held above the number where everything is forgotten."""
-    return n.op == "where" and n.args[0].op == "lt" and n.args[0].args == (n.args[2], n.args[1]) and not n.args[1].args
 
 
 def bar(x: str) -> str:

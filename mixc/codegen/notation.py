@@ -1,4 +1,4 @@
-"""A value in the language's own notation, for the comments of a kernel.
+"""A value in the language's own notation, for the comments of a kernel and for `explain`.
 
     o = scale * (prefix * (q @ S) + (D * (q @ k[s])) @ v[s])          [s]: of the row that wrote
 
@@ -8,13 +8,15 @@ A value is spelled out down to decays, or, where that fills more than a line, do
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from mixc.ir.node import COL, ROW, Node, postorder
 
 WIDTH = 108
 _INFIX = {"add": (" + ", 1), "sub": (" - ", 1), "mul": (" * ", 2), "div": (" / ", 2),
           "lt": (" < ", 0), "le": (" <= ", 0), "eq": (" == ", 0), "ne": (" != ", 0)}
-_SILENT = ("expand", "live", "mask", "to_number", "stop_gradient")
+_SILENT = ("expand", "live", "to_number", "stop_gradient")
+_TRIANGLE = {"incl": "tril({})", "strict": "tril({}, -1)", "excl": "tril({}, -1)", "diag": "diag({})"}
 
 
 def is_decay(node: Node) -> bool:
@@ -22,42 +24,67 @@ def is_decay(node: Node) -> bool:
     return (node.op == "exp" and node.args[0].op in ("segsum", "cumsum", "sum")) or node.op in ("segprod", "cumprod", "prod")
 
 
+def is_held(n: Node) -> bool:
+    """An input held above the number where everything is forgotten."""
+    return n.op == "where" and n.args[0].op == "lt" and n.args[0].args == (n.args[2], n.args[1]) and not n.args[1].args
+
+
 def formula(node: Node, names: Mapping[Node, str]) -> str | None:
     """The value's formula, or None where no spelling fits a line."""
     below = [n for n in postorder([node]) if n is not node and n in names and n.args]
     for stops in ([n for n in below if is_decay(n)], [n for n in below if n.op == "contract" or is_decay(n)]):
-        text = _text(node, {n: names[n] for n in stops}, 0)
+        text = Spelling({n: names[n] for n in stops}).text(node)
         if len(text) <= WIDTH:
             return text
     return None
 
 
-def _text(n: Node, names: Mapping[Node, str], tight: int) -> str:
-    if n in names:
-        return names[n]
-    if n.op in _SILENT:
-        return _text(n.args[0], names, tight)
-    if n.op == "rename":
-        inner = _text(n.args[0], names, 9)
-        to = dict(n.attr("to"))
-        marks = ", ".join(_dim(new) for new in to.values())
-        return f"{inner}[{marks}]"
-    if not n.args:
-        return _leaf(n)
-    if n.op == "contract":  # never without brackets beside a product entry by entry
-        a, b = (_text(x, names, 3) for x in n.args)
-        return f"({a} @ {b})" if tight > 1 else f"{a} @ {b}"
-    if n.op in _INFIX:
-        sign, level = _INFIX[n.op]
-        a, b = _text(n.args[0], names, level), _text(n.args[1], names, level + 1)
-        return f"({a}{sign}{b})" if level < tight else f"{a}{sign}{b}"
-    if n.op == "neg":
-        return f"-{_text(n.args[0], names, 3)}"
-    if n.op == "guard":
-        return _text(n.args[0] * n.args[1], names, tight)
-    args = ", ".join(_text(a, names, 0) for a in n.args)
-    over: list[str] = [_dim(d) for d in n.attr("over") or ()]
-    return f"{n.op}[{', '.join(over)}]({args})" if over else f"{n.op}({args})"
+@dataclass(frozen=True)
+class Spelling:
+    """How values are written.
+
+    Attributes:
+        names: of values that have one. whole: masks and attributes too, and not only what is multiplied with what."""
+
+    names: Mapping[Node, str]
+    whole: bool = False
+
+    def text(self, n: Node, tight: int = 0, top: bool = False) -> str:
+        """`tight`: how strongly what stands around it binds. `top`: spelled out though it has a name."""
+        if n in self.names and not top:
+            return self.names[n]
+        if n.op in _SILENT:
+            return self.text(n.args[0], tight)
+        if not n.args:
+            return _leaf(n)
+        if n.op == "contract":  # never without brackets beside a product entry by entry
+            a, b = (self.text(x, 3) for x in n.args)
+            return f"({a} @ {b})" if tight > 1 else f"{a} @ {b}"
+        if n.op in _INFIX:
+            sign, level = _INFIX[n.op]
+            a, b = self.text(n.args[0], level), self.text(n.args[1], level + 1)
+            return f"({a}{sign}{b})" if level < tight else f"{a}{sign}{b}"
+        if n.op == "neg":
+            return f"-{self.text(n.args[0], 3)}"
+        if n.op == "guard":
+            return self.text(n.args[0] * n.args[1], tight)
+        return self._function(n, tight)
+
+    def _function(self, n: Node, tight: int) -> str:
+        if n.op == "rename":
+            return f"{self.text(n.args[0], 9)}[{', '.join(dim_name(new) for new in dict(n.attr('to')).values())}]"
+        if n.op == "mask":
+            x = self.text(n.args[0], 0 if self.whole else tight)
+            return _TRIANGLE[n.attr("keep")].format(x) if self.whole else x
+        if is_held(n):
+            return f"maximum({self.text(n.args[1])}, {self.text(n.args[2])})"
+        args = ", ".join(self.text(a) for a in n.args)
+        if n.op == "solve":
+            args = f"I + {args}"
+        if "over" in dict(n.attrs):
+            return f"{n.op}[{', '.join(map(dim_name, n.attr('over')))}]({args})"
+        more = "".join(f", {k}={dim_name(v) if isinstance(v, str) else v}" for k, v in n.attrs if v is not False)
+        return f"{n.op}({args}{more if self.whole else ''})"
 
 
 def span_formula(n: Node, name: str) -> str | None:
@@ -82,5 +109,6 @@ def _leaf(n: Node) -> str:
     return str(n.attr("name") or n.attr("dim") or n.op)
 
 
-def _dim(d: str) -> str:
+def dim_name(d: str) -> str:
+    """Of rows: t reads, s wrote."""
     return {ROW: "t", COL: "s", "_u": "u"}.get(d, d)

@@ -39,6 +39,11 @@ def simplify(program: Program, drop_live: bool = False, finite: bool = False) ->
     return program.with_values(roots)
 
 
+def plain(program: Program) -> Program:
+    """The program without numbers and signs that say nothing, as a person would write it."""
+    return program.with_values(rewrite(program.values(), PLAIN))
+
+
 def rewrite(roots: Iterable[Node], rules: tuple[Rule, ...]) -> list[Node]:
     """`roots` with the first rule that applies applied at every node, bottom up, until none does."""
     roots, done = list(roots), dict[Node, Node]()
