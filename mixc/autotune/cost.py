@@ -48,6 +48,7 @@ HELD = 161     # beside tiles: pointers, vectors, masks
 TILES = 0.54   # of the tiles that are alive at once
 LEFT = 128     # numbers of the largest left operand of a product to one: every warp holds it whole, in halves
 PRODUCT = 0.56  # for each product in the text: addresses of its operands
+VECTORS = 11   # of rows, alive at once, that take no more room; the others a register for every 4 rows
 LEVEL = 1.5    # for each product of a function with levels, times rows over warps: masks and operands
 
 
@@ -140,12 +141,13 @@ class LaunchModel:
         repeated = where(term(rows) >= 64, where(self.warps > 4, 2, 1), 1)
         sizes = {ROW: term(rows) * repeated} | {d: term(self.names[f"B{d}"]) for d in self.kernel.dims}
         wide = 1.0 if self.shape.operand == 2 else 1.5
-        scans = [6 * _numbers(n.dims, sizes) for n in self.kernel.launch.body()
-                 if n.op in ("scan", "scan_block")]
+        scans = [(6 if n.op == "scan" else 2 * n.attr("n") * (n.attr("n") + 1)) * _numbers(n.dims, sizes)
+                 for n in self.kernel.launch.body() if n.op in ("scan", "scan_block")]
         values = self._peak(sizes) * wide + maximum(0, *scans)
         levels = sum(self.counts.nested.values())
         left = maximum(0, *[self.size(m) * self.size(k) for m, _, k, *_ in self.counts.products])
         held = HELD + PRODUCT * sum(self.counts.direct.values()) + left / LEFT
+        held = held + term(rows) * (max(0, self.kernel.vectors - VECTORS) / 4)
         return values * TILES / (self.warps * self.target.warp) + term(rows) * (levels * LEVEL) / self.warps + held
 
     def _peak(self, sizes: Mapping[str, Term]) -> Term:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mixc.codegen.notation import formula, is_decay, span_formula
@@ -34,11 +34,8 @@ class Kernel:
     dims: list[str] = field(default_factory=list)
     cots: list[str] = field(default_factory=list)  # outs whose cotangents it reads
     alive: list[list[tuple[tuple[str, ...], float]]] = field(default_factory=list)
+    vectors: int = 0  # alive at once, at most
     turned: str = ""  # the dim of which a program takes TURNS blocks one after the other
-
-    def partial_over(self, dims: Iterable[str]) -> list[str]:
-        """The dims over which what has only `dims` is a partial sum: one for each of their blocks."""
-        return [d for d in self.launch.summed if d in self.dims and d not in dims]
 
     @property
     def replayed(self) -> list[Node]:
@@ -77,6 +74,7 @@ class KernelWriter:
     def __init__(self, launch: Launch, turned: str = ""):
         self.launch, self.program, self.turned = launch, launch.program, turned
         self.alive: list[list[tuple[tuple[str, ...], float]]] = []
+        self.vectors = 0
         nodes = launch.nodes()
         self.varying = _varying(nodes, launch)
         self.before: list[str] = []
@@ -204,6 +202,7 @@ class KernelWriter:
             return 0.0 if len(n.dims) < 2 else 0.5 if n not in held and (not n.args or n in tiles.operands) else 1.0
         found = schedule(roots, held, lambda n: part(n) * numbers(n.dims, _NOMINAL), tiles.grouped, kept)
         self.alive += [[(n.dims, part(n)) for n in tiles] for tiles in found.alive]
+        self.vectors = max(self.vectors, found.vectors)
         return found.statements
 
     # ------------------------------------------------------------ addresses
@@ -313,7 +312,8 @@ class KernelWriter:
         head = f"@triton.jit(do_not_specialize={fixed!r})\ndef {launch.name}(\n"
         head += _wrapped(arguments) + _wrapped([f"{c}: tl.constexpr" for c in constexprs]) + "):\n"
         text = head + "".join(_indented(line, 1) for line in self._lines(sums))
-        return Kernel(launch, text, arguments, constexprs, list(self.loaded), self.dims, self.cots, self.alive, self.turned)
+        return Kernel(launch, text, arguments, constexprs, list(self.loaded), self.dims, self.cots, self.alive,
+                      self.vectors, self.turned)
 
     def _lines(self, sums: list[Store]) -> list[str]:
         d = self.turned
@@ -346,8 +346,8 @@ class KernelWriter:
         for c in launch.carries:
             out += [f"{c.name}_initial", f"{c.name}_final"]
         out += self._kept_arguments()
-        out += [f"{s.name}_part" for s in launch.stores if self._parts(s.dims)]
-        out += [f"{c.name}_part" for c in launch.carries if self._parts(c.dims)]
+        out += [f"{s.name}_part" for s in launch.stores if self.launch.partial_over(s.dims)]
+        out += [f"{c.name}_part" for c in launch.carries if self.launch.partial_over(c.dims)]
         return [*out, "starts", "lengths", *self._sequence_arguments(), *self.consts, "T", "H"]
 
     def _kept_arguments(self) -> list[str]:
@@ -373,10 +373,10 @@ class KernelWriter:
         for s in self.launch.stores:
             if s.kind == "rows":
                 lines.append(f"{s.name}_ptr += (first * H + head)" + _times(s.dims))
-            if parts := self._parts(s.dims):
+            if parts := self.launch.partial_over(s.dims):
                 lines.append(f"{s.name}_ptr += {self._part(parts)} * {s.name}_part  # a partial sum over {', '.join(parts)}")
         for c in self.launch.carries:
-            if parts := self._parts(c.dims):
+            if parts := self.launch.partial_over(c.dims):
                 lines.append(f"{c.name}_final += {self._part(parts)} * {c.name}_part")
         if self.launch.loop == "chunks":
             lines.append("rows = tl.arange(0, C)")
@@ -408,10 +408,6 @@ class KernelWriter:
             code = f"({code} * {self._count(d)} + {self._own(d)})"
         return f"{code}.to(tl.int64)"
 
-    def _parts(self, dims: tuple[str, ...]) -> list[str]:
-        """The split dims over which a store without them is only a partial sum."""
-        return [d for d in self.launch.summed if d in self.dims and d not in dims]
-
     def _initial(self, sums: list[Store]) -> list[str]:
         lines = []
         for c in self.launch.carries:
@@ -419,7 +415,7 @@ class KernelWriter:
             zero = f"tl.zeros({shape}, tl.float32)" if c.dims else "0.0"
             load = (f"tl.load({c.name}_initial + (seq * H + head) * ({size}){_plus(self._flat(c.dims))}"
                     f"{self._guard(c.dims, False)}).to(tl.float32)")
-            first = "".join(f" and block_{d} == 0" for d in self._parts(c.dims))
+            first = "".join(f" and block_{d} == 0" for d in self.launch.partial_over(c.dims))
             if first:  # the cotangent enters one of the partial sums
                 load = f"tl.where({first[5:]}, {load}, 0.0)"
             lines.append(f"if HAS_INITIAL:\n    {c.name} = {load}\nelse:\n    {c.name} = {zero}")

@@ -240,7 +240,7 @@ class Module:
         lines = [f"{', '.join(saved)}{',' if len(saved) == 1 else ''} = ctx.saved_tensors",
                  f"seqs{''.join(', ' + c for c in consts)} = ctx.seqs{''.join(', ctx.' + c for c in consts)}",
                  *self._sizes(), f"device, count = {names[0]}.device, seqs.count", *self._blocks(self.bwd, "BACKWARD")]
-        lines += [f"parts_{d} = {_count(self._backward, d)}" for d in self.bwd.launch.summed if d in self.bwd.dims]
+        lines += [f"parts_{d} = {_count(self._backward, d)}" for d in self.bwd.launch.summed]
         for o in self.outs:
             lines.append(f"d{o.name} = torch.zeros({_shape('B, T, H', o.dims)}, dtype={self._out_dtype()}, device=device) "
                          f"if d{o.name} is None else d{o.name}.contiguous()")
@@ -265,7 +265,7 @@ class Module:
 
     def _parts(self, dims: tuple[str, ...]) -> str:
         """How many partial sums there are of what has these dims, as the first axis of its shape."""
-        found = [f"parts_{d}" for d in self.bwd.partial_over(dims)]
+        found = [f"parts_{d}" for d in self.bwd.launch.partial_over(dims)]
         return f"{' * '.join(found)}, " if found else ""
 
     def _summed(self, name: str, dims: tuple[str, ...]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 
 from mixc.ir.node import Node, postorder
 
@@ -24,10 +25,12 @@ def source(node: Node) -> Node:
 
 @dataclass(frozen=True)
 class Order:
-    """Statements in order, and the tiles that are alive at each that makes or reads a matrix."""
+    """Statements in order, the tiles that are alive at each that makes or reads a matrix, and the most vectors that are
+    alive at once."""
 
     statements: list[Node]
     alive: list[tuple[Node, ...]]
+    vectors: int
 
 
 def schedule(roots: list[Node], held: set[Node], size: Callable[[Node], float],
@@ -46,7 +49,19 @@ def schedule(roots: list[Node], held: set[Node], size: Callable[[Node], float],
     big = [n for n in order if n.args and n not in held and (size(n) >= 1 or any(size(a) >= 1 for a in needs[n]))]
     problem = _Problem(big, needs, held, size, {source(k) for k in kept})
     path = problem.search()
-    return Order(_with_the_rest([big[i] for i in path], order, needs, held, roots), problem.alive(path))
+    statements = _with_the_rest([big[i] for i in path], order, needs, held, roots)
+    return Order(statements, problem.alive(path), _vectors(statements, needs))
+
+
+def _vectors(statements: list[Node], needs: dict[Node, set[Node]]) -> int:
+    """The most vectors that wait for a later statement."""
+    last = {a: i for i, n in enumerate(statements) for a in needs[n]}
+    change = [0] * (len(statements) + 1)
+    for i, n in enumerate(statements):
+        if len(n.dims) == 1:
+            change[i] += 1
+            change[last.get(n, i) + 1] -= 1
+    return max(accumulate(change))
 
 
 def _passes(n: Node, inside: Callable[[Node], bool]) -> bool:

@@ -68,6 +68,10 @@ class Launch:
     split: tuple[str, ...] = ()
     summed: tuple[str, ...] = ()
 
+    def partial_over(self, dims: tuple[str, ...]) -> list[str]:
+        """The dims over which what has only `dims` is a partial sum: one for each of their blocks."""
+        return [d for d in self.summed if d not in dims]
+
     def roots(self) -> list[Node]:
         return [c.next for c in self.carries] + [s.value for s in self.stores]
 

@@ -207,6 +207,38 @@ def _scan(n: Node, a: list[Interval]) -> Interval:
     return Interval(0.0 if positive else low, high, a[1].infinite or a[2].infinite)
 
 
+def _covers(top: Node, x: Node) -> bool:
+    """Is top >= x by what it is: the larger of two, a sum of exponentials, or a scan of either (whose row may be no
+    token: it leaves what the row before left)?"""
+    if top is x:
+        return True
+    if top.op in ("maximum", "logaddexp"):
+        return any(_covers(t, x) for t in top.args)
+    if top.op != "scan" or top.attr("combine") not in ("max+", "log+"):
+        return False
+    a, b = (y.args[0] if y.op == "live" else y for y in top.args[:2])
+    moved = x.args if x.op == "add" else (x, make("number", value=0.0))
+    return _covers(b, x) or (bounds(a).nonpositive and any(
+        y is a and z.op == "previous" and z.args[0] is top for y, z in (moved, moved[::-1])))
+
+
+def _sub(n: Node, a: list[Interval]) -> Interval:
+    high = a[0].high - a[1].low
+    if not a[0].infinite and _covers(n.args[1], n.args[0]):  # of two that are -inf the difference is no number
+        high = min(high, 0.0)
+    return Interval(a[0].low - a[1].high, high, a[0].infinite or a[1].infinite)
+
+
+def _where(n: Node, a: list[Interval]) -> Interval:
+    """where(c < x, x, y): there x is a number, and more than c."""
+    cond, x, _ = n.args
+    yes, no = a[1], a[2]
+    if cond.op == "lt" and cond.args[1] is x and cond.args[0].op == "number":
+        high = min(yes.high, 0.0) if x.op == "sub" and _covers(x.args[1], x.args[0]) else yes.high
+        yes = Interval(max(yes.low, bounds(cond.args[0]).low), high, yes.infinite and high == INF)
+    return Interval(min(yes.low, no.low), max(yes.high, no.high), yes.infinite or no.infinite)
+
+
 def _number(n: Node, a: list[Interval]) -> Interval:
     v = n.attr("value")
     return ANY if isinstance(v, complex) else Interval(v, v, math.isinf(v))
@@ -218,7 +250,7 @@ RULES: dict[str, Callable[[Node, list[Interval]], Interval]] = {
     "pos": lambda n, a: Interval(0.0, INF),
     "index": lambda n, a: Interval(0.0, INF),
     "add": lambda n, a: Interval(a[0].low + a[1].low, a[0].high + a[1].high, a[0].infinite or a[1].infinite),
-    "sub": lambda n, a: Interval(a[0].low - a[1].high, a[0].high - a[1].low, a[0].infinite or a[1].infinite),
+    "sub": _sub,
     "neg": lambda n, a: Interval(-a[0].high, -a[0].low, a[0].infinite),
     "mul": _mul,
     "div": _div,
@@ -243,7 +275,7 @@ RULES: dict[str, Callable[[Node, list[Interval]], Interval]] = {
     "minimum": lambda n, a: Interval(min(a[0].low, a[1].low), min(a[0].high, a[1].high),
                                      a[0].infinite or a[1].infinite),
     "clamp": lambda n, a: Interval(a[1].low, max(a[1].low, a[2].high)),
-    "where": lambda n, a: Interval(min(a[1].low, a[2].low), max(a[1].high, a[2].high), a[1].infinite or a[2].infinite),
+    "where": _where,
     "softmax": lambda n, a: Interval(0.0, 1.0),
     "to_number": lambda n, a: Interval(0.0, 1.0),
     "stop_gradient": lambda n, a: a[0],

@@ -73,7 +73,8 @@ def _with_split(launch: Launch) -> Launch:
     from dataclasses import replace
 
     nodes, program = launch.nodes(), launch.program
-    dims = [d.name for d in program.dims]
+    used = {d for n in nodes for d in n.dims} | {d for s in launch.stores for d in s.dims}
+    dims = [d.name for d in program.dims if d.name in used]
     whole = splittable(nodes, dims)
     if not launch.reverse:
         return replace(launch, split=whole)

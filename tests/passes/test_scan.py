@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import mixc
+from mixc.ir.ranges import bounds, proving
 from mixc.ir.run import run_chunks
 from mixc.passes.chunk import chunk
 from mixc.passes.classify import classify
@@ -97,3 +98,13 @@ def test_why_names_the_product_and_what_would_make_it_parallel():
     assert mixc.load("sru_full").why["c"] == ("the update of c is not affine in it: `sigmoid(f + vf * c)` (line 7); "
                                               "without `vf * c` (line 7), it would be a scan")
     assert "6 products like it, it would be a scan" in mixc.load("peephole_lstm").why["c"]
+
+
+@pytest.mark.parametrize(("where", "proved"), [("", True), (" where i <= 0", False)])
+def test_what_a_running_maximum_leaves_of_a_value_is_at_most_1(where, proved):
+    """exp(i - m) <= 1; but -inf - (-inf) is no number, and i <= 0 may be -inf."""
+    p = chunk(classify(mixc.loads(f"mixer m() {{\nin i{where}\nin f\nstate m = -inf\na = logsigmoid(f) + m\n"
+                                  "m = maximum(a, i)\nout o = exp(i - m)\n}").declared))
+    with proving(p):
+        found = bounds(p.result("out", "o"))
+    assert (found.high == 1 and not found.infinite) is proved
