@@ -44,6 +44,7 @@ class Segment:
         scratch: shapes of the buffers, as names of sizes.
         results: (role, name, dims of the tensor returned) in order.
         direct: results formed at a place that is given under this name: (role, name).
+        carries: the loop over chunks is nothing but affine updates, which `carry` makes.
         saved: values written to (`keep`, forward) or read from a forward.
     """
 
@@ -63,6 +64,7 @@ class Segment:
     saved: dict[str, Node] = field(default_factory=dict)
     direct: dict[str, tuple[str, str]] = field(default_factory=dict)
     carried: list[str] = field(default_factory=list)
+    carries: bool = False
     partial: bool = False
     run: Callable[..., tuple[Any, ...]] = lambda *a, **k: ()
     per_head: Callable[..., tuple[Any, ...]] = lambda *a, **k: ()
@@ -272,6 +274,14 @@ class _Function:
         s = self.stages
         if not s.carried or s.single:
             return
+        if updates := self._affine_updates():
+            self.made.carries = True
+            for (a, b), (d, _, _), name in zip(updates, s.carried, self._leaf_names(), strict=True):
+                factor = w.full(a, d.dims) if s.level[a] == Level.NUMBER else w.value(a).over(d.dims)
+                w.lines.append(f"    carry({name}_at, {name}_to, {factor}, {w.full(b, d.dims)}, {name}_done, "
+                               f"steps, reverse={self.reverse})")
+            w.release(self.loop_reads)
+            return
         inner = Writer(s.level, w.values, self.names, buffered=False)
         inner.absorbed, inner.uses, inner.indent = w.absorbed, w.uses.copy(), "        "
         loops, sources = ["finish"], ["finish"]
@@ -315,6 +325,18 @@ class _Function:
             text = v.text if v.scalar else v.over(d.dims)
             w.lines.append(f"    {name}_to[0].{'fill_' if v.scalar else 'copy_'}({text})")
         w.lines += ["    if finish[0] is not None:", "        finish[0]()"]
+
+    def _affine_updates(self) -> list[tuple[Node, Node]]:
+        """(a, b) of every state, where next = a * state + b is all that the loop does."""
+        s, found, inside = self.stages, list[tuple[Node, Node]](), set[Node]()
+        for _, leaf, nxt in s.carried:
+            for m, b in (nxt.args, nxt.args[::-1]) if nxt.op == "add" else ():
+                if m.op == "mul" and leaf in m.args and s.level[b] < Level.CARRIED:
+                    a = m.args[m.args[0] is leaf]
+                    if s.level[a] < Level.CARRIED and a is not leaf:
+                        found.append((a, b))
+                        inside |= {nxt, m}
+        return found if len(found) == len(s.carried) and not s.kept and set(s.loop) <= inside else []
 
     def _align_once(self, inner: Writer, loops: list[str], sources: list[str]) -> None:
         """A view that every round would make of its slice is made before the slicing: `c[:, None].split(...)`."""
@@ -369,7 +391,8 @@ class _Function:
     def _head(self) -> list[str]:
         made = self.made
         name = "backward" if self.reverse else "forward"
-        args = ["M", "steps", "finish", *(f"{n}_{x}" for n in self._leaf_names() for x in ("at", "to")),
+        places = ("at", "to", "done") if made.carries else ("at", "to")
+        args = ["M", "steps", *["finish"] * (not made.carries), *(f"{n}_{x}" for n in self._leaf_names() for x in places),
                 *made.received, *made.rows, *self.small_inside, *made.early, *made.numbers, *made.heads, *made.saved,
                 *made.direct]
         args += ["live"] if made.partial else []
@@ -386,7 +409,8 @@ class _Function:
                 *(f"from {m.__name__} import *" for m in self._preludes()), "", ""]
 
     def _preludes(self) -> list[ModuleType]:
-        scans = any(n.op in ("scan", "scan_end", "scan_block", "previous", "exp") for n in self.stages.level)
+        scans = self.made.carries or any(
+            n.op in ("scan", "scan_end", "scan_block", "previous", "exp") for n in self.stages.level)
         spans = any(n.op in torch_span.OPS for n in self.stages.level)
         return [torch_prelude, *[torch_scan_prelude] * scans, *[torch_span_prelude] * spans]
 

@@ -5,13 +5,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 
 from mixc.ir.scans import COMBINES, shift
 
 Tensor = torch.Tensor
+Chunks = Tensor | Sequence[Tensor]
+_SMALL = 1 << 13  # values
 
-__all__ = ["affine_end", "affine_scan", "block_scan", "mul_before", "other_end", "other_scan", "shift_rows"]
+__all__ = ["affine_end", "affine_scan", "block_scan", "carry", "mul_before", "other_end", "other_scan", "shift_rows"]
 
 
 def _rows(x: Tensor, C: int, reverse: bool) -> list[Tensor]:
@@ -66,6 +70,47 @@ def affine_end(a: Tensor, b: Tensor, reverse: bool, shifted: bool) -> Tensor:
     for x, y in zip(factors if shifted else factors[1:], rows[1:], strict=False):
         torch.addcmul(y, x, h, out=h)
     return h
+
+
+def carry(at: Chunks, to: Chunks, a: Tensor, b: Tensor, done: list[Callable[[], None] | None], steps: list[int],
+          reverse: bool) -> None:
+    """What every chunk leaves, a * (what it received) + b, goes `to` its place, and then its `done` is called.
+
+    `at`, `to`: of every chunk in the order of the loop; or one tensor each, where all chunks have as many rows, in the
+    order in memory, each place in `at` being the one in `to` of the chunk before."""
+    if isinstance(at, Tensor) and isinstance(to, Tensor):
+        n = len(steps)
+        now, then, A, B = (x.unflatten(0, (n, -1)) for x in (at, to, a, b))
+        _carry_rows(now[-1] if reverse else now[0], then, A, B, reverse)
+        for finish in filter(None, done):
+            finish()
+        return
+    order = [x.split(steps)[::-1] if reverse else x.split(steps) for x in (a, b)]
+    for x, y, h, out, finish in zip(*order, at, to, done, strict=True):
+        torch.addcmul(y, x, h, out=out)
+        if finish is not None:
+            finish()
+
+
+def _carry_rows(start: Tensor, out: Tensor, a: Tensor, b: Tensor, reverse: bool) -> None:
+    """out[j] = a[j] * out[j - 1] + b[j].  Where rows are small, so that calls cost more than work, blocks of 16 rows at
+    once, as chunks are in a segment."""
+    n, Q = len(a), 16
+    P = n // Q
+    if P > 1 and b[0].numel() <= _SMALL:
+        main, rest = (slice(n - P * Q, n), slice(0, n - P * Q)) if reverse else (slice(0, P * Q), slice(P * Q, n))
+        A, B, O = (x[main].unflatten(0, (P, Q)) for x in (a, b, out))
+        factor, end = A.prod(1), affine_end(A, B, reverse, False)
+        starts = torch.empty_like(end)
+        if bool((factor.sum() + end.sum()).isfinite()):
+            starts[-1 if reverse else 0] = start
+            among = (slice(1, None), slice(None, -1)) if reverse else (slice(None, -1), slice(1, None))
+            _carry_rows(start, starts[among[1]], factor[among[0]], end[among[0]], reverse)
+            affine_scan(A, B, starts, reverse, False, out=O)
+            start, out, a, b = O[0, 0] if reverse else O[-1, -1], out[rest], a[rest], b[rest]
+    h = start
+    for x, y, z in list(zip(a.unbind(0), b.unbind(0), out.unbind(0), strict=True))[::-1 if reverse else 1]:
+        h = torch.addcmul(y, x, h, out=z)
 
 
 def other_scan(a: Tensor, b: Tensor, start: Tensor, combine: str, reverse: bool, shifted: bool,

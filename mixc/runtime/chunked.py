@@ -201,7 +201,8 @@ class _Run:
                 natural = s.loads[name] == node.dims
                 self._load(block, rows, node, given[name] if natural else given[name].mT)
             for flow, name in zip(flows, s.carried, strict=True):
-                given |= flow.places(name, block, given["finish"])
+                finish = [None] * len(block.counts) if s.carries else given["finish"]
+                given |= flow.places(name, block, finish, s.carries)
             given |= {arg: block.view(places[name]) for arg, (_, name) in s.direct.items()}
             found = s.run(**given, **saved.get(i, {}))
             for (role, name, axes), y in zip(s.results, found, strict=False):
@@ -354,10 +355,11 @@ class _Flow:
         first = band.running * self.H
         self.buffer[:first] = final[:first]
 
-    def places(self, name: str, block: Block, finish: list[Callable[[], None] | None]) -> dict[str, Any]:
+    def places(self, name: str, block: Block, finish: list[Callable[[], None] | None], whole: bool) -> dict[str, Any]:
+        """`whole`: as one tensor, where chunks are uniform."""
         at, to, offset = [], [], self.base
-        if len(set(block.steps)) == 1 and block.after in (0, block.counts[0]):
-            return self._uniform(name, block, finish)
+        if block.uniform:
+            return self._uniform(name, block, finish, whole)
         counts = [*block.counts[1:], block.after]
         for j, (m, after) in enumerate(zip(block.steps, counts, strict=True)):
             at.append(self.buffer[offset:offset + m])
@@ -365,15 +367,17 @@ class _Flow:
             offset += m
             if after * self.H < m:
                 finish[j] = _then(finish[j], self.final[after * self.H:m], to[j][after * self.H:])
-        return {f"{name}_at": at, f"{name}_to": to, name: self.buffer[self.base:offset]}
+        return {f"{name}_at": at, f"{name}_to": to, name: self.buffer[self.base:offset],
+                f"{name}_done": finish}
 
-    def _uniform(self, name: str, block: Block, finish: list[Callable[[], None] | None]) -> dict[str, Any]:
+    def _uniform(self, name: str, block: Block, finish: list[Callable[[], None] | None], whole: bool) -> dict[str, Any]:
         """The same where every chunk has as many sequences."""
         m, M, base = block.steps[0], block.M, self.base
         now, then = self.buffer[base:base + M], self.buffer[base + m:base + m + M]
         if not block.after:
             finish[-1] = _then(finish[-1], self.final[:m], then[-m:])
-        return {f"{name}_at": now.split(m), f"{name}_to": then.split(m), name: now}
+        at, to = (now, then) if whole else (now.split(m), then.split(m))
+        return {f"{name}_at": at, f"{name}_to": to, name: now, f"{name}_done": finish}
 
     def advance(self, block: Block) -> None:
         if self.keep:
@@ -399,10 +403,11 @@ class _BackFlow:
         self.H, self.final, self.starts, self.base = run.call.H, final, starts, sum(b.M for b in band.blocks)
         self.first = band.running * self.H
         self.memory = Kept()
-        self.buffer = run.states(max((b.M for b in band.blocks), default=0), d, self.memory)
-        self.carry = run.states(self.first, d, self.memory)
+        # first what goes to the block before, then what each chunk receives
+        both = run.states(self.first + max((b.M for b in band.blocks), default=0), d, self.memory)
+        self.both, self.carry, self.buffer = both, both[:self.first], both[self.first:]
 
-    def places(self, name: str, block: Block, finish: list[Any]) -> dict[str, Any]:
+    def places(self, name: str, block: Block, finish: list[Any], whole: bool) -> dict[str, Any]:
         self.base -= block.M
         after, sizes, slots = block.after * self.H, block.steps[::-1], self.buffer[:block.M].split(block.steps)[::-1]
         if slots:
@@ -411,10 +416,14 @@ class _BackFlow:
             if after < m:  # sequences that end here
                 slot[after:] = self.final[after:m]
                 after = m
+        if whole and block.uniform and block.steps[0] == self.first:
+            return {f"d{name}_at": self.buffer[:block.M], f"d{name}_to": self.both[:block.M],
+                    f"d{name}": self.buffer[:block.M], name: self.starts[self.base:self.base + block.M],
+                    f"d{name}_done": finish}
         to = [x if n == m else x[:m] for x, n, m in zip(slots[1:], sizes[1:], sizes, strict=False)]
         to += [self.carry[:m] for m in sizes[-1:]]
         return {f"d{name}_at": slots, f"d{name}_to": to, f"d{name}": self.buffer[:block.M],
-                name: self.starts[self.base:self.base + block.M]}
+                name: self.starts[self.base:self.base + block.M], f"d{name}_done": finish}
 
     def advance(self, block: Block) -> None:
         pass

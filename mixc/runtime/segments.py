@@ -44,6 +44,11 @@ class Block:
     def steps(self) -> list[int]:
         return [n * self.H for n in self.counts]
 
+    @cached_property
+    def uniform(self) -> bool:
+        """Has every chunk as many sequences, and do all of them or none go on?"""
+        return len(set(self.counts)) == 1 and self.after in (0, self.counts[0])
+
     def joined(self, others: list[Block]) -> Block:
         """This block and those behind it as one."""
         raise NotImplementedError
