@@ -19,7 +19,7 @@ from mixc.codegen.triton_span import FUNCTIONS
 from mixc.ir.blocks import PART
 from mixc.ir.launch import Launch, Store
 from mixc.ir.node import COL, ROW, Node, postorder
-from mixc.ir.program import Decl
+from mixc.ir.program import Decl, Program
 
 
 @dataclass
@@ -63,6 +63,14 @@ RESERVED = frozenset([
 def safe(name: str) -> str:
     """The spec's name in a kernel's text."""
     return name + "_" if name in RESERVED else name
+
+
+def clashes(p: Program) -> list[str]:
+    """Names of a spec that cannot be told apart from a kernel's own: dims called as it calls sizes, blocks of a dim (BK)
+    and the gradient of a value (dq)."""
+    dims, names = {d.name for d in p.dims}, {d.name for d in p.decls}
+    blocks, gradients = {"B" + d for d in dims}, {"d" + n for n in names}
+    return sorted((dims & (RESERVED | blocks)) | (names & (blocks | gradients)))
 
 
 class KernelWriter:
@@ -418,7 +426,7 @@ class KernelWriter:
             first = "".join(f" and block_{d} == 0" for d in self.launch.partial_over(c.dims))
             if first:  # the cotangent enters one of the partial sums
                 load = f"tl.where({first[5:]}, {load}, 0.0)"
-            lines.append(f"if HAS_INITIAL:\n    {c.name} = {load}\nelse:\n    {c.name} = {zero}")
+            lines.append(f"if HAS_INITIAL:\n    {safe(c.name)} = {load}\nelse:\n    {safe(c.name)} = {zero}")
         return [*lines, *self._sums(sums)]
 
     def _sums(self, sums: list[Store]) -> list[str]:
@@ -442,7 +450,7 @@ class KernelWriter:
         return lines + loop + [_indented(line, 1).rstrip("\n") for line in inner + self.body]
 
     def _final(self, sums: list[Store]) -> list[str]:
-        lines = [f"if STORE_FINAL:\n    {self._store_state(c.name, f'{c.name}_final', 'seq * H + head', c.dims)}"
+        lines = [f"if STORE_FINAL:\n    {self._store_state(safe(c.name), f'{c.name}_final', 'seq * H + head', c.dims)}"
                  for c in self.launch.carries]
         return [*lines, *self._stored(sums)]
 

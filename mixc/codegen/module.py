@@ -93,11 +93,17 @@ class Module:
     def _tensors(self) -> list[Decl]:
         return [*self.p.ins, *self.p.params]
 
+    @property
+    def _class(self) -> str:
+        """What the autograd function is called: the mixer's name in capitals, and no name of the spec."""
+        name = _camel(self.name)
+        return name + "_" if name in {*(d.name for d in self.p.dims), *(d.name for d in self.p.decls)} else name
+
     def _function(self) -> str:
         names = [safe(d.name) for d in self._tensors()]
         finals = [f"{s.name}_initial" for s in self.states]
         consts = [c.name for c in self.p.consts]
-        body = [f"class {_camel(self.name)}(torch.autograd.Function):",
+        body = [f"class {self._class}(torch.autograd.Function):",
                 f'    """{", ".join(o.name for o in self.outs)} and final states of {self.name}; derivatives by its own kernels."""', "",
                 "    @staticmethod",
                 f"    def forward(ctx, seqs, {_join(consts)}{', '.join([*names, *finals])}):"]
@@ -303,7 +309,7 @@ class Module:
         given = [*names, *(f"initial.get('{s}')" for s in states)]
         result = [safe(o.name) for o in self.outs] + [f"{s}_final" for s in states]
         body.append(f"{', '.join(result)}{',' if len(result) == 1 else ''} = "
-                    f"{_camel(self.name)}.apply(seqs, {_join(consts)}{', '.join(given)})")
+                    f"{self._class}.apply(seqs, {_join(consts)}{', '.join(given)})")
         final = "{" + ", ".join(f"'{s}': {s}_final" for s in states) + "} if output_final_state else None"
         outs = ", ".join(safe(o.name) for o in self.outs)
         body.append(f"return ({outs},), {final}")

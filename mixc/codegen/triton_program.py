@@ -15,6 +15,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from mixc.codegen.kernel import clashes
+from mixc.codegen.tiles import refuse
 from mixc.errors import InputError, SpecError
 from mixc.ir.evaluate import Env, evaluate
 from mixc.ir.program import Program
@@ -32,15 +34,19 @@ _modules: WeakKeyDictionary[Any, dict[Any, ModuleType]] = WeakKeyDictionary()
 
 
 @lru_cache(maxsize=256)
-def has_kernels(stages: Program) -> bool:
-    """Of every group of states.  What is refused is found by writing them: nothing else knows all of it."""
+def refused(stages: Program) -> SpecError | None:
+    """Why a group of states has no kernels; None: all have.  Found by writing them: nothing else knows all of it."""
     if not stages.groups:
-        return False
+        return refuse("it has no state")
     try:
         kernels(replace(stages, level="step", groups=()))
-    except SpecError:
-        return False
-    return True
+    except SpecError as error:
+        return error
+    return None
+
+
+def has_kernels(stages: Program) -> bool:
+    return refused(stages) is None
 
 
 def emit(step: Program, target: str = "h100", shape: Mapping[str, int] | None = None, dtype: str = "bf16",
@@ -63,6 +69,8 @@ def kernels(step: Program) -> Module:
     from mixc.passes.classify import classify
     from mixc.passes.differentiate import differentiate
 
+    for own in clashes(step):
+        raise refuse(f"kernels have a use of their own for the name `{own}`; call it otherwise")
     stages = classify(step)
     if any(g.form == "sequential" for g in stages.groups):
         return CellModule(step)

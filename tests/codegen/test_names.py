@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import mixc
+from mixc.codegen.kernel import clashes
 from tests import cells
 
 TEXT = """mixer m({0}, {1}) {{
@@ -34,14 +35,28 @@ def test_torch(names):
     assert not bad, "; ".join(bad)
 
 
-CLASH = {0, 3, 4, 5}  # dims M, C, BK; an in `dq` beside `q`; a dim BV and a value SIGN
-TRITON = [pytest.param(names, marks=[pytest.mark.xfail(strict=True, reason="emitted names are not told apart")]
-                       if i in CLASH else [], id="-".join(names)) for i, names in enumerate(NAMES)]
-
-
-@pytest.mark.parametrize("names", TRITON)
+@pytest.mark.parametrize("names", NAMES, ids="-".join)
 def test_triton_interpreted(names):
     text = TEXT.format(*names).replace(f"* (v - {names[2]} @ {names[5]})", "* v")  # one launch, no solve
+    mixer = mixc.loads(text)
+    own = clashes(mixer.declared)
+    if own:
+        with pytest.raises(mixc.SpecError, match=f"MX310.*the name `{own[0]}`; call it otherwise"):
+            mixer.emit()
+        return
     cell = dict(length=17, size=3, heads="2/1", gates=1.0, dtype=torch.float32, rows="mask", start=True)
+    bad = [str(f) for f in cells.compare(mixer, cell, "triton") if not f.ok]
+    assert not bad, "; ".join(bad)
+
+
+def test_few_names_are_refused():
+    assert [clashes(mixc.loads(TEXT.format(*n)).declared) for n in NAMES] == [
+        ["C"], [], [], [], ["dq", "dv"], ["SIGN"], []]
+
+
+@pytest.mark.parametrize("state", ["B", "C", "T", "H", "seq", "rows"])
+def test_a_state_may_have_any_name(state):
+    text = TEXT.format("K", "V", "k", "g", "p", state, "o")
+    cell = dict(length=17, size=3, heads="2/2", gates=1.0, dtype=torch.float32, rows="cu_seqlens", start=True)
     bad = [str(f) for f in cells.compare(mixc.loads(text), cell, "triton") if not f.ok]
     assert not bad, "; ".join(bad)
