@@ -143,7 +143,9 @@ class LaunchModel:
         wide = 1.0 if self.shape.operand == 2 else 1.5
         scans = [(6 if n.op == "scan" else 2 * n.attr("n") * (n.attr("n") + 1)) * _numbers(n.dims, sizes)
                  for n in self.kernel.launch.body() if n.op in ("scan", "scan_block")]
-        values = self._peak(sizes) * wide + maximum(0, *scans)
+        kept = [s.dims for s in self.kernel.launch.stores if s.kind == "partial"]  # sums and params: all the time
+        kept += [d.dims for d in self.kernel.launch.program.params if safe(d.name) in self.kernel.loads]
+        values = self._peak(sizes) * wide + maximum(0, *scans) + total(_numbers(d, sizes) for d in kept if len(d) > 1)
         levels = sum(self.counts.nested.values())
         left = maximum(0, *[self.size(m) * self.size(k) for m, _, k, *_ in self.counts.products])
         held = HELD + PRODUCT * sum(self.counts.direct.values()) + left / LEFT

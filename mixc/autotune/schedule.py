@@ -107,7 +107,8 @@ class LaunchSpace:
         space.require(whole(model.registers) <= target.registers_thread, "registers a thread" + ESTIMATED)
         space.require(whole(model.shared) <= target.shared_block, "shared memory a block" + ESTIMATED)
         space.require(whole(model.programs()) <= 2 ** 31 - 1, "programs of a grid")
-        if counts.products:
+        scans = any(n.op in ("scan", "scan_block") and len(n.dims) > 1 for n in self.kernel.launch.body())
+        if counts.products and not scans:
             largest = maximum(*[model.size(m) * model.size(n) for m, n, *_ in counts.products])
             space.require(whole(largest) >= warps * 512, "every warp has 16 x 32 results of some product")
         return space, model, model.costs()
@@ -133,7 +134,7 @@ class LaunchSpace:
             points = list(loose.ranked(model.registers))
             shared = [(n, p) for n, p in points if model.shared.evaluate(p) <= self.target.shared_block]
             points = shared or points
-            few = [(float(costs.rank.evaluate(p)), i, p) for i, (n, p) in enumerate(points) if n <= points[0][0] + 10]
+            few = [(float(costs.rank.evaluate(p)), i, p) for i, (n, p) in enumerate(points) if n <= points[0][0] + 16]
             for rank, _, point in sorted(few, key=lambda f: f[:2]):
                 yield rank, point["segment"], partial(self.candidate, point, model, costs)
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from mixc.codegen.schedule import source
-from mixc.codegen.triton_scan import component_name, is_factor_behind, pick_code, previous_code, scan_code
+from mixc.codegen.triton_scan import component_name, is_factor_behind, pick_code, previous_code, rows_before, scan_code
 from mixc.codegen.triton_span import running_sum_code, solve_code, span_contract_code, unit_inverse_code
 from mixc.errors import Diagnostic, SpecError
 from mixc.ir.blocks import PART
@@ -119,7 +119,7 @@ class Tiles:
         self.uses = Counter(a for n in nodes for a in n.args)
         self.uses.update(roots)
         self.user = {a: n for n in nodes for a in n.args if self.uses[a] == 1}
-        self.added = _added(nodes, self.uses)
+        self.added, self.before = _added(nodes, self.uses), rows_before(nodes)
         self.reduced = {n.args[0] for n in nodes if n.op == "sum"}  # products that are summed stand in the sum
         self.operands = _only_operands(nodes, roots)
         self.names: dict[Node, str] = {}

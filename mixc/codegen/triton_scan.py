@@ -37,13 +37,30 @@ def scan_code(tiles: Tiles, node: Node) -> str:
         f, c = tiles.whole(a.args[0], order), tiles.whole(b, order)
         rest = f"before_affine({f}, ({f}) * ({c}), {tiles.ref(start, order)}, {node.attr('reverse')})"
         return f"{c} + {rest}"
+    if node in tiles.before:  # one scan for both: a row is the update of the row before
+        h, x, y = (tiles.ref(n, order) for n in (tiles.before[node], a, b))
+        return _UPDATE[node.attr("combine")].format(a=_one(x), h=h, b=y)
     return _call(tiles, "after", node, order)
+
+
+def rows_before(nodes: list[Node]) -> dict[Node, Node]:
+    """Scans of which the row before every row is needed too: where that is found without a shift."""
+    return {n.args[0]: n for n in nodes if _is_before(n)}
+
+
+def _is_before(n: Node) -> bool:
+    x = n.args[0] if n.op == "previous" else n
+    return n is not x and x.op == "scan" and x.args[2] is n.args[1] and x.attr("reverse") == n.attr("reverse")
+
+
+def _one(code: str) -> str:
+    return f"({code})" if " " in code else code
 
 
 def previous_code(tiles: Tiles, node: Node) -> str:
     x, edge = node.args
     order = tiles.order(node)
-    if x.op == "scan" and x.args[2] is edge and x.attr("reverse") == node.attr("reverse"):
+    if _is_before(node):
         return _call(tiles, "before", x, order)
     rows = tiles.whole(x, order)
     return f"row_before({rows}, {tiles.ref(edge, order)}, {node.attr('reverse')})"

@@ -137,6 +137,7 @@ def adjoint(n: Node, c: Node) -> tuple[Node, Node, Node]:
     a, b, h = (make("saved", name=f"_{i}", dims=x.dims) for i, x in enumerate((*n.args[:2], before)))
     known = {a: n.args[0], b: n.args[1], h: before}
     update = COMBINES[combine].update(a, b, h)
+    known[update] = n
     factor = a if combine == "affine" else _or_zero(gradient([(update, expand(number(1), h.dims))], [h])[0])
     (factor,) = substitute([factor], known)
     if n.args[0].op == "live" or _has_live(n.args[1]):
