@@ -132,13 +132,16 @@ def _scaled(w: Writer, n: Node, call: str, axes: Dims, factor: str | None, withi
 
 
 def _row_times_matrix(x: Value, y: Value, kept: Dims) -> tuple[str, Dims] | None:
-    """x[t, p] times y[t, p, q], summed over p: a product of a row and a matrix for every t (the other way round it
-    would cost seven times as much)."""
-    if len(y.axes) != 3 or y.axes[0] != ROW or set(x.axes) != {*y.axes[:2]} or set(kept) != {y.axes[0], y.axes[2]}:
+    """x[t, p] times y[t, p, q], summed over p, or x[t, q] times it, summed over q: a product of a row and a matrix for
+    every t (the other way round it would cost seven times as much)."""
+    if len(y.axes) != 3 or y.axes[0] != ROW or len(x.axes) != 2 or len(kept) != 2:
         return None
-    p, q = map(size_of, y.axes[1:])
-    row = f"{x.over(y.axes[:2])}.reshape(-1, 1, {p})"
-    return f"{row}, {y.text}.reshape(-1, {p}, {q})", (y.axes[0], y.axes[2])
+    for turned in (False, True):
+        summed, left = (y.axes[2], y.axes[1]) if turned else y.axes[1:]
+        if set(x.axes) == {ROW, summed} and set(kept) == {ROW, left}:
+            matrix = f"{y.text}.reshape(-1, {', '.join(map(size_of, y.axes[1:]))}){'.mT' * turned}"
+            return f"{x.over((ROW, summed))}.reshape(-1, 1, {size_of(summed)}), {matrix}", (ROW, left)
+    return None
 
 
 # ---------------------------------------------------------------- a product and its addend

@@ -37,10 +37,16 @@ def elementwise(w: Writer, n: Node) -> Value:
     axes = joint_axes(w, n, values)
     if n.op == "guard":
         return w.line(n, f"guard({values[0].over(axes)}, {values[1].over(axes)})", axes)
+    if n in w.masks:
+        out = w.room(n, axes)
+        refs = ", ".join(w.number(v.text) if v.scalar else v.over(axes) for v in values)
+        v = w.line(n, f"compare({n.op!r}, {refs}, {out})", axes)
+        return Value(v.text, axes, out)
     call = _with_out(n, values, axes, w)
     if call is not None and n.kind != "bool" and w.is_large(axes):
         if n.op == "where":
             call = call.replace("torch.where(", "select(", 1)
+            return w.line(n, call, axes, out=w.room(n, axes, operands=n.args[1:]))  # the condition is read to the end
         return w.line(n, call, axes, out=w.room(n, axes))
     return w.line(n, _plain(n, values, axes, w), axes)
 
@@ -99,6 +105,11 @@ def exponential(w: Writer, n: Node) -> Value:
     if x in w.absorbed and x.op == "cumsum":
         v = _with_rows(w, x.args[0])
         return w.line(n, _running("running_decay", x, v), v.axes)
+    if x in w.absorbed:
+        a, b = sorted(map(w.value, x.args), key=lambda v: len(v.axes))
+        axes = joint_axes(w, n, [b, a])
+        call = f"decay_of({a.over(axes)}, {b.over(axes)})"
+        return w.line(n, call, axes, out=w.room(n, axes) if w.is_large(axes) else None)
     v = w.value(x)
     if not small(n) and COL not in n.dims and w.is_large(v.axes) and bounds(x).nonpositive and v.axes and not v.scalar:
         return w.line(n, f"decay({v.text})", v.axes, out=w.room(n, v.axes))

@@ -16,6 +16,7 @@ from mixc.codegen.torch_scan import emit_mul_before, shifted_operands
 from mixc.codegen.torch_stages import ALIAS, Level, origin, small
 from mixc.codegen.torch_values import Dims, Names, Scratch, Value, literal, size_of
 from mixc.ir.node import Node
+from mixc.ir.ranges import bounds
 
 
 class Writer:
@@ -35,6 +36,7 @@ class Writer:
         self.indent = "    "
         self.uses: Counter[Node] = Counter()
         self.absorbed: set[Node] = set()
+        self.masks: set[Node] = set()  # conditions that nothing but `where` reads
         self.fixed: dict[Node, str] = {}  # values with a buffer of their own: saved, or kept by the loop
 
     # ------------------------------------------------------------ before writing
@@ -44,6 +46,8 @@ class Writer:
         readers = Counter(origin(a) for nodes in stages for n in nodes if n.op not in ALIAS for a in n.args)
         readers.update(map(origin, roots))
         shifts = Counter(x for nodes in stages for n in nodes for x in shifted_operands(n))
+        if self.buffered:
+            self._find_masks([n for nodes in stages for n in nodes], roots)
         for nodes in stages:
             inside = {n for n in nodes if n not in self.fixed and (readers[n] == 1 or shifts[n] == readers[n])}
             for n in nodes:
@@ -55,6 +59,13 @@ class Writer:
                 if n.op not in ALIAS and n not in self.absorbed:
                     self.uses.update(self.operands(n))
         self.uses.update(map(origin, roots))
+
+    def _find_masks(self, nodes: list[Node], roots: list[Node]) -> None:
+        asked = {n.args[0] for n in nodes if n.op == "where" and self.is_large(n.args[0].dims)
+                 and set(n.args[0].dims) == set(n.dims)}
+        other = {origin(a) for n in nodes for a in (n.args[1:] if n.op == "where" else n.args)} | set(map(origin, roots))
+        self.masks = {n for n in nodes if n in asked - other and n.op in ("lt", "le", "eq", "ne")
+                      and all(a.kind == "real" for a in n.args)}
 
     def _absorbs(self, n: Node, free: set[Node]) -> list[Node]:
         """The arguments of n that need no line of their own."""
@@ -75,6 +86,9 @@ class Writer:
                 x in self.absorbed and x.op == "contract" for x in core.args))
             return [core] if core in free and product else []
         if n.op == "exp" and a[0] in free and a[0].op == "cumsum" and len(a[0].args[0].dims) == 1:
+            return [a[0]]
+        if n.op == "exp" and a[0] in free and a[0].op == "mul" and self.is_large(n.dims) and bounds(a[0]).nonpositive \
+                and min(len(x.dims) for x in a[0].args) < len(n.dims) and not any(map(self.is_float, a[0].args)):
             return [a[0]]
         if n.op == "sum" and a[0] in free and a[0].op == "mul" and not any(map(self.is_float, a[0].args)):
             return [a[0]] if any(set(x.dims) == set(a[0].dims) for x in a[0].args) else []

@@ -103,7 +103,10 @@ class _Run:
         self.borrow = code.scans and call.rows.dense and call.H == 1 and all(
             x.dtype == call.dtype for x in call.ins.values()) and all(t == call.dtype for t in call.out_dtypes.values())
         self.handed = code.handed if self.borrow and needs else ()
-        self.C = C or (SCAN_ROWS if code.scans else min(code.longest, chunk_length(spans)))
+        widths = [math.prod(call.sizes[n] for n in d.dims) for d in self.program.states]
+        slab = call.rows.N * call.H * max(widths, default=1)
+        most = min(code.longest, 32) if code.single and slab > 4096 else code.longest  # its rows stay in cache
+        self.C = C or (SCAN_ROWS if code.scans else min(most, chunk_length(spans)))
         levels = max(1, (self.C - 1).bit_length())
         self.sizes = {**call.sizes, ROW: self.C, COL: self.C, "_u": self.C, LEVEL: levels}
         self.shape = {"C": self.C, "levels": levels, **{safe(n): s for n, s in call.sizes.items()}}
