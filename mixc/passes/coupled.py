@@ -25,7 +25,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mixc.ir.build import contract, expand, make, maybe_add, number, product, rename
+from mixc.ir.build import at_col, contract, expand, make, maybe_add, number, product, rename
 from mixc.ir.node import COL, ROW, Node
 from mixc.passes.affine import Affine
 from mixc.passes.decay import Decay, Part
@@ -114,7 +114,7 @@ class Transport:
         above = self._above()
         order = sorted(range(len(above)), key=lambda i: len(above[i]))
         spans = {i: self.own[i].over(None, "excl") for i in order}
-        N = [{order.index(k): spans[i] * rename(c, **{ROW: COL}) for k, c in self.taken[i].items()} for i in order]
+        N = [{order.index(k): spans[i] * at_col(c) for k, c in self.taken[i].items()} for i in order]
         found = []
         for b in (spans[j], _ones(self.own[j].up_to(True))):
             z = eliminate(N, [b if i == j else None for i in order])
@@ -147,7 +147,7 @@ def joined(links: list[Link], dims: set[str], kind: str) -> list[Link]:
         here, coef = product(x.here), product(x.coef)
         if kind == "between":
             way: Node | None = x.decay.over(None, "excl")
-            coef = None if coef is None else rename(expand(coef, (ROW,)), **{ROW: COL})
+            coef = None if coef is None else at_col(coef)
         else:
             way = _ones(x.decay.up_to(True) if kind == "start" else x.decay.after())
         value = maybe_add(value, product(f for f in (way, here, coef) if f is not None))
