@@ -88,6 +88,7 @@ class Program:
         level: "step", "stages", "chunk" or "kernel".
         reverse: a chunk program whose loop runs from the last chunk to the first.
         groups: from "stages" on, the states in the order in which they are found.
+        origin: the step of complex values whose real and imaginary planes this step has.
     """
 
     level: str
@@ -100,6 +101,7 @@ class Program:
     doc: str = ""
     notes: tuple[Diagnostic, ...] = ()
     source: Source | None = field(default=None, compare=False)
+    origin: Program | None = None
 
     def of(self, role: str) -> tuple[Decl, ...]:
         return tuple(d for d in self.decls if d.role == role)
@@ -136,4 +138,4 @@ class Program:
     def with_values(self, values: list[Node], **changes: Any) -> Program:
         """The same program with its results' values replaced, in order."""
         results = tuple(replace(r, value=v) for r, v in zip(self.results, values, strict=True))
-        return replace(self, results=results, **changes)
+        return replace(self, results=results, **{"origin": None, **changes})

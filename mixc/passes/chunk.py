@@ -23,10 +23,10 @@ from mixc.ir.program import Program, Result
 from mixc.ir.ranges import proving
 from mixc.passes.affine import Affine, AffineForms, Write
 from mixc.passes.block import Block, BlockState
-from mixc.passes.classify import classify
+from mixc.passes.classify import classify, of_complex
 from mixc.passes.context import context, has_context
 from mixc.passes.coupled import Link, Transport, joined
-from mixc.passes.planes import is_complex, planes
+from mixc.passes.planes import Split, is_complex, planes
 from mixc.passes.scan import ScanState
 from mixc.passes.separate import factors_of
 from mixc.passes.triangular import eliminate
@@ -46,9 +46,15 @@ def chunk(stages: Program) -> Program:
         real = planes(stages)
         assert real is not None
         stages = classify(replace(real, level="step", groups=()))
+    whole = None if stages.origin is None else of_complex(stages.origin)
+    if whole is not None:
+        stages = whole
     assert all(g.form in ("chunk", "scan") for g in stages.groups), "only for affine states and scans"
     with proving(stages):
-        return _Lift(stages).program()
+        made = _Lift(stages).program()
+        found = planes(made) if whole is not None else made
+    assert found is not None
+    return found
 
 
 class _Group:
@@ -294,7 +300,7 @@ class _Lift:
     """Token values to values of all rows; calling it lifts one node."""
 
     def __init__(self, step: Program):
-        self.step = step
+        self.step, self.planes = step, Split(step)
         self.done: dict[Node, Node] = {}
         roots = step.values()
         self.groups: dict[tuple[str, ...], _Group] = {}

@@ -19,19 +19,33 @@ from mixc.passes.affine import Affine, AffineForms
 from mixc.passes.block import MOST, block_rows
 from mixc.passes.block import reason as coupled_reason
 from mixc.passes.context import context
-from mixc.passes.planes import is_complex, part_names, planes
+from mixc.passes.decay import log_of
+from mixc.passes.planes import Split, is_complex, part_names, planes
 from mixc.passes.scan import is_scan, reason
 from mixc.passes.separate import factors_of
 
 
 def classify(step: Program) -> Program:
     """The program at level "stages": groups in topological order, notes for what is sequential."""
-    import networkx as nx  # slow to import, and only needed to compile
-
     if is_complex(step):
-        by_planes = _by_planes(step)
+        whole = of_complex(context(step).program)
+        by_planes = _by_planes(step) if whole is None else whole.groups
         if by_planes is not None:
             return replace(step, level="stages", groups=by_planes)
+    if step.origin is not None:
+        whole = of_complex(step.origin)
+        if whole is not None:
+            return replace(step, level="stages", groups=Split(whole).groups())
+    with proving(step):
+        groups = _whole(step, [_group(step, names) for names in components(step)])
+    notes = tuple(_note(step, g) for g in groups if g.form == "sequential")
+    return replace(step, level="stages", groups=tuple(groups), notes=(*step.notes, *notes))
+
+
+def components(step: Program) -> list[list[str]]:
+    """The states in groups that need each other, in the order in which they can be found."""
+    import networkx as nx  # slow to import, and only needed to compile
+
     graph: nx.DiGraph = nx.DiGraph()
     graph.add_nodes_from(s.name for s in step.states)
     for reader in step.states:
@@ -39,13 +53,39 @@ def classify(step: Program) -> Program:
         graph.add_edges_from((s.name, reader.name) for s in step.states if s.leaf() in below)
     condensed = nx.condensation(graph)
     order = {s.name: i for i, s in enumerate(step.states)}
+    return [sorted(condensed.nodes[c]["members"], key=order.__getitem__) for c in nx.lexicographical_topological_sort(
+        condensed, key=lambda c: min(order[m] for m in condensed.nodes[c]["members"]))]
+
+
+def of_complex(step: Program) -> Program | None:
+    """The stages of a step with complex values, where its complex states are of form chunk as they stand: what turns
+    them is known by its phase, so that it goes with what is read and written.  Else None."""
+    groups = []
     with proving(step):
-        groups = [_group(step, sorted(condensed.nodes[c]["members"], key=order.__getitem__))
-                  for c in nx.lexicographical_topological_sort(
-                      condensed, key=lambda c: min(order[m] for m in condensed.nodes[c]["members"]))]
-    groups = _whole(step, groups)
-    notes = tuple(_note(step, g) for g in groups if g.form == "sequential")
-    return replace(step, level="stages", groups=tuple(groups), notes=(*step.notes, *notes))
+        for names in components(step):
+            states = [step.decl(n) for n in names]
+            if any(s.kind == "complex" for s in states):
+                if not _turns(step, states) or why_not_chunk(step, states) is not None:
+                    return None
+                groups.append(Group(tuple(names), "chunk", _reason(step, states)))
+            else:
+                groups.append(_group(step, names))
+    if not is_complex(step) or any(g.form == "sequential" for g in groups) or planes(step) is None:
+        return None
+    scans = [d for g in groups if g.form == "scan" for d in map(step.decl, g.states)]
+    if any(n.kind == "complex" for d in scans for n in postorder([step.result("next", d.name)])):
+        return None
+    return replace(step, level="stages", groups=tuple(groups), origin=None)
+
+
+def _turns(step: Program, states: list[Decl]) -> bool:
+    """Matrices, or vectors that are corrected by what they hold, whose complex decays were written as exponentials."""
+    forms = affine_forms(step, states)
+    found = [forms.form(step.result("next", s.name)) for s in states]
+    updates = [f for f in found if f is not None]
+    factors = [f for u in updates for d in u.decays.values() if d is not None for f in factors_of(d, forms.dims) or [d]]
+    return len(updates) == len(found) and all(f.kind != "complex" or log_of(f) is not None for f in factors) and (
+        len(forms.dims) > 1 or any(w.value is not None for u in updates for w in u.writes))
 
 
 def _by_planes(step: Program) -> tuple[Group, ...] | None:
@@ -103,6 +143,8 @@ def _reason(step: Program, states: list[Decl]) -> str:
     along = [d for d in states[0].dims if any(c is not None and d in c.dims for c in own)]
     decay = "no decay" if own == [None] * len(own) else f"a decay that differs along {', '.join(along)}" if along else \
         "a decay that is the same for the whole state"
+    if any(c is not None and c.kind == "complex" for c in own):
+        decay += ", complex, its phase turning what is read and written,"
     writes = {w for f in updates for w in f.writes}
     n, low = len(writes), sum(w.value is not None for w in writes)
     of_rank = f", {low} of which read{'s' if low == 1 else ''} it (rank {low})" if low else ""
@@ -119,7 +161,7 @@ def why_not_chunk(step: Program, states: list[Decl]) -> tuple[str, Span | None] 
     """None if the states are affine in each other with separable decays, writes outer products, and are corrected along
     one side; else the term to blame, and where it stands."""
     several = ", ".join(s.name for s in states)
-    if any(s.kind == "complex" for s in states):
+    if any(s.kind == "complex" for s in states) and not _turns(step, states):
         return f"{several} is complex", states[0].span
     if len(states) > MOST or any(set(s.dims) != set(states[0].dims) for s in states):
         return f"{several} are coupled: each is read by the next one's update", states[0].span

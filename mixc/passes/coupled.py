@@ -22,17 +22,14 @@ the decay from s to t stood.  (Momentum in the state: Behrouz et al. 2025, arXiv
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from mixc.ir.build import at_col, contract, expand, make, maybe_add, number, product, rename
 from mixc.ir.node import COL, ROW, Node
 from mixc.passes.affine import Affine
-from mixc.passes.decay import Decay, Part
+from mixc.passes.decay import Decay, Lift, Part
 from mixc.passes.separate import factors_of
 from mixc.passes.triangular import eliminate
-
-Lift = Callable[[Node], Node]
 
 
 @dataclass(frozen=True)

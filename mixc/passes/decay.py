@@ -6,13 +6,18 @@ pair (t, s), over all rows up to t, over all rows after s, and over the whole ch
 they are sums and every exponent is formed as a sum over its own span, so nothing cancels; a
 decay given as a number is multiplied out, so that 0, signs and growth are exact, and its gradient is
 formed without dividing by it (`derivatives._segprod`).
+
+A complex decay exp(a + i b) is the decay exp(a) and a turn: with B the running sum of b within the chunk, the factor
+from s to t is exp(i B[t]) exp(-i B[s]), of modulus 1, and goes with what is read and with what is written.
 """
 
 from __future__ import annotations
 
+import cmath
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from mixc.ir.build import at_col, contract, cumprod, cumsum, exp, expand, make, number, product, total, where
 from mixc.ir.node import COL, ROW, Node, is_number
@@ -21,6 +26,15 @@ from mixc.ir.ranges import bounds
 Dims = tuple[str, ...]
 # exp(FORGET) is exactly 0 in fp32 and fp64, and sums of it stay finite: -inf as a log decay
 FORGET = -1.0e4
+GRAIN = 2.0 ** -10
+
+
+class Lift(Protocol):
+    """From a token's value to those of all rows; `planes`: a token's value as real and imaginary part (None: 0)."""
+
+    def __call__(self, node: Node) -> Node: ...
+
+    def planes(self, node: Node) -> tuple[Node | None, Node | None]: ...
 
 
 def log_of(d: Node) -> Node | None:
@@ -31,7 +45,15 @@ def log_of(d: Node) -> Node | None:
         return make("logsigmoid", d.args[0])
     if d.op == "sub" and is_number(d.args[0], 1.0) and d.args[1].op == "sigmoid":
         return make("logsigmoid", -d.args[1].args[0])
-    if d.op == "number" and not isinstance(d.attr("value"), complex) and d.attr("value") >= 0:
+    if d.op == "number" and isinstance(d.attr("value"), complex):
+        return number(cmath.log(d.attr("value"))) if d.attr("value") else number(FORGET)
+    if d.op == "neg" and d.kind == "complex":
+        a = log_of(d.args[0])
+        return None if a is None else a + number(complex(0.0, math.pi))
+    if d.op == "conj":
+        a = log_of(d.args[0])
+        return None if a is None else make("conj", a)
+    if d.op == "number" and d.attr("value") >= 0:
         return number(math.log(d.attr("value")) if d.attr("value") else FORGET)
     if d.op == "mul":
         a, b = log_of(d.args[0]), log_of(d.args[1])
@@ -85,19 +107,57 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Turn(Part):
+    """The same for a turn by `phase`, [_t] or [_t, dim], a row: factors of modulus 1, nothing masked.
+
+    A phase is the sum of a multiple of GRAIN and a rest below it.  Sums of the first are exact (of 64 rows to 256 rad
+    each, in fp32), those of the second small: no angle is off by the rounding of a long sum."""
+
+    phase: Node | None = None
+
+    def _by(self, sums: Callable[[Node], Node], sign: float = 1.0) -> Node:
+        assert self.phase is not None
+        coarse = make("stop_gradient", self.phase - make("mod", self.phase, number(GRAIN)))
+        return product(exp(number(complex(0.0, sign)) * sums(x)) for x in (coarse, self.phase - coarse)) or number(1)
+
+    def back(self) -> Node:
+        """[_t, dim]: what undoes the turns of rows up to t."""
+        return self._by(cumsum, -1.0)
+
+    def span(self, reach: str) -> Node:
+        return self.up_to(reach == "excl") * at_col(self.back())
+
+    def up_to(self, exclusive: bool) -> Node:
+        return self._by(lambda x: cumsum(x, exclusive=exclusive))
+
+    def after(self) -> Node:
+        return self._by(lambda x: cumsum(x, reverse=True, exclusive=True))
+
+    def whole(self) -> Node:
+        return self._by(lambda x: total(x, (ROW,)))
+
+
+@dataclass(frozen=True)
 class Decay:
     """The parts of a decay over a chunk."""
 
     parts: tuple[Part, ...] = ()
 
     @staticmethod
-    def of(factors: Iterable[Node], dims: Iterable[str], lift: Callable[[Node], Node]) -> Decay:
-        """From the factors of one row's decay, each with one of `dims` at most."""
+    def of(factors: Iterable[Node], dims: Iterable[str], lift: Lift) -> Decay:
+        """From the factors of one row's decay, each with one of `dims` at most; complex ones have a logarithm."""
         logs: dict[Dims, Node] = {}
         values: dict[Dims, Node] = {}
+        turns: dict[Dims, Node] = {}
         for f in factors:
             own = tuple(d for d in f.dims if d in dims)
-            g = log_of(f)
+            g: Node | None = log_of(f)
+            if g is not None and g.kind == "complex":
+                g, turn = lift.planes(g)
+                if turn is not None:
+                    turns[own] = turns[own] + turn if own in turns else turn
+                if g is None:
+                    continue
             side, x = (values, f) if g is None else (logs, g)
             side[own] = (x if own not in side else side[own] * x if g is None else side[own] + x)
         if () in logs and len(logs) > 1:  # what is the same for all joins what is not
@@ -105,7 +165,8 @@ class Decay:
             logs[dim] = logs[dim] + logs.pop(())
         rows = {d: make("live", expand(lift(x), (ROW,)), fill=1.0) for d, x in values.items()}
         return Decay((*(Part(d, log=_log_rows(lift(g))) for d, g in logs.items()),
-                      *(Part(d, value=x) for d, x in rows.items())))
+                      *(Part(d, value=x) for d, x in rows.items()),
+                      *(Turn(d, phase=make("live", expand(lift(x), (ROW,)), fill=0.0)) for d, x in turns.items())))
 
     def along(self, dims: Iterable[str]) -> Decay:
         """The parts that differ along one of `dims`."""
@@ -129,11 +190,25 @@ class Decay:
         return product(p.whole() for p in self.parts)
 
     def span(self, reach: str) -> Node | None:
+        moduli, turns = self._taken_apart()
+        if turns and not moduli.parts:  # which are nowhere 0
+            return product([moduli.over(None, reach), *(t.span(reach) for t in turns)])
         return product(p.span(reach) for p in self.parts)
+
+    def _taken_apart(self) -> tuple[Decay, list[Turn]]:
+        turns = [p for p in self.parts if isinstance(p, Turn)]
+        return Decay(tuple(p for p in self.parts if not isinstance(p, Turn))) if turns else self, turns
 
     def scores(self, query: Node | None, keys: Node | None, summed: Iterable[str], reach: str) -> Node:
         """[_t, _s, ...]: sum over `summed` of query[t] * keys[s] * the decay from s to t, but for its parts along other
         dims; 0 where t does not reach s.  None stands for ones."""
+        moduli, turns = self._taken_apart()
+        for turn in turns:
+            if set(turn.dims) <= set(summed):
+                query = turn.up_to(reach == "excl") if query is None else query * turn.up_to(reach == "excl")
+                keys = turn.back() if keys is None else keys * turn.back()
+        if turns:
+            return moduli.scores(query, keys, summed, reach)
         inside, same = self.along(summed), self.not_along(self._dims())
         if not inside.parts:
             pair = _pair(query, keys)
@@ -164,6 +239,13 @@ class Decay:
 
     def spread(self, scores: Node, values: Node | None, out: Dims, reach: str) -> Node:
         """[_t, out...]: scores[t, s] applied to the values written at s, under the parts along dims of `out`."""
+        moduli, turns = self._taken_apart()
+        if turns:
+            here = [t for t in turns if set(t.dims) & set(out)]
+            for turn in here:
+                values = turn.back() if values is None else values * turn.back()
+            return product([moduli.spread(scores, values, out, reach), *(t.up_to(reach == "excl") for t in here)]) or (
+                number(1))
         kept = self.along(out)
         scores = total(scores, [d for d in scores.dims if d not in (ROW, COL, *out)])
         if not kept.parts and values is None:

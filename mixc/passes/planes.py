@@ -4,7 +4,7 @@ before: state x[N] complex;  x = exp(1j * w) * x + u
 after:  state x_re[N], x_im[N];  x_re, x_im = cos(w) * x_re - sin(w) * x_im + u, sin(w) * x_re + cos(w) * x_im
 
 What comes out is a step of real values with the same meaning; gradients of the two planes are the two planes of
-PyTorch's gradient.  A plane of None is 0.
+PyTorch's gradient.  A plane of None is 0.  A chunk program of complex values becomes one of real ones in the same way.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from mixc.ir.build import is_number, make, number
-from mixc.ir.node import Node, postorder
-from mixc.ir.program import Decl, Program, Result
+from mixc.ir.node import ROW, Node, postorder
+from mixc.ir.program import Decl, Group, Program, Result
+from mixc.passes.triangular import eliminate
 
 Planes = tuple[Node | None, Node | None]
 PARTS = ("_re", "_im")
@@ -39,8 +40,8 @@ def out_kind(step: Program, d: Decl) -> str:
 
 
 def planes(step: Program) -> Program | None:
-    """The step of real values, or None where an operation has no planes here."""
-    split = _Split(step)
+    """The step, or the chunk program, of real values; None where an operation has no planes here."""
+    split = Split(step)
     decls: list[Decl] = []
     results: list[Result] = []
     try:
@@ -49,13 +50,15 @@ def planes(step: Program) -> Program | None:
             decls += [d] if kind != "complex" else split.decls(d)
         for r in step.results:
             dims = next(d.dims for d in step.decls if d.name == r.name)
+            dims = (ROW, *dims) if step.level == "chunk" and r.role == "out" else dims
             kind = out_kind(step, step.decl(r.name)) if r.role == "out" else step.decl(r.name).kind
             names = part_names(step, r.name) if kind == "complex" else (r.name,)
             for name, x in zip(names, split(r.value), strict=False):
                 results.append(Result(r.role, name, _present(x, dims)))
     except NotImplementedError:
         return None
-    return replace(step, decls=tuple(decls), results=tuple(results))
+    return replace(step, decls=tuple(decls), results=tuple(results), groups=split.groups(), origin=(
+        None if step.level == "chunk" else step))
 
 
 def _present(x: Node | None, dims: tuple[str, ...]) -> Node:
@@ -64,7 +67,9 @@ def _present(x: Node | None, dims: tuple[str, ...]) -> Node:
     return make("expand", x, dims=missing) if missing else x
 
 
-class _Split:
+class Split:
+    """The planes of values under the declarations of a program."""
+
     def __init__(self, step: Program):
         self.step, self.known = step, dict[Node, Planes]()
 
@@ -73,6 +78,11 @@ class _Split:
         ranges = tuple(r for r in d.ranges if r.of != "x")
         return [replace(d, name=name, kind="real", init=init, ranges=ranges)
                 for name, init in zip(part_names(self.step, d.name), inits, strict=True)]
+
+    def groups(self) -> tuple[Group, ...]:
+        complex_ = {d.name for d in self.step.states if d.kind == "complex"}
+        return tuple(replace(g, states=tuple(n for s in g.states for n in (
+            part_names(self.step, s) if s in complex_ else (s,)))) for g in self.step.groups)
 
     def __call__(self, root: Node) -> Planes:
         for n in postorder([root]):
@@ -164,6 +174,42 @@ def _each(n: Node, args: list[Planes]) -> Planes:
                  for x in (a, b))
 
 
+def _abs(n: Node, args: list[Planes]) -> Planes:
+    """The modulus; its derivative at 0 is 0."""
+    ((a, b),) = args
+    if a is None or b is None:
+        return make("abs", a or b or number(0)), None
+    size = a * a + b * b
+    none = make("eq", size, number(0))
+    return make("where", none, number(0), make("sqrt", make("where", none, number(1), size))), None
+
+
+def _live(n: Node, args: list[Planes]) -> Planes:
+    ((a, b),) = args
+    x = n.args[0]
+    return (None if a is None and not n.attr("fill") else make("live", _present(a, x.dims), fill=n.attr("fill")),
+            None if b is None else make("live", _present(b, x.dims), fill=0.0))
+
+
+def _span_contract(n: Node, args: list[Planes]) -> Planes:
+    x, y, g = n.args
+
+    def times(a: Node, b: Node) -> Node:
+        return make("span_contract", _present(a, x.dims), _present(b, y.dims), g, **dict(n.attrs))
+    return _bilinear(times)(n, args[:2])
+
+
+def _solve(n: Node, args: list[Planes]) -> Planes:
+    """(1 + L) z = y: two systems that feed each other, or one for both planes."""
+    (L, M), y = args
+    if n.attr("transposed"):
+        raise NotImplementedError(n.op)
+    N = [{j: _present(x, n.args[0].dims) for j, x in row.items() if x is not None}
+         for row in ({0: _sub(None, L), 1: M}, {0: _sub(None, M), 1: _sub(None, L)})]
+    re, im = eliminate(N, [None if p is None else _present(p, n.dims) for p in y])
+    return re, im
+
+
 def _where(n: Node, args: list[Planes]) -> Planes:
     (cond, _), x, y = args
     assert cond is not None
@@ -183,8 +229,12 @@ _RULES: dict[str, Callable[[Node, list[Planes]], Planes]] = {
     "exp": _exp,
     "square": _square,
     "where": _where,
+    "abs": _abs,
+    "live": _live,
+    "span_contract": _span_contract,
+    "solve": _solve,
     "real": lambda n, a: (a[0][0], None),
     "imag": lambda n, a: (a[0][1], None),
     "conj": lambda n, a: (a[0][0], _sub(None, a[0][1])),
-    **dict.fromkeys(("sum", "rename", "expand", "pick", "place", "stop_gradient"), _each),
+    **dict.fromkeys(("sum", "rename", "expand", "pick", "place", "stop_gradient", "mask"), _each),
 }

@@ -43,6 +43,8 @@ def torch_backend(mixer: Mixer, call: Call) -> Results:
             warnings.warn(str(note), stacklevel=5)
     if not mixer.form:  # nothing is carried: all tokens at once
         return sequential.run(differentiable_once(call))
+    if is_complex(call.program) and planes.real_program(call.program) is None:
+        return sequential.run(differentiable_once(call))
     return context.run(differentiable_once(call), lambda c: _of_planes(c, cells.run))
 
 

@@ -13,24 +13,23 @@ from mixc.runtime.call import Call
 
 Tensor = torch.Tensor
 Results = tuple[dict[str, Tensor], dict[str, Tensor]]
-_known: dict[int, tuple[Program, Program]] = {}
+_known: dict[int, tuple[Program, Program | None]] = {}
 
 
-def real_program(step: Program) -> Program:
+def real_program(step: Program) -> Program | None:
     """`planes(step)`, made once a step."""
     found = _known.get(id(step))
     if found is None or found[0] is not step:
         if len(_known) >= 256:
             _known.clear()
-        made = planes(step)
-        assert made is not None
-        found = _known[id(step)] = step, made
+        found = _known[id(step)] = step, planes(step)
     return found[1]
 
 
 def run(call: Call, backend: Callable[[Call], Results]) -> Results:
     """Outs and final states as of a backend, which sees real tensors only."""
-    step = call.program
+    step, real = call.program, real_program(call.program)
+    assert real is not None
 
     def split(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
@@ -48,6 +47,6 @@ def run(call: Call, backend: Callable[[Call], Results]) -> Results:
 
     dtypes = {p: call.dtype for d in step.outs if out_kind(step, d) == "complex" for p in part_names(step, d.name)}
     dtypes |= {n: t for n, t in call.out_dtypes.items() if out_kind(step, step.decl(n)) != "complex"}
-    outs, states = backend(replace(call, program=real_program(step), ins=split(call.ins), params=split(call.params),
+    outs, states = backend(replace(call, program=real, ins=split(call.ins), params=split(call.params),
                                    states0=split(call.states0), out_dtypes=dtypes))
     return joined(outs, step.outs, lambda d: out_kind(step, d)), joined(states, step.states, lambda d: d.kind)

@@ -63,3 +63,66 @@ def test_no_complex_value_is_left():
 def test_what_has_no_planes_stays_sequential():
     mixer = body("in u[D] complex\nstate h[D]\nh = 0.5 * h + tanh(u)\nout o[D] = h")
     assert planes(mixer.declared) is None and set(mixer.form.values()) == {"sequential"}
+
+
+MATRIX = """in q[K] complex, k[K] complex, v[V] complex, u[V], th[K], t1, tv[V]
+in y[K] where norm[K](y) <= 1
+in a[K] where a <= 0
+in g where g <= 0
+in beta where 0 <= beta <= 1
+in d where -1 <= d <= 1
+param w[K]
+state S[K, V]
+"""
+TURNED = {
+    "decay_and_phase": "S = exp(a + 1j * th) * S + k * v\nout o[V] = real(q @ S)",
+    "read_before": "out o[V] = q @ S\nS = exp(a) * exp(1j * w) * S + k * u",
+    "scalar": "S = exp(g + 1j * t1) * S + y * u\nout o[V] = abs(conj(q) @ S)",
+    "phases_of_v": "S = -exp(1j * tv) * S + y * u\nout o[V] = q @ S",
+    "both_sides": "S = exp(g + 1j * tv) * exp(a + 1j * th) * S + y * u\nout o[V] = q @ S",
+    "signed": "S = d * exp(1j * th) * S + k * v\nout o[V] = imag(q @ S)",
+    "reset": "S = where(beta < 0.3, 0, conj(exp(a + 1j * th))) * S + k * v\nout o[V] = real(q @ S)",
+    "delta": "S = exp(a + 1j * th) * S\nS = S + beta * y * (v - y @ S)\nout o[V] = real(q @ S)",
+    "complex_keys": "S = exp(g + 1j * t1) * S\nS = S + 0.3 * beta * conj(k) * (v - k @ S)\nout o[V] = real(q @ S)",
+    "whole": "S = exp(g + 1j * t1) * S + y * u\nout o[K, V] = S",
+}
+
+
+@pytest.mark.parametrize("name", TURNED)
+def test_turned_matrix_states_in_chunks(name):
+    mixer = body(MATRIX + TURNED[name], name)
+    assert mixer.form == {"S": "chunk"} and "its phase turning what is read and written" in mixer.why["S"]
+    check(mixer, 37)
+    check(mixer, 30, cu_seqlens=torch.tensor([0, 0, 7, 30]))
+
+
+@pytest.mark.parametrize("name", ["decay_and_phase", "complex_keys"])
+def test_turned_matrix_states_in_kernels(name):
+    mixer = body(MATRIX + TURNED[name], name)
+    x = draw(mixer.declared, B=1, T=37, H=2, dtype=torch.float32, seed=1)
+    assert_runs_agree(mixer, run(mixer, x, backend="triton"), run(mixer, {n: t.double() if not t.is_complex() else t.to(
+        torch.complex128) for n, t in x.items()}), torch.float32)
+
+
+def test_numbers_that_turn_are_never_divided_by():
+    """Their phase is not known without dividing by them: entry by entry if they differ, else as two coupled states."""
+    mixer = body("in q[K] complex, z[K] complex, k[K], v[V]\nstate S[K, V]\nS = z * S + k * v\nout o[V] = real(q @ S)")
+    assert mixer.form == {"S": "scan"}
+    check(mixer, 20)
+    mixer = body("in q[K] complex, z complex, k[K], v[V]\nstate S[K, V]\nS = z * S + k * v\nout o[V] = real(q @ S)")
+    assert mixer.form == {"S": "chunk"} and "S_re and S_im are affine in each other" in mixer.why["S"]
+    check(mixer, 20)
+
+
+@pytest.mark.parametrize("scale,bias", [(1, 0), (1, 3), (0, 3.14), (30, 0)])
+def test_long_sums_of_phases_lose_no_digits(scale, bias):
+    mixer = body(MATRIX + TURNED["decay_and_phase"])
+    x = draw(mixer.declared, B=1, T=200, H=1, dtype=torch.float32, seed=1)
+    x["th"], x["a"] = torch.randn_like(x["th"]) * scale + bias, x["a"] * 0.02
+    assert_runs_agree(mixer, run(mixer, x, backend="torch"), run(mixer, {
+        n: t.to(torch.complex128) if t.is_complex() else t.double() for n, t in x.items()}), torch.float32)
+
+
+def test_what_has_no_planes_runs_on_torch():
+    mixer = body("in u[D] complex\nstate h[D]\nh = 0.5 * h + tanh(u)\nout o[D] = h")
+    check(mixer, 9)
