@@ -55,7 +55,7 @@ RESERVED = frozenset([
     "token", "starts", "lengths", "segment_at", "first_segment", "past", "past_row", "i", "SIGN", "RAGGED", "SEGMENT", "KEEP", "HAS_INITIAL",
     "STORE_FINAL", "OPERAND", "PRECISION", "STAGES", "print", "range", "float", "int", "min", "max", "abs", "any",
     "ctx", "seqs", "device", "count", "tile", "keep", "bound", "has_initial", "has_final", "parts", "initial",
-    "lane", "there", "group", "longest", "torch", "math", "os", "run", "block", "operand", "precision", "merged", "over_group", "features_packed", "registers",
+    "lane", "there", "group", "longest", "torch", "math", "os", "run", "block", "operand", "precision", "merged", "over_group", "features_packed", "registers", "through",
     *FUNCTIONS, "Sequences", "FORWARD", "BACKWARD", "INTERPRETED",
 ])
 

@@ -119,6 +119,7 @@ class Tiles:
         self.uses = Counter(a for n in nodes for a in n.args)
         self.uses.update(roots)
         self.user = {a: n for n in nodes for a in n.args if self.uses[a] == 1}
+        self.through: Callable[[str, Node, tuple[str, str], str], str] | None = None  # how rows are multiplied by a param
         self.added, self.before = _added(nodes, self.uses), rows_before(nodes)
         self.reduced = {n.args[0] for n in nodes if n.op == "sum"}  # products that are summed stand in the sum
         self.operands = _only_operands(nodes, roots)
@@ -347,7 +348,10 @@ class Tiles:
         if x not in a.dims:
             a, b = b, a
         operand = "tl.float32" if _sharp(node) else "OPERAND"
-        return f"dot({self._operand(a, (x, z), z)}, {self._operand(b, (z, y), z)}, {operand}, PRECISION{plus})"
+        plus = f"{operand}, PRECISION{plus}"
+        if x == ROW and self.through is not None and (code := self.through(self._operand(a, (x, z), z), b, (z, y), plus)):
+            return code
+        return f"dot({self._operand(a, (x, z), z)}, {self._operand(b, (z, y), z)}, {plus})"
 
     def _operand(self, node: Node, order: tuple[str, str], summed: str) -> str:
         if summed in feature_dims(node) and not zero_padded(node, summed):

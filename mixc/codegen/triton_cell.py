@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from mixc.codegen.kernel import Kernel, KernelWriter, _group, _indented, _plus, _times, safe
 from mixc.codegen.tiles import refuse
-from mixc.ir.launch import Store
+from mixc.ir.launch import Launch, Store
 from mixc.ir.node import ROW, Node
 
 
@@ -15,6 +15,10 @@ class CellWriter(KernelWriter):
     """As `KernelWriter`: what differs is that a row is a sequence, and the loop goes over tokens."""
 
     weights = False  # does it read matrices of a head?
+
+    def __init__(self, launch: Launch):
+        super().__init__(launch)
+        self.tiles.through = self._through
 
     # ------------------------------------------------------------ addresses: pointers are one a row
     def _at(self, pointer: str, stride: str, dims: tuple[str, ...], row: str = "row") -> str:
@@ -52,6 +56,22 @@ class CellWriter(KernelWriter):
         self.weights = True
         at = "row_at" if self.launch.reverse else "0"
         return f"weights({name}, {self._flat(node.dims)}, {mask}, {at}, not HELD)"
+
+    def _through(self, rows: str, matrix: Node, axes: tuple[str, str], plus: str) -> str:
+        """Rows times a matrix of the head, [summed, left]; "" where it is no param."""
+        outer = {d: d for d in matrix.dims}
+        while matrix.op == "rename":
+            outer = {old: outer[new] for old, new in zip(matrix.args[0].dims, matrix.dims, strict=True)}
+            matrix = matrix.args[0]
+        if matrix.op != "param":
+            return ""
+        self.tiles.name(matrix)
+        (M, N), name = matrix.dims, safe(matrix.attr("name"))
+        flipped = outer[M] == axes[1]
+        left, summed = (M, N) if flipped else (N, M)
+        steps = f"{N}, 1" if flipped else f"1, {N}"
+        return (f"through({rows}, {name}, {self.tiles.index(left)}, {self.tiles.inside(left)}, {steps}, row_at, {summed}, "
+                f"B{summed}, {flipped}, HELD, {plus})")
 
     def _load_start(self, node: Node) -> str:
         """The state before the token: as the forward left it after the token before, or the initial one."""
@@ -148,7 +168,9 @@ class CellWriter(KernelWriter):
         inner = [f"row_at = {at}", "row = tl.cast(row_at, tl.int64) * SIGN", "live = row_at < length"]
         if self.launch.reverse and self.launch.starts:
             inner += ["later, starting = live & (rows + row_at > rows), live & (rows + row_at == rows)"]
-        return ["for i in tl.range(0, longest, num_stages=STAGES):",
+        # what is asked for at every token would have its addresses made before the loop, and fill the registers
+        moved = ", disable_licm=not HELD" if self.weights else ""
+        return [f"for i in tl.range(0, longest, num_stages=STAGES{moved}):",
                 *[_indented(line, 1).rstrip("\n") for line in inner + self.body]]
 
     def _final(self, sums: list[Store]) -> list[str]:
@@ -169,6 +191,36 @@ def weights(at, offsets, mask, row_at, LOAD: tl.constexpr):
     else:
         found = at
     return found
+
+
+@triton.jit
+def through(x, at, in_y, has_y, Y_STEP: tl.constexpr, Z_STEP: tl.constexpr, row_at, Z: tl.constexpr, BZ: tl.constexpr,
+            FLIPPED: tl.constexpr, HELD: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, total=None):
+    """x [C, Z] @ weights [Z, Y] (+ total): a tile that is held (FLIPPED: [Y, Z]), or an address behind which (z, y) is at
+    z * Z_STEP + y * Y_STEP: then 16 KB of them at a time, which come from the L2 at every token."""
+    BY: tl.constexpr = in_y.shape[0]
+    PART: tl.constexpr = min(BZ, 16384 // (BY * (at.dtype.element_ty.primitive_bitwidth // 8 if not HELD else 1)))
+    if HELD:
+        if FLIPPED:
+            total = dot(x, tl.trans(at), OPERAND, PRECISION, total)
+        else:
+            total = dot(x, at, OPERAND, PRECISION, total)
+    elif PART == BZ:
+        z = tl.arange(0, BZ)
+        rows = tl.load(at + tl.minimum(row_at, 0) + z[:, None] * Z_STEP + in_y[None, :] * Y_STEP,
+                       mask=(z < Z)[:, None] & has_y[None, :], other=0.0)
+        total = dot(x, rows, OPERAND, PRECISION, total)
+    else:
+        if total is None:
+            total = tl.zeros([x.shape[0], BY], tl.float32)
+        parts = tl.reshape(x, [x.shape[0], BZ // PART, PART])
+        which = tl.arange(0, BZ // PART)[None, :, None]
+        for part in range(BZ // PART):
+            z = part * PART + tl.arange(0, PART)
+            rows = tl.load(at + tl.minimum(row_at, 0) + z[:, None] * Z_STEP + in_y[None, :] * Y_STEP,
+                           mask=(z < Z)[:, None] & has_y[None, :], other=0.0)
+            total = dot(tl.sum(tl.where(which == part, parts, 0.0), 1), rows, OPERAND, PRECISION, total)
+    return total
 
 
 def on_chip(x, *blocks):

@@ -112,5 +112,9 @@ def test_weights_that_do_not_fit_are_read_at_every_token():
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
+def test_weights_come_a_part_at_a_time_where_a_matrix_of_them_fills_the_registers():
+    check(mixc.load("gru"), 2, B=1, H=1, size=130)  # of 130 rows of 130, 16 at a time
+
+
 def test_what_has_no_kernel():
     assert not backends.has_chunk_program(spec("tanh_memory"))
