@@ -24,6 +24,10 @@ def sequential() -> mixc.Mixer:
     return mixc.loads(SEQUENTIAL)
 
 
+def without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends.shutil, "which", lambda *_: None)
+
+
 def without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     found = backends.importlib.util.find_spec
     monkeypatch.setattr(backends.importlib.util, "find_spec",
@@ -36,6 +40,8 @@ CAUSES = {
     "MX311": (lambda patch: (without_triton(patch), mixc.load("simple_gla")(
         *(torch.zeros(1, 2, 1, 3) for _ in "qkv"), torch.zeros(1, 2, 1), backend="triton")), "not installed"),
     "MX312": (lambda _: mixc.load("simple_gla").emit(target="abacus"), "no target"),
+    "MX313": (lambda patch: (without_compiler(patch), mixc.load("hgrn")(
+        *[torch.zeros(1, 2, 1, 3)] * 2, backend="torch.compile")), "C++ compiler"),
     "MX401": (lambda _: mixc.load("no_such_mixer"), "no_such_mixer"),
     "MX402": (lambda _: mixc.loads(TWO, "c"), "`c`"),
     "MX403": (lambda _: Mixer(scalar_decay("log")).text, "no text"),

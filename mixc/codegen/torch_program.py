@@ -17,7 +17,7 @@ from typing import Any
 
 from mixc.codegen import torch_prelude, torch_scan_prelude, torch_span, torch_span_prelude
 from mixc.codegen.torch_contract import better_transposed
-from mixc.codegen.torch_stages import Level, Stages, above, origin, small, stages
+from mixc.codegen.torch_stages import Level, Stages, above, affine_updates, origin, small, stages
 from mixc.codegen.torch_values import RESERVED, Dims, Names, Value, safe, size_of
 from mixc.codegen.torch_writer import Writer
 from mixc.ir.node import ROW, Node, postorder
@@ -274,7 +274,7 @@ class _Function:
         s = self.stages
         if not s.carried or s.single:
             return
-        if updates := self._affine_updates():
+        if updates := affine_updates(s):
             self.made.carries = True
             for (a, b), (d, _, _), name in zip(updates, s.carried, self._leaf_names(), strict=True):
                 factor = w.full(a, d.dims) if s.level[a] == Level.NUMBER else w.value(a).over(d.dims)
@@ -325,18 +325,6 @@ class _Function:
             text = v.text if v.scalar else v.over(d.dims)
             w.lines.append(f"    {name}_to[0].{'fill_' if v.scalar else 'copy_'}({text})")
         w.lines += ["    if finish[0] is not None:", "        finish[0]()"]
-
-    def _affine_updates(self) -> list[tuple[Node, Node]]:
-        """(a, b) of every state, where next = a * state + b is all that the loop does."""
-        s, found, inside = self.stages, list[tuple[Node, Node]](), set[Node]()
-        for _, leaf, nxt in s.carried:
-            for m, b in (nxt.args, nxt.args[::-1]) if nxt.op == "add" else ():
-                if m.op == "mul" and leaf in m.args and s.level[b] < Level.CARRIED:
-                    a = m.args[m.args[0] is leaf]
-                    if s.level[a] < Level.CARRIED and a is not leaf:
-                        found.append((a, b))
-                        inside |= {nxt, m}
-        return found if len(found) == len(s.carried) and not s.kept and set(s.loop) <= inside else []
 
     def _align_once(self, inner: Writer, loops: list[str], sources: list[str]) -> None:
         """A view that every round would make of its slice is made before the slicing: `c[:, None].split(...)`."""

@@ -131,6 +131,19 @@ def stages(program: Program, saved: frozenset[Node] = frozenset(), partial: bool
     return s
 
 
+def affine_updates(s: Stages) -> list[tuple[Node, Node]]:
+    """(a, b) of every state, where next = a * state + b is all that the loop does."""
+    found, inside = list[tuple[Node, Node]](), set[Node]()
+    for _, leaf, nxt in s.carried:
+        for m, b in (nxt.args, nxt.args[::-1]) if nxt.op == "add" else ():
+            if m.op == "mul" and leaf in m.args and s.level[b] < Level.CARRIED:
+                a = m.args[m.args[0] is leaf]
+                if s.level[a] < Level.CARRIED and a is not leaf:
+                    found.append((a, b))
+                    inside |= {nxt, m}
+    return found if len(found) == len(s.carried) and not s.kept and set(s.loop) <= inside else []
+
+
 def _early(nodes: list[Node], level: dict[Node, Level]) -> list[Node]:
     found: dict[Node, None] = {}
     for n in nodes:

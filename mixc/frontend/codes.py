@@ -54,6 +54,7 @@ LATER = {
     "MX310": "a mixer without Triton kernels, where they are asked for",
     "MX311": "Triton is not installed",
     "MX312": "an unknown target",
+    "MX313": "no C++ compiler, where compiled bodies are asked for",
     "MX401": "an unknown spec",
     "MX402": "a file without the mixer asked for, or with several",
     "MX403": "a mixer that was made from a program and has no text",

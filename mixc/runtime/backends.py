@@ -8,6 +8,8 @@ in any dtype at least as wide as promised.  It handles `call.rows` itself.
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -46,6 +48,25 @@ def torch_backend(mixer: Mixer, call: Call) -> Results:
     if is_complex(call.program) and planes.real_program(call.program) is None:
         return sequential.run(differentiable_once(call))
     return context.run(differentiable_once(call), lambda c: _of_planes(c, cells.run))
+
+
+def compiled_backend(mixer: Mixer, call: Call) -> Results:
+    """The torch backend, what scans as bodies that `torch.compile` made: compiled once a mixer, whatever the lengths.
+
+    Raises:
+        SpecError: MX313, no C++ compiler.
+    """
+    if not has_torch_program(mixer):
+        return torch_backend(mixer, call)
+    if call.device.type == "cpu" and not _cpp_compiler():
+        raise SpecError(Diagnostic("MX313", 'backend="torch.compile" needs a C++ compiler, and finds none',
+                                   help='install g++ or clang++, or name one in CXX; backend="torch" needs none'))
+    return context.run(call, lambda c: _of_planes(c, lambda real: chunked.run(real, fused=True)))
+
+
+def _cpp_compiler() -> bool:
+    names = (os.environ["CXX"],) if os.environ.get("CXX") else ("g++", "clang++")
+    return any(map(shutil.which, names))
 
 
 def _of_planes(call: Call, run: Callable[[Call], Results]) -> Results:
@@ -100,7 +121,8 @@ def _chunked(module: str) -> Backend | None:
     return getattr(importlib.import_module(name), "run", None)
 
 
-BACKENDS: dict[str, Backend] = {"reference": reference, "torch": torch_backend, "triton": triton_backend}
+BACKENDS: dict[str, Backend] = {"reference": reference, "torch": torch_backend, "torch.compile": compiled_backend,
+                                "triton": triton_backend}
 
 
 def choose(mixer: Mixer, name: Any, device: torch.device) -> str:

@@ -32,14 +32,15 @@ BAND_BYTES = 1 << 22
 SCAN_ROWS, SCAN_BYTES = 16, 1 << 22  # where all work is row after row: slabs of 65,536 values, which two threads share
 
 
-def run(call: Call, C: int | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Outs [B, T, H, ...] and final states [N, H, ...] by name.  C: the chunk length (default: by rule)."""
+def run(call: Call, C: int | None = None, fused: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Outs [B, T, H, ...] and final states [N, H, ...] by name.  C: the chunk length (default: by rule).
+    `fused`: what scans runs as bodies that `torch.compile` made."""
     code = compiled(call.program)
     ins, params = list(call.ins.values()), list(call.params.values())
     starts = [_start(call, d) for d in call.program.states]
     needs = torch.is_grad_enabled() and any(x.requires_grad for x in [*ins, *params, *starts])
     with torch.autocast(call.device.type, enabled=False):
-        found = _Chunked.apply(_Run(code, call, C, needs), *ins, *params, *starts)
+        found = _Chunked.apply(_Run(code, call, C, needs, fused), *ins, *params, *starts)
     outs = [d.name for d in call.program.outs]
     return dict(zip(outs, found, strict=False)), dict(zip([d.name for d in call.program.states], found[len(outs):],
                                                         strict=True))
@@ -97,7 +98,7 @@ def chunk_length(longest: int) -> int:
 class _Run:
     """One call: where its tokens are, and the functions that run its segments."""
 
-    def __init__(self, code: Compiled, call: Call, C: int | None, needs: bool):
+    def __init__(self, code: Compiled, call: Call, C: int | None, needs: bool, fused: bool = False):
         self.code, self.call, self.program, self.needs = code, call, call.program, needs
         spans = call.rows.T if call.rows.dense else max((n for _, n in call.rows.sequences()), default=0)
         self.borrow = code.scans and call.rows.dense and call.H == 1 and all(
@@ -106,7 +107,8 @@ class _Run:
         widths = [math.prod(call.sizes[n] for n in d.dims) for d in self.program.states]
         slab = call.rows.N * call.H * max(widths, default=1)
         most = min(code.longest, 32) if code.single and slab > 4096 else code.longest  # its rows stay in cache
-        self.C = C or (SCAN_ROWS if code.scans else min(most, chunk_length(spans)))
+        self.fused = fused and (code.scans or code.single)
+        self.C = C or (SCAN_ROWS if code.scans or self.fused else min(most, chunk_length(spans)))
         levels = max(1, (self.C - 1).bit_length())
         self.sizes = {**call.sizes, ROW: self.C, COL: self.C, "_u": self.C, LEVEL: levels}
         self.shape = {"C": self.C, "levels": levels, **{safe(n): s for n, s in call.sizes.items()}}
@@ -225,6 +227,11 @@ class _Run:
     def reverse(s: Segment) -> bool:
         return s.program.reverse
 
+    def _fused(self, group: Group, wanted: frozenset[str] | None) -> Segment | None:
+        if not self.fused or group.whole.partial:
+            return None
+        return self.code.fused(self.finite, self.C, wanted, self.borrows(group))
+
     # ------------------------------------------------------------ forward
     def forward(self, tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         call, program = self.call, self.program
@@ -242,7 +249,8 @@ class _Run:
             flows = [_Flow(self, d, final[band.low:band.high].flatten(0, 1), band)
                      for d, final in zip(program.states, finals, strict=True)]
             for group in band.groups:
-                s = self.code.forward(group.whole.partial, self.finite, self.needs, self.order, self.borrows(group))
+                s = self._fused(group, None) or self.code.forward(
+                    group.whole.partial, self.finite, self.needs, self.order, self.borrows(group))
                 key = (s.partial, self.borrows(group))
                 if key not in constants:
                     constants[key] = self._constants(s, params)
@@ -303,7 +311,8 @@ class _Run:
             flows = [_BackFlow(self, d, dF[band.low:band.high].flatten(0, 1), band, s0)
                      for d, dF, s0 in zip(program.states, final, starts, strict=True)]
             for group in reversed(band.groups):
-                s = self.code.backward(group.whole.partial, self.finite, wanted, self.order, self.borrows(group))
+                s = self._fused(group, wanted) or self.code.backward(
+                    group.whole.partial, self.finite, wanted, self.order, self.borrows(group))
                 key = (s.partial, self.borrows(group))
                 if key not in constants:
                     constants[key] = self._constants(s, params)

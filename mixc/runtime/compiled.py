@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
+from mixc.codegen.torch_fused import fused_segment
 from mixc.codegen.torch_program import Segment, needs_single, prepare, segment
 from mixc.ir.node import COL, ROW, Node, make, postorder, substitute
 from mixc.ir.program import Program
@@ -31,12 +33,15 @@ def compiled(step: Program) -> Compiled:
     return found[1]
 
 
+NONE = object()
+
+
 class Compiled:
     def __init__(self, step: Program):
         self.step = step
         self._prepared: dict[tuple[bool, bool, bool, bool], Program] = {}
         self._saves: dict[tuple[bool, bool, bool], tuple[Node, ...]] = {}
-        self._segments: dict[object, Segment] = {}
+        self._segments: dict[object, Any] = {}
 
     @cached_property
     def chunk(self) -> Program:
@@ -112,3 +117,13 @@ class Compiled:
             self._segments[key] = segment(replace(program, results=results), partial,
                                           self.saves(partial, finite, borrowed), self.single, order, borrowed)
         return self._segments[key]
+
+    def fused(self, finite: bool, C: int, wanted: frozenset[str] | None, borrowed: bool) -> Segment | None:
+        """For `torch.compile`, forward (`wanted` None) or backward; None: its rows are no work entry by entry."""
+        key = ("fused", finite, C, wanted, borrowed)
+        if key not in self._segments:
+            program = self.prepared(False, finite, wanted is not None, borrowed)
+            results = tuple(r for r in program.results if wanted is None or r.role == "next" or r.name in wanted)
+            self._segments[key] = fused_segment(replace(program, results=results), self.single, C) or NONE
+        found = self._segments[key]
+        return None if found is NONE else found
