@@ -21,7 +21,8 @@ from mixc.codegen.offline import Report
 from mixc.targets import Target
 
 CHUNKS = [16, 32, 64, 128]
-SEGMENTS = [64, 128, 256]
+SEGMENTS = [16, 32, 64, 128, 256]
+KEPT = 0.4  # the most that states kept for the backward may add to the bytes of inputs, outs and gradients
 ESTIMATED = " (estimated)"
 
 
@@ -86,9 +87,16 @@ class LaunchSpace:
     def spaces(self) -> list[tuple[Space, LaunchModel, Costs]]:
         return [self._space(rows, counts) for rows, counts in self.traces]
 
+    def segments(self) -> list[int]:
+        """Rows from one kept state to the next: few need nothing formed again, and cost bytes and memory."""
+        shape, program, starts = self.shape, self.kernel.launch.program, self.kernel.launch.starts
+        kept = 2 * sum(shape.of(program.decl(s).dims) for s in starts)
+        moved = 3 * sum(shape.of(d.dims) for d in program.ins) + 2 * sum(shape.of(d.dims) for d in program.outs)
+        return [s for s in SEGMENTS if s >= 64 or (starts and kept <= KEPT * moved * s)]
+
     def _space(self, rows: list[int], counts: Counts) -> tuple[Space, LaunchModel, Costs]:
         space, sizes, target = Space(), dict(self.shape.dims), self.target
-        names: dict[str, Any] = {"C": space.variable("C", rows), "SEGMENT": space.variable("segment", SEGMENTS)}
+        names: dict[str, Any] = {"C": space.variable("C", rows), "SEGMENT": space.variable("segment", self.segments())}
         for d in self.kernel.dims:
             full = padded(sizes[d])
             if d in self.kernel.launch.split:

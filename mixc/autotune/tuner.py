@@ -58,7 +58,8 @@ class Schedule:
         Raises:
             Infeasible: the limits of the target leave none."""
         each = {name: _first_by_segment(space) for name, space in self.spaces.items()}
-        segment = min(SEGMENTS, key=lambda s: sum(found[s][0] for found in each.values()))
+        segment = min((s for s in SEGMENTS if all(s in found for found in each.values())),
+                      key=lambda s: sum(found[s][0] for found in each.values()))
         chosen = {name: found[segment][1]() for name, found in each.items()}
         return config_of(chosen, segment), chosen
 
@@ -67,7 +68,8 @@ class Schedule:
         that differ only in how far ahead they load the best one."""
         others = [_first_by_segment(space) for other, space in self.spaces.items() if other != name]
         joint = sorted(((seconds + sum(o[segment][0] for o in others), i, make)
-                        for i, (seconds, segment, make) in enumerate(self.spaces[name].best())), key=lambda f: f[:2])
+                        for i, (seconds, segment, make) in enumerate(self.spaces[name].best())
+                        if all(segment in o for o in others)), key=lambda f: f[:2])
         seen = set()
         for _, _, make in joint:
             c = make()
@@ -180,9 +182,11 @@ def _first_by_segment(space: LaunchSpace) -> dict[int, tuple[float, Callable[[],
     found: dict[int, tuple[float, Callable[[], Candidate]]] = {}
     for seconds, segment, make in space.best():
         found.setdefault(segment, (seconds, make))
-        if len(found) == len(SEGMENTS):
-            return found
-    raise space.infeasible()  # chunks of 16 rows fit every segment: no point at all
+        if len(found) == len(space.segments()):
+            break
+    if not found:
+        raise space.infeasible()
+    return found
 
 
 def config_of(chosen: Mapping[str, Candidate], segment: int) -> Config:

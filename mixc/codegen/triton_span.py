@@ -95,9 +95,9 @@ def exact(a, b, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def among(t, s, WHICH: tl.constexpr, h: tl.constexpr):
-    """Whether the sum for row t takes row s. "to_cut": the rows between t and the cut of its block of 2h rows, t's own
-    among them if it lies behind the cut ("to_cut_excl": not even then)."""
+def among(t, s, WHICH: tl.constexpr, level):
+    """Whether the sum for row t takes row s. "to_cut": the rows between t and the cut of its block of 2 << level rows,
+    t's own among them if it lies behind the cut ("to_cut_excl": not even then)."""
     if WHICH == "earlier":
         return t > s
     if WHICH == "earlier_and_own":
@@ -106,14 +106,14 @@ def among(t, s, WHICH: tl.constexpr, h: tl.constexpr):
         return t < s
     if WHICH == "later_and_own":
         return t <= s
-    cut = t // (2 * h) * (2 * h) + h
+    cut = ((t >> level) | 1) << level
     if WHICH == "to_cut":
         return ((s >= cut) & (s <= t)) | ((s > t) & (s < cut))
     return ((s >= cut) & (s < t)) | ((s > t) & (s < cut))
 
 
 @triton.jit
-def sum_of_rows(x, rows, WHICH: tl.constexpr, PRECISION: tl.constexpr, h: tl.constexpr = 1):
+def sum_of_rows(x, rows, WHICH: tl.constexpr, PRECISION: tl.constexpr, level=0):
     """[t, D]: the sum over the rows `among` those that WHICH names, a product with ones: nothing is subtracted.
     For half inputs x is split into two bf16, that is 16 bits."""
     x = x.to(tl.float32)
@@ -122,9 +122,9 @@ def sum_of_rows(x, rows, WHICH: tl.constexpr, PRECISION: tl.constexpr, h: tl.con
         D: tl.constexpr = x.shape[1]
         high = x.to(tl.bfloat16)
         parts = tl.join(high, (x - high.to(tl.float32)).to(tl.bfloat16))
-        ones = among(rows[:, None], (tl.arange(0, 2 * C) % C)[None, :], WHICH, h).to(tl.bfloat16)
+        ones = among(rows[:, None], (tl.arange(0, 2 * C) % C)[None, :], WHICH, level).to(tl.bfloat16)
         return tl.dot(ones, tl.reshape(tl.permute(parts, (2, 0, 1)), [2 * C, D]))
-    return exact(among(rows[:, None], rows[None, :], WHICH, h).to(tl.float32), x, PRECISION)
+    return exact(among(rows[:, None], tl.arange(0, x.shape[0])[None, :], WHICH, level).to(tl.float32), x, PRECISION)
 
 
 @triton.jit
@@ -190,43 +190,60 @@ def solve_columns(L, y, rows, TRANSPOSED: tl.constexpr):
 @triton.jit
 def cut_factor(g, rows, level: tl.constexpr, REACH: tl.constexpr, PRECISION: tl.constexpr):
     """[t, D]: the decay between a row and the cut of its block of 2h rows (REACH "excl": without the row's own)."""
-    if level > 0:
-        return tl.exp(sum_of_rows(g, rows, "to_cut_excl" if REACH == "excl" else "to_cut", PRECISION, 1 << level))
-    if REACH == "excl":
-        return tl.full(g.shape, 1.0, tl.float32)
-    return tl.exp(tl.where((rows % 2 == 1)[:, None], g, 0.0))
+    return tl.exp(sum_of_rows(g, rows, "to_cut_excl" if REACH == "excl" else "to_cut", PRECISION, level))
+
+
+@triton.jit
+def low_factors(g, rows, REACH: tl.constexpr, PRECISION: tl.constexpr):
+    """[4, t, D]: the same for blocks of 2, 4, 8 and 16 rows at once."""
+    C: tl.constexpr = g.shape[0]
+    D: tl.constexpr = g.shape[1]
+    at = tl.arange(0, 4 * C)
+    found = sum_of_rows(g, at % C, "to_cut_excl" if REACH == "excl" else "to_cut", PRECISION, (at // C)[:, None])
+    return tl.exp(tl.reshape(found, [4, C, D]))
 
 
 @triton.jit
 def cut_factors(g, rows, REACH: tl.constexpr, PRECISION: tl.constexpr):
-    """The same for all levels, where several products need them."""
-    C: tl.constexpr = g.shape[0]
-    LEVELS: tl.constexpr = 4 + (C > 16) + (C > 32) + (C > 64)
-    factors = (cut_factor(g, rows, 0, REACH, PRECISION),)
-    for level in tl.static_range(1, LEVELS):
+    """Those of low levels, and of every level above them: where several products need them."""
+    MORE: tl.constexpr = (g.shape[0] > 16) + (g.shape[0] > 32) + (g.shape[0] > 64)
+    factors = (low_factors(g, rows, REACH, PRECISION),)
+    for level in tl.static_range(4, 4 + MORE):
         factors = factors + (cut_factor(g, rows, level, REACH, PRECISION),)
     return factors
 
 
 @triton.jit
-def span_halves(g, rows, level: tl.constexpr, REACH: tl.constexpr, PRECISION: tl.constexpr):
-    """Of blocks of 2h rows: which rows lie in the later half, which share a block, the decays to the cut.
-    g: logs of decays, or the tuple of `cut_factors`."""
+def low_halves(g, rows, REACH: tl.constexpr, PRECISION: tl.constexpr):
+    """Of blocks of 2, 4, 8 and 16 rows at once: which rows lie in the later half, which share a block, the decays to
+    the cut. g: logs of decays, or the tuple of `cut_factors`."""
     if REACH == "given":
-        factor = g[level]
+        factor = g[0]
+    else:
+        factor = low_factors(g, rows, REACH, PRECISION)
+    level, t, s = tl.arange(0, 4)[:, None, None], rows[None, :, None], rows[None, None, :]
+    return ((t >> level) & 1) == 1, (t >> (level + 1)) == (s >> (level + 1)), factor
+
+
+@triton.jit
+def span_halves(g, rows, level: tl.constexpr, REACH: tl.constexpr, PRECISION: tl.constexpr):
+    """The same for blocks of 2 << level rows."""
+    if REACH == "given":
+        factor = g[level - 3]
     else:
         factor = cut_factor(g, rows, level, REACH, PRECISION)
-    block = rows // (2 << level)
-    return (rows % (2 << level) >= 1 << level)[:, None], block[:, None] == block[None, :], factor
+    block = rows >> (level + 1)
+    return (((rows >> level) & 1) == 1)[:, None], block[:, None] == block[None, :], factor
 
 
 @triton.jit
 def span_pair(x, y, g, rows, REACH: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
     """[t, s]: sum over D of x[t] y[s] exp(g[s+1] + ... + g[t]), 0 unless s < t (REACH "excl": to g[t-1])."""
-    C: tl.constexpr = x.shape[0]
-    LEVELS: tl.constexpr = 4 + (C > 16) + (C > 32) + (C > 64)
-    out = tl.zeros([C, C], tl.float32)
-    for level in tl.static_range(LEVELS):
+    MORE: tl.constexpr = (x.shape[0] > 16) + (x.shape[0] > 32) + (x.shape[0] > 64)
+    later, same, factor = low_halves(g, rows, REACH, PRECISION)
+    left, right = tl.where(later, x[None] * factor, 0.0), tl.where(later, 0.0, y[None] * factor)
+    out = tl.sum(tl.where(same, dot(left, tl.permute(right, (0, 2, 1)), OPERAND, PRECISION), 0.0), 0)
+    for level in tl.static_range(4, 4 + MORE):
         later, same, factor = span_halves(g, rows, level, REACH, PRECISION)
         left, right = tl.where(later, x * factor, 0.0), tl.where(later, 0.0, y * factor)
         out += tl.where(same, dot(left, tl.trans(right), OPERAND, PRECISION), 0.0)
@@ -236,10 +253,11 @@ def span_pair(x, y, g, rows, REACH: tl.constexpr, OPERAND: tl.constexpr, PRECISI
 @triton.jit
 def span_apply(A, y, g, rows, REACH: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
     """[t, D]: sum over s < t of A[t, s] y[s] exp(g[s+1] + ... + g[t])."""
-    C: tl.constexpr = y.shape[0]
-    LEVELS: tl.constexpr = 4 + (C > 16) + (C > 32) + (C > 64)
-    out = tl.zeros(y.shape, tl.float32)
-    for level in tl.static_range(LEVELS):
+    MORE: tl.constexpr = (y.shape[0] > 16) + (y.shape[0] > 32) + (y.shape[0] > 64)
+    later, same, factor = low_halves(g, rows, REACH, PRECISION)
+    found = dot(tl.where(same, A[None], 0.0), tl.where(later, 0.0, y[None] * factor), OPERAND, PRECISION)
+    out = tl.sum(tl.where(later, factor * found, 0.0), 0)
+    for level in tl.static_range(4, 4 + MORE):
         later, same, factor = span_halves(g, rows, level, REACH, PRECISION)
         found = dot(tl.where(same, A, 0.0), tl.where(later, 0.0, y * factor), OPERAND, PRECISION)
         out += tl.where(later, factor * found, 0.0)
@@ -249,10 +267,11 @@ def span_apply(A, y, g, rows, REACH: tl.constexpr, OPERAND: tl.constexpr, PRECIS
 @triton.jit
 def span_apply_back(A, x, g, rows, REACH: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
     """[s, D]: sum over t > s of A[t, s] x[t] exp(g[s+1] + ... + g[t])."""
-    C: tl.constexpr = x.shape[0]
-    LEVELS: tl.constexpr = 4 + (C > 16) + (C > 32) + (C > 64)
-    out = tl.zeros(x.shape, tl.float32)
-    for level in tl.static_range(LEVELS):
+    MORE: tl.constexpr = (x.shape[0] > 16) + (x.shape[0] > 32) + (x.shape[0] > 64)
+    later, same, factor = low_halves(g, rows, REACH, PRECISION)
+    found = dot(tl.where(same, tl.trans(A)[None], 0.0), tl.where(later, x[None] * factor, 0.0), OPERAND, PRECISION)
+    out = tl.sum(tl.where(later, 0.0, factor * found), 0)
+    for level in tl.static_range(4, 4 + MORE):
         later, same, factor = span_halves(g, rows, level, REACH, PRECISION)
         found = dot(tl.trans(tl.where(same, A, 0.0)), tl.where(later, x * factor, 0.0), OPERAND, PRECISION)
         out += tl.where(later, 0.0, factor * found)
