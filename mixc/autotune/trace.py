@@ -356,7 +356,8 @@ class Trace:
         m, k, n = a.shape[-2], a.shape[-1], b.shape[-1]
         how = "half" if a.width == b.width == 2 else input_precision
         self.counts.direct[how] += 1
-        self.counts.products.append((times(m, *a.shape[:-2]), n, k, self.weight, how))  # a batch is one product, of more rows
+        rows = times(m, *a.shape[:-2])  # a batch is one product, of more rows
+        self.counts.products.append((rows, n, k, self.weight, how))
         return Tile((*a.shape[:-1], n))
 
     def _tl_trans(self, x: Tile, *_: Any) -> Tile:

@@ -94,9 +94,16 @@ class Schedule:
         left = {name: list(self._ranked(name)) for name in self.spaces}
         done, stopped = list[tuple[Candidate, Candidate]](), False
         for turn in range(4):
-            short = [n for n in left if turn < 2 or not any(c.good for _, c in done if c.launch == n)]
+            good = {n: {c.segment for _, c in done if c.launch == n and c.good} for n in left}
+            if turn >= 2 and set.intersection(*good.values()):
+                break
             count = min(2, best) if turn == 0 else best - 2 if turn == 1 else best
-            columns = [_next(left[n], [d for d in done if d[0].launch == n], count, self.target) for n in short]
+            columns = []
+            for n in left:
+                rest = [segments for o, segments in good.items() if o != n]
+                others = set.intersection(*rest) if turn >= 2 and rest else set()
+                if turn < 2 or not good[n] or others:  # of segments for which the other launches have one
+                    columns.append(_next(left[n], [d for d in done if d[0].launch == n], count, self.target, others))
             wanted = [c for row in itertools.zip_longest(*columns) for c in row if c is not None]
             if wanted:
                 found, stopped = self._compiled(wanted, workers, limit, start + budget, advance)
@@ -159,16 +166,17 @@ class Schedule:
 
 
 def _next(left: list[Candidate], done: list[tuple[Candidate, Candidate]], count: int,
-          target: Target) -> list[Candidate]:
+          target: Target, segments: set[int]) -> list[Candidate]:
     """Take the next candidates out of `left`: in order, but where all so far spilled, those that should not by what
     the estimates were wrong by; if there are none, those with fewest registers."""
+    pool = [c for c in left if c.segment in segments] or left
     if done and not any(c.good for _, c in done):
         needs = [c.report.registers + c.report.spill / 8 - was.registers for was, c in done if c.report]
         wrong = max(0.0, min(needs, default=64.0))
-        fits = [c for c in left if c.registers + wrong <= target.registers_thread]
-        picked = (fits or sorted(left, key=lambda c: c.registers))[:count]
+        fits = [c for c in pool if c.registers + wrong <= target.registers_thread]
+        picked = (fits or sorted(pool, key=lambda c: c.registers))[:count]
     else:
-        picked = left[:count]
+        picked = pool[:count]
     for c in picked:
         left.remove(c)
     return picked

@@ -208,7 +208,10 @@ class KernelWriter:
         def part(n: Node) -> float:
             """Of a register, for one number of a matrix; loads and operands have half the bits."""
             return 0.0 if len(n.dims) < 2 else 0.5 if n not in held and (not n.args or n in tiles.operands) else 1.0
-        found = schedule(roots, held, lambda n: part(n) * numbers(n.dims, _NOMINAL), tiles.grouped, kept)
+        def within(n: Node) -> float:
+            """The factors of four levels, and what they multiply."""
+            return 6.0 * numbers(n.args[2].dims, _NOMINAL) if n.op == "span_contract" else 0.0
+        found = schedule(roots, held, lambda n: part(n) * numbers(n.dims, _NOMINAL), tiles.grouped, kept, within)
         self.alive += [[(n.dims, part(n)) for n in tiles] for tiles in found.alive]
         self.vectors = max(self.vectors, found.vectors)
         return found.statements

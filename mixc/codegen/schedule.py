@@ -34,20 +34,22 @@ class Order:
 
 
 def schedule(roots: list[Node], held: set[Node], size: Callable[[Node], float],
-             inside: Callable[[Node], bool] = lambda n: False, kept: tuple[Node, ...] = ()) -> Order:
+             inside: Callable[[Node], bool] = lambda n: False, kept: tuple[Node, ...] = (),
+             within: Callable[[Node], float] = lambda n: 0.0) -> Order:
     """Every statement below `roots`, ordered.
 
     Args:
         held: tiles that are there from the beginning (what the loop carries).
         size: of a node's tile. inside: does a node stand in the expression that uses it?
-        kept: roots that stay alive to the end; the others are stored as soon as they are formed."""
+        kept: roots that stay alive to the end; the others are stored as soon as they are formed.
+        within: what a statement needs while it runs, beside what it takes and makes."""
     order, needs = [], dict[Node, set[Node]]()
     for n in postorder(roots):
         needs[n] = set().union(*(needs[a] if _passes(a, inside) and a not in held else {a} for a in n.args))
         if not _passes(n, inside):
             order.append(n)
     big = [n for n in order if n.args and n not in held and (size(n) >= 1 or any(size(a) >= 1 for a in needs[n]))]
-    problem = _Problem(big, needs, held, size, {source(k) for k in kept})
+    problem = _Problem(big, needs, held, size, {source(k) for k in kept}, within)
     path = problem.search()
     statements = _with_the_rest([big[i] for i in path], order, needs, held, roots)
     return Order(statements, problem.alive(path), _vectors(statements, needs))
@@ -76,7 +78,7 @@ class _Problem:
     """Matrices as bits: what each needs, who uses it, how large it is."""
 
     def __init__(self, big: list[Node], needs: dict[Node, set[Node]], held: set[Node], size: Callable[[Node], float],
-                 kept: set[Node]):
+                 kept: set[Node], within: Callable[[Node], float]):
         rank = {n: i for i, n in enumerate(needs)}
         self.count = len(big)
         at = {n: i for i, n in enumerate(big)}
@@ -99,7 +101,7 @@ class _Problem:
                 found |= 1 << i
             self.needs.append(found)
         self.tiles = [*big, *tiles]
-        self.size = [size(n) for n in self.tiles]
+        self.size, self.within = [size(n) for n in self.tiles], [within(n) for n in big]
         self.users = [0] * len(self.tiles)
         for i, mask in enumerate(self.needs):
             for j in _bits(mask):
@@ -160,7 +162,7 @@ class _Problem:
             alive &= ~(1 << j)
             dead += self.size[j]
         # a tile may be written over one that dies, as large or larger
-        peak = size + max(0.0, self.size[i] - dead)
+        peak = size + max(self.within[i], self.size[i] - dead)
         size += self.size[i] - dead
         if self.users[i] or self.forever >> i & 1:
             alive |= 1 << i

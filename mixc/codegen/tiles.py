@@ -8,7 +8,7 @@ padding of a block (dims are padded to powers of two) out of every sum.
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 
 from mixc.codegen.schedule import source
@@ -125,6 +125,11 @@ class Tiles:
         self.operands = _only_operands(nodes, roots)
         self.names: dict[Node, str] = {}
         self.spans = Counter((n.args[2], n.attr("reach")) for n in nodes if n.op == "span_contract")
+        self.spanned: dict[tuple[Node, Node, str], list[Node]] = defaultdict(list)  # by matrix, logs of decays and reach
+        for n in nodes:
+            if n.op == "span_contract":
+                for a in n.args[:2]:
+                    self.spanned[a, n.args[2], n.attr("reach")].append(n)
         self.factors: dict[tuple[Node, str], str] = {}  # by logs of decays and reach: what `cut_factors` gives
         self.taken = set(taken)
         self.rank = {d: i for i, d in enumerate((ROW, COL, "_u", *header))}
@@ -174,8 +179,9 @@ class Tiles:
                 code = self.expression(node)
                 if node in self.operands:
                     code = f"{_atom(code)}.to(OPERAND)"
-                self.names[node] = self.fresh(suggest(node))
-                self.emit(node, f"{self.names[node]} = {code}")
+                if node not in self.names:  # or formed together with another
+                    self.names[node] = self.fresh(suggest(node))
+                    self.emit(node, f"{self.names[node]} = {code}")
         return self.names[node]
 
     def ref(self, node: Node, want: tuple[str, ...], cast: bool = True) -> str:

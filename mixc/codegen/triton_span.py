@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from mixc.ir.node import COL, ROW, Node
+from mixc.ir.node import COL, ROW, Node, postorder
 
 if TYPE_CHECKING:
     from mixc.codegen.tiles import Tiles
@@ -39,12 +39,31 @@ def span_contract_code(tiles: Tiles, node: Node) -> str | None:
         if set(a.dims) == {ROW, d} and set(b.dims) == {COL, d}:
             return f"span_pair({tiles._clean(a, (ROW, d))}, {tiles._clean(b, (COL, d))}, {_decays(tiles, node, d)}, OPERAND, PRECISION)"
         return None
+    if (found := _applied(node, d)) is None:
+        return None
+    A, z, row = found
+    matrix = tiles.whole(A, (ROW, COL))
+    for other in tiles.spanned.get((A, g, node.attr("reach")), ()):  # the same matrix from the other side: one product
+        their = _applied(other, d)
+        if their and their[2] != row and other not in tiles.names and node not in postorder([other]) and other not in postorder([node]):
+            pair = [(node, z), (other, their[1])] if row == ROW else [(other, their[1]), (node, z)]
+            earlier, later = tiles.whole(pair[0][1], (COL, d)), tiles.whole(pair[1][1], (ROW, d))
+            for n, _ in pair:
+                tiles.names[n] = tiles.fresh("found")
+            tiles.emit(node, f"{tiles.names[pair[0][0]]}, {tiles.names[pair[1][0]]} = span_apply_both("
+                             f"{matrix}, {later}, {earlier}, {_decays(tiles, node, d)}, OPERAND, PRECISION)")
+            return tiles.names[node]
+    name = "span_apply" if row == ROW else "span_apply_back"
+    return f"{name}({matrix}, {tiles.whole(z, (COL if row == ROW else ROW, d))}, {_decays(tiles, node, d)}, OPERAND, PRECISION)"
+
+
+def _applied(node: Node, d: str) -> tuple[Node, Node, str] | None:
+    """The matrix of a product with one, what it is applied to, and the rows that come out."""
+    x, y, _ = node.args
     A, z = (x, y) if set(x.dims) >= BOTH else (y, x)
     row = ROW if ROW in node.dims else COL
-    if set(A.dims) != BOTH or set(node.dims) != {row, d} or set(z.dims) - BOTH != {d}:
-        return None
-    name = "span_apply" if row == ROW else "span_apply_back"
-    return f"{name}({tiles.whole(A, (ROW, COL))}, {tiles.whole(z, (COL if row == ROW else ROW, d))}, {_decays(tiles, node, d)}, OPERAND, PRECISION)"
+    fits = set(A.dims) == BOTH and set(node.dims) == {row, d} and set(z.dims) - BOTH == {d}
+    return (A, z, row) if fits else None
 
 
 def _decays(tiles: Tiles, node: Node, d: str) -> str:
@@ -113,18 +132,22 @@ def among(t, s, WHICH: tl.constexpr, level):
 
 
 @triton.jit
+def two_parts(x):
+    """[2t, D]: x in bf16, and behind it what is left of x."""
+    x = x.to(tl.float32)
+    high = x.to(tl.bfloat16)
+    parts = tl.join(high, (x - high.to(tl.float32)).to(tl.bfloat16))
+    return tl.reshape(tl.permute(parts, (2, 0, 1)), [2 * x.shape[0], x.shape[1]])
+
+
+@triton.jit
 def sum_of_rows(x, rows, WHICH: tl.constexpr, PRECISION: tl.constexpr, level=0):
     """[t, D]: the sum over the rows `among` those that WHICH names, a product with ones: nothing is subtracted.
     For half inputs x is split into two bf16, that is 16 bits."""
-    x = x.to(tl.float32)
     if PRECISION == "tf32":
-        C: tl.constexpr = x.shape[0]
-        D: tl.constexpr = x.shape[1]
-        high = x.to(tl.bfloat16)
-        parts = tl.join(high, (x - high.to(tl.float32)).to(tl.bfloat16))
-        ones = among(rows[:, None], (tl.arange(0, 2 * C) % C)[None, :], WHICH, level).to(tl.bfloat16)
-        return tl.dot(ones, tl.reshape(tl.permute(parts, (2, 0, 1)), [2 * C, D]))
-    return exact(among(rows[:, None], tl.arange(0, x.shape[0])[None, :], WHICH, level).to(tl.float32), x, PRECISION)
+        s = tl.arange(0, 2 * x.shape[0]) % x.shape[0]
+        return tl.dot(among(rows[:, None], s[None, :], WHICH, level).to(tl.bfloat16), two_parts(x))
+    return exact(among(rows[:, None], rows[None, :], WHICH, level).to(tl.float32), x.to(tl.float32), PRECISION)
 
 
 @triton.jit
@@ -198,9 +221,13 @@ def low_factors(g, rows, REACH: tl.constexpr, PRECISION: tl.constexpr):
     """[4, t, D]: the same for blocks of 2, 4, 8 and 16 rows at once."""
     C: tl.constexpr = g.shape[0]
     D: tl.constexpr = g.shape[1]
-    at = tl.arange(0, 4 * C)
-    found = sum_of_rows(g, at % C, "to_cut_excl" if REACH == "excl" else "to_cut", PRECISION, (at // C)[:, None])
-    return tl.exp(tl.reshape(found, [4, C, D]))
+    WHICH: tl.constexpr = "to_cut_excl" if REACH == "excl" else "to_cut"
+    level, t = tl.arange(0, 4)[:, None, None], rows[None, :, None]
+    if PRECISION == "tf32":
+        ones = among(t, (tl.arange(0, 2 * C) % C)[None, None, :], WHICH, level).to(tl.bfloat16)
+        return tl.exp(tl.dot(ones, tl.broadcast_to(two_parts(g)[None], [4, 2 * C, D])))
+    ones = among(t, rows[None, None, :], WHICH, level).to(tl.float32)
+    return tl.exp(exact(ones, tl.broadcast_to(g[None], [4, C, D]).to(tl.float32), PRECISION))
 
 
 @triton.jit
@@ -214,39 +241,39 @@ def cut_factors(g, rows, REACH: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def low_halves(g, rows, REACH: tl.constexpr, PRECISION: tl.constexpr):
-    """Of blocks of 2, 4, 8 and 16 rows at once: which rows lie in the later half, which share a block, the decays to
-    the cut. g: logs of decays, or the tuple of `cut_factors`."""
+def low_blocks(g, rows, REACH: tl.constexpr, PRECISION: tl.constexpr):
+    """Of blocks of 2, 4, 8 and 16 rows at once: which rows lie in the later half, between which rows the cut
+    lies, the decays to it. g: logs of decays, or the tuple of `cut_factors`."""
     if REACH == "given":
         factor = g[0]
     else:
         factor = low_factors(g, rows, REACH, PRECISION)
     level, t, s = tl.arange(0, 4)[:, None, None], rows[None, :, None], rows[None, None, :]
-    return ((t >> level) & 1) == 1, (t >> (level + 1)) == (s >> (level + 1)), factor
+    return ((t >> level) & 1) == 1, ((t >> level) ^ (s >> level)) == 1, factor
 
 
 @triton.jit
-def span_halves(g, rows, level: tl.constexpr, REACH: tl.constexpr, PRECISION: tl.constexpr):
+def blocks(g, rows, level: tl.constexpr, REACH: tl.constexpr, PRECISION: tl.constexpr):
     """The same for blocks of 2 << level rows."""
     if REACH == "given":
         factor = g[level - 3]
     else:
         factor = cut_factor(g, rows, level, REACH, PRECISION)
-    block = rows >> (level + 1)
-    return (((rows >> level) & 1) == 1)[:, None], block[:, None] == block[None, :], factor
+    block = rows >> level
+    return ((block & 1) == 1)[:, None], (block[:, None] ^ block[None, :]) == 1, factor
 
 
 @triton.jit
 def span_pair(x, y, g, rows, REACH: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
     """[t, s]: sum over D of x[t] y[s] exp(g[s+1] + ... + g[t]), 0 unless s < t (REACH "excl": to g[t-1])."""
     MORE: tl.constexpr = (x.shape[0] > 16) + (x.shape[0] > 32) + (x.shape[0] > 64)
-    later, same, factor = low_halves(g, rows, REACH, PRECISION)
-    left, right = tl.where(later, x[None] * factor, 0.0), tl.where(later, 0.0, y[None] * factor)
-    out = tl.sum(tl.where(same, dot(left, tl.permute(right, (0, 2, 1)), OPERAND, PRECISION), 0.0), 0)
+    later, apart, factor = low_blocks(g, rows, REACH, PRECISION)
+    z = (tl.where(later, x[None], y[None]) * factor).to(OPERAND)
+    out = tl.sum(tl.where(later & apart, dot(z, tl.permute(z, (0, 2, 1)), OPERAND, PRECISION), 0.0), 0)
     for level in tl.static_range(4, 4 + MORE):
-        later, same, factor = span_halves(g, rows, level, REACH, PRECISION)
-        left, right = tl.where(later, x * factor, 0.0), tl.where(later, 0.0, y * factor)
-        out += tl.where(same, dot(left, tl.trans(right), OPERAND, PRECISION), 0.0)
+        later, apart, factor = blocks(g, rows, level, REACH, PRECISION)
+        z = (tl.where(later, x, y) * factor).to(OPERAND)
+        out += tl.where(later & apart, dot(z, tl.trans(z), OPERAND, PRECISION), 0.0)
     return out
 
 
@@ -254,28 +281,34 @@ def span_pair(x, y, g, rows, REACH: tl.constexpr, OPERAND: tl.constexpr, PRECISI
 def span_apply(A, y, g, rows, REACH: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
     """[t, D]: sum over s < t of A[t, s] y[s] exp(g[s+1] + ... + g[t])."""
     MORE: tl.constexpr = (y.shape[0] > 16) + (y.shape[0] > 32) + (y.shape[0] > 64)
-    later, same, factor = low_halves(g, rows, REACH, PRECISION)
-    found = dot(tl.where(same, A[None], 0.0), tl.where(later, 0.0, y[None] * factor), OPERAND, PRECISION)
-    out = tl.sum(tl.where(later, factor * found, 0.0), 0)
+    later, apart, factor = low_blocks(g, rows, REACH, PRECISION)
+    out = tl.sum(factor * dot(tl.where(later & apart, A[None], 0.0), y[None] * factor, OPERAND, PRECISION), 0)
     for level in tl.static_range(4, 4 + MORE):
-        later, same, factor = span_halves(g, rows, level, REACH, PRECISION)
-        found = dot(tl.where(same, A, 0.0), tl.where(later, 0.0, y * factor), OPERAND, PRECISION)
-        out += tl.where(later, factor * found, 0.0)
+        later, apart, factor = blocks(g, rows, level, REACH, PRECISION)
+        out += factor * dot(tl.where(later & apart, A, 0.0), y * factor, OPERAND, PRECISION)
     return out
 
 
 @triton.jit
 def span_apply_back(A, x, g, rows, REACH: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
     """[s, D]: sum over t > s of A[t, s] x[t] exp(g[s+1] + ... + g[t])."""
-    MORE: tl.constexpr = (x.shape[0] > 16) + (x.shape[0] > 32) + (x.shape[0] > 64)
-    later, same, factor = low_halves(g, rows, REACH, PRECISION)
-    found = dot(tl.where(same, tl.trans(A)[None], 0.0), tl.where(later, x[None] * factor, 0.0), OPERAND, PRECISION)
-    out = tl.sum(tl.where(later, 0.0, factor * found), 0)
+    return span_apply_both(A, x, x, g, rows, REACH, OPERAND, PRECISION)[1]
+
+
+@triton.jit
+def span_apply_both(A, x, y, g, rows, REACH: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """span_apply(A, y) and span_apply_back(A, x): where one has rows of the later halves the other has the earlier."""
+    MORE: tl.constexpr = (y.shape[0] > 16) + (y.shape[0] > 32) + (y.shape[0] > 64)
+    later, apart, factor = low_blocks(g, rows, REACH, PRECISION)
+    both = tl.where(apart, tl.where(later, A[None], tl.trans(A)[None]), 0.0)
+    found = factor * dot(both, tl.where(later, x[None], y[None]) * factor, OPERAND, PRECISION)
+    out, back = tl.sum(tl.where(later, found, 0.0), 0), tl.sum(tl.where(later, 0.0, found), 0)
     for level in tl.static_range(4, 4 + MORE):
-        later, same, factor = span_halves(g, rows, level, REACH, PRECISION)
-        found = dot(tl.trans(tl.where(same, A, 0.0)), tl.where(later, x * factor, 0.0), OPERAND, PRECISION)
-        out += tl.where(later, 0.0, factor * found)
-    return out
+        later, apart, factor = blocks(g, rows, level, REACH, PRECISION)
+        both = tl.where(apart, tl.where(later, A, tl.trans(A)), 0.0)
+        found = factor * dot(both, tl.where(later, x, y) * factor, OPERAND, PRECISION)
+        out, back = out + tl.where(later, found, 0.0), back + tl.where(later, 0.0, found)
+    return out, back
 
 
 @triton.jit
