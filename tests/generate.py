@@ -204,16 +204,35 @@ class _Writer:
                 self.lines.append(self.update(state))
         self.lines.append(self.out())
 
+    # ------------------------------------------------ states that need each other
+    def coupled(self) -> None:
+        """Two or three matrices that take over from each other by numbers, corrected by what any of them holds."""
+        names = ("S", "M", "Z")[:2 + self.chance(25)]
+        self.states, side = dict.fromkeys(names, MATRIX), self.of("K", "K", "V")
+        for state in names:
+            if self.chance(25):
+                self.lines.append(self.out())
+            d = self.decay(MATRIX)
+            terms = [state if d is None else f"{d} * {state}"]
+            for other in names:
+                if other != state and self.chance(60):
+                    terms.append(f"{self.of('0.3', '-0.3', '0.2 * ' + self.name('a'))} * {other}")
+            added = [f"0.5 * {self.correction(self.of(*names), side)}".replace("* -", "* ") if self.chance(60)
+                     else f"{self.vector('K')} * {self.vector('V')}" for _ in range(self.draw(st.integers(1, 2)))]
+            self.lines.append(f"{state} = {' + '.join([*terms, *added])}")
+        self.lines.append(self.out())
+
     def side(self, state: str) -> str:
         """One side a state: corrections on both are no chunk."""
         return self.__dict__.setdefault("_sides", {}).setdefault(state, self.of("K", "K", "V"))
 
 
 @st.composite
-def specs(draw: Any, wide: bool = False) -> Spec:
-    """A spec of affine states. `wide`: decays along dims, low-rank corrections, micro-steps too."""
+def specs(draw: Any, wide: bool = False, coupled: bool = False) -> Spec:
+    """A spec of affine states. `wide`: decays along dims, low-rank corrections, micro-steps too; `coupled`: matrices
+    that need each other."""
     w = _Writer(draw, wide)
-    w.body()
+    w.coupled() if coupled else w.body()
     loops = any("for n in N" in line for line in w.lines)
     for dim, name in (("K", "q"), ("V", "v")):  # some tensor must say how large a dim is
         if not any(f"[{dim}]" in text and "const" not in text for text in w.used.values()):

@@ -74,6 +74,17 @@ def test_affine(number: int) -> None:
     run()
 
 
+@pytest.mark.parametrize("number", seeds(SPECS // 6))
+def test_coupled(number: int) -> None:
+    @seed(number)
+    @QUIET
+    @given(specs(coupled=True), calls(gates=(1.0, 0.1, "zero", "forget"), dtype=(torch.float64,)),
+           st.sampled_from([8, 4, 16, 64]))
+    def run(spec, call, C):
+        check(spec, call, C, "torch", "chunk")
+    run()
+
+
 SMALL = calls(length=(17, 1, 5, 16, (0, 0, 3, 3, 20)), heads=("1", "2/1", "none"),
               dtype=(torch.float32, torch.bfloat16))
 

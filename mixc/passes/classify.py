@@ -37,7 +37,7 @@ def classify(step: Program) -> Program:
         if whole is not None:
             return replace(step, level="stages", groups=Split(whole).groups())
     with proving(step):
-        groups = _whole(step, [_group(step, names) for names in components(step)])
+        groups = _whole(step, _fed(step, [_group(step, names) for names in components(step)]))
     notes = tuple(_note(step, g) for g in groups if g.form == "sequential")
     return replace(step, level="stages", groups=tuple(groups), notes=(*step.notes, *notes))
 
@@ -117,6 +117,36 @@ def _group(step: Program, names: list[str]) -> Group:
     if scan is not None:
         return Group(tuple(names), "scan", scan)
     return Group(tuple(names), "sequential", _with_advice(step, names, refusal[0]))
+
+
+def _fed(step: Program, groups: list[Group]) -> list[Group]:
+    """Matrices that take over whole matrices, `S = a * S + M`, in one group with those, where that is of form chunk:
+    else all of M would be formed for every token."""
+    found: list[Group] = []
+    for g in groups:
+        feeding = [x for x in found if _reads(step, g, x)] if g.form != "chunk" else []
+        for some in (feeding, *([x] for x in feeding)):
+            between = [x for x in feeding if x not in some and any(_reads(step, x, y) for y in some)]
+            order = [s.name for s in step.states if any(s.name in x.states for x in (*some, g))]
+            states = [step.decl(n) for n in order]
+            if (some and not between and all(x.form == "chunk" for x in some) and len(states[0].dims) > 1
+                    and why_not_chunk(step, states) is None and _of_scalars(step, states)):
+                found = [x for x in found if x not in some]
+                g = Group(tuple(order), "chunk", _reason(step, states))
+                break
+        found.append(g)
+    return found
+
+
+def _reads(step: Program, group: Group, other: Group) -> bool:
+    below = set(postorder([step.result("next", n) for n in group.states]))
+    return any(step.decl(n).leaf() in below for n in other.states)
+
+
+def _of_scalars(step: Program, states: list[Decl]) -> bool:
+    forms = affine_forms(step, states)
+    updates = [forms.form(step.result("next", s.name)) for s in states]
+    return not any(d is not None and set(d.dims) & forms.dims for u in updates if u for d in u.decays.values())
 
 
 def scan_words(step: Program, states: list[Decl]) -> str | None:

@@ -111,7 +111,8 @@ class Cell:
                  *(n for nodes, *_ in made.weights.values() for n in nodes)]
         order = above(roots, given)
         tokens = depends(roots, [n for n in order if (not n.args and ROW in n.dims) or n in given])
-        exact = exact_nodes(order)
+        tokens |= {n for n in order if ROW in n.dims}  # nothing, repeated for every token
+        exact = exact_nodes(order) - tokens
         read = {a for n in order for a in n.args} | set(roots)
         return Half(p, carried, made, saved, tuple(n for n in order if n in exact and n in read),
                     tuple(n for n in order if n not in exact and n not in tokens),

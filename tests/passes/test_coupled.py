@@ -91,6 +91,22 @@ BODIES = {
     S = A
     out o[V] = q @ S + y @ N
     """,
+    "mean_of_a_memory": """
+    M = d * M + beta * k * (v - k @ M)
+    S = exp(g) * S + (1 - exp(g)) * M
+    out o[V] = q @ S
+    """,
+    "nothing_of_its_own": """
+    S = M + k * v
+    M = exp(g) * M + beta * y * (v - k @ S)
+    out o[V] = q @ S
+    """,
+    "fed_by_two": """
+    M = d * M + 0.5 * beta * y * (y @ M)
+    N = exp(g) * N + beta * k * (v - k @ M)
+    S = dd * S + 0.3 * M + 0.3 * N
+    out o[V] = q @ S
+    """,
     "reset_in_between": """
     M = where(beta < 0.4, 0, exp(g) * M) - beta * k * (v - k @ S)
     S = where(beta < 0.2, 0, d * S) - M

@@ -121,3 +121,8 @@ def test_all_gates_in_one_product_and_few_calls_a_token():
     assert len(backward) == 6 and sum("bmm" in c for c in backward) == 1
     gru = compiled(mixc.load("gru").declared, True)
     assert sum("bmm" in c for c in calls(gru.forward(True).loop.text)) == 1
+
+
+def test_a_state_that_nothing_reads_again():
+    """Its factor from token to token is 0, a number for every row."""
+    check(mixc.loads("mixer m(D) {\n in x[D]\n state h[D], g[D]\n g = 0.5 * x\n h = tanh(h) + x\n out o[D] = h\n}"))
