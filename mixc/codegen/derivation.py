@@ -87,12 +87,22 @@ def _cell(step: Program, kernels: bool) -> list[str]:
     made = cell_launches(step)
     lines = ["", "## Its adjoint, from the last token to the first", "", "Rows t are sequences, all at the same token.", "",
              "```", *equations(made.backward.program, "d"), "```", "", "## What runs", "",
-             "- forward and backward: one Triton kernel each over all tokens, states and weights of a head on chip, 16 "
-             f"sequences a program; on a CPU {torch}"]
+             "- forward and backward: one Triton kernel each over all tokens, states on chip, 16 sequences a program; on a "
+             f"CPU {torch}", *_weights(step)]
     kept = ", ".join(f"{s} (the out {k})" if k in {o.name for o in step.outs} else s for s, k in made.kept.items())
     lines += [f"- kept for the backward: the inputs, and after every token {kept}"] * bool(kept)
     weights = ", ".join(dict.fromkeys(f"d{p.param}" for p in made.products))
     return lines + [f"- products over all tokens, a launch each: {weights}"] * bool(weights)
+
+
+def _weights(step: Program) -> list[str]:
+    """Where the matrices of a head are, and what it costs if that is not on chip."""
+    values = " + ".join("*".join(d.dims) for d in step.params if len(d.dims) > 1)
+    if not values:
+        return []
+    return [f"- weights of a head, {values} values: on chip for all tokens where they take at most two thirds of a block's "
+            "shared memory (H100: 151 KB; the backward has them twice); larger ones come from the L2 at every token, 16 KB "
+            f"at a time: 2*({values}) bytes a program and token in bf16, twice that in the backward, some 18 ns a KB on an H100"]
 
 
 def split(step: Program) -> list[tuple[str, str, Node]]:
