@@ -191,7 +191,8 @@ class LaunchModel:
         if kind == "starts":
             dims = program.decl(name).dims if any(d.name == name for d in program.decls) else \
                 next(c.dims for c in self.kernel.launch.carries if c.name.endswith(name))
-            return ceil_div(shape.T, self.names["SEGMENT"]) * (sequences * shape.of(dims) * shape.operand)
+            kept = 4 if name in self.kernel.launch.exact else shape.operand
+            return ceil_div(shape.T, self.names["SEGMENT"]) * (sequences * shape.of(dims) * kept)
         for store in self.kernel.launch.stores:
             if store.name == name:
                 count = rows if store.kind == "rows" else sequences

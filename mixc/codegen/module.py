@@ -189,7 +189,9 @@ class Module:
 
     def _kept_lines(self) -> list[str]:
         lines = ["bound, segment_at = seqs.pieces(SEGMENT) if keep else (0, None)"]
-        return [*lines, *(f"{s}_starts = torch.empty({_shape('bound, H', self.p.decl(s).dims)}, dtype={self._out_dtype()}, "
+        def dtype(s: str) -> str:
+            return "torch.float32" if s in self.fwd.launch.exact else self._out_dtype()
+        return [*lines, *(f"{s}_starts = torch.empty({_shape('bound, H', self.p.decl(s).dims)}, dtype={dtype(s)}, "
                           "device=device)" for s in self.starts)]
 
     def _programs(self, tile: str) -> list[str]:

@@ -58,6 +58,8 @@ def signature(kernel: Kernel, dtype: str) -> dict[str, str]:
     def kind(a: str) -> str:
         if a in ("starts", "lengths", "segment_at"):
             return "constexpr"
+        if a.endswith("_starts") and a.removesuffix("_starts") in kernel.launch.exact:
+            return "*fp32"
         if a.endswith(("_ptr", "_starts", "_kept")):
             return f"*{dtype}"
         if a.endswith(("_initial", "_final", "_first")):

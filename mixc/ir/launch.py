@@ -54,8 +54,8 @@ class Launch:
 
     `starts`: states whose value at the start of every segment of chunks is stored (forward) or loaded
     (backward); `replay`: what a chunk leaves of each of them, by which the backward forms the states
-    inside a segment again; `split`: dims that programs may divide among them; `summed`: those of
-    `split` over which the stores without that dim are partial sums."""
+    inside a segment again; `exact`: states that are kept in fp32; `split`: dims that programs may divide among them;
+    `summed`: those of `split` over which the stores without that dim are partial sums."""
 
     name: str
     program: Program
@@ -65,6 +65,7 @@ class Launch:
     stores: tuple[Store, ...]
     starts: tuple[str, ...] = ()
     replay: tuple[Node, ...] = ()
+    exact: frozenset[str] = frozenset()
     split: tuple[str, ...] = ()
     summed: tuple[str, ...] = ()
 

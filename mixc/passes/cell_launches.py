@@ -19,6 +19,7 @@ from mixc.ir.program import Decl, Program
 from mixc.ir.ranges import proving
 from mixc.passes.cell import cell
 from mixc.passes.differentiate import cotangent_of_state, differentiate
+from mixc.passes.partition import in_exponents
 from mixc.passes.simplify import simplify
 
 
@@ -60,7 +61,7 @@ def cell_launches(step: Program) -> CellLaunches:
         leaves[p.right] for p in products if p.before}
     starts = tuple(n for n, leaf in leaves.items() if leaf in read)
     back = Launch(f"{step.name}_bwd", replace(bwd, decls=step.decls), "cells", True, carries, tuple(stores), starts)
-    exact = frozenset(_in_exponents(fwd))
+    exact = in_exponents(fwd)
     kept = {s: _kept_in(fwd, step.decl(s), s in exact, step.outs) for s in starts}
     products = [replace(p, right=kept[p.right]) if p.before else p for p in products]
     return CellLaunches(_split(_forward(step, fwd, kept)), _split(back), kept, exact, tuple(products))
@@ -150,17 +151,3 @@ def _of_live_rows(value: Node) -> Node:
             args = [make("live", a, fill=0.0) if ROW in a.dims else a for a in args]
         done[n] = n if tuple(args) == n.args else make(n.op, *args, **dict(n.attrs))
     return done[value]
-
-
-def _in_exponents(program: Program) -> set[str]:
-    """States whose absolute error an exponential sees: rounding them by half a percent changes a factor by far more."""
-    def above(n: Node) -> set[Node]:
-        found, stack = set[Node](), [n]
-        while stack:
-            x = stack.pop()
-            if x not in found:
-                found.add(x)
-                stack += [] if x.op in ("contract", "tanh", "sigmoid") else x.args
-        return found
-    seen = set[Node]().union(*(above(n) for n in postorder(program.values()) if n.op in ("exp", "expm1", "logaddexp")))
-    return {s.name for s in program.states if s.leaf() in seen}

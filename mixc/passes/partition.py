@@ -20,7 +20,8 @@ def fused_forward(program: Program, starts: tuple[str, ...] = ()) -> Launch:
     """One launch for outs and final states; of `starts` it keeps what each segment receives."""
     carries = tuple(Carry(s.name, s.leaf(), program.result("next", s.name), s.dims) for s in program.states)
     stores = tuple(Store("rows", o.name, program.result("out", o.name), o.dims, "out") for o in program.outs)
-    launch = Launch(f"{program.name}_fwd", program, "chunks", False, carries, stores, starts)
+    launch = Launch(f"{program.name}_fwd", program, "chunks", False, carries, stores, starts,
+                    exact=in_exponents(program))
     return _with_split(launch)
 
 
@@ -36,8 +37,23 @@ def fused_backward(forward: Program, backward: Program) -> Launch:
         stores.append(Store("partial", "d" + d.name, backward.result("sum", d.name), d.dims, "sum"))
     starts = _needed(forward, [c.next for c in carries] + [s.value for s in stores])
     launch = Launch(f"{forward.name}_bwd", backward, "chunks", True, tuple(carries), tuple(stores), starts,
-                    _replay(forward, starts))
+                    _replay(forward, starts), exact=in_exponents(forward))
     return _with_split(launch)
+
+
+def in_exponents(program: Program) -> frozenset[str]:
+    """States whose absolute error an exponential sees: rounding them by half a percent changes a factor by far more."""
+    def above(n: Node) -> set[Node]:
+        found, stack = set[Node](), [n]
+        while stack:
+            x = stack.pop()
+            if x not in found:
+                found.add(x)
+                stack += [] if x.op in ("contract", "tanh", "sigmoid") else x.args
+        return found
+    seen = set[Node]().union(*(above(n) for n in postorder(program.values())
+                               if n.op in ("exp", "expm1", "logaddexp") or n.attr("combine") == "log+"))
+    return frozenset(s.name for s in program.states if s.leaf() in seen)
 
 
 def _needed(forward: Program, roots: list[Node]) -> tuple[str, ...]:

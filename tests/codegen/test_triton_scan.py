@@ -109,5 +109,13 @@ def test_a_program_that_takes_several_blocks_in_turn_adds_up_what_they_have_in_c
     in_blocks(SHARED, Tile(16, (("D", 16), ("N", 16)), turns=2, turned="D"), D=35, N=17)
 
 
-def test_hgrn_compiles_for_sm_90_without_spills():
-    assert compiled("hgrn", "sm_90").count("spill=0") == 2
+def test_a_state_in_an_exponent_is_kept_in_full():
+    """Half a percent of m, in bf16, would be as much of all that was written before."""
+    text = mixc.load("mlstm_stabilised").emit()
+    assert "m_starts = torch.empty(bound, H, dtype=torch.float32" in text
+    assert "S_starts = torch.empty(bound, H, K, V, dtype=q.dtype" in text
+
+
+@pytest.mark.parametrize("name", ["hgrn", pytest.param("mlstm_stabilised", marks=pytest.mark.slow)])
+def test_compiled_for_sm_90_without_spills(name):
+    assert compiled(name, "sm_90").count("spill=0,") == 2
