@@ -45,6 +45,7 @@ class _Writer(Plan):
     def __init__(self, program: Program, carried: list[Carried], wanted: list[Node], saved: frozenset[Node]):
         super().__init__(program, carried, wanted, saved)
         self.lines: list[str] = []
+        self.once: dict[str, str] = {}  # views made before the loop
         self.free: dict[Dims, list[str]] = {}
         self.owner: dict[Node, str] = {}
 
@@ -145,7 +146,11 @@ class _Writer(Plan):
             self._emit_fan_out(self.fans[n])
         elif n in self.bundles:
             b = self.bundles[n]
-            self.line(f"torch.mul({b.given}, {self._named(b.common)[0]}.unsqueeze(2), out={b.into})")
+            common = self._named(b.common)[0]
+            if common in self.made.scratch:
+                self.once[f"{common}_s"] = f"{common}.unsqueeze(2)"
+            wide = f"{common}_s" if common in self.made.scratch else f"{common}.unsqueeze(2)"
+            self.line(f"torch.mul({b.given}, {wide}, out={b.into})")
             self.value |= {x: (self.place_of[x], self.axes(x)) for x in b.nodes}
             self.done |= set(b.nodes)
         else:
@@ -259,7 +264,7 @@ class _Writer(Plan):
         args = [f"{name}_{x}" for name, _, _ in made.carried for x in ("at", "to")]
         args += [*made.rows, *made.views, *made.keeps, *made.heads, *made.numbers, *made.weights, *made.scratch, *made.calls]
         head = ["import torch", "import torch.nn.functional as F", "", "from mixc.codegen.torch_prelude import guard", "", "",
-                f"def loop(*, {', '.join(args)}, dtype):",
+                f"def loop(*, {', '.join(args)}, dtype):", *(f"    {name} = {view}" for name, view in self.once.items()),
                 f"    for {', '.join(names)} in zip(", *(f"            {s}," for s in sources), "            strict=True):"]
         return "\n".join([*head, *self.lines]) + "\n"
 

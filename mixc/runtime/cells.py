@@ -151,8 +151,8 @@ class _Run:
 
     # ------------------------------------------------------------ one loop
     def loop(self, half: Half, s: Span, env: Env, known: Known, fixed: dict[str, Tensor],
-             places: dict[str, tuple[Tensor, ...]]) -> None:
-        """Runs it; what it leaves goes to `known`."""
+             places: dict[str, tuple[Tensor, ...]]) -> dict[str, _Slots]:
+        """Runs it; what it leaves goes to `known`.  Returns its stacks."""
         made, call, sizes = half.loop, self.call, self.sizes(s)
         evaluate([n for n, _ in made.rows.values()], env, known)
         evaluate([n for stack in made.stacks.values() for n in stack.given if n is not None], env, known)
@@ -180,6 +180,26 @@ class _Run:
         for n, (stack, i) in made.kept_in.items():
             (feature,) = (d for d in n.dims if d not in AXES)
             known[n] = align(buffers[stack][i:i + 1].flat, (*AXES, feature), n.dims, 0)
+        return buffers
+
+    def _weight_sums(self, half: Half, stacks: dict[str, _Slots], env: Env, known: Known) -> None:
+        """Sums over tokens and sequences of slots of one stack times the same value: one product for all of them."""
+        found: dict[tuple[str, Node], list[tuple[int, Node]]] = {}
+        for n in (r.value for r in half.program.results if r.role == "sum"):
+            for x, y in (n.args, n.args[::-1]) if n.op == "contract" else ():
+                if x in half.loop.kept_in and {*x.dims, *y.dims} == {*AXES, *n.dims} and len(n.dims) == 3 \
+                        and x.dims[:3] == y.dims[:3] == AXES and len(x.dims) == len(y.dims) == 4:
+                    stack, i = half.loop.kept_in[x]
+                    found.setdefault((stack, y), []).append((i, n))
+                    break
+        for (stack, y), sums in found.items():
+            if len(sums) > 1:
+                (Y,) = evaluate([y], env, known)
+                rows = [x.transpose(0, 1).flatten(1, 2) for x in (Y, stacks[stack].flat)]  # [_h, tokens, width]
+                both = _Slots(torch.bmm(rows[0].mT, rows[1]), stacks[stack].widths)
+                for i, n in sums:
+                    (f,) = (d for d in n.dims if d != HEADS and d not in y.dims)
+                    known[n] = align(both[i:i + 1].flat, (HEADS, y.dims[3], f), n.dims, 0)
 
     def _stack(self, made: Loop, name: str, known: Known, sizes: dict[str, int]) -> _Slots:
         stack = made.stacks[name]
@@ -298,8 +318,9 @@ class _Run:
             known |= {c: D[1:] for (_, c, _), D in zip(half.carried, cots, strict=True)}
             places = {f"{d.name}_{x}": D.unbind(0)[part][::-1] for d, D in zip(program.states, cots, strict=True)
                       for x, part in (("at", slice(1, None)), ("to", slice(None, -1)))}
-            self.loop(half, s, env, known, fixed, places)
+            stacks = self.loop(half, s, env, known, fixed, places)
             known |= self._states(half, cots, slice(None, -1), slice(1, None))
+            self._weight_sums(half, stacks, env, known)
             outputs = [r for r in half.program.results if r.role != "next"]
             for r, y in zip(outputs, evaluate([r.value for r in outputs], env, known), strict=True):
                 if r.role == "sum":
