@@ -10,7 +10,7 @@ from mixc.autotune.closed import closed_forms, state_traffic, told
 from mixc.autotune.token_cost import token_cost
 from mixc.autotune.tuner import schedule_of
 from mixc.cli.pictures import over_T, roofline
-from mixc.codegen.derivation import kernel_lines, split
+from mixc.codegen.derivation import kernel_lines, lowered, split
 from mixc.codegen.latex import aligned
 from mixc.codegen.mathml import equations, name, written
 from mixc.ir.program import Program
@@ -84,18 +84,14 @@ def _derived(m: Any) -> list[str]:
     from mixc.passes.cell import cell
     from mixc.passes.chunk import chunk
     from mixc.passes.classify import classify
-    from mixc.passes.context import context, has_context
     from mixc.passes.differentiate import differentiate
-    from mixc.passes.planes import is_complex, planes
     from mixc.passes.simplify import plain
 
-    step = context(m.declared).program if has_context(m.declared) else m.declared
-    real = planes(step) if is_complex(step) else step
-    if real is None or not step.states:
-        return []
+    real = lowered(m.declared)
     if "sequential" not in m.form.values():
         forward = chunk(classify(real))
-        kept = "the inputs, and the state at the start of every segment of chunks; the chunks between are formed again."
+        kept = "the inputs" + (", and the state at the start of every segment of chunks; the chunks between are formed "
+                               "again." if real.states else ".")
         titles = "One chunk of tokens", "Its adjoint, from the last chunk to the first"
     else:
         forward = cell(real)

@@ -37,6 +37,15 @@ def equations(p: Program, prefix: str = "") -> list[str]:
     return spelled(left) + again
 
 
+def lowered(step: Program) -> Program:
+    """What chunks are derived from: lags and positions are inputs, complex values their planes (where all have some)."""
+    from mixc.passes.context import context, has_context
+    from mixc.passes.planes import is_complex, planes
+
+    step = context(step).program if has_context(step) else step
+    return (planes(step) or step) if is_complex(step) else step
+
+
 def explain(step: Program) -> str:
     """Markdown: the step, the form of every state and why, the chunk's equations, and its adjoint."""
     from mixc.codegen.triton_program import has_kernels
@@ -51,15 +60,16 @@ def explain(step: Program) -> str:
              *_section("Form", forms or ["- no state"])]
     parts = [f"{kind}, {state}: {Spelling({}, whole=True).text(n)}" for kind, state, n in split(step)]
     lines += _formulas("What it was split into", parts) if parts else []
-    if not stages.groups or any(g.form == "sequential" for g in stages.groups):
+    step = lowered(step)
+    if any(g.form == "sequential" for g in stages.groups):
         token = "It runs token by token; `mixer.why` names the term that decided it."
         return "\n".join([*lines, "", token, *_cell(step, has_kernels(stages))]) + "\n"
-    forward = chunk(stages)
+    forward = chunk(classify(step))
     backward = differentiate(forward)
     rows = "Rows t and s of a chunk, x[s] is a value of row s; primed states are what the next chunk receives."
     program = "one Triton kernel each, the state on chip; on a CPU the same program in torch"
     runs = ["- forward and backward: " + (program if has_kernels(stages) else "the same program in torch, on any device"),
-            "- kept for the backward: the inputs, and the state at the start of every chunk",
+            "- kept for the backward: the inputs" + ", and the state at the start of every chunk" * bool(step.states),
             "- decode: the step on one token",
             *(f"- `{k}` {line}" for k, (told, _) in kernel_lines(step).items() for line in told)]
     lines += [*_formulas("One chunk of tokens", equations(plain(forward)), rows, ""),

@@ -310,7 +310,7 @@ class Module:
                 "initial = dict(initial_state or {})", *self._start_lines(names[0])]
         given = [*names, *(f"initial.get('{s}')" for s in states)]
         result = [safe(o.name) for o in self.outs] + [f"{s}_final" for s in states]
-        body.append(f"{', '.join(result)}{',' if len(result) == 1 else ''} = "
+        body.append(f"{', '.join(result)} = "
                     f"{self._class}.apply(seqs, {_join(consts)}{', '.join(given)})")
         final = "{" + ", ".join(f"'{s}': {s}_final" for s in states) + "} if output_final_state else None"
         outs = ", ".join(safe(o.name) for o in self.outs)

@@ -36,8 +36,6 @@ _modules: WeakKeyDictionary[Any, dict[Any, ModuleType]] = WeakKeyDictionary()
 @lru_cache(maxsize=256)
 def refused(stages: Program) -> SpecError | None:
     """Why a group of states has no kernels; None: all have.  Found by writing them: nothing else knows all of it."""
-    if not stages.groups:
-        return refuse("it has no state")
     try:
         kernels(replace(stages, level="step", groups=()))
     except SpecError as error:
