@@ -39,7 +39,7 @@ def scan_code(tiles: Tiles, node: Node) -> str:
         return f"{c} + {rest}"
     if node in tiles.before:  # one scan for both: a row is the update of the row before
         h, x, y = (tiles.ref(n, order) for n in (tiles.before[node], a, b))
-        return _UPDATE[node.attr("combine")].format(a=_one(x), h=h, b=y)
+        return (_JOIN if _only_joins(node) else _UPDATE)[node.attr("combine")].format(a=_one(x), h=h, b=y)
     return _call(tiles, "after", node, order)
 
 
@@ -51,6 +51,11 @@ def rows_before(nodes: list[Node]) -> dict[Node, Node]:
 def _is_before(n: Node) -> bool:
     x = n.args[0] if n.op == "previous" else n
     return n is not x and x.op == "scan" and x.args[2] is n.args[1] and x.attr("reverse") == n.attr("reverse")
+
+
+def _only_joins(scan: Node) -> bool:
+    """Does its factor leave every row as it is?"""
+    return is_number(scan.args[0], COMBINES[scan.attr("combine")].keep)
 
 
 def _one(code: str) -> str:
@@ -77,8 +82,9 @@ def pick_code(tiles: Tiles, node: Node) -> str:
 
 def _call(tiles: Tiles, which: str, scan: Node, order: tuple[str, ...]) -> str:
     a, b, start = scan.args
-    parts = [tiles.whole(a, order), tiles.whole(b, order), tiles.ref(start, order), str(scan.attr("reverse"))]
-    return f"{which}_{_NAMES[scan.attr('combine')]}({', '.join(parts)})"
+    moved = [] if _only_joins(scan) else [tiles.whole(a, order)]
+    parts = [*moved, tiles.whole(b, order), tiles.ref(start, order), str(scan.attr("reverse"))]
+    return f"{which}_{_NAMES[scan.attr('combine')]}{'' if moved else '_joined'}({', '.join(parts)})"
 
 
 # ---------------------------------------------------------------- states that drive each other
@@ -129,11 +135,13 @@ def after_block{n}({", ".join([*left, *vector("h")])}, REVERSE: tl.constexpr):
 _UPDATE = {"affine": "{a} * {h} + {b}", "max+": "tl.maximum({a} + {h}, {b})", "min+": "tl.minimum({a} + {h}, {b})",
            "maxx": "tl.maximum({a} * {h}, {b})", "minx": "tl.minimum({a} * {h}, {b})",
            "log+": "logaddexp({a} + {h}, {b})"}
+_JOIN = {c: code.replace("{a} + ", "").replace("{a} * ", "") for c, code in _UPDATE.items()}  # a leaves h as it is
 
 
 def scan_prelude(text: str) -> str:
     """The functions that a module's text calls."""
     found = [_functions(c) for c in COMBINES if f"_{_NAMES[c]}(" in text]
+    found += [_joined_functions(c) for c in COMBINES if f"_{_NAMES[c]}_joined(" in text]
     found += [_block_functions(n) for n in (2, 3) if f"after_block{n}(" in text]
     return "".join([*found, *([_ROW_BEFORE] if "row_before(" in text else [])])
 
@@ -156,9 +164,45 @@ def row_before(x, edge, REVERSE: tl.constexpr):
 '''
 
 
+def _nothing(combine: str) -> str:
+    return "0.0" if combine == "affine" else f"float('{COMBINES[combine].nothing}')"
+
+
+def _joined_functions(combine: str) -> str:
+    """Without a: it leaves what was there as it is."""
+    name, join = _NAMES[combine], _JOIN[combine].format
+    return f'''
+
+@triton.jit
+def {name}_joined(b1, b2):
+    return {join(h="b1", b="b2")}
+
+
+@triton.jit
+def {name}_joined_before(b1, q1, b2, q2):
+    """The same, and q without the last row."""
+    return {join(h="b1", b="b2")}, {join(h="b1", b="q2")}
+
+
+@triton.jit
+def after_{name}_joined(b, h, REVERSE: tl.constexpr):
+    """The state after every row, h coming in."""
+    B = tl.associative_scan(b, 0, {name}_joined, reverse=REVERSE)
+    return {join(h="h", b="B")}
+
+
+@triton.jit
+def before_{name}_joined(b, h, REVERSE: tl.constexpr):
+    """The state before every row."""
+    nothing = tl.full(b.shape, {_nothing(combine)}, tl.float32)
+    _, B = tl.associative_scan((b, nothing), 0, {name}_joined_before, reverse=REVERSE)
+    return {join(h="h", b="B")}
+'''
+
+
 def _functions(combine: str) -> str:
     c, name = COMBINES[combine], _NAMES[combine]
-    nothing = {"affine": "0.0"}.get(combine, f"float('{c.nothing}')")
+    nothing = _nothing(combine)
 
     def then(b: str) -> str:
         """b, which the later row's update is applied to (nothing times 0 is nothing)."""
