@@ -92,7 +92,11 @@ class LaunchSpace:
         shape, program, starts = self.shape, self.kernel.launch.program, self.kernel.launch.starts
         kept = 2 * sum(shape.of(program.decl(s).dims) for s in starts)
         moved = 3 * sum(shape.of(d.dims) for d in program.ins) + 2 * sum(shape.of(d.dims) for d in program.outs)
-        return [s for s in SEGMENTS if s >= 64 or (starts and kept <= KEPT * moved * s)]
+        # partial sums that fill the GPU with programs take their share: written, read to be added to, and merged
+        parts = min(dict(shape.dims)[self.turned] // 16, self.target.sms // (shape.B * shape.H)) if self.turned else 0
+        summed = 6 * parts * sum(shape.of(s.dims) for s in self.kernel.launch.stores
+                                 if s.kind == "rows" and self.turned not in s.dims) if parts > 1 else 0
+        return [s for s in SEGMENTS if s >= 64 or (starts and kept <= (KEPT * moved - summed) * s)]
 
     def _space(self, rows: list[int], counts: Counts) -> tuple[Space, LaunchModel, Costs]:
         space, sizes, target = Space(), dict(self.shape.dims), self.target

@@ -74,6 +74,14 @@ def test_a_state_whose_dims_are_in_another_order_than_the_header():
     assert_runs_agree(mixer, *(run(mixer, x, backend=b) for b in ("triton", "reference")), torch.float32)
 
 
+def test_scans_whose_factor_changes_nothing():
+    mixer = mixc.loads("mixer m(D) {\nin x[D]\nstate m[D] = -inf, l[D] = -inf\nout p[D] = tanh(maximum(m, -5))\n"
+                       "m = maximum(m, x)\nl = logaddexp(l, x)\nout o[D] = m + l\n}")
+    assert set(mixer.form.values()) == {"scan"}
+    x = draw(mixer.declared, B=2, T=35, H=1, sizes=dict(D=5), dtype=torch.float32)
+    assert_runs_agree(mixer, *(run(mixer, x, backend=b) for b in ("triton", "reference")), torch.float32)
+
+
 def in_blocks(text, backward, **sizes):
     """Gradients of a spec whose dims are cut into blocks of 16; nothing that is not written is read."""
     mixer = mixc.loads(text)
