@@ -26,6 +26,7 @@ from mixc.passes.block import Block, BlockState
 from mixc.passes.classify import classify, of_complex
 from mixc.passes.context import context, has_context
 from mixc.passes.coupled import Link, Transport, joined
+from mixc.passes.decay import by_dim
 from mixc.passes.planes import Split, is_complex, planes
 from mixc.passes.scan import ScanState
 from mixc.passes.separate import factors_of
@@ -169,10 +170,20 @@ class Place:
             for link in self.links(start=j):
                 faded, here = self._faded(link)
                 query = maybe_mul(link.decay.not_along(self.out).up_to(not self.after), faded)
-                found = contract(expand(query if query is not None else number(1), (ROW,)), leaf, (ROW, *self.out))
+                found = self._summed_up(query, leaf)
                 value = maybe_add(value, maybe_mul(here, maybe_mul(link.decay.along(self.out).up_to(not self.after),
                                                                    found)))
         return value
+
+    def _summed_up(self, query: Node | None, state: Node) -> Node:
+        """[_t, out...]: the state times the query, dim by dim where that separates."""
+        parts = by_dim(query, summed=self.summed)
+        if parts is None:
+            return contract(expand(query if query is not None else number(1), (ROW,)), state, (ROW, *self.out))
+        for d, (q,) in parts.items():
+            state = contract(expand(q if q is not None else number(1), (ROW,)), state, (ROW, *(
+                x for x in state.dims if x not in (ROW, d))))
+        return state
 
     def _whole(self, write: Write) -> Link | None:
         """The link to a write that is found at the own row as at earlier ones, under the same decay."""
@@ -202,9 +213,16 @@ class Place:
         """[_t, ...]: query times keys at the own row, summed."""
         if self.query is None and keys is None:
             return None
-        both = [expand(x if x is not None else number(1), (ROW,)) for x in (self.query, keys)]
-        out = [d for d in dict.fromkeys((*both[0].dims, *both[1].dims)) if d not in self.summed]
-        alone = [d for d in self.summed if not any(d in x.dims for x in both)]
+        apart = by_dim(self.query, keys, summed=self.summed)
+        if apart is not None:
+            return product(self._met(q, k, {d}) for d, (q, k) in apart.items())
+        return self._met(self.query, keys, self.summed)
+
+    @staticmethod
+    def _met(query: Node | None, keys: Node | None, summed: set[str]) -> Node:
+        both = [expand(x if x is not None else number(1), (ROW,)) for x in (query, keys)]
+        out = [d for d in dict.fromkeys((*both[0].dims, *both[1].dims)) if d not in summed]
+        alone = [d for d in summed if not any(d in x.dims for x in both)]
         found = contract(both[0], both[1], out)
         for d in alone:
             found = found * make("size", dim=d)

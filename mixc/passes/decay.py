@@ -22,6 +22,7 @@ from typing import Protocol
 from mixc.ir.build import at_col, contract, cumprod, cumsum, exp, expand, make, number, product, total, where
 from mixc.ir.node import COL, ROW, Node, is_number
 from mixc.ir.ranges import bounds
+from mixc.passes.separate import factors_of
 
 Dims = tuple[str, ...]
 # exp(FORGET) is exactly 0 in fp32 and fp64, and sums of it stay finite: -inf as a log decay
@@ -209,6 +210,19 @@ class Decay:
                 keys = turn.back() if keys is None else keys * turn.back()
         if turns:
             return moduli.scores(query, keys, summed, reach)
+        has = {*self._dims(), *(d for x in (query, keys) if x is not None for d in x.dims)}
+        for d in sorted(summed):
+            if d not in has:  # the same for every entry along it
+                query = make("size", dim=d) if query is None else query * make("size", dim=d)
+        summed = sorted(d for d in summed if d in has)
+        mine = [d for d in summed if d in self._dims()] or summed[:1]
+        apart = by_dim(query, keys, summed=summed)
+        if apart is not None and len(mine) < len(apart):  # a number for each of the other dims
+            (q, k), rest = apart[mine[0]], [d for d in apart if d not in mine]
+            for d in mine[1:]:
+                q, k = (product(f for f in x if f is not None) for x in zip((q, k), apart[d], strict=True))
+            found = self.scores(q, k, mine, reach)
+            return product([found, *(p for d in rest if (p := _pair(*apart[d])) is not None)]) or found
         inside, same = self.along(summed), self.not_along(self._dims())
         if not inside.parts:
             pair = _pair(query, keys)
@@ -272,6 +286,17 @@ def _log_rows(g: Node) -> Node:
     if bounds(g).infinite:
         g = where(make("lt", number(FORGET), g), g, FORGET)
     return make("live", expand(g, (ROW,)), fill=0.0)
+
+
+def by_dim(*values: Node | None, summed: Iterable[str]) -> dict[str, list[Node | None]] | None:
+    """Of every dim that is summed over the factors of each value that have it, those without such a dim with the first;
+    None if there is one dim, or a value does not separate."""
+    dims = sorted(summed)
+    factors = [[] if x is None else factors_of(x, dims) for x in values]
+    if len(dims) < 2 or any(f is None for f in factors):
+        return None
+    return {d: [product(f for f in fs or () if d in f.dims or (d == dims[0] and not set(dims) & set(f.dims)))
+                for fs in factors] for d in dims}
 
 
 def _pair(query: Node | None, keys: Node | None) -> Node | None:

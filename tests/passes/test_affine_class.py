@@ -215,6 +215,23 @@ BODIES = {
     S = exp(gk) * S - expm1(gk) * v
     out o[V] = q @ S
     """,
+    "bilinear_out": """
+    S = exp(gk) * S
+    S = S - bk * y * (y @ S) + k * v
+    out o = q @ S @ x
+    out r = sum[K, V](y * w * S)
+    """,
+    "repeated": """
+    S = exp(g) * S + bk
+    out o = sum(S)
+    out r[K] = sum[V](S)
+    """,
+    "repeated_k": """
+    S = exp(gk) * S + bk
+    out o = sum(S)
+    S = S + bv
+    out r[V] = y @ S
+    """,
     "norm": """
     S = exp(gk) * S + k * v
     n = exp(gk) * n + k
