@@ -37,7 +37,7 @@ def span_contract_code(tiles: Tiles, node: Node) -> str | None:
     if set(node.dims) == BOTH:
         a, b = (x, y) if ROW in x.dims else (y, x)
         if set(a.dims) == {ROW, d} and set(b.dims) == {COL, d}:
-            return f"span_pair({tiles._clean(a, (ROW, d))}, {tiles._clean(b, (COL, d))}, {_decays(tiles, node, d)}, OPERAND, PRECISION)"
+            return f"span_pair({tiles._clean(a, (ROW, d), (ROW, d))}, {tiles._clean(b, (COL, d), (COL, d))}, {_decays(tiles, node, d)}, OPERAND, PRECISION)"
         return None
     if (found := _applied(node, d)) is None:
         return None

@@ -324,3 +324,14 @@ def test_what_is_not_of_the_class_is_refused_with_the_term(name):
     mixer = mixc.loads(HEADER.format(normaliser="", body=body + "\n out o[V] = q @ S"))
     assert why in mixer.why["S"]
     assert mixer.form["S"] == ("scan" if name == "decay" else "sequential")
+
+
+@pytest.mark.parametrize("out", ["o[V] = sum[K](S)", "o = q @ S @ v"])
+def test_sums_and_bilinear_reads_in_kernels(out):
+    """Over several chunks: a query of ones has a row a token, as any other."""
+    mixer = mixc.loads("mixer m(K, V) {\n in q[K], k[K], v[V]\n in g[K] where g <= 0\n state S[K, V]\n"
+                       f" S = exp(g) * S + k * v\n out {out}\n}}")
+    x = {n: torch.randn(1, 37, 1, 5) for n in "qkvg"}
+    x["g"] = -x["g"].abs()
+    want = mixer(**{n: t.double() for n, t in x.items()}, backend="reference")[0]
+    assert_agree(mixer(**x, backend="triton")[0], want, torch.float32)
