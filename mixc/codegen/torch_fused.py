@@ -26,22 +26,23 @@ from mixc.passes.unroll import NotRows, Rows, row_leaf, unroll
 Tensor = torch.Tensor
 
 
-def fused_segment(program: Program, single: bool, C: int) -> Segment | None:
-    """The segment of a prepared program all rows of which are tokens; None where rows are not what it works on."""
+def fused_segment(program: Program, single: bool, C: int, order: Dims) -> Segment | None:
+    """The segment of a prepared program all rows of which are tokens; None where rows are not what it works on.
+    `order`: see `Writer`."""
     s = stages(program, frozenset(), False, single)
     updates = [] if single else affine_updates(s)
     if not single and not updates:
         return None
     try:
         with proving(program):
-            return _Body(program, s, updates, C).write()
+            return _Body(program, s, updates, C, order).write()
     except NotRows:
         return None
 
 
 class _Body:
-    def __init__(self, program: Program, s: Stages, updates: list[tuple[Node, Node]], C: int):
-        self.program, self.s, self.updates, self.C = program, s, updates, C
+    def __init__(self, program: Program, s: Stages, updates: list[tuple[Node, Node]], C: int, order: Dims):
+        self.program, self.s, self.updates, self.C, self.order = program, s, updates, C, order
         self.made = Segment(program, carries=bool(updates))
         spec = {safe(d.name) for d in program.decls}
         self.names = Names({*RESERVED, *(safe(d.name) for d in program.dims), *spec, *(f"d{n}" for n in spec)})
@@ -92,8 +93,11 @@ class _Body:
                 made.rows[name], made.loads[name] = n, n.dims
                 rest = tuple(d for d in n.dims if d != ROW)
                 known |= {row_leaf(n, t): Value(f"{name}[:, {t}]", rest) for t in range(self.C)}
-            known[n] = Value(name, n.dims)
+            known[n] = Value(name, n.dims if ROW in n.dims else self._sorted(n))
         return known
+
+    def _sorted(self, n: Node) -> Dims:
+        return Writer({}, {}, self.names, False, self.order).sorted(n.dims)
 
     def _function(self, name: str, roots: list[tuple[Rows, Dims]]) -> list[str]:
         made = self.made
@@ -105,7 +109,7 @@ class _Body:
                 number = safe(n.attr("name")) if n.op == "const" else f"n{len(made.numbers) + 1}"
                 made.numbers[number] = n
                 self.known[n] = Value(number, n.dims, scalar=not n.dims)
-        w = Writer(level, self.known, self.names, buffered=False)
+        w = Writer(level, self.known, self.names, buffered=False, order=self.order)
         nodes = [n for n in order if n.args and level[n] > Level.NUMBER and n not in self.known]
         w.plan([nodes], flat)
         w.write(nodes)
@@ -122,6 +126,8 @@ class _Body:
 
     def _run(self, ends: Callable[..., Any] | None, body: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
         made, states, reverse = self.made, self.states, self.program.reverse
+        turned = {name: [0, *(1 + n.dims.index(d) for d in self._sorted(n))]
+                  for name, n in (*made.received.items(), *made.heads.items()) if self._sorted(n) != n.dims}
         ends_, body_ = (None if f is None else torch.compile(f, fullgraph=True) for f in (ends, body))
         wanted = [*made.received, *made.rows, *made.heads, *made.numbers, *(safe(d.name) for d in self.program.dims),
                   "dtype", "device"]
@@ -129,7 +135,8 @@ class _Body:
         def run(**given: Any) -> tuple[Any, ...]:
             args = {n: given[n] for n in dict.fromkeys(wanted)}
             for n in (*made.received, *made.rows, *made.heads):
-                args[n] = torch.from_dlpack(args[n].detach())  # at offset 0: elsewhere is another graph
+                x = args[n].permute(turned[n]).contiguous() if n in turned else args[n]
+                args[n] = torch.from_dlpack(x.detach())  # at offset 0: elsewhere is another graph
                 if args[n].shape[0] > 1:
                     torch._dynamo.mark_dynamic(args[n], 0)
             if ends_ is not None:

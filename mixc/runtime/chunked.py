@@ -122,9 +122,19 @@ class _Run:
         self.order = tuple(sorted(call.sizes, key=lambda n: call.sizes[n])) if code.single else ()
         self.memory = Kept(pooled=not hooked())
         self.layout = Layout(call.rows, call.H, self.C, triple, call.device,
-                             1 if code.single else SCAN_BYTES if code.scans else SEGMENT_BYTES,
+                             1 if code.single else self._scan_bytes() if code.scans else SEGMENT_BYTES,
                              1 if self.borrow else BAND_BYTES)
         self.common = {**self.shape, "dtype": call.dtype, "device": call.device}
+
+    def _scan_bytes(self) -> int:
+        """Of one temporary of a scan: all of them share what one large one may have."""
+        if self.fused:
+            return SCAN_BYTES
+        made = [self.code.forward(False, self.finite, self.needs, self.order, self.borrow)]
+        if self.needs:
+            every = frozenset(d.name for d in (*self.program.ins, *self.program.params))
+            made.append(self.code.backward(False, self.finite, every, self.order, self.borrow))
+        return max(SCAN_BYTES // 4, SCAN_BYTES // max(1, *(len(s.scratch) for s in made)))
 
     def emptied(self) -> _Run:
         """Without the tensors of its call."""
@@ -230,7 +240,7 @@ class _Run:
     def _fused(self, group: Group, wanted: frozenset[str] | None) -> Segment | None:
         if not self.fused or group.whole.partial:
             return None
-        return self.code.fused(self.finite, self.C, wanted, self.borrows(group))
+        return self.code.fused(self.finite, self.C, wanted, self.order, self.borrows(group))
 
     # ------------------------------------------------------------ forward
     def forward(self, tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

@@ -118,12 +118,13 @@ class Compiled:
                                           self.saves(partial, finite, borrowed), self.single, order, borrowed)
         return self._segments[key]
 
-    def fused(self, finite: bool, C: int, wanted: frozenset[str] | None, borrowed: bool) -> Segment | None:
+    def fused(self, finite: bool, C: int, wanted: frozenset[str] | None, order: tuple[str, ...], borrowed: bool
+              ) -> Segment | None:
         """For `torch.compile`, forward (`wanted` None) or backward; None: its rows are no work entry by entry."""
-        key = ("fused", finite, C, wanted, borrowed)
+        key = ("fused", finite, C, wanted, order, borrowed)
         if key not in self._segments:
             program = self.prepared(False, finite, wanted is not None, borrowed)
             results = tuple(r for r in program.results if wanted is None or r.role == "next" or r.name in wanted)
-            self._segments[key] = fused_segment(replace(program, results=results), self.single, C) or NONE
+            self._segments[key] = fused_segment(replace(program, results=results), self.single, C, order) or NONE
         found = self._segments[key]
         return None if found is NONE else found
