@@ -111,7 +111,7 @@ def test_compile_writes_a_module(tmp_path: Path) -> None:
     assert "python check_simple_gla.py" in (tmp_path / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["simple_gla", "max_plus"])  # the second starts at -inf
+@pytest.mark.parametrize("name", ["simple_gla", pytest.param("max_plus", marks=pytest.mark.slow)])  # it starts at -inf
 def test_the_script_beside_a_module_checks_it(name: str, tmp_path: Path) -> None:
     (made,) = parsed("compile", name, "-o", str(tmp_path))
     assert made["kernels"] == 3 and made["check"] == str(tmp_path / f"check_{name}.py")  # fwd, step, bwd

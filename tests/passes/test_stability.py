@@ -146,7 +146,7 @@ def test_number_decays(name, dtype, backend):
 
 
 # ---------------------------------------------------------------- long
-@pytest.mark.parametrize("name", ["gated_delta_rule", "kda"])
+@pytest.mark.parametrize("name", ["gated_delta_rule", pytest.param("kda", marks=pytest.mark.slow)])
 def test_gates_near_zero_for_long(name):
     mixer = mixc.load(name)
     x = tensors_of(mixer, 1, T=10_000, K=4, V=4)
