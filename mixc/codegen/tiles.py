@@ -131,6 +131,7 @@ class Tiles:
                 for a in n.args[:2]:
                     self.spanned[a, n.args[2], n.attr("reach")].append(n)
         self.factors: dict[tuple[Node, str], str] = {}  # by logs of decays and reach: what `cut_factors` gives
+        self.summed: set[str] = set()  # which running sums of vectors there were
         self.taken = set(taken)
         self.rank = {d: i for i, d in enumerate((ROW, COL, "_u", *header))}
         self.raw: set[Node] = set()  # loaded tiles, still in the dtype of their tensor

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from mixc.ir.launch import feature_dims
 from mixc.ir.node import COL, ROW, Node, postorder
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def span_contract_code(tiles: Tiles, node: Node) -> str | None:
     if set(node.dims) == BOTH:
         a, b = (x, y) if ROW in x.dims else (y, x)
         if set(a.dims) == {ROW, d} and set(b.dims) == {COL, d}:
-            return f"span_pair({tiles._clean(a, (ROW, d), (ROW, d))}, {tiles._clean(b, (COL, d), (COL, d))}, {_decays(tiles, node, d)}, OPERAND, PRECISION)"
+            return f"span_pair({_bare(tiles, a, (ROW, d))}, {_bare(tiles, b, (COL, d))}, {_decays(tiles, node, d)}, OPERAND, PRECISION)"
         return None
     if (found := _applied(node, d)) is None:
         return None
@@ -47,14 +48,23 @@ def span_contract_code(tiles: Tiles, node: Node) -> str | None:
         their = _applied(other, d)
         if their and their[2] != row and other not in tiles.names and node not in postorder([other]) and other not in postorder([node]):
             pair = [(node, z), (other, their[1])] if row == ROW else [(other, their[1]), (node, z)]
-            earlier, later = tiles.whole(pair[0][1], (COL, d)), tiles.whole(pair[1][1], (ROW, d))
+            earlier, later = _bare(tiles, pair[0][1], (COL, d)), _bare(tiles, pair[1][1], (ROW, d))
             for n, _ in pair:
                 tiles.names[n] = tiles.fresh("found")
             tiles.emit(node, f"{tiles.names[pair[0][0]]}, {tiles.names[pair[1][0]]} = span_apply_both("
                              f"{matrix}, {later}, {earlier}, {_decays(tiles, node, d)}, OPERAND, PRECISION)")
             return tiles.names[node]
     name = "span_apply" if row == ROW else "span_apply_back"
-    return f"{name}({matrix}, {tiles.whole(z, (COL if row == ROW else ROW, d))}, {_decays(tiles, node, d)}, OPERAND, PRECISION)"
+    return f"{name}({matrix}, {_bare(tiles, z, (COL if row == ROW else ROW, d))}, {_decays(tiles, node, d)}, OPERAND, PRECISION)"
+
+
+def _bare(tiles: Tiles, node: Node, order: tuple[str, str]) -> str:
+    """The tile, one that was loaded in the dtype of its tensor: half the registers until it meets its factor."""
+    from mixc.codegen.tiles import axes_of, zero_padded
+
+    if axes_of(node) == set(order) and all(zero_padded(node, d) for d in feature_dims(node)):
+        return tiles.ref(node, order, cast=False)
+    return tiles._clean(node, order, order)
 
 
 def _applied(node: Node, d: str) -> tuple[Node, Node, str] | None:
@@ -88,6 +98,8 @@ def running_sum_code(tiles: Tiles, node: Node) -> str:
     if more:
         raise _refuse("a running sum of matrices", node)
     which = ("later" if node.attr("reverse") else "earlier") + ("" if node.attr("exclusive") else "_and_own")
+    which += "_again" * (which in tiles.summed)
+    tiles.summed.add(which)
     return f"{'sum' if node.op == 'cumsum' else 'product'}_of_rows({tiles.whole(node.args[0], (ROW, d))}, rows, {which!r}, PRECISION)"
 
 
@@ -125,6 +137,15 @@ def among(t, s, WHICH: tl.constexpr, level):
         return t < s
     if WHICH == "later_and_own":
         return t <= s
+    # "again": the other way round, or a compiler keeps the ones in registers from one sum to the next
+    if WHICH == "earlier_again":
+        return s < t
+    if WHICH == "earlier_and_own_again":
+        return s <= t
+    if WHICH == "later_again":
+        return s > t
+    if WHICH == "later_and_own_again":
+        return s >= t
     cut = ((t >> level) | 1) << level
     if WHICH == "to_cut":
         return ((s >= cut) & (s <= t)) | ((s > t) & (s < cut))
@@ -264,6 +285,12 @@ def blocks(g, rows, level: tl.constexpr, REACH: tl.constexpr, PRECISION: tl.cons
 
 
 @triton.jit
+def settled(x, rows):
+    """x itself, every entry in one thread: a sum over levels leaves each in four, and so would be all that is made of it."""
+    return tl.gather(x, tl.broadcast_to(rows[:, None], x.shape), 0)
+
+
+@triton.jit
 def span_pair(x, y, g, rows, REACH: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
     """[t, s]: sum over D of x[t] y[s] exp(g[s+1] + ... + g[t]), 0 unless s < t (REACH "excl": to g[t-1])."""
     MORE: tl.constexpr = (x.shape[0] > 16) + (x.shape[0] > 32) + (x.shape[0] > 64)
@@ -282,7 +309,7 @@ def span_apply(A, y, g, rows, REACH: tl.constexpr, OPERAND: tl.constexpr, PRECIS
     """[t, D]: sum over s < t of A[t, s] y[s] exp(g[s+1] + ... + g[t])."""
     MORE: tl.constexpr = (y.shape[0] > 16) + (y.shape[0] > 32) + (y.shape[0] > 64)
     later, apart, factor = low_blocks(g, rows, REACH, PRECISION)
-    out = tl.sum(factor * dot(tl.where(later & apart, A[None], 0.0), y[None] * factor, OPERAND, PRECISION), 0)
+    out = settled(tl.sum(factor * dot(tl.where(later & apart, A[None], 0.0), y[None] * factor, OPERAND, PRECISION), 0), rows)
     for level in tl.static_range(4, 4 + MORE):
         later, apart, factor = blocks(g, rows, level, REACH, PRECISION)
         out += factor * dot(tl.where(later & apart, A, 0.0), y * factor, OPERAND, PRECISION)
@@ -302,7 +329,8 @@ def span_apply_both(A, x, y, g, rows, REACH: tl.constexpr, OPERAND: tl.constexpr
     later, apart, factor = low_blocks(g, rows, REACH, PRECISION)
     both = tl.where(apart, tl.where(later, A[None], tl.trans(A)[None]), 0.0)
     found = factor * dot(both, tl.where(later, x[None], y[None]) * factor, OPERAND, PRECISION)
-    out, back = tl.sum(tl.where(later, found, 0.0), 0), tl.sum(tl.where(later, 0.0, found), 0)
+    out = settled(tl.sum(tl.where(later, found, 0.0), 0), rows)
+    back = settled(tl.sum(tl.where(later, 0.0, found), 0), rows)
     for level in tl.static_range(4, 4 + MORE):
         later, apart, factor = blocks(g, rows, level, REACH, PRECISION)
         both = tl.where(apart, tl.where(later, A, tl.trans(A)), 0.0)
