@@ -43,13 +43,12 @@ COEFFICIENTS = {
 }
 
 
-# registers, fitted to ptxas on sm_90 (31 kernels of the examples; 26 on the right side of 255, the others spill < 80 B)
-HELD = 161     # beside tiles: pointers, vectors, masks
-TILES = 0.54   # of the tiles that are alive at once
-LEFT = 128     # numbers of the largest left operand of a product to one: every warp holds it whole, in halves
-PRODUCT = 0.56  # for each product in the text: addresses of its operands
+# registers, fitted to ptxas on sm_90: 38 kernels of the examples, on the right side of 255 but for two
+HELD = 138     # beside tiles: pointers, vectors, masks
+TILES = 0.71   # of the tiles that are alive at once
+ACCESS = 1.0   # for each load or store in the text
+LEVEL = 3.2    # for each product of a function with levels, times rows over warps: masks and operands
 VECTORS = 11   # of rows, alive at once, that take no more room; the others a register for every 4 rows
-LEVEL = 1.5    # for each product of a function with levels, times rows over warps: masks and operands
 
 
 @dataclass(frozen=True)
@@ -147,8 +146,7 @@ class LaunchModel:
         kept += [d.dims for d in self.kernel.launch.program.params if safe(d.name) in self.kernel.loads]
         values = self._peak(sizes) * wide + maximum(0, *scans) + total(_numbers(d, sizes) for d in kept if len(d) > 1)
         levels = sum(self.counts.nested.values())
-        left = maximum(0, *[self.size(m) * self.size(k) for m, _, k, *_ in self.counts.products])
-        held = HELD + PRODUCT * sum(self.counts.direct.values()) + left / LEFT
+        held = term(HELD + ACCESS * len(self.counts.memory))
         held = held + term(rows) * (max(0, self.kernel.vectors - VECTORS) / 4)
         return values * TILES / (self.warps * self.target.warp) + term(rows) * (levels * LEVEL) / self.warps + held
 

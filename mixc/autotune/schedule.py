@@ -22,7 +22,7 @@ from mixc.targets import Target
 
 CHUNKS = [16, 32, 64, 128]
 SEGMENTS = [16, 32, 64, 128, 256]
-KEPT = 0.4  # the most that states kept for the backward may add to the bytes of inputs, outs and gradients
+KEPT = 0.35  # the most that states kept for the backward may add to the bytes of inputs, outs and gradients
 ESTIMATED = " (estimated)"
 
 
