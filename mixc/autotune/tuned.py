@@ -68,11 +68,13 @@ class Tuned:
     def named_for(self, mixer: Mixer) -> Tuned:
         """The same for a mixer of the same hash, whose dims may have other names."""
         own = dict(zip(self.dims, canonical_of(mixer).dims, strict=True))
-        tiles = tuple((n, replace(t, blocks=tuple((own[d], size) for d, size in t.blocks)))
-                      for n, t in self.config.tiles)
+        tiles = tuple((n, replace(t, blocks=tuple((own[d], size) for d, size in t.blocks),
+                                  turned=own.get(t.turned, ""))) for n, t in self.config.tiles)
         dims, shape = ({own.get(d, d): size for d, size in of.items()} for of in (self.dims, self.shape))
-        launches = [{**r, "tile": {**r["tile"], "blocks": {own[d]: n for d, n in r["tile"]["blocks"].items()}}}
-                    for r in self.launches]
+        def renamed(tile: Mapping[str, Any]) -> dict[str, Any]:
+            turned = {"turned": own[tile["turned"]]} if "turned" in tile else {}
+            return {**tile, "blocks": {own[d]: n for d, n in tile["blocks"].items()}, **turned}
+        launches = [{**r, "tile": renamed(r["tile"])} for r in self.launches]
         return replace(self, mixer=mixer.__name__, dims=dims, shape=shape, launches=launches,
                        config=replace(self.config, tiles=tiles))
 

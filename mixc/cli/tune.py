@@ -56,7 +56,8 @@ def _show(made: dict[str, Any], title: str) -> None:
     rows = []
     for r in made["launches"]:
         tile = r["tile"]
-        blocks = " ".join(f"{d}={b}" for d, b in tile["blocks"].items())
+        blocks = " ".join(f"{d}={b}" + (f" x {tile['turns']}" if d == tile.get("turned") else "")
+                          for d, b in tile["blocks"].items())
         state = "chosen" if r["chosen"] else r["failed"] or (f"spills {r['spill']} B" if r["spill"] else "")
         rows.append((r["launch"], tile["chunk"], blocks or "-", tile["warps"], tile["stages"], r["segment"],
                      f"{r['bytes'] / 1e6:.0f}", f"{r['registers']:.0f}", f"{r['shared'] / 1024:.0f}", r["occupancy"],

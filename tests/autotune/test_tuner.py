@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import mixc
 from mixc.autotune import cache, tuned, tuner
 from mixc.autotune.compiling import Failed, compile_all
 from mixc.autotune.schedule import SEGMENTS
+from mixc.autotune.tuned import Tuned
 from mixc.cli import app
+from mixc.codegen.config import Config, Tile
 from mixc.codegen.offline import Job, Report
 from mixc.errors import InputError, SpecError
 from mixc.runtime.load import shipped
@@ -210,6 +213,9 @@ def test_specs_that_are_one_function_share_a_result(compiler: list[Job], tmp_pat
     assert made.dims == {named[d]: n for d, n in first.dims.items()} and made.mixer == "other"
     for (_, a), (_, b) in zip(first.config.tiles, made.config.tiles, strict=True):
         assert {named[d]: n for d, n in a.blocks} == dict(b.blocks) and a.blocks
+    turned = replace(first, config=Config((("bwd", Tile(16, (("V", 16),), turns=2, turned="V")),)))
+    assert turned.named_for(renamed).config.tile("bwd") == Tile(16, (("E", 16),), turns=2, turned="E")
+    assert Tuned.of(json.loads(json.dumps(turned.as_dict()))).config == turned.config
     tuned.write(tmp_path / "gla.json", first)
     assert renamed.emit(config=tmp_path / "gla.json") == renamed.emit(config=made.config)
 
