@@ -132,13 +132,16 @@ class _Body:
         wanted = [*made.received, *made.rows, *made.heads, *made.numbers, *(safe(d.name) for d in self.program.dims),
                   "dtype", "device"]
 
+        compiled: set[tuple[Any, bool]] = set()
+
         def run(**given: Any) -> tuple[Any, ...]:
             args = {n: given[n] for n in dict.fromkeys(wanted)}
+            M, new = given["M"], (given["dtype"], given["M"] == 1) not in compiled
             for n in (*made.received, *made.rows, *made.heads):
-                x = args[n].permute(turned[n]).contiguous() if n in turned else args[n]
-                args[n] = torch.from_dlpack(x.detach())  # at offset 0: elsewhere is another graph
-                if args[n].shape[0] > 1:
-                    torch._dynamo.mark_dynamic(args[n], 0)
+                args[n] = x = _at_start(args[n].permute(turned[n]).contiguous() if n in turned else args[n])
+                if new and M > 1 and len(x) == M:
+                    torch._dynamo.mark_dynamic(x, 0)
+            compiled.add((given["dtype"], M == 1))
             if ends_ is not None:
                 found = ends_(**args)
                 for n, a, b in zip(states, found[::2], found[1::2], strict=True):
@@ -151,3 +154,15 @@ class _Body:
                 given["finish"][0]()
             return tuple(found[:len(made.results)])
         return run
+
+
+def _at_start(x: Tensor) -> Tensor:
+    """x as a tensor at the start of its memory: graphs differ by whether it lies there.  Scratch keeps it."""
+    if not x.storage_offset():
+        return x.detach() if x.requires_grad else x
+    found: Tensor | None = getattr(x, "mixc_at_start", None)
+    if found is None:
+        found = torch.from_dlpack(x.detach())
+        if hasattr(x, "mixc_scratch"):
+            x.mixc_at_start = found  # type: ignore[attr-defined]
+    return found
