@@ -132,13 +132,15 @@ class _Body:
         wanted = [*made.received, *made.rows, *made.heads, *made.numbers, *(safe(d.name) for d in self.program.dims),
                   "dtype", "device"]
 
+        def ordered(name: str, x: Tensor) -> Tensor:
+            return x.permute(turned[name]).contiguous() if name in turned else x
         compiled: set[tuple[Any, bool]] = set()
 
         def run(**given: Any) -> tuple[Any, ...]:
             args = {n: given[n] for n in dict.fromkeys(wanted)}
             M, new = given["M"], (given["dtype"], given["M"] == 1) not in compiled
             for n in (*made.received, *made.rows, *made.heads):
-                args[n] = x = _at_start(args[n].permute(turned[n]).contiguous() if n in turned else args[n])
+                args[n] = x = _at_start(ordered(n, args[n]))
                 if new and M > 1 and len(x) == M:
                     torch._dynamo.mark_dynamic(x, 0)
             compiled.add((given["dtype"], M == 1))
@@ -146,6 +148,8 @@ class _Body:
                 found = ends_(**args)
                 for n, a, b in zip(states, found[::2], found[1::2], strict=True):
                     carry(given[f"{n}_at"], given[f"{n}_to"], a, b, given[f"{n}_done"], given["steps"], reverse)
+                for n in (n for n in turned if n in made.received):  # copies made before chunks received anything
+                    args[n].copy_(given[n].permute(turned[n]))
                 return tuple(body_(**args))  # type: ignore[misc]
             found = body_(**args)  # type: ignore[misc]
             for n, x in zip(states, found[len(made.results):], strict=True):

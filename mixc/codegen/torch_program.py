@@ -104,13 +104,15 @@ def prepare(program: Program, partial: bool, single: bool = False, finite: bool 
 
 
 def needs_single(program: Program) -> bool:
-    """Do scans make the loop over chunks so heavy that it does everything?
-
-    So they do where they scan a matrix (a slab of one chunk is large), or where what runs in chunks depends on them."""
+    """Does what runs in chunks depend on scans, so that the loop over chunks does everything?"""
     scans = [n for n in postorder(program.values()) if n.op in ("scan", "scan_block")]
-    if any(n.op == "scan_block" or len(n.attr("dims")) > 1 for n in scans):
-        return True
-    return bool(scans) and any(ROW in n.dims for n in stages(prepare(program, True)).loop)
+    return any(n.op == "scan_block" for n in scans) or (
+        bool(scans) and any(ROW in n.dims for n in stages(prepare(program, True)).loop))
+
+
+def scans_matrix(program: Program) -> bool:
+    """Does it scan a matrix, so that a slab of one chunk is large?"""
+    return any(n.op == "scan" and len(n.attr("dims")) > 1 for n in postorder(program.values()))
 
 
 class _Function:

@@ -99,6 +99,7 @@ class _Run:
     """One call: where its tokens are, and the functions that run its segments."""
 
     def __init__(self, code: Compiled, call: Call, C: int | None, needs: bool, fused: bool = False):
+        code = code.spreading if fused else code
         self.code, self.call, self.program, self.needs = code, call, call.program, needs
         spans = call.rows.T if call.rows.dense else max((n for _, n in call.rows.sequences()), default=0)
         self.borrow = code.scans and call.rows.dense and call.H == 1 and all(
@@ -113,13 +114,13 @@ class _Run:
         self.sizes = {**call.sizes, ROW: self.C, COL: self.C, "_u": self.C, LEVEL: levels}
         self.shape = {"C": self.C, "levels": levels, **{safe(n): s for n, s in call.sizes.items()}}
         kinds = [d.dims for d in (*self.program.ins, *self.program.outs)]
-        rows = self.C if code.single else 1  # a scan forms the state of every row
+        rows = self.C if code.single or code.matrix else 1  # a scan forms the state of every row
         widest = max([self.C * self.C, *(self.C * math.prod(call.sizes[n] for n in dims) for dims in kinds),
                       *(rows * math.prod(call.sizes[n] for n in d.dims) for d in self.program.states)])
         triple = widest * call.dtype.itemsize
         self.finite = call.device.type == "cpu" and all(_finite(x) for d, x in _given(call) if _open_ended(d))
         # what has a matrix a row lies with the longest dim inside
-        self.order = tuple(sorted(call.sizes, key=lambda n: call.sizes[n])) if code.single else ()
+        self.order = tuple(sorted(call.sizes, key=lambda n: call.sizes[n])) if code.single or code.matrix else ()
         self.memory = Kept(pooled=not hooked())
         self.layout = Layout(call.rows, call.H, self.C, triple, call.device,
                              1 if code.single else self._scan_bytes() if code.scans else SEGMENT_BYTES,

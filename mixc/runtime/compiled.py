@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from mixc.codegen.torch_fused import fused_segment
-from mixc.codegen.torch_program import Segment, needs_single, prepare, segment
+from mixc.codegen.torch_program import Segment, needs_single, prepare, scans_matrix, segment
 from mixc.ir.node import COL, ROW, Node, make, postorder, substitute
 from mixc.ir.program import Program
 from mixc.passes.chunk import chunk
@@ -37,8 +37,9 @@ NONE = object()
 
 
 class Compiled:
-    def __init__(self, step: Program):
-        self.step = step
+    def __init__(self, step: Program, spread: bool = False):
+        """`spread`: segments have several chunks wherever they can."""
+        self.step, self.spread = step, spread
         self._prepared: dict[tuple[bool, bool, bool, bool], Program] = {}
         self._saves: dict[tuple[bool, bool, bool], tuple[Node, ...]] = {}
         self._segments: dict[object, Any] = {}
@@ -53,9 +54,28 @@ class Compiled:
         return merge(self.chunk), merge(differentiate(self.chunk))
 
     @cached_property
-    def single(self) -> bool:
-        """Is a segment one chunk of every sequence?"""
+    def chained(self) -> bool:
+        """Has a segment to be one chunk of every sequence?"""
         return needs_single(self.chunk) or needs_single(differentiate(self.chunk))
+
+    @cached_property
+    def matrix(self) -> bool:
+        """Does it scan matrices?"""
+        return scans_matrix(self.chunk) or scans_matrix(differentiate(self.chunk))
+
+    @property
+    def single(self) -> bool:
+        """Is a segment one chunk of every sequence?  So it is where it scans matrices: their slabs are large."""
+        return self.chained or (self.matrix and not self.spread)
+
+    @cached_property
+    def spreading(self) -> Compiled:
+        """The same for segments of several chunks: where a call costs more than forming things again."""
+        if self.chained or not self.matrix:
+            return self
+        other = Compiled(self.step, True)
+        other.__dict__ |= {"chunk": self.chunk, "merged": self.merged, "chained": False, "longest": self.longest}
+        return other
 
     @cached_property
     def scans(self) -> bool:

@@ -44,7 +44,7 @@ def test_bodies(name, dtype, monkeypatch):
     check(mixer, 83, dtype=dtype)
     check(mixer, 80, B=1, H=2, dtype=dtype)
     check(mixer, 90, B=1, cu_seqlens=torch.tensor([0, 0, 5, 48, 90]), dtype=dtype)
-    made = [s for k, s in compiled(mixer.declared)._segments.items() if k[0] == "fused"]
+    made = [s for k, s in compiled(mixer.declared).spreading._segments.items() if k[0] == "fused"]
     assert made and all(hasattr(s, "run") for s in made), f"{name} ran no such body"
 
 
