@@ -121,7 +121,7 @@ class LaunchSpace:
         space.require(whole(model.programs()) <= 2 ** 31 - 1, "programs of a grid")
         scans = any(n.op in ("scan", "scan_block") and len(n.dims) > 1 for n in self.kernel.launch.body())
         if counts.products and not scans:
-            largest = maximum(*[model.size(m) * model.size(n) for m, n, *_ in counts.products])
+            largest = maximum(512, *[model.size(m) * model.size(n) for m, n, *_ in counts.products])
             space.require(whole(largest) >= warps * 512, "every warp has 16 x 32 results of some product")
         return space, model, model.costs()
 

@@ -116,14 +116,14 @@ class Turn(Part):
 
     phase: Node | None = None
 
-    def _by(self, sums: Callable[[Node], Node], sign: float = 1.0) -> Node:
+    def _by(self, sums: Callable[[Node], Node]) -> Node:
         assert self.phase is not None
         coarse = make("stop_gradient", self.phase - make("mod", self.phase, number(GRAIN)))
-        return product(exp(number(complex(0.0, sign)) * sums(x)) for x in (coarse, self.phase - coarse)) or number(1)
+        return product(exp(number(1j) * sums(x)) for x in (coarse, self.phase - coarse)) or number(1)
 
     def back(self) -> Node:
         """[_t, dim]: what undoes the turns of rows up to t."""
-        return self._by(cumsum, -1.0)
+        return make("conj", self.up_to(False))
 
     def span(self, reach: str) -> Node:
         return self.up_to(reach == "excl") * at_col(self.back())

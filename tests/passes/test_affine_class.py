@@ -326,7 +326,7 @@ def test_what_is_not_of_the_class_is_refused_with_the_term(name):
     assert mixer.form["S"] == ("scan" if name == "decay" else "sequential")
 
 
-@pytest.mark.parametrize("out", ["o[V] = sum[K](S)", "o = q @ S @ v"])
+@pytest.mark.parametrize("out", ["o[V] = sum[K](S)", "o = sum(S)", "o = q @ S @ v"])
 def test_sums_and_bilinear_reads_in_kernels(out):
     """Over several chunks: a query of ones has a row a token, as any other."""
     mixer = mixc.loads("mixer m(K, V) {\n in q[K], k[K], v[V]\n in g[K] where g <= 0\n state S[K, V]\n"
