@@ -33,10 +33,21 @@ def formula(node: Node, names: Mapping[Node, str]) -> str | None:
     """The value's formula, or None where no spelling fits a line."""
     below = [n for n in postorder([node]) if n is not node and n in names and n.args]
     for stops in ([n for n in below if is_decay(n)], [n for n in below if n.op == "contract" or is_decay(n)]):
+        if _leaves(node, stops) > 4 * WIDTH:  # what is shared is spelled out every time: it may never end
+            continue
         text = Spelling({n: names[n] for n in stops}).text(node)
         if len(text) <= WIDTH:
             return text
     return None
+
+
+def _leaves(node: Node, stops: list[Node]) -> int:
+    """How many names a spelling has."""
+    found: dict[Node, int] = dict.fromkeys(stops, 1)
+    for n in postorder([node]):
+        if n not in found:
+            found[n] = sum(found[a] for a in n.args) or 1
+    return found[node]
 
 
 @dataclass(frozen=True)
