@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from mixc.codegen.lines import group, in_block, indented, plus, times, wrapped
 from mixc.codegen.notation import formula, is_decay, span_formula
 from mixc.codegen.schedule import schedule, source
 from mixc.codegen.tiles import Tiles, refuse
@@ -132,14 +133,14 @@ class KernelWriter:
         self.loaded[tensor] = self.program.decl(node.attr("name"))
         name = tensor if self.row == "row" else self.tiles.fresh(f"{tensor}_{self.row}")
         offset = self._row_offset(f"{tensor}_st", node.dims, self.held)
-        self.body.append(f"{name} = tl.load({tensor}_ptr + {self.row} * {tensor}_st{_plus(offset)}{self._guard(node.dims, rows=False)})")
+        self.body.append(f"{name} = tl.load({tensor}_ptr + {self.row} * {tensor}_st{plus(offset)}{self._guard(node.dims, rows=False)})")
         return name
 
     def _load_cotangent(self, node: Node) -> str:
         name = "d" + node.attr("name")
         self.cots.append(node.attr("name"))
         stride = self._row_stride(node.dims)
-        self.body.append(f"{name} = tl.load({name}_ptr + row * {_group(stride)}{_plus(self._row_offset(stride, node.dims))}"
+        self.body.append(f"{name} = tl.load({name}_ptr + row * {group(stride)}{plus(self._row_offset(stride, node.dims))}"
                          f"{self._guard(node.dims, rows=True)})")
         return name
 
@@ -148,7 +149,7 @@ class KernelWriter:
         self.loaded[name] = self.program.decl(node.attr("name"))
         size = " * ".join(node.dims)
         base = f"{name}_ptr + (head // {name}_rep)" + (f" * ({size})" if size else "")
-        self.before.append(f"{name} = tl.load({base}{_plus(self._flat(node.dims))}{self._guard(node.dims, False)})")
+        self.before.append(f"{name} = tl.load({base}{plus(self._flat(node.dims))}{self._guard(node.dims, False)})")
         return name
 
     def _load_start(self, node: Node) -> str:
@@ -158,12 +159,12 @@ class KernelWriter:
         names = {s: safe(s) for s in launch.starts}
         for s in launch.starts:
             dims = self.program.decl(s).dims
-            self.body.append(f"{names[s]} = tl.load({s}_starts + {self._segment_of(dims)}{_plus(self._flat(dims))}"
+            self.body.append(f"{names[s]} = tl.load({s}_starts + {self._segment_of(dims)}{plus(self._flat(dims))}"
                              f"{self._guard(dims, False)}).to(tl.float32)")
         body, self.body = self.body, []
         self._replay(names)
-        loop = ["for past in tl.range(chunk // (SEGMENT // C) * (SEGMENT // C), chunk, num_stages=1):", *_block(self.body)]
-        self.body = [*body, "if SEGMENT > C:  # the chunks of the segment before this one", *_block(loop)]
+        loop = ["for past in tl.range(chunk // (SEGMENT // C) * (SEGMENT // C), chunk, num_stages=1):", *in_block(self.body)]
+        self.body = [*body, "if SEGMENT > C:  # the chunks of the segment before this one", *in_block(loop)]
         self.body += [f"{names[s]} = {names[s]}.to({s}_starts.dtype.element_ty)" for s in launch.starts]
         for s in launch.starts:
             leaf = self.program.decl(s).leaf()
@@ -240,7 +241,7 @@ class KernelWriter:
         """Offsets of a tile's rows and columns from the chunk's first row."""
         terms = []
         if ROW in dims:
-            terms.append(f"{self._axis(dims, ROW, rows)} * SIGN * {_group(stride)}")
+            terms.append(f"{self._axis(dims, ROW, rows)} * SIGN * {group(stride)}")
         rest = tuple(d for d in dims if d != ROW)
         return " + ".join([*terms, self._flat(rest, dims)] if rest else terms)
 
@@ -261,7 +262,7 @@ class KernelWriter:
     def _store_rows(self, s: Store) -> list[str]:
         dims = ((ROW,) if self.launch.loop == "chunks" else ()) + s.dims
         stride = self._row_stride(dims)
-        target = f"{s.name}_ptr + row * {_group(stride)}{_plus(self._row_offset(stride, dims))}"
+        target = f"{s.name}_ptr + row * {group(stride)}{plus(self._row_offset(stride, dims))}"
         value, mask = self.tiles.whole(s.value, self.tile(dims)), self._mask(dims, rows=True)
         return [f"tl.store({target}, {value}{self._earlier(target, mask, s.dims)}{mask})"]
 
@@ -288,7 +289,7 @@ class KernelWriter:
     def _store_state(self, name: str, pointer: str, where: str | None, dims: tuple[str, ...]) -> str:
         size = " * ".join(dims) or "1"
         at = self._segment_of(dims) if where is None else f"({where}) * ({size})"
-        target, mask = f"{pointer} + {at}{_plus(self._flat(dims))}", self._mask(dims, False)
+        target, mask = f"{pointer} + {at}{plus(self._flat(dims))}", self._mask(dims, False)
         earlier = self._earlier(target, mask, dims) if pointer.endswith("_final") else ""
         return f"tl.store({target}, {name}{earlier}{mask})"
 
@@ -297,7 +298,7 @@ class KernelWriter:
         launch = self.launch
         if not launch.reverse and launch.starts:  # what the segment receives is kept before anything changes it
             kept = [self._store_state(safe(s), f"{s}_starts", None, self.program.decl(s).dims) for s in launch.starts]
-            self.body += ["if KEEP and chunk % (SEGMENT // C) == 0:", *_block(kept)]
+            self.body += ["if KEEP and chunk % (SEGMENT // C) == 0:", *in_block(kept)]
         sums = [s for s in launch.stores if s.kind != "rows"]
         pending = list(launch.stores)
         first = [n for n in launch.nodes() if n.op == "state"] if launch.replay else []
@@ -321,8 +322,8 @@ class KernelWriter:
         # a length is no specialisation key; strides of rows of numbers vary with it, those of features stay aligned
         fixed = [*(n for n in ("T", "count") if n in arguments), *(f"{name}_sb" for name, d in self.loaded.items() if d.role == "in" and not d.dims)]
         head = f"@triton.jit(do_not_specialize={fixed!r})\ndef {launch.name}(\n"
-        head += _wrapped(arguments) + _wrapped([f"{c}: tl.constexpr" for c in constexprs]) + "):\n"
-        text = head + "".join(_indented(line, 1) for line in self._lines(sums))
+        head += wrapped(arguments) + wrapped([f"{c}: tl.constexpr" for c in constexprs]) + "):\n"
+        text = head + "".join(indented(line, 1) for line in self._lines(sums))
         return Kernel(launch, text, arguments, constexprs, list(self.loaded), self.dims, self.cots, self.alive,
                       self.vectors, self.turned)
 
@@ -334,7 +335,7 @@ class KernelWriter:
         turn = [f"more_{d} = block_{d} + tl.arange(0, 1) > first_{d}", "tl.debug_barrier()  # what the block before has left is there", self._place(d), *self.before,
                 *self._initial(own), *self._loop(), *self._final(own)]
         return [*self._where(), f"first_{d} = group_{d} * TURNS", *(self._place(e) for e in self.dims if e != d), *self._sums(common),
-                f"for block_{d} in range(first_{d}, tl.minimum(first_{d} + TURNS, tl.cdiv({d}, B{d}))):", *_block(turn),
+                f"for block_{d} in range(first_{d}, tl.minimum(first_{d} + TURNS, tl.cdiv({d}, B{d}))):", *in_block(turn),
                 *self._stored(common)]
 
     def _flags(self) -> list[str]:
@@ -380,10 +381,10 @@ class KernelWriter:
                 lines.append(f"{name}_ptr += batch * {name}_sb + token * {name}_st + (head // {name}_rep) * {name}_sh")
         for name in self.cots:
             dims = self.program.decl(name).dims
-            lines.append(f"d{name}_ptr += (first * H + head)" + _times(dims))
+            lines.append(f"d{name}_ptr += (first * H + head)" + times(dims))
         for s in self.launch.stores:
             if s.kind == "rows":
-                lines.append(f"{s.name}_ptr += (first * H + head)" + _times(s.dims))
+                lines.append(f"{s.name}_ptr += (first * H + head)" + times(s.dims))
             if parts := self.launch.partial_over(s.dims):
                 lines.append(f"{s.name}_ptr += {self._part(parts)} * {s.name}_part  # a partial sum over {', '.join(parts)}")
         for c in self.launch.carries:
@@ -424,7 +425,7 @@ class KernelWriter:
         for c in self.launch.carries:
             size, shape = " * ".join(c.dims) or "1", self.tiles.shape(self.tile(c.dims))
             zero = f"tl.zeros({shape}, tl.float32)" if c.dims else "0.0"
-            load = (f"tl.load({c.name}_initial + (seq * H + head) * ({size}){_plus(self._flat(c.dims))}"
+            load = (f"tl.load({c.name}_initial + (seq * H + head) * ({size}){plus(self._flat(c.dims))}"
                     f"{self._guard(c.dims, False)}).to(tl.float32)")
             first = "".join(f" and block_{d} == 0" for d in self.launch.partial_over(c.dims))
             if first:  # the cotangent enters one of the partial sums
@@ -437,8 +438,8 @@ class KernelWriter:
 
     def _loop(self) -> list[str]:
         if self.launch.loop == "tokens":
-            return ["for row_at in range(0, length):", _indented("row = tl.cast(row_at, tl.int64) * SIGN", 1).rstrip("\n"),
-                    *[_indented(line, 1).rstrip("\n") for line in self.body]]
+            return ["for row_at in range(0, length):", indented("row = tl.cast(row_at, tl.int64) * SIGN", 1).rstrip("\n"),
+                    *[indented(line, 1).rstrip("\n") for line in self.body]]
         lines = ["chunks = tl.cdiv(length, C)"]
         if self.launch.starts:
             condition = "RAGGED" if self.launch.reverse else "RAGGED and KEEP"
@@ -450,7 +451,7 @@ class KernelWriter:
         inner += ["row = (chunk * C).to(tl.int64) * SIGN",
                   "live = rows < length - chunk * C",
                   "held = tl.minimum(rows, length - 1 - chunk * C)  # rows behind the end repeat the last token"]
-        return lines + loop + [_indented(line, 1).rstrip("\n") for line in inner + self.body]
+        return lines + loop + [indented(line, 1).rstrip("\n") for line in inner + self.body]
 
     def _final(self, sums: list[Store]) -> list[str]:
         lines = [f"if STORE_FINAL:\n    {self._store_state(safe(c.name), f'{c.name}_final', 'seq * H + head', c.dims)}"
@@ -475,33 +476,3 @@ def _varying(nodes: list[Node], launch: Launch) -> set[Node]:
         if n.op in ("in", "cot", "state", "pos", "live") or ROW in n.dims or any(a in out for a in n.args):
             out.add(n)
     return out
-
-
-def _block(lines: list[str]) -> list[str]:
-    return [_indented(line, 1).rstrip("\n") for line in lines]
-
-
-def _plus(code: str) -> str:
-    return f" + {code}" if code else ""
-
-
-def _group(code: str) -> str:
-    return f"({code})" if " " in code else code
-
-
-def _times(dims: tuple[str, ...]) -> str:
-    return f" * ({' * '.join(dims)})" if dims else ""
-
-
-def _wrapped(names: list[str]) -> str:
-    lines, line = [], "   "
-    for name in names:
-        if len(line) + len(name) > 110:
-            lines.append(line)
-            line = "   "
-        line += f" {name},"
-    return "".join(f"{x}\n" for x in [*lines, line]) if names else ""
-
-
-def _indented(code: str, depth: int) -> str:
-    return "".join("    " * depth + line + "\n" for line in code.rstrip("\n").split("\n"))

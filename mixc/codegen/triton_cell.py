@@ -5,7 +5,8 @@ The state and the weights of a head stay on chip; a program has C sequences, so 
 
 from __future__ import annotations
 
-from mixc.codegen.kernel import Kernel, KernelWriter, _group, _indented, _plus, _times, safe
+from mixc.codegen.kernel import Kernel, KernelWriter, safe
+from mixc.codegen.lines import group, indented, plus, times
 from mixc.codegen.tiles import refuse
 from mixc.ir.launch import Launch, Store
 from mixc.ir.node import ROW, Node
@@ -24,7 +25,7 @@ class CellWriter(KernelWriter):
     def _at(self, pointer: str, stride: str, dims: tuple[str, ...], row: str = "row") -> str:
         """Addresses of a tile: `pointer` and then `row` rows of `stride` further, in every sequence."""
         wide = (ROW, *dims)
-        return f"{self._axis(wide, ROW, f'({pointer} + {row} * {_group(stride)})')}{_plus(self._flat(dims, wide))}"
+        return f"{self._axis(wide, ROW, f'({pointer} + {row} * {group(stride)})')}{plus(self._flat(dims, wide))}"
 
     def _masked(self, dims: tuple[str, ...], rows: str) -> str:
         wide = (ROW, *dims)
@@ -84,7 +85,7 @@ class CellWriter(KernelWriter):
 
     def _state_at(self, pointer: str, dims: tuple[str, ...]) -> str:
         wide, size = (ROW, *dims), " * ".join(dims) or "1"
-        return f"{self._axis(wide, ROW, f'({pointer} + (seq * H + head) * ({size}))')}{_plus(self._flat(dims, wide))}"
+        return f"{self._axis(wide, ROW, f'({pointer} + (seq * H + head) * ({size}))')}{plus(self._flat(dims, wide))}"
 
     # ------------------------------------------------------------ stores
     def _store_rows(self, s: Store) -> list[str]:
@@ -149,7 +150,7 @@ class CellWriter(KernelWriter):
         saves = tuple(f"{s.name}_ptr +=" for s in self.launch.stores if s.result == "save" and not self.launch.reverse)
         lines = [f"if KEEP:\n    {line}" if line.startswith(saves) else line for line in super()._where()]
         if self.launch.reverse:
-            lines += [f"{s}_kept += (first * H + head){_times(self.program.decl(s).dims)}" for s in self.launch.starts]
+            lines += [f"{s}_kept += (first * H + head){times(self.program.decl(s).dims)}" for s in self.launch.starts]
         return lines
 
     def _initial(self, sums: list[Store]) -> list[str]:
@@ -171,7 +172,7 @@ class CellWriter(KernelWriter):
         # what is asked for at every token would have its addresses made before the loop, and fill the registers
         moved = ", disable_licm=not HELD" if self.weights else ""
         return [f"for i in tl.range(0, longest, num_stages=STAGES{moved}):",
-                *[_indented(line, 1).rstrip("\n") for line in inner + self.body]]
+                *[indented(line, 1).rstrip("\n") for line in inner + self.body]]
 
     def _final(self, sums: list[Store]) -> list[str]:
         lines = [f"if STORE_FINAL:\n    tl.store({self._state_at(f'{c.name}_final', c.dims)}, {safe(c.name)}, "

@@ -1,0 +1,33 @@
+"""Lines of emitted text: pieces that are there or not, and indentation."""
+
+from __future__ import annotations
+
+
+def in_block(lines: list[str]) -> list[str]:
+    return [indented(line, 1).rstrip("\n") for line in lines]
+
+
+def plus(code: str) -> str:
+    return f" + {code}" if code else ""
+
+
+def group(code: str) -> str:
+    return f"({code})" if " " in code else code
+
+
+def times(dims: tuple[str, ...]) -> str:
+    return f" * ({' * '.join(dims)})" if dims else ""
+
+
+def wrapped(names: list[str]) -> str:
+    lines, line = [], "   "
+    for name in names:
+        if len(line) + len(name) > 110:
+            lines.append(line)
+            line = "   "
+        line += f" {name},"
+    return "".join(f"{x}\n" for x in [*lines, line]) if names else ""
+
+
+def indented(code: str, depth: int) -> str:
+    return "".join("    " * depth + line + "\n" for line in code.rstrip("\n").split("\n"))
