@@ -28,7 +28,6 @@ from gpu_cases import target_shape
 
 import mixc
 from mixc.autotune import narrow
-from mixc.autotune.cost import Costs
 from mixc.autotune.schedule import Candidate
 from mixc.autotune.tuner import Schedule, label, schedule_of
 from mixc.codegen.config import Config
@@ -143,9 +142,10 @@ def counts(names: list[str], meter: Path) -> dict[str, Any]:
             if count is None:
                 print(f"{name:30} {launch}: not launched?")
                 continue
-            costs: Costs = s.spaces[launch].spaces[0][2]
+            _, model, costs = next(x for x in s.spaces[launch].spaces
+                                   if c.tile.chunk in (x[0].domains["C"].values or ()))
             point = point_of(c)
-            ours = float(s.spaces[launch].spaces[0][1].bytes().evaluate(point)), float(costs.flops.evaluate(point))
+            ours = float(model.bytes().evaluate(point)), float(costs.flops.evaluate(point))
             theirs = ((count["load_unique"] + count["store_unique"]) * scale, sum(count["dot_flops"].values()) * scale)
             ratio = [a / b if b else 1.0 if not a else float("inf") for a, b in zip(ours, theirs, strict=True)]
             found[f"{name} {launch}"] = ratio
@@ -157,7 +157,7 @@ def counts(names: list[str], meter: Path) -> dict[str, Any]:
 
 def point_of(c: Candidate) -> dict[str, int]:
     return {"C": c.tile.chunk, "segment": c.segment, "warps": c.tile.warps, "stages": c.tile.stages,
-            **{f"B{d}": b for d, b in c.tile.blocks}}
+            "turns": c.tile.turns, **{f"B{d}": b for d, b in c.tile.blocks}}
 
 
 def rank(names: list[str], meter: Path, many: int = 8) -> dict[str, Any]:
