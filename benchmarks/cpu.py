@@ -2,6 +2,7 @@
 
     python benchmarks/cpu.py                    times and peak memory, fp32, two threads; about four minutes
     python benchmarks/cpu.py gla kda            these only
+    python benchmarks/cpu.py min_gru --compiled also backend="torch.compile"; a minute more to compile
     python benchmarks/cpu.py --picture DIR      time and memory of simple_gla over T from 1k to 64k, as DIR/cpu.png
 
 Each class has a process of its own in which all variants run interleaved.  A run that took more than three
@@ -114,10 +115,13 @@ def both(run: Variant, x: Inputs, cotangent: Tensor) -> None:
 PASSES: dict[str, Callable[[Variant, Inputs, Tensor], None]] = {"forward": forward, "forward+backward": both}
 
 
-def times(case: Case, seconds: float) -> dict[str, dict[str, dict[str, float]]]:
+def times(case: Case, seconds: float, compiled: bool) -> dict[str, dict[str, dict[str, float]]]:
     """Minimum and median of clean runs in ms, and their number, by pass and variant."""
     mixer, x = inputs(case)
     programs = variants(case, mixer)
+    if compiled:
+        programs["compiled"] = lambda x: mixer(**x, backend="torch.compile")[0]
+        both(programs["compiled"], x, torch.ones_like(programs["compiled"](x)))
     with torch.no_grad():
         cotangent = torch.randn_like(programs["mixc"](x))
     found: dict[str, dict[str, dict[str, float]]] = {}
@@ -188,12 +192,14 @@ def apart(**job: Any) -> Any:
 def do(job: dict[str, Any]) -> Any:
     torch.set_num_threads(job["threads"])
     case = CASES[job["name"]]
-    return times(case, job["seconds"]) if job["what"] == "times" else peak(case, job["variant"], job.get("T"))
+    if job["what"] == "times":
+        return times(case, job["seconds"], job["compiled"])
+    return peak(case, job["variant"], job.get("T"))
 
 
 # ---------------------------------------------------------------- what people read
-def report(case: Case, seconds: float) -> dict[str, Any]:
-    found = {"times": apart(what="times", name=case.name, seconds=seconds),
+def report(case: Case, seconds: float, compiled: bool) -> dict[str, Any]:
+    found = {"times": apart(what="times", name=case.name, seconds=seconds, compiled=compiled),
              "memory": {v: apart(what="peak", name=case.name, variant=v) for v in ("mixc", "eager")}}
     shape = " ".join(f"{n}={s}" for n, s in case.shape.items())
     print(f"\n{case.name}  {shape}")
@@ -244,6 +250,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, metavar="DIR")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where cpu.json goes")
     parser.add_argument("--seconds", type=float, default=16.0, help="of timing a class")
+    parser.add_argument("--compiled", action="store_true", help='time backend="torch.compile" too')
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -259,7 +266,7 @@ def main() -> None:
     policy = os.environ.get("OMP_WAIT_POLICY", "unset")
     print(f"torch {torch.__version__}, {args.threads} threads, OMP_WAIT_POLICY={policy}, "
           f"load {os.getloadavg()[0]:.1f}; minimum (median)")
-    found = {name: report(CASES[name], args.seconds) for name in args.names or CASES}
+    found = {name: report(CASES[name], args.seconds, args.compiled) for name in args.names or CASES}
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "cpu.json").write_text(json.dumps(found, indent=1))
