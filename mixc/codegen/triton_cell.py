@@ -71,8 +71,9 @@ class CellWriter(KernelWriter):
         flipped = outer[M] == axes[1]
         left, summed = (M, N) if flipped else (N, M)
         steps = f"{N}, 1" if flipped else f"1, {N}"
+        first = self.tiles.rank[left] < self.tiles.rank[summed]  # of a tile's axes, which are as in the header
         return (f"through({rows}, {name}, {self.tiles.index(left)}, {self.tiles.inside(left)}, {steps}, row_at, {summed}, "
-                f"B{summed}, {flipped}, HELD, {plus})")
+                f"B{summed}, {first}, HELD, {plus})")
 
     def _load_start(self, node: Node) -> str:
         """The state before the token: as the forward left it after the token before, or the initial one."""

@@ -28,7 +28,7 @@ def test_variants_compute_the_same(name: str, other: str) -> None:
 def test_figures() -> None:
     from cpu import PASSES, peak, times
 
-    found = times(small("simple_gla"), 0.01)
+    found = times(small("simple_gla"), 0.01, compiled=False)
     assert set(found) == set(PASSES)
     assert all(t["runs"] > 0 and t["min"] > 0 for by in found.values() for t in by.values())
     assert {"forward", "forward MB", "forward+backward", "forward+backward MB"} == set(peak(small("lstm"), "eager", 9))

@@ -59,9 +59,9 @@ def correction(monkeypatch):
 
 def test_the_transition_is_noticed(correction):
     def read(place, carried):
-        query, place.faded = place.faded, make("stop_gradient", place.faded)
+        query, place.query = place.query, make("stop_gradient", place.query)
         found = carried(place)
-        place.faded = query
+        place.query = query
         return found
     correction(read)
     assert wrong("transition") == {"dk"}
@@ -69,7 +69,7 @@ def test_the_transition_is_noticed(correction):
 
 def test_the_carried_state_is_noticed(correction):
     def read(place, carried):
-        leaf = place.state.decl.leaf()
+        (leaf,) = place.group.forms.leaves
         return substitute([carried(place)], {leaf: make("stop_gradient", leaf)})[0]
     correction(read)
     assert {"dS0", "dv"} <= wrong("carried")

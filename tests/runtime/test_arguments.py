@@ -61,7 +61,8 @@ BAD = {
     "const grad": (other(scale=torch.ones((), requires_grad=True)), "`scale` is a const: .*with gradient"),
     "const int tensor": (other(scale=torch.ones((), dtype=torch.int64)), "`scale` is a const"),
     "const text": (other(scale="big"), "`scale` is a const: expected a number, got str"),
-    "backend": (other(backend="cuda"), "`backend`: expected one of auto, reference, torch, triton, got 'cuda'"),
+    "backend": (other(backend="cuda"), "`backend`: expected one of auto, reference, torch, torch.compile, triton, "
+                                         "got 'cuda'"),
     "range": (other(g=-ARGS["g"], check=True), "`g`: expected g <= 0, got"),
     "two-sided": (other(beta=ARGS["beta"] + 1, check=True), "`beta`: expected beta <= 1, got"),
     "norm": (other(k=ARGS["k"] * 2, check=True), r"`k`: expected norm\[K\]\(k\) <= 1, got"),
