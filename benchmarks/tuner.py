@@ -213,8 +213,9 @@ def tune(names: list[str], budget: float) -> dict[str, Any]:
             cold = time.monotonic() - start
             warm, _ = cpu(lambda mixer=mixer, shape=shape: tuned(mixer, find("h100"), shape, "bf16"))
             chosen = sum(r["microseconds"] for r in made.launches if r["chosen"])
-            first = sum(r["microseconds"] for launch in default for r in made.launches
-                        if r["launch"] == launch and r["tile"] == default[launch].tile.as_dict())
+            first = sum(min((r["microseconds"] for r in made.launches  # a row a segment
+                             if r["launch"] == launch and r["tile"] == c.tile.as_dict()), default=float("nan"))
+                        for launch, c in default.items())
             worst = sum(max(c for c, _, _ in space.best()) for space in s.spaces.values())
             found[name] = {"cold_s": cold, "warm_s": warm, "tuned_us": chosen, "default_us": first,
                            "worst_us": worst * 1e6}
