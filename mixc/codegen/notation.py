@@ -15,7 +15,7 @@ from mixc.ir.node import COL, ROW, Node, postorder
 WIDTH = 108
 _INFIX = {"add": (" + ", 1), "sub": (" - ", 1), "mul": (" * ", 2), "div": (" / ", 2),
           "lt": (" < ", 0), "le": (" <= ", 0), "eq": (" == ", 0), "ne": (" != ", 0)}
-_SILENT = ("expand", "live", "to_number", "stop_gradient")
+_SILENT = ("expand", "live", "once", "to_number", "stop_gradient")
 _TRIANGLE = {"incl": "tril({})", "strict": "tril({}, -1)", "excl": "tril({}, -1)", "diag": "diag({})"}
 
 

@@ -21,7 +21,7 @@ from mixc.ir.node import COL, ROW, Node
 from mixc.ir.ops import OPS
 
 _ZERO_AT_ZERO = {"square", "abs", "sqrt", "sin", "tanh", "relu", "silu", "gelu", "elu", "expm1", "log1p", "sign",
-                 "neg", "rename", "live", "mask", "cumsum", "sum", "stop_gradient", "pick", "place", "conj"}
+                 "neg", "rename", "live", "once", "mask", "cumsum", "sum", "stop_gradient", "pick", "place", "conj"}
 
 
 def refuse(what: str, node: Node | None = None) -> SpecError:
@@ -259,6 +259,9 @@ class Tiles:
         order = self.order(node)
         live = self._align("live", (ROW,), order)
         return f"tl.where({live}, {self.ref(node.args[0], order)}, {literal(node.attr('fill'))})"
+
+    def _once(self, node: Node) -> str:
+        return f"tl.where(block_{node.attr('dim')} == 0, {self.ref(node.args[0], self.order(node))}, 0.0)"
 
     def _ipow(self, node: Node) -> str:
         n, x = node.attr("n"), self.ref(node.args[0], self.order(node))

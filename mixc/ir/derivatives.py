@@ -353,6 +353,7 @@ RULES: dict[str, Callable[[Node, Node], Cotangents]] = {
     "guard": lambda n, c: (make("guard", c, _conj(n.args[1])), make("guard", c, _conj(n.args[0]))),
     **dict.fromkeys(("lt", "le", "eq", "ne", "and", "or", "not", "to_number", "mod", "floordiv"), _none),
     "live": _live,
+    "once": _lowered,
     "contract": _contract,
     "sum": _sum,
     "prod": _prod,

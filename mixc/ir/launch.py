@@ -6,7 +6,7 @@ they go (its stores), what it carries from one chunk to the next, and which dims
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mixc.ir.node import COL, ROW, Node, postorder
 from mixc.ir.program import Program
@@ -75,6 +75,11 @@ class Launch:
 
     def roots(self) -> list[Node]:
         return [c.next for c in self.carries] + [s.value for s in self.stores]
+
+    def with_roots(self, roots: list[Node]) -> Launch:
+        n = len(self.carries)
+        return replace(self, carries=tuple(replace(c, next=x) for c, x in zip(self.carries, roots[:n], strict=True)),
+                       stores=tuple(replace(s, value=x) for s, x in zip(self.stores, roots[n:], strict=True)))
 
     def body(self) -> list[Node]:
         return list(postorder(self.roots()))

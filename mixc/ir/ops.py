@@ -220,6 +220,8 @@ OPS: dict[str, Op] = {
     "floordiv": _ew(2, "torch.floor_divide({0}, {1})", "tl.floor({0} / {1})", "a // b of exact integers", real),
     "live": Op(1, same, first, "x where the row is a token, `fill` on the rows behind the end",
                "live({0}, {fill})", "tl.where(live[EXPAND], {0}, {fill})", (0,), "chunk"),
+    "once": Op(1, same, first, "x in the first of the programs that divide `dim` among them, 0 in the others",
+               linear_in=(0,), level="chunk"),
     # over dims --------------------------------------------------------------------------
     "contract": Op(2, kept, joined, "product, summed over what both have and `out` has not", linear_in=(0, 1)),
     "sum": Op(1, reduced, joined, "sum over dims", linear_in=(0,)),

@@ -10,10 +10,13 @@ capacities: values computed again cost no bytes, values kept cost a write and a 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mixc.ir.launch import Carry, Launch, Store, splittable
 from mixc.ir.node import Node, depends, postorder
 from mixc.ir.program import Program
 from mixc.passes.differentiate import cotangent_of_state
+from mixc.passes.shares import shares
 
 
 def fused_forward(program: Program, starts: tuple[str, ...] = ()) -> Launch:
@@ -86,8 +89,6 @@ def _with_split(launch: Launch) -> Launch:
 
     A backward is linear in its cotangents, so each program's sums over its own part of the dim add up
     to the whole: what has not the dim is then a partial sum."""
-    from dataclasses import replace
-
     nodes, program = launch.nodes(), launch.program
     used = {d for n in nodes for d in n.dims} | {d for s in launch.stores for d in s.dims}
     dims = [d.name for d in program.dims if d.name in used]
@@ -96,5 +97,10 @@ def _with_split(launch: Launch) -> Launch:
         return replace(launch, split=whole)
     cots = [n for n in nodes if n.op == "cot"]
     linear = depends(nodes, cots)
-    partial = tuple(d for d in splittable([n for n in nodes if n not in linear], dims) if d not in whole)
-    return replace(launch, split=(*whole, *partial), summed=partial)
+    partial = list[str]()
+    for d in splittable([n for n in nodes if n not in linear], dims):
+        found = shares(launch.roots(), [c.leaf for c in launch.carries], d) if d not in whole else None
+        if found is not None:
+            partial.append(d)
+            launch = launch.with_roots(found)
+    return replace(launch, split=(*whole, *partial), summed=tuple(partial))

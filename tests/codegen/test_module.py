@@ -6,9 +6,11 @@ import math
 import pytest
 import torch
 
+import mixc
 from mixc.codegen.config import Config, Tile
 from mixc.codegen.module import Module
 from mixc.codegen.offline import load_text
+from mixc.codegen.triton_program import kernels
 from mixc.ir.run import run_chunks
 from mixc.passes.chunk import chunk
 from mixc.passes.classify import classify
@@ -98,3 +100,28 @@ def test_infinite_gates_give_no_nan():
     o.sum().backward()
     assert torch.isfinite(o).all()
     assert (tensors["g"].grad[:, ::3] == 0).all()
+
+
+SHARES = {  # outs without the dim that programs divide; the second state's gradient to it goes back into the first one's
+    "added": ("S = exp(g) * S + k * v\nn = exp(g) * n + k", ("V",)),
+    "needed whole": ("n = exp(g) * n + sum[V](S)\nS = exp(g) * S + k * v", ()),
+}
+
+
+@pytest.mark.parametrize("kind", SHARES)
+def test_what_programs_share_is_counted_once(kind):
+    body, summed = SHARES[kind]
+    mixer = mixc.loads("mixer m(K, V) {\nin q[K], k[K], v[V], g where g <= 0\nstate S[K, V], n[K]\n"
+                       f"{body}\nout o[V] = q @ S\nout z[K] = n\n}}")
+    made = kernels(mixer.declared)
+    assert made.bwd.launch.summed == summed
+    emitted, outs = load_text(made.text(SMALL)), []
+    for fn in (lambda **x: mixer(**x, backend="reference"), emitted.m):
+        torch.manual_seed(0)
+        x = dict(q=torch.randn(1, 5, 1, 16), k=torch.randn(1, 5, 1, 16), v=torch.randn(1, 5, 1, 40), g=-torch.rand(1, 5, 1))
+        x = {n: y.requires_grad_() for n, y in x.items()}
+        o, z = fn(**x)[0]
+        ((o * torch.randn_like(o)).sum() + (z * torch.randn_like(z)).sum()).backward()
+        outs.append([y.grad for y in x.values()])
+    for want, got in zip(*outs, strict=True):
+        close(got, want.double())
