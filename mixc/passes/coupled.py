@@ -73,13 +73,14 @@ class Transport:
             taken = {j: update.decays[x] for j, x in enumerate(leaves) if j != i and x in update.decays}
             self.taken.append({j: make("live", expand(lift(number(1) if c is None else c), (ROW,)), fill=0.0)
                                for j, c in taken.items()})
-        self.paths = {(i, j): self._path(i, j) for i, above in enumerate(self._above()) for j in {i, *above}}
+        self.paths = {(i, j): self._path(i, j) for i, above in enumerate(self.above) for j in {i, *above}}
 
     def alone(self, i: int) -> bool:
         """Does it take over from no other state?"""
         return not self.taken[i]
 
-    def _above(self) -> list[set[int]]:
+    @functools.cached_property
+    def above(self) -> list[set[int]]:
         """Of every state those whose content arrives in it."""
         above = [set(t) for t in self.taken]
         for _ in above:
@@ -87,8 +88,7 @@ class Transport:
         return above
 
     def _path(self, i: int, j: int) -> Decay:
-        above = self._above()
-        if i == j and i not in above[i]:
+        if i == j and i not in self.above[i]:
             return self.own[i]
         between, start = self._arrives(j)
         end, through = (_ones(self.own[i].after()), self.own[i].whole() or number(1)) if i == j else (None, None)
@@ -108,8 +108,7 @@ class Transport:
     @functools.cache  # noqa: B019  (as long as the pass)
     def _arrives(self, j: int) -> tuple[list[Node | None], list[Node | None]]:
         """Of every state before row t: [_t, _s] what is written to j at s, [_t] what j held at the chunk's start."""
-        above = self._above()
-        order = sorted(range(len(above)), key=lambda i: len(above[i]))
+        order = sorted(range(len(self.above)), key=lambda i: len(self.above[i]))
         spans = {i: self.own[i].over(None, "excl") for i in order}
         N = [{order.index(k): spans[i] * at_col(c) for k, c in self.taken[i].items()} for i in order]
         found = []

@@ -33,16 +33,13 @@ def compiled(step: Program) -> Compiled:
     return found[1]
 
 
-NONE = object()
-
-
 class Compiled:
     def __init__(self, step: Program, spread: bool = False):
         """`spread`: segments have several chunks wherever they can."""
         self.step, self.spread = step, spread
         self._prepared: dict[tuple[bool, bool, bool, bool], Program] = {}
         self._saves: dict[tuple[bool, bool, bool], tuple[Node, ...]] = {}
-        self._segments: dict[object, Any] = {}
+        self._segments: dict[object, Any] = {}  # None: there is no such segment
 
     @cached_property
     def chunk(self) -> Program:
@@ -145,6 +142,5 @@ class Compiled:
         if key not in self._segments:
             program = self.prepared(False, finite, wanted is not None, borrowed)
             results = tuple(r for r in program.results if wanted is None or r.role == "next" or r.name in wanted)
-            self._segments[key] = fused_segment(replace(program, results=results), self.single, C, order) or NONE
-        found = self._segments[key]
-        return None if found is NONE else found
+            self._segments[key] = fused_segment(replace(program, results=results), self.single, C, order)
+        return self._segments[key]

@@ -34,13 +34,11 @@ class Twin:
 
     mixer: Mixer
     matching: Matching
+    order: dict[str, list[int]]  # by names of the caller: which of its dims each dim of the other's is
 
     def run(self, run: Callable[[Mixer, Call], Results], call: Call) -> Results:
         """A call of the mixer that has none, by the kernels of the other."""
-        own, other = call.program, self.mixer.declared
-        names, dims = self.matching.names, self.matching.dims
-        order = {n: [[dims[d] for d in own.decl(n).dims].index(d) for d in other.decl(m).dims]
-                 for n, m in names.items()}
+        names, dims, order = self.matching.names, self.matching.dims, self.order
 
         def given(values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             return {names[n]: _permuted(x, order[n]) for n, x in values.items()}
@@ -48,7 +46,7 @@ class Twin:
         consts = {names[n]: value for n, value in call.consts.items()}
         sizes = {dims[d]: size for d, size in call.sizes.items()}
         outs, states = run(self.mixer, replace(
-            call, program=self.mixer.specialise({d.name: sizes[d.name] for d in other.dims}, consts)[0],
+            call, program=self.mixer.specialise({d.name: sizes[d.name] for d in self.mixer.declared.dims}, consts)[0],
             sizes=sizes, consts=consts, ins=given(call.ins), params=given(call.params), states0=given(call.states0),
             out_dtypes={names[n]: dtype for n, dtype in call.out_dtypes.items()}))
 
@@ -80,6 +78,8 @@ def _search(mixer: Mixer) -> Twin | None:
     for other in list(owners):
         matching = same_function(mixer, other)
         if matching is not None:
-            return Twin(other, matching)
+            dims = {n: [matching.dims[d] for d in program.decl(n).dims] for n in matching.names}
+            return Twin(other, matching, {n: [dims[n].index(d) for d in other.declared.decl(m).dims]
+                                          for n, m in matching.names.items()})
     owners.add(mixer)
     return None

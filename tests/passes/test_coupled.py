@@ -6,9 +6,7 @@ import pytest
 import torch
 
 import mixc
-from mixc.runtime.agree import FLOOR, rms
-from tests.agree import assert_agree
-from tests.passes.test_affine_class import HEADER, draw, run
+from tests.passes.test_affine_class import HEADER, assert_chunks_equal_tokens, assert_equal_runs, draw, run
 
 TWO = HEADER.replace("state S[K, V]", """in dc where -1 <= dc <= 1
     in dd where -1 <= dd <= 1
@@ -125,12 +123,7 @@ def test_chunks_equal_tokens(name):
     mixer = load(name)
     assert set(mixer.form.values()) == {"chunk"}, mixer.why
     assert all("affine in each other" in why for why in mixer.why.values())
-    tensors, states = draw(mixer, 2, 21, 2, dict(K=4, V=5))
-    want, got = (run(mixer, tensors, states, backend) for backend in ("reference", "torch"))
-    floor = FLOOR * max(rms(x) for n, x in want.items() if n.startswith("d"))
-    for name, x in want.items():
-        y = got.get(name, torch.zeros_like(x))
-        assert_agree(y, x, torch.float64, floor=floor if name.startswith("d") else 0.0, name=name)
+    assert_chunks_equal_tokens(mixer)
 
 
 @pytest.mark.parametrize("gates", ["forget", "near one", "signs and zeros"])
@@ -155,11 +148,7 @@ def test_decays_at_their_ends_in_fp32(name, gates):
     tensors, states = ({k: x.float() for k, x in t.items()} for t in (tensors, states))
     want = run(mixer, *({k: x.double() for k, x in t.items()} for t in (tensors, states)), "reference")
     got = run(mixer, tensors, states, "torch")
-    floor = FLOOR * max(rms(x) for n, x in want.items() if n.startswith("d"))
-    for name, x in want.items():
-        y = got.get(name, torch.zeros_like(x))
-        assert y.isfinite().all(), name
-        assert_agree(y, x, torch.float32, floor=floor if name.startswith("d") else 0.0, name=name)
+    assert_equal_runs(got, want, torch.float32)
 
 
 REFUSED = {
