@@ -17,6 +17,7 @@ from mixc.autotune.cost import LaunchModel, Shape
 from mixc.autotune.terms import Constraint, Term, term, total
 from mixc.autotune.trace import counts_of
 from mixc.codegen.config import Config
+from mixc.codegen.names import own_names
 from mixc.ir.program import Program
 from mixc.targets import Target
 
@@ -45,7 +46,8 @@ def closed_forms(step: Program, target: Target) -> list[Closed]:
     module = kernels(step)
     text = module.text(Config())
     names = {n: Term("var", name=n) for n in ("B", "T", "H", "C", "L")}
-    dims = {d.name: Term("var", name=d.alias or d.name) if d.size is None else term(d.size) for d in step.dims}
+    dims = {module.own[d.name]: term(d.size) if d.size else Term("var", name=module.own[d.alias or d.name])
+            for d in step.dims}
     shape: Any = _Symbolic(names["B"], names["T"], names["H"], dims)
     out = []
     for launch, kernel in module.kernels.items():
@@ -86,10 +88,10 @@ def state_traffic(step: Program, sizes: Mapping[str, int], target: Target, chunk
 
 def told(forms: list[Closed], step: Program, sizes: Mapping[str, int], target: Target) -> list[str]:
     """Lines of markdown: the polynomials, and their values at a shape over the bound."""
-    lines = []
+    lines, own = [], own_names(step)
     for f in forms:
         chunk = f.chunk or FALLBACK
-        at = {sympy.Symbol(n, positive=True): v for n, v in (*sizes.items(), ("C", chunk), ("L", 64))}
+        at = {sympy.Symbol(own.get(n, n), positive=True): v for n, v in (*sizes.items(), ("C", chunk), ("L", 64))}
         moved, bound = float(f.bytes.subs(at)), float(f.bound.subs(at))
         more = state_traffic(step, sizes, target, chunk)
         fixed = f" (C = {f.chunk})" if f.chunk else ""

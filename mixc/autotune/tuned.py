@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixc.autotune import cache
-from mixc.codegen.config import Config
+from mixc.codegen.config import Config, Tile
 from mixc.errors import InputError
 from mixc.hashing.identity import canonical_of
 from mixc.targets import Target
@@ -68,15 +68,12 @@ class Tuned:
     def named_for(self, mixer: Mixer) -> Tuned:
         """The same for a mixer of the same hash, whose dims may have other names."""
         own = dict(zip(self.dims, canonical_of(mixer).dims, strict=True))
-        tiles = tuple((n, replace(t, blocks=tuple((own[d], size) for d, size in t.blocks),
-                                  turned=own.get(t.turned, ""))) for n, t in self.config.tiles)
         dims, shape = ({own.get(d, d): size for d, size in of.items()} for of in (self.dims, self.shape))
-        def renamed(tile: Mapping[str, Any]) -> dict[str, Any]:
-            turned = {"turned": own[tile["turned"]]} if "turned" in tile else {}
-            return {**tile, "blocks": {own[d]: n for d, n in tile["blocks"].items()}, **turned}
-        launches = [{**r, "tile": renamed(r["tile"])} for r in self.launches]
-        return replace(self, mixer=mixer.__name__, dims=dims, shape=shape, launches=launches,
-                       config=replace(self.config, tiles=tiles))
+        return replace(self._tiles_named(own), mixer=mixer.__name__, dims=dims, shape=shape)
+
+    def _tiles_named(self, to: Mapping[str, str]) -> Tuned:
+        launches = [{**r, "tile": Tile.of(r["tile"]).named(to).as_dict()} for r in self.launches]
+        return replace(self, launches=launches, config=self.config.named(to))
 
     def refuse(self, mixer: Mixer, target: Target, sizes: Mapping[str, int], dtype: str) -> None:
         """Raises:
@@ -127,10 +124,12 @@ def tuned(mixer: Mixer, target: Target, sizes: Mapping[str, int], dtype: str, *,
         return Tuned.of(found).named_for(mixer), cache.path_of(key), True
     from mixc.autotune.tuner import row, schedule_of
 
-    result = schedule_of(mixer.declared, target, sizes, dtype).tune(advance=advance, **options)
+    schedule = schedule_of(mixer.declared, target, sizes, dtype)
+    result = schedule.tune(advance=advance, **options)
     launches = [row(c, result) for tried in result.tried.values() for c in tried]
     made = Tuned(mixer.__name__, key["mixer"], target.name, dtype, _sizes(mixer, sizes), key["bucket"], dict(sizes),
                  result.config, launches, result.seconds, result.stopped, False, cache.versions())
+    made = made._tiles_named({inner: outer for outer, inner in schedule.module.own.items()})
     if not result.stopped:
         cache.put(key, made.as_dict())
     return made, cache.path_of(key), False

@@ -227,7 +227,7 @@ def schedule_of(step: Program, target: Target, sizes: Mapping[str, int], dtype: 
     module = kernels(step)
     if isinstance(module, CellModule):
         raise SpecError(Diagnostic("MX310", f"{step.name} runs token by token: a rule gives its sizes, none is tuned"))
-    dims = tuple((d.name, d.size or sizes[d.alias or d.name]) for d in step.dims)
+    dims = tuple((module.own[d.name], d.size or sizes[d.alias or d.name]) for d in step.dims)
     shape = Shape(sizes["B"], sizes["T"], sizes["H"], dims, WIDTHS[dtype])
     return Schedule(module, target, shape, dtype)
 

@@ -17,9 +17,9 @@ class CellModule(Module):
 
     kept_later = True
 
-    def __init__(self, step: Program):
+    def __init__(self, step: Program, spec: Program):
         made = cell_launches(step)
-        self.p, self.token, self.made = step, None, made
+        self.p, self.spec, self.token, self.made = step, spec, None, made
         self.bwd, self.fwd = CellWriter(made.backward).write(), CellWriter(made.forward).write()
         self.weights = [d for d in step.params if len(d.dims) > 1]
         self.starts, self.name = made.backward.starts, step.name

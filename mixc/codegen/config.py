@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -30,6 +30,14 @@ class Tile:
     def block(self, dim: str, size: int) -> int:
         """The block of a dim of this size."""
         return min(dict(self.blocks).get(dim, 1 << 30), padded(size))
+
+    def named(self, to: Mapping[str, str]) -> Tile:
+        """The same where these dims have other names."""
+        return replace(self, blocks=tuple((to.get(d, d), n) for d, n in self.blocks), turned=to.get(self.turned, self.turned))
+
+    @staticmethod
+    def of(found: Mapping[str, Any]) -> Tile:
+        return Tile(**{**found, "blocks": tuple(found["blocks"].items())})
 
     def as_dict(self) -> dict[str, Any]:
         return {"chunk": self.chunk, "blocks": dict(self.blocks), "warps": self.warps, "stages": self.stages,
@@ -60,6 +68,9 @@ class Config:
     def tile(self, launch: str) -> Tile:
         return dict(self.tiles).get(launch, Tile(min(self.segment, 32)))
 
+    def named(self, to: Mapping[str, str]) -> Config:
+        return replace(self, tiles=tuple((name, tile.named(to)) for name, tile in self.tiles))
+
     def as_dict(self) -> dict[str, Any]:
         """For a file; `of` reads it back."""
         return {"schedule": self.schedule, "segment": self.segment,
@@ -67,9 +78,7 @@ class Config:
 
     @staticmethod
     def of(found: Mapping[str, Any]) -> Config:
-        tiles = tuple((name, Tile(t["chunk"], tuple(t["blocks"].items()), t["warps"], t["stages"], t.get("turns", 1), t.get("turned", "")))
-                      for name, t in found["tiles"].items())
-        return Config(tiles, found["segment"], found["schedule"])
+        return Config(tuple((name, Tile.of(t)) for name, t in found["tiles"].items()), found["segment"], found["schedule"])
 
 
 def padded(size: int) -> int:

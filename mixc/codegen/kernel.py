@@ -20,7 +20,7 @@ from mixc.codegen.triton_span import FUNCTIONS
 from mixc.ir.blocks import PART
 from mixc.ir.launch import Launch, Store
 from mixc.ir.node import COL, ROW, Node, postorder
-from mixc.ir.program import Decl, Program
+from mixc.ir.program import Decl
 
 
 @dataclass
@@ -64,14 +64,6 @@ RESERVED = frozenset([
 def safe(name: str) -> str:
     """The spec's name in a kernel's text."""
     return name + "_" if name in RESERVED else name
-
-
-def clashes(p: Program) -> list[str]:
-    """Names of a spec that cannot be told apart from a kernel's own: dims called as it calls sizes, blocks of a dim (BK)
-    and the gradient of a value (dq)."""
-    dims, names = {d.name for d in p.dims}, {d.name for d in p.decls}
-    blocks, gradients = {"B" + d for d in dims}, {"d" + n for n in names}
-    return sorted((dims & (RESERVED | blocks)) | (names & (blocks | gradients)))
 
 
 class KernelWriter:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import keyword
 from collections.abc import Iterable
+from functools import cached_property
 
 from mixc.codegen.calls import HOST as CALLS
 from mixc.codegen.calls import call_lines, range_check, tables
@@ -30,9 +31,13 @@ class Module:
 
     kept_later = False  # are the buffers that are kept made after the initial states are known?
 
-    def __init__(self, forward: Program, backward: Program, step: Program | None = None):
-        """`step`: what happens to one token, for a kernel that decodes (None: the chunk's kernel does)."""
-        self.p = forward
+    def __init__(self, forward: Program, backward: Program, step: Program | None = None, spec: Program | None = None):
+        """
+        Args:
+            step: what happens to one token, for a kernel that decodes (None: the chunk's kernel does).
+            spec: the step under its user's names, of as many dims and values in the same order (None: these are they).
+        """
+        self.p, self.spec = forward, spec or forward
         self.token = _token_kernel(step) if step is not None and step.decls == forward.decls else None
         self.bwd = KernelWriter(fused_backward(forward, backward)).write()
         self.starts = self.bwd.launch.starts
@@ -40,6 +45,11 @@ class Module:
         self.name = forward.name
         self.states, self.outs = forward.states, forward.outs
         self._in_turns: dict[str, Kernel] = {}
+
+    @cached_property
+    def own(self) -> dict[str, str]:
+        """What kernels call the dims of the spec."""
+        return {outer.name: inner.name for outer, inner in zip(self.spec.dims, self.p.dims, strict=True)}
 
     @property
     def kernels(self) -> dict[str, Kernel]:
@@ -56,7 +66,7 @@ class Module:
     # ------------------------------------------------------------ text
     def text(self, config: Config) -> str:
         """The file, its launches with the sizes of `config`."""
-        self.config = config
+        self.config = config.named(self.own)
         token = [self.token.text, "\n\n"] if self.token else []
         kernels = [self.fwd.text, "\n\n", *token, self._backward.text, "\n\n"]
         parts = [self._head(), HOST, CALLS, PRELUDE, scan_prelude("".join(kernels)),
@@ -80,7 +90,7 @@ class Module:
                   f"FORWARD = {self._tile(self.fwd, 'fwd')}", f"BACKWARD = {self._tile(self._backward, 'bwd')}",
                   *([f"STEP = {self._tile(self.token, 'step')}  # one token"] if self.token else []),
                   *([f"SEGMENT = {self.config.segment}  # rows from one kept state to the next"] if "SEGMENT" in self.fwd.constexprs else []),
-                  *tables(self.p)]
+                  *tables(self.spec)]
         return "\n".join(lines) + "\n"
 
     def _tile(self, kernel: Kernel, launch: str) -> str:
@@ -297,29 +307,30 @@ class Module:
     # ------------------------------------------------------------ what a user calls
     def _calls(self) -> str:
         own = [safe(d.name) for d in self._tensors()]
-        consts, states = [c.name for c in self.p.consts], [s.name for s in self.states]
-        return "\n".join([*self._run(own, consts, states), "", "", *range_check(self.p), "", "", *call_lines(self.p)])
+        return "\n".join([*self._run(own), "", "", *range_check(self.spec), "", "", *call_lines(self.spec)])
 
-    def _run(self, names: list[str], consts: list[str], states: list[str]) -> list[str]:
+    def _run(self, names: list[str]) -> list[str]:
         """The same for programs: outs always a tuple, sequences as (first row, length)."""
-        keywords = "".join(f"{c}=None, " for c in consts)
+        consts, states = [c.name for c in self.p.consts], [s.name for s in self.states]
+        keywords = "".join(f"{c.name}=None, " for c in self.spec.consts)
         lines = [f"def run({', '.join(names)}, *, {keywords}initial_state=None, output_final_state=False, sequences=None,",
                  "        reverse=False):", '    """Outs as a tuple; sequences: the first row and the length of each."""']
         body = [*self._const_lines(), f"B, T = {names[0]}.shape[:2]",
                 "seqs = Sequences(B, T, *(sequences or (None, None)), reverse, output_final_state)",
                 "initial = dict(initial_state or {})", *self._start_lines(names[0])]
-        given = [*names, *(f"initial.get('{s}')" for s in states)]
+        given = [*names, *(f"initial.get('{s.name}')" for s in self.spec.states)]
         result = [safe(o.name) for o in self.outs] + [f"{s}_final" for s in states]
         body.append(f"{', '.join(result)} = "
                     f"{self._class}.apply(seqs, {_join(consts)}{', '.join(given)})")
-        final = "{" + ", ".join(f"'{s}': {s}_final" for s in states) + "} if output_final_state else None"
+        pairs = zip(self.spec.states, states, strict=True)
+        final = "{" + ", ".join(f"'{s.name}': {inner}_final" for s, inner in pairs) + "} if output_final_state else None"
         outs = ", ".join(safe(o.name) for o in self.outs)
         body.append(f"return ({outs},), {final}")
         return [*lines, *_indent(body, 1)]
 
     def _start_lines(self, first: str) -> list[str]:
         """Declared initial states; what their sizes and heads need stands before them."""
-        lines = start_lines(self.states)
+        lines = start_lines(dict(zip((s.name for s in self.spec.states), self.states, strict=True)))
         sizes = [s for s in self._sizes() if not s.startswith("B,")] + [f"device = {first}.device"]
         return [*sizes, *lines] if lines else []
 
@@ -331,9 +342,9 @@ class Module:
         sizes = [s for s in self._sizes() if not s.startswith(("B,", "H ="))]
         needed = {n for c in self.p.consts if c.init is not None for n in _sizes_in(c)}
         lines = [s for s in sizes if s.split(" =")[0] in needed]
-        for c in self.p.consts:
+        for c, outer in zip(self.p.consts, self.spec.consts, strict=True):
             assert c.init is not None
-            lines.append(f"{c.name} = {python_text(c.init)} if {c.name} is None else float({c.name})")
+            lines.append(f"{c.name} = {python_text(c.init)} if {outer.name} is None else float({outer.name})")
         return lines
 
 

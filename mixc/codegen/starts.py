@@ -6,6 +6,8 @@ after:  initial['h'] = (heads_of(p, H)[None] * torch.arange(D, device=device)).e
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from mixc.codegen.kernel import safe
 from mixc.codegen.scalars import python_text
 from mixc.ir.node import Node, postorder
@@ -15,20 +17,20 @@ from mixc.ir.program import Decl
 _MIXED = {"add", "sub", "mul", "div", "neg"}  # Python numbers may stand beside tensors
 
 
-def start_lines(states: tuple[Decl, ...]) -> list[str]:
+def start_lines(states: Mapping[str, Decl]) -> list[str]:
     """Lines that put every declared state which is not given, and does not start at 0, into `initial`.
 
-    They read B, T, H, sizes of dims, params, consts and `seqs`.
+    `states`: by their keys in `initial`.  The lines read B, T, H, sizes of dims, params, consts and `seqs`.
 
     Raises:
         NotImplementedError: an initial state that is not formed entry by entry."""
     lines = []
-    for s in states:
+    for key, s in states.items():
         if s.init is not None:
             shape = ", ".join(["seqs.count", "H", *s.dims])
             value = _tensor(s.init, s.dims)
-            lines += [f"if initial.get('{s.name}') is None:",
-                      f"    initial['{s.name}'] = ({value}).to(device, torch.float32).expand({shape})"]
+            lines += [f"if initial.get('{key}') is None:",
+                      f"    initial['{key}'] = ({value}).to(device, torch.float32).expand({shape})"]
     return lines
 
 

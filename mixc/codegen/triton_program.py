@@ -15,8 +15,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from mixc.codegen.kernel import clashes
-from mixc.codegen.tiles import refuse
+from mixc.codegen.names import own_names, renamed
 from mixc.errors import InputError, SpecError
 from mixc.ir.evaluate import Env, evaluate
 from mixc.ir.program import Program
@@ -67,13 +66,12 @@ def kernels(step: Program) -> Module:
     from mixc.passes.classify import classify
     from mixc.passes.differentiate import differentiate
 
-    for own in clashes(step):
-        raise refuse(f"kernels have a use of their own for the name `{own}`; call it otherwise")
-    stages = classify(step)
+    inner = renamed(step, own_names(step))
+    stages = classify(inner)
     if any(g.form == "sequential" for g in stages.groups):
-        return CellModule(step)
+        return CellModule(inner, step)
     forward = chunk(stages)
-    return Module(with_inverses(forward), with_inverses(differentiate(forward)), step)
+    return Module(with_inverses(forward), with_inverses(differentiate(forward)), inner, step)
 
 
 def default_config(step: Program, target: str, shape: Mapping[str, int], dtype: str) -> Config:
@@ -87,7 +85,7 @@ def default_config(step: Program, target: str, shape: Mapping[str, int], dtype: 
         sizes[d.name] = d.size or shape.get(d.name) or sizes.get(d.alias or "", 64)
     made = kernels(step)
     if isinstance(made, CellModule):
-        return made.sizes(sizes, 4 if dtype == "fp32" else 2)
+        return made.sizes({made.own.get(d, d): n for d, n in sizes.items()}, 4 if dtype == "fp32" else 2)
     return schedule_of(step, find(target), sizes, dtype).default()[0]
 
 

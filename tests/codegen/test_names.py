@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 
 import mixc
-from mixc.codegen.kernel import clashes
+from mixc.autotune.tuner import schedule_of
+from mixc.codegen.names import own_names
+from mixc.codegen.offline import load_text
+from mixc.targets import find
 from tests import cells
+from tests.agree import assert_agree
 
 TEXT = """mixer m({0}, {1}) {{
     in q[{0}], v[{1}]
@@ -23,6 +29,7 @@ NAMES = [
     ("M", "C", "keep", "live", "decay", "S1", "out1"), ("F", "N", "steps", "dtype", "select", "finish", "r1"),
     ("K", "V", "x1", "P1", "U1", "buf_CC1", "s1"), ("levels", "BK", "span_pair", "C", "M", "number", "scratch"),
     ("K_", "M_", "dq", "dv", "dS", "dv_", "do"), ("BV", "SIGN", "rows", "pid", "head", "seq", "chunk"),
+    ("B_", "has_B_", "in_B_", "v_ptr", "v_rep", "q_initial", "q_ptr"),
     ("V", "K", "device", "unit_inverse", "running_sum", "guard", "place"),
 ]
 
@@ -39,19 +46,57 @@ def test_torch(names):
 def test_triton_interpreted(names):
     text = TEXT.format(*names).replace(f"* (v - {names[2]} @ {names[5]})", "* v")  # one launch, no solve
     mixer = mixc.loads(text)
-    own = clashes(mixer.declared)
-    if own:
-        with pytest.raises(mixc.SpecError, match=f"MX310.*the name `{own[0]}`; call it otherwise"):
-            mixer.emit()
-        return
     cell = dict(length=17, size=3, heads="2/1", gates=1.0, dtype=torch.float32, rows="mask", start=True)
     bad = [str(f) for f in cells.compare(mixer, cell, "triton") if not f.ok]
     assert not bad, "; ".join(bad)
 
 
-def test_few_names_are_refused():
-    assert [clashes(mixc.loads(TEXT.format(*n)).declared) for n in NAMES] == [
-        ["C"], [], [], [], ["dq", "dv"], ["SIGN"], []]
+def test_only_what_clashes_is_called_otherwise():
+    assert [own_names(mixc.loads(TEXT.format(*n)).declared) for n in NAMES] == [
+        {"C": "C_", "keep": "keep_", "live": "live_"}, {}, {}, {"span_pair": "span_pair_", "C": "C_"},
+        {"dq": "dq_", "dv": "dv__"},
+        {n: n + "_" for n in ("SIGN", "rows", "pid", "head", "seq", "chunk")},
+        {n: n + "_" for n in ("has_B_", "in_B_", "v_ptr", "v_rep", "q_initial", "q_ptr")},
+        {n: n + "_" for n in ("device", "unit_inverse", "running_sum")}]
+
+
+CLASH = """mixer m(K, C) {
+    in q[K], k[K], dk[C], rows where rows <= 0
+    const seq = 0.5
+    param dq[C]
+    param start[K, C]
+    state S[K, C] = start, dS[K, C]
+    dS = exp(rows) * dS + k * dk
+    S = exp(rows) * S + seq * k * dk
+    out o[C] = q @ S + q @ dS + dq
+}
+"""
+
+
+def test_the_emitted_module_has_the_names_of_its_spec():
+    mixer = mixc.loads(CLASH)
+    made = load_text(mixer.emit(shape=dict(K=16, C=16), dtype="fp32"), "clash")
+    assert list(inspect.signature(made.m).parameters)[:7] == ["q", "k", "dk", "rows", "dq", "start", "seq"]
+    x = {"q": torch.randn(1, 20, 2, 5), "k": torch.randn(1, 20, 2, 5), "dk": torch.randn(1, 20, 2, 6),
+         "rows": -torch.rand(1, 20, 2), "dq": torch.randn(2, 6), "start": torch.randn(2, 5, 6)}
+    states = {"dS": torch.randn(1, 2, 5, 6)}
+    (want, after), (got, final) = (f(**x, seq=0.25, initial_state=states, output_final_state=True, check=True, **more)
+                                   for f, more in ((mixer, dict(backend="torch")), (made.m, {})))
+    assert_agree(got, want)
+    assert list(final) == ["S", "dS"] and all(torch.allclose(final[n], after[n], atol=1e-4) for n in final)
+    with pytest.raises(ValueError, match=r"`dk`: expected \[B, T, H, C\]"):
+        made.m(**{**x, "dk": x["dk"][0]})
+
+
+def test_costs_and_tiles_are_told_in_the_names_of_the_spec():
+    mixer = mixc.loads(CLASH)
+    assert "C_" in mixer.explain()
+    sizes = {"B": 1, "T": 64, "H": 2, "K": 16, "C": 16}
+    schedule = schedule_of(mixer.declared, find("h100"), sizes, "bf16")
+    config = schedule.default()[0]
+    outer = {inner: outer for outer, inner in schedule.module.own.items()}
+    assert outer["C_"] == "C"
+    assert schedule.module.text(config.named(outer)) == schedule.module.text(config)
 
 
 @pytest.mark.parametrize("state", ["B", "C", "T", "H", "seq", "rows"])

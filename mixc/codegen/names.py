@@ -1,0 +1,68 @@
+"""Names of a spec that kernels have a use of their own for, and what they are called there instead.
+
+before: in k[C], dk, rows     C: rows of a chunk, dk: the gradient of k, rows: those of a chunk's tile
+after:  in k[C_], dk_, rows_
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from mixc.codegen.kernel import RESERVED
+from mixc.ir.node import Node, make, postorder
+from mixc.ir.program import Decl, Program
+
+
+def own_names(p: Program) -> dict[str, str]:
+    """What dims and values are called instead; all others keep their names."""
+    dims, names = [d.name for d in p.dims], [d.name for d in p.decls]
+    used = RESERVED | {made for d in dims for made in _of_dim(d)} | {made for n in names for made in _of_value(n)}
+    found: dict[str, str] = {}
+    for name in (*dims, *names):
+        if name in used:
+            fresh = name + "_"
+            while fresh in used or fresh in (*dims, *names):
+                fresh += "_"
+            found[name] = fresh
+            used |= {fresh, *_of_dim(fresh), *_of_value(fresh)}
+    return found
+
+
+def _of_dim(d: str) -> set[str]:
+    """Names that stand for something of a dim: its blocks, places in it, programs along it."""
+    return {"B" + d, *(f"{x}_{d}" for x in ("in", "has", "block", "group", "first", "more", "parts"))}
+
+
+def _of_value(name: str) -> set[str]:
+    """Names that stand for something of a value: its gradient, where it lies, what a state was or becomes."""
+    ends = ("ptr", "rep", "sb", "st", "sh", "initial", "final", "starts", "part", "sum", "next", "first", "kept")
+    return {"d" + name, *(f"{x}{name}_{end}" for x in ("", "d") for end in ends)}
+
+
+def renamed(p: Program, to: dict[str, str]) -> Program:
+    """A step whose dims and values are called so."""
+    if not to:
+        return p
+    made: dict[Node, Node] = {}
+
+    def node(root: Node) -> Node:
+        for n in postorder([root]):
+            if n not in made:
+                attrs = {k: _renamed(v, to) if k in ("name", "dim", "dims", "over", "to", "out") else v for k, v in n.attrs}
+                made[n] = make(n.op, *(made[a] for a in n.args), span=n.span, **attrs)
+        return made[root]
+
+    def decl(d: Decl) -> Decl:
+        ranges = tuple(replace(r, over=_renamed(r.over, to), low=r.low and node(r.low), high=r.high and node(r.high))
+                       for r in d.ranges)
+        return replace(d, name=to.get(d.name, d.name), dims=_renamed(d.dims, to), init=d.init and node(d.init), ranges=ranges)
+
+    return replace(p, decls=tuple(map(decl, p.decls)),
+                   dims=tuple(replace(d, name=to.get(d.name, d.name), alias=to.get(d.alias or "", d.alias)) for d in p.dims),
+                   results=tuple(replace(r, name=to.get(r.name, r.name), value=node(r.value)) for r in p.results))
+
+
+def _renamed(value: Any, to: dict[str, str]) -> Any:
+    """A name, or names in tuples."""
+    return tuple(_renamed(v, to) for v in value) if isinstance(value, tuple) else to.get(value, value)
