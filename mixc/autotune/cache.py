@@ -84,6 +84,22 @@ def put(key: Key, value: dict[str, Any]) -> Path | None:
     return path
 
 
+@contextlib.contextmanager
+def alone(key: Key, seconds: float) -> Iterator[None]:
+    """While one process makes the result of a key others wait, at most so long (where no lock can be had: not at all)."""
+    from filelock import FileLock
+
+    path = folder() / "making" / f"{digest(dict(key))[:32]}.lock"
+    lock = FileLock(path, timeout=seconds)
+    with contextlib.suppress(OSError):  # Timeout is one
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _replace(path: Path, text: str) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new-", suffix=".tmp")
     try:

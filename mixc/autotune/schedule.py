@@ -49,8 +49,12 @@ class Candidate:
     failed: str = ""
 
     @property
+    def spill(self) -> int:
+        return self.report.spill if self.report else 0
+
+    @property
     def good(self) -> bool:
-        return not self.failed and (self.report is None or not self.report.spill)
+        return not self.failed and not self.spill
 
 
 Ranked = tuple[float, int, Callable[[], Candidate]]  # seconds, segment, the candidate when asked for

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +16,15 @@ from mixc.autotune import cache
 from mixc.codegen.config import Config, Tile
 from mixc.errors import InputError
 from mixc.hashing.identity import canonical_of
+from mixc.ir.program import Program
+from mixc.ir.text import print_program
 from mixc.targets import Target
 
 if TYPE_CHECKING:
     from mixc.runtime.mixer import Mixer
 
 FORM = "mixc config 2"
+LOG = logging.getLogger("mixc")
 SHORT = 64  # tokens: up to here a sequence is a chunk or two
 
 
@@ -122,17 +129,68 @@ def tuned(mixer: Mixer, target: Target, sizes: Mapping[str, int], dtype: str, *,
     found = None if fresh else cache.get(key)
     if found is not None:
         return Tuned.of(found).named_for(mixer), cache.path_of(key), True
-    from mixc.autotune.tuner import row, schedule_of
-
-    schedule = schedule_of(mixer.declared, target, sizes, dtype)
-    result = schedule.tune(advance=advance, **options)
-    launches = [row(c, result) for tried in result.tried.values() for c in tried]
-    made = Tuned(mixer.__name__, key["mixer"], target.name, dtype, _sizes(mixer, sizes), key["bucket"], dict(sizes),
-                 result.config, launches, result.seconds, result.stopped, False, cache.versions())
-    made = made._tiles_named({inner: outer for outer, inner in schedule.module.own.items()})
-    if not result.stopped:
+    made = _make(mixer, mixer.declared, key, target, sizes, advance=advance, **options)
+    if not made.stopped:
         cache.put(key, made.as_dict())
     return made, cache.path_of(key), False
+
+
+def _make(mixer: Mixer, step: Program, key: Mapping[str, Any], target: Target, sizes: Mapping[str, int],
+          **options: Any) -> Tuned:
+    from mixc.autotune.tuner import row, schedule_of
+
+    schedule = schedule_of(step, target, sizes, key["dtype"])
+    result = schedule.tune(**options)
+    launches = [row(c, result) for tried in result.tried.values() for c in tried]
+    made = Tuned(mixer.__name__, key["mixer"], target.name, key["dtype"], _sizes(mixer, sizes), key["bucket"],
+                 dict(sizes), result.config, launches, result.seconds, result.stopped, False, cache.versions())
+    return made._tiles_named({inner: outer for outer, inner in schedule.module.own.items()})
+
+
+def first(mixer: Mixer, step: Program, target: Target, sizes: Mapping[str, int], dtype: str, limit: float = 40.0,
+          budget: float = 60.0) -> Config:
+    """The config of a first build: what `mixc tune` found for it, else the model's best that compiles without a spill.
+
+    It is kept, so that it is made once on a machine; other processes wait for it. Said (logger "mixc"): that it takes
+    its time, and that every candidate spills, of which then the one that does least is taken.
+
+    Args:
+        step: of the mixer, as it is for these sizes and consts."""
+    key = key_of(mixer, target, sizes, dtype)
+    found = cache.get(key) if step == mixer.declared else None
+    if found is not None:
+        return Tuned.of(found).named_for(mixer).config
+    key |= {"search": "first", "step": cache.digest(print_program(step))}
+    found = cache.get(key)
+    if found is None:
+        with _said_later(f"{step.name}: compiling tile sizes for {target.name}, kept in {cache.path_of(key)}"), \
+                cache.alone(key, budget + limit):
+            found = cache.get(key)
+            if found is None:
+                found = _make(mixer, step, key, target, sizes, first=True, workers=min(4, os.cpu_count() or 1),
+                              limit=limit, budget=budget).as_dict()
+                cache.put(key, found)
+                _say_wrong(step.name, found["launches"])
+    return Tuned.of(found).config
+
+
+def _say_wrong(name: str, launches: list[dict[str, Any]]) -> None:
+    for r in launches:
+        if r["chosen"] and (r["failed"] or r["spill"]):
+            wrong = r["failed"] or f"the one that spills least ({r['spill']} bytes) is taken"
+            LOG.warning("%s: no tile sizes for %s compile well: %s; `mixc tune` looks further", name, r["launch"], wrong)
+
+
+@contextmanager
+def _said_later(text: str, seconds: float = 1.0) -> Iterator[None]:
+    """Says it if what is inside takes longer."""
+    timer = threading.Timer(seconds, LOG.warning, (text,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def read(path: Path) -> Tuned:

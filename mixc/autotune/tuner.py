@@ -78,7 +78,7 @@ class Schedule:
                 yield c
 
     def tune(self, best: int = 6, workers: int = 2, limit: float = 20.0, budget: float = 50.0,
-             advance: Say = lambda label: None) -> Tuning:
+             advance: Say = lambda label: None, first: bool = False) -> Tuning:
         """Compile the best of every launch and choose among those that neither spill nor overflow nor fail.
 
         Two of each launch come first: what they really take corrects the estimates by which the next are picked.
@@ -86,23 +86,26 @@ class Schedule:
         Args:
             best: candidates of each launch; where all of a launch's spill, as many again, up to three times.
             workers: processes. limit: seconds a kernel. budget: seconds in all; what was not compiled by then is not
-            chosen, and `stopped` says so.
+            chosen, and `stopped` says so. first: one of each launch, then two at a time until none spills, all with
+            the default's segment; of those that all do the one that does least.
         Raises:
             InputError: no candidate of some launch compiled well."""
         start = time.monotonic()
-        _, default = self.default()
-        left = {name: list(self._ranked(name)) for name in self.spaces}
+        config, default = self.default()
+        left = {name: [c for c in self._ranked(name) if not first or c.segment == config.segment]
+                for name in self.spaces}
         done, stopped = list[tuple[Candidate, Candidate]](), False
-        for turn in range(4):
+        counts, all_at_first = ([1, 2, 2, 2], 1) if first else ([min(2, best), best - 2, best, best], 2)
+        for turn, count in enumerate(counts):
             good = {n: {c.segment for _, c in done if c.launch == n and c.good} for n in left}
-            if turn >= 2 and set.intersection(*good.values()):
+            wide = turn < all_at_first
+            if not wide and set.intersection(*good.values()):
                 break
-            count = min(2, best) if turn == 0 else best - 2 if turn == 1 else best
             columns = []
             for n in left:
                 rest = [segments for o, segments in good.items() if o != n]
-                others = set.intersection(*rest) if turn >= 2 and rest else set()
-                if turn < 2 or not good[n] or others:  # of segments for which the other launches have one
+                others = set.intersection(*rest) if not wide and rest else set()
+                if wide or not good[n] or others:  # of segments for which the other launches have one
                     columns.append(_next(left[n], [d for d in done if d[0].launch == n], count, self.target, others))
             wanted = [c for row in itertools.zip_longest(*columns) for c in row if c is not None]
             if wanted:
@@ -111,7 +114,7 @@ class Schedule:
             if stopped:
                 break
         compiled = [c for _, c in done]
-        chosen, segment = self._choose(compiled)
+        chosen, segment = self._choose(compiled, first)
         tried = {name: sorted((c for c in compiled if c.launch == name), key=lambda c: (not c.good, c.seconds))
                  for name in self.spaces}
         return Tuning(config_of(chosen, segment), chosen, default, tried, time.monotonic() - start, stopped)
@@ -147,31 +150,38 @@ class Schedule:
             done.append((c, found))
         return done, any(c.failed == "no time was left" for _, c in done)
 
-    def _choose(self, done: Iterable[Candidate]) -> tuple[dict[str, Candidate], int]:
-        """The segment whose launches take least, among what compiled well."""
+    def _choose(self, done: Iterable[Candidate], least: bool = False) -> tuple[dict[str, Candidate], int]:
+        """The segment whose launches take least, among what compiled well; `least`: else what spills least."""
         done = list(done)
         found = []
         for segment in SEGMENTS:
-            good = {name: min((c for c in done if c.launch == name and c.segment == segment and c.good),
-                              key=lambda c: c.seconds, default=None) for name in self.spaces}
+            good = {name: min((c for c in done if c.launch == name and c.segment == segment and (c.good or least)),
+                              key=_worth, default=None) for name in self.spaces}
             chosen = {name: c for name, c in good.items() if c is not None}
             if len(chosen) == len(good):
-                found.append((sum(c.seconds for c in chosen.values()), segment, chosen))
+                found.append((tuple(map(sum, zip(*map(_worth, chosen.values()), strict=True))), segment, chosen))
         if not found:
-            told = [f"{c.launch} {label(c)}: {c.failed or f'spills {c.report and c.report.spill} bytes'}"
+            told = [f"{c.launch} {label(c)}: {c.failed or f'spills {c.spill} bytes'}"
                     for c in done if not c.good]
             raise InputError("no candidate compiled well\n" + "\n".join(f"  {t}" for t in told[:12]))
         _, segment, chosen = min(found, key=lambda f: f[:2])
         return chosen, segment
 
 
+def _worth(c: Candidate) -> tuple[float, float, float]:
+    """Less is better; of what compiled well the time alone counts."""
+    return bool(c.failed), c.spill, c.seconds
+
+
 def _next(left: list[Candidate], done: list[tuple[Candidate, Candidate]], count: int,
           target: Target, segments: set[int]) -> list[Candidate]:
-    """Take the next candidates out of `left`: in order, but where all so far spilled, those that should not by what
-    the estimates were wrong by; if there are none, those with fewest registers."""
+    """Take the next candidates out of `left`: in order, but where all so far spilled, other tiles that should not by
+    what the estimates were wrong by; if there are none, those with fewest registers."""
+    spilled = {c.tile for _, c in done if c.spill}  # do so with other segments too
     pool = [c for c in left if c.segment in segments] or left
+    pool = [c for c in pool if c.tile not in spilled] or pool
     if done and not any(c.good for _, c in done):
-        needs = [c.report.registers + c.report.spill / 8 - was.registers for was, c in done if c.report]
+        needs = [c.report.registers + c.spill / 8 - was.registers for was, c in done if c.report]
         wrong = max(0.0, min(needs, default=64.0))
         fits = [c for c in pool if c.registers + wrong <= target.registers_thread]
         picked = (fits or sorted(pool, key=lambda c: c.registers))[:count]
@@ -210,7 +220,7 @@ def row(c: Candidate, result: Tuning) -> dict[str, Any]:
     """A candidate as the table shows it; bytes over what inputs and outputs take once."""
     return {"launch": c.launch, "tile": c.tile.as_dict(), "segment": c.segment, "microseconds": c.seconds * 1e6,
             "binds": c.binds, "bytes": c.bytes, "flops": c.flops, "programs": c.programs, "occupancy": c.occupancy,
-            "registers": c.registers, "shared": c.shared, "spill": c.report.spill if c.report else None,
+            "registers": c.registers, "shared": c.shared, "spill": c.spill if c.report else None,
             "failed": c.failed, "chosen": result.chosen[c.launch] is c}
 
 

@@ -6,6 +6,7 @@ given are the call's tensors in canonical form.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -103,11 +104,25 @@ def module(mixer: Mixer, call: Call) -> ModuleType:
     if kind not in found:
         shape = {"B": 1, "H": 4, "T": 16384} if few else {"B": 8, "H": 16, "T": 2048}
         name = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "fp32")
-        config = default_config(p, _target(call.device), {**call.sizes, **shape}, name)
+        config = _config(mixer, p, call.device, {**call.sizes, **shape}, name)
         if (p, config) not in found:
             found[p, config] = load_text(kernels(p).text(config), p.name)
         found[kind] = found[p, config]
     return found[kind]
+
+
+def _config(mixer: Mixer, step: Program, device: torch.device, sizes: dict[str, int], dtype: str) -> Config:
+    """On a GPU one whose kernels were compiled and do not spill; kernels that are interpreted have the model's choice."""
+    target = _target(device)
+    from mixc.codegen.cell_module import CellModule
+
+    by_rule = isinstance(kernels(step), CellModule)
+    if device.type != "cuda" or os.environ.get("TRITON_INTERPRET") == "1" or by_rule:
+        return default_config(step, target, sizes, dtype)
+    from mixc.autotune.tuned import first
+    from mixc.targets import find
+
+    return first(mixer, step, find(target), sizes, dtype)
 
 
 def _target(device: torch.device) -> str:

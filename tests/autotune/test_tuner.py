@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import mixc
@@ -17,6 +19,7 @@ from mixc.autotune.compiling import Failed, compile_all
 from mixc.autotune.schedule import SEGMENTS
 from mixc.autotune.tuned import Tuned
 from mixc.cli import app
+from mixc.codegen import triton_program
 from mixc.codegen.config import Config, Tile
 from mixc.codegen.offline import Job, Report
 from mixc.errors import InputError, SpecError
@@ -173,6 +176,68 @@ def test_a_result_is_found_again_and_again_after_a_change(compiler: list[Job], m
     cache.versions.cache_clear()
 
 
+def test_the_first_build_looks_at_its_own_report(compiler: list[Job]) -> None:
+    """The default's forward has 8 warps, which spill here; what is found is kept, and told again by no compile."""
+    mixer, target = mixc.load("simple_gla"), find("h100")
+    default = schedule().default()[0]
+    assert {t.warps for _, t in default.tiles} == {8}
+    found = tuned.first(mixer, mixer.declared, target, SIZES, "bf16")
+    assert {t.warps for _, t in found.tiles} <= {1, 2, 4} and found != default
+    compiled = [j.kernel + j.label for j in compiler]
+    assert len(compiled) == len(set(compiled)) <= 8
+    assert tuned.first(mixer, mixer.declared, target, SIZES | {"T": 9000}, "bf16") == found
+    assert len(compiler) == len(compiled)
+    tuned.first(mixer, mixer.declared, target, SIZES, "fp32")  # nothing spills: one look at each kernel
+    assert len(compiler) == len(compiled) + 2
+
+
+def test_a_first_build_takes_what_was_tuned(compiler: list[Job]) -> None:
+    mixer = mixc.load("simple_gla")
+    made, _, _ = tuned.tuned(mixer, find("h100"), SIZES, "bf16", best=6)
+    compiled = len(compiler)
+    assert tuned.first(mixer, mixer.declared, find("h100"), SIZES, "bf16") == made.config
+    assert len(compiler) == compiled
+
+
+@pytest.mark.parametrize("spill", [True, False])
+def test_where_nothing_compiles_well_the_first_build_takes_the_least(
+        spill: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def compiled(jobs: Sequence[Job], *rest: Any) -> Iterator[tuple[int, Report | Failed]]:
+        for i, job in enumerate(jobs):
+            bytes_ = 16 if job.warps == 4 else 64
+            yield i, Report(job.kernel, job.arch, 255, bytes_, 1000) if spill else Failed("no ptxas here")
+    monkeypatch.setattr(tuner, "compile_all", compiled)
+    mixer = mixc.load("simple_gla")
+    found = tuned.first(mixer, mixer.declared, find("h100"), SIZES, "bf16")
+    if spill:
+        assert {t.warps for _, t in found.tiles} == {4}
+    else:
+        assert found == schedule().default()[0]
+    assert ("spills least (16 bytes)" if spill else "no ptxas here") in caplog.text
+
+
+def test_a_first_build_that_takes_longer_than_a_second_says_so_once(
+        compiler: list[Job], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def slow(*given: Any) -> Iterator[Any]:
+        time.sleep(1.2)
+        yield from fast(*given)
+    fast = tuner.compile_all
+    monkeypatch.setattr(tuner, "compile_all", slow)
+    mixer = mixc.load("simple_gla")
+    for _ in range(2):
+        tuned.first(mixer, mixer.declared, find("h100"), SIZES, "fp32")
+    assert caplog.text.count("compiling tile sizes for h100") == 1
+
+
+def test_on_a_gpu_a_module_has_the_config_of_its_first_build(compiler: list[Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    step = mixc.load("simple_gla")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(triton_program, "_target", lambda device: "h100")
+    made = triton_program._config(step, step.declared, torch.device("cuda"), SIZES, "bf16")
+    assert len(compiler) > 2 and {t.warps for _, t in made.tiles} <= {1, 2, 4}
+    assert triton_program._config(step, step.declared, torch.device("cpu"), SIZES, "bf16") == schedule().default()[0]
+
+
 def test_a_file_is_used_where_it_was_made_for_and_refused_elsewhere(compiler: list[Job], tmp_path: Path) -> None:
     mixer = mixc.load("simple_gla")
     made, _, _ = tuned.tuned(mixer, find("h100"), SIZES, "bf16", best=2)
@@ -250,3 +315,18 @@ def test_workers_compile_report_errors_and_are_ended_when_late() -> None:
 def test_tuning_for_real() -> None:
     result = schedule("min_gru", D=64).tune(best=2, budget=300, limit=100)
     assert all(c.report and c.report.spill == 0 for c in result.chosen.values())
+
+
+@pytest.mark.slow
+def test_a_default_that_spills_gives_way_for_real() -> None:
+    """GLA's backward at heads of 128: the model says that its tile fits, ptxas spills it."""
+    mixer, sizes = mixc.load("gla"), SIZES | {"K": 128, "V": 128}
+    s = schedule("gla", **sizes)
+    default = s.default()[1]["bwd"]
+    ((_, report),) = compile_all([s.job(default)], 1, 200.0)
+    assert isinstance(report, Report)
+    found = tuned.first(mixer, mixer.declared, find("h100"), sizes, "bf16", limit=200.0, budget=500.0)
+    key = tuned.key_of(mixer, find("h100"), sizes, "bf16")
+    (kept,) = [e.value for e in cache.entries() if e.key.items() >= key.items()]
+    (row,) = [r for r in kept["launches"] if r["launch"] == "bwd" and r["chosen"]]
+    assert row["spill"] < report.spill and found.tile("bwd") != default.tile
