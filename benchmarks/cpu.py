@@ -30,7 +30,7 @@ from hand import lstm_stacked, scalar_decay
 
 import mixc
 from mixc.codegen.eager import eager_loop
-from mixc.runtime import results
+from mixc.runtime import memory
 from mixc.runtime.draw import draw
 
 Tensor = torch.Tensor
@@ -159,7 +159,7 @@ def peak(case: Case, variant: str, T: int | None = None) -> dict[str, float]:
     for what, run in PASSES.items():
         for t in x.values():
             t.grad = None
-        results.forget()
+        memory.forget()
         before, taken = _memory("VmRSS"), []
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         for i in range(1 if variant != "mixc" else 5):

@@ -13,7 +13,8 @@ from unittest.mock import patch
 
 import torch
 
-from mixc.runtime.workspace import Kept, Workspace
+from mixc.runtime import memory
+from mixc.runtime.memory import Workspace
 
 
 def poison(x: torch.Tensor) -> torch.Tensor:
@@ -44,5 +45,5 @@ def poisoned() -> Iterator[None]:
             patch.object(torch, "empty_like", _fills(torch.empty_like)), \
             patch.object(torch.Tensor, "new_empty", _fills(torch.Tensor.new_empty)), \
             patch.object(Workspace, "frame", _frame), \
-            patch.object(Kept, "empty", _fills(Kept.empty)):
+            patch.object(memory, "empty", _fills(memory.empty)):
         yield

@@ -22,7 +22,7 @@ from mixc.ir.node import ROW, Node
 from mixc.ir.program import Decl
 from mixc.ir.run import heads
 from mixc.passes.cell import AXES, HEADS, SEQUENCES
-from mixc.runtime import results
+from mixc.runtime import memory
 from mixc.runtime.call import Call
 from mixc.runtime.cell_programs import Cell, Half, compiled
 from mixc.runtime.chunked import _finite, _given, _open_ended, _start
@@ -89,7 +89,7 @@ class _Tokens:
 
     def empty(self, G: int, dims: list[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         if self.dense:
-            return results.empty([self.rows.B, self.rows.T, G, *dims], dtype, device).transpose(0, 1)
+            return memory.empty([self.rows.B, self.rows.T, G, *dims], dtype, device).transpose(0, 1)
         return torch.empty(self.packing.R, G, *dims, dtype=dtype, device=device)
 
     def part(self, x: Tensor, s: Span) -> Tensor:

@@ -18,12 +18,12 @@ from mixc.codegen.torch_program import Segment, safe
 from mixc.ir.evaluate import Env, evaluate
 from mixc.ir.node import COL, LEVEL, ROW, Node
 from mixc.ir.program import Decl
-from mixc.runtime import results
+from mixc.runtime import memory
 from mixc.runtime.call import Call
 from mixc.runtime.compiled import Compiled, compiled
+from mixc.runtime.memory import Workspace
 from mixc.runtime.once import refuse_again
 from mixc.runtime.segments import Band, Block, Group, Layout
-from mixc.runtime.workspace import Kept, Workspace, hooked
 
 Tensor = torch.Tensor
 Put = Callable[[str, str, tuple[str, ...], Tensor, Block], None]  # takes a result (role, name, axes, value, block)
@@ -121,7 +121,6 @@ class _Run:
         self.finite = call.device.type == "cpu" and all(_finite(x) for d, x in _given(call) if _open_ended(d))
         # what has a matrix a row lies with the longest dim inside
         self.order = tuple(sorted(call.sizes, key=lambda n: call.sizes[n])) if code.single or code.matrix else ()
-        self.memory = Kept(pooled=not hooked())
         self.layout = Layout(call.rows, call.H, self.C, triple, call.device,
                              1 if code.single else self._scan_bytes() if code.scans else SEGMENT_BYTES,
                              1 if self.borrow else BAND_BYTES)
@@ -192,11 +191,11 @@ class _Run:
     def borrows(self, group: Group) -> bool:
         return self.borrow and group.whole.viewable
 
-    def states(self, rows: int, d: Decl, memory: Kept) -> Tensor:
+    def states(self, rows: int, d: Decl) -> Tensor:
         return memory.empty([rows, *[self.call.sizes[n] for n in d.dims]], self.call.dtype, self.call.device)
 
     def _group(self, s: Segment, group: Group, flows: list[Any], rows: dict[str, Tensor], constants: dict[str, Any],
-               work: Workspace, put: Put, saved: dict[int, dict[str, Tensor]], places: dict[str, Tensor]) -> None:
+               work: Workspace, put: Put, saved: dict[str, Tensor], places: dict[str, Tensor]) -> None:
         """All segments of a group, in the order of the program's loop."""
         whole = self._for(s, group.whole, constants)
         small = self._small(s, group.whole, rows)
@@ -220,7 +219,8 @@ class _Run:
                 finish = [None] * len(block.counts) if s.carries else given["finish"]
                 given |= flow.places(name, block, finish, s.carries)
             given |= {arg: block.view(places[name]) for arg, (_, name) in s.direct.items()}
-            found = s.run(**given, **saved.get(i, {}))
+            given |= {name: x[at:at + block.M] for name, x in saved.items()}
+            found = s.run(**given)
             for (role, name, axes), y in zip(s.results, found, strict=False):
                 if (role, name) not in s.direct.values():
                     put(role, name, axes, y, block)
@@ -251,7 +251,8 @@ class _Run:
         params, starts = tensors[n_in:n_in + n_par], tensors[n_in + n_par:]
         outs = {d.name: self._out(d) for d in program.outs}
         finals = [self.layout.by_rank(x).clone() for x in starts]
-        work, kept, constants = Workspace.mine(call.dtype, call.device), [], {}
+        work, constants = Workspace.mine(call.dtype, call.device), {}
+        kept: list[Tensor] = []
 
         def put(role: str, name: str, axes: tuple[str, ...], y: Tensor, block: Block) -> None:
             block.store(self._whole(y, axes, program.decl(name), block.M), outs[name])
@@ -265,21 +266,20 @@ class _Run:
                 key = (s.partial, self.borrows(group))
                 if key not in constants:
                     constants[key] = self._constants(s, params)
-                saved = {i: {name: self._like(b.M, node) for name, node in s.saved.items()}
-                         for i, b in enumerate(group.blocks)}
+                saved = {name: self._like(group.whole.M, node) for name, node in s.saved.items()}
                 self._group(s, group, flows, ins, constants[key], work, put, saved, outs)
-                kept += [x for values in saved.values() for x in values.values()]
+                kept += saved.values()
             kept += [f.buffer for f in flows if self.needs]
         finals = [self.layout.by_call(x) for x in finals]
         return [self.layout.scatter(o) for o in outs.values()], finals, kept
 
     def _like(self, M: int, node: Node) -> Tensor:
-        return self.memory.empty([M, *[self.sizes[d] for d in node.dims]], self.call.dtype, self.call.device)
+        return memory.empty([M, *[self.sizes[d] for d in node.dims]], self.call.dtype, self.call.device)
 
     def _out(self, d: Decl) -> Tensor:
         rows, call = self.call.rows, self.call
-        out = results.empty([rows.B, rows.T, call.H, *[call.sizes[n] for n in d.dims]], call.out_dtypes[d.name],
-                            call.device)
+        out = memory.empty([rows.B, rows.T, call.H, *[call.sizes[n] for n in d.dims]], call.out_dtypes[d.name],
+                           call.device)
         return out if rows.dense else out.zero_()
 
     def _whole(self, y: Tensor, axes: tuple[str, ...], d: Decl, M: int, rows: bool = True) -> Tensor:
@@ -299,7 +299,7 @@ class _Run:
         rows |= {f"d{d.name}": layout.gather(c) for d, c in zip(program.outs, cotangents[:n_out], strict=True)}
         params = tensors[n_in:n_in + n_par]
         wanted = frozenset(d.name for d, need in zip((*program.ins, *program.params), needs, strict=False) if need)
-        grads = {d.name: results.empty(x.shape, x.dtype, x.device)
+        grads = {d.name: memory.empty(x.shape, x.dtype, x.device)
                  for d, x in zip(program.ins, tensors[:n_in], strict=True) if d.name in wanted}
         if not call.rows.dense:
             for grad in grads.values():
@@ -327,7 +327,7 @@ class _Run:
                 key = (s.partial, self.borrows(group))
                 if key not in constants:
                     constants[key] = self._constants(s, params)
-                saved = {i: {name: kept.pop() for name in reversed(s.saved)} for i in range(len(group.blocks))[::-1]}
+                saved = {name: kept.pop() for name in reversed(s.saved)}
                 self._group(s, group, flows, rows, constants[key], work, put, saved, grads)
             for flow in flows:
                 flow.finish()
@@ -374,7 +374,7 @@ class _Flow:
         sizes = [b.M for b in band.blocks]
         most = [max(b.steps) for b in band.blocks]  # what a chunk leaves is as long as what it received
         rows = sum(sizes) + max(most, default=0) if self.keep else max(map(int.__add__, sizes, most), default=0)
-        self.buffer, self.base = run.states(rows, d, run.memory), 0
+        self.buffer, self.base = run.states(rows, d), 0
         first = band.running * self.H
         self.buffer[:first] = final[:first]
 
@@ -425,9 +425,8 @@ class _BackFlow:
     def __init__(self, run: _Run, d: Decl, final: Tensor, band: Band, starts: Tensor):
         self.H, self.final, self.starts, self.base = run.call.H, final, starts, sum(b.M for b in band.blocks)
         self.first = band.running * self.H
-        self.memory = Kept()
         # first what goes to the block before, then what each chunk receives
-        both = run.states(self.first + max((b.M for b in band.blocks), default=0), d, self.memory)
+        both = run.states(self.first + max((b.M for b in band.blocks), default=0), d)
         self.both, self.carry, self.buffer = both, both[:self.first], both[self.first:]
 
     def places(self, name: str, block: Block, finish: list[Any], whole: bool) -> dict[str, Any]:

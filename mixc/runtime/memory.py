@@ -2,14 +2,17 @@
 
 `Workspace`: scratch, one per thread, dtype and device.  It is as large as the largest segment so far (some
 20 MB: segments are cut to a fixed size), whatever the length of the sequences.
-`Kept`: what a forward keeps for its backward.  It goes back to a pool of at most `POOL_BYTES` when the
-graph that holds it is freed.
+`empty`: what a call hands out, or keeps for its backward.  On a CPU allocators give large blocks back to the system:
+the latest `MOST` bytes are remembered, and a tensor whose storage has no other holder (views, graphs, numpy arrays
+and processes count) gives its memory to the next of its size.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 import threading
+from collections.abc import Sequence
 
 import torch
 
@@ -51,41 +54,46 @@ class Workspace:
         return self.frames[key]
 
 
-def hooked() -> bool:
-    """Do hooks take away what graphs keep (to move it, or to form it again)?  Then it belongs to them alone."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
-
-
-POOL_BYTES = 1 << 26
+LEAST, MOST = 1 << 18, 1 << 27
 _lock = threading.Lock()
-_pool: dict[tuple[object, ...], list[Tensor]] = {}
-_pooled = 0
+_known: list[Tensor] = []  # uint8, the latest last
 
 
-class Kept:
-    """Tensors that live as long as this object, which nobody else may hold."""
+def _holders(x: Tensor) -> tuple[int, int]:
+    """How many hold its storage, in C++ and in Python."""
+    storage = x.untyped_storage()
+    return torch._C._storage_Use_Count(storage._cdata), sys.getrefcount(storage)  # type: ignore[attr-defined]
 
-    def __init__(self, pooled: bool = True) -> None:
-        self.mine: list[Tensor] = []
-        self.pooled = pooled
 
-    def empty(self, shape: list[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        if not self.pooled:
-            return torch.empty(shape, dtype=dtype, device=device)
-        global _pooled
-        key, numel = (math.prod(shape), dtype, device), math.prod(shape)
-        with _lock:
-            flat = _pool[key].pop() if _pool.get(key) else None
-            _pooled -= 0 if flat is None else flat.nbytes
-        if flat is None:
-            flat = torch.empty(numel, dtype=dtype, device=device)
-        self.mine.append(flat)
-        return flat.view(shape)
+def _alone() -> tuple[int, int] | None:
+    """What `_holders` says of a tensor that nobody else holds; None: this torch does not count."""
+    if not hasattr(torch._C, "_storage_Use_Count"):
+        return None
+    x = torch.empty(1)
+    _holders(x)  # from now on the storage has a Python object
+    return _holders(x)
 
-    def __del__(self) -> None:
-        global _pooled
-        with _lock:
-            for flat in self.mine:
-                if _pooled + flat.nbytes <= POOL_BYTES:
-                    _pool.setdefault((flat.numel(), flat.dtype, flat.device), []).append(flat)
-                    _pooled += flat.nbytes
+
+_ALONE = _alone()
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A contiguous tensor to be filled."""
+    bytes_ = torch.Size(shape).numel() * dtype.itemsize
+    if _ALONE is None or device.type != "cpu" or not LEAST <= bytes_ <= MOST or torch.is_inference_mode_enabled():
+        return torch.empty(shape, dtype=dtype, device=device)
+    with _lock:
+        at = next((i for i, x in enumerate(_known) if x.nbytes == bytes_ and _holders(x) == _ALONE
+                   and not x.untyped_storage().is_shared() and x.untyped_storage().nbytes() == bytes_), None)
+        memory = torch.empty(bytes_, dtype=torch.uint8) if at is None else _known.pop(at)
+        _known.append(memory)
+        while sum(x.nbytes for x in _known) > MOST:
+            _known.pop(0)
+        _holders(memory)
+        return torch.empty(0, dtype=dtype).set_(memory.untyped_storage(), 0, torch.Size(shape))  # type: ignore[call-overload]
+
+
+def forget() -> None:
+    """Gives back what nobody holds (figures of memory start from here)."""
+    with _lock:
+        _known.clear()
