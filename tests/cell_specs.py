@@ -52,6 +52,35 @@ _BODIES = {
         S = sigmoid(g) * S + k * v
         h = tanh(q @ S + R @ h[W])
         out o[V] = h""",
+    "robust_learner": """
+        in q[K], k[K], v[V], b where 0 <= b <= 1, m where 0 <= m <= 1
+        state S[K, V], M[K, V]
+        M = m * M - grad[S](sum(sqrt(1 + square(k @ S - v))))
+        S = S + b * M
+        out o[V] = q @ S""",
+    "two_layers": """
+        in q[K], k[K], v[V], w[M], b where 0 <= b <= 0.5
+        state P[K, M], S[M, V]
+        loss = 0.5 * sum(square(tanh(k @ P + w) @ S - v))
+        GP = grad[P](loss)
+        GS = grad[S](loss)
+        P = 0.9 * P - b * GP
+        S = 0.9 * S - b * GS
+        out o[V] = tanh(q @ P) @ S""",
+    "mixed_rows": """
+        in q[K], k[K], v[V]
+        param R[K, J]
+        state S[K, V]
+        S = tanh(R @ S[J, V] + k * v)
+        out o[V] = q @ S
+        out all[K, V] = S * S""",
+    "three_dims": """
+        in q[K], k[K], v[V], w[M]
+        param R[M, L]
+        state S[K, V, M], n[M]
+        S = tanh(0.9 * S[K, V, M] @ R[M, L] + k * v * w[L])[K, V, M]
+        n = softmax(n + w) + max[K, V](S)
+        out o[V] = sum[K, M](q * n * S)""",
     "scan_and_cell": """
         in x[D], f[D]
         param R[D, E]
@@ -90,6 +119,6 @@ NAMES = tuple(_BODIES)
 def spec(name: str) -> mixc.Mixer:
     """The mixer of one of `NAMES`."""
     text = _BODIES[name]
-    dims = [d for d in "DKV" if f"[{d}" in text or f" {d}]" in text]
-    dims += ["E = D"] * ("[E]" in text or "E]" in text) + ["W = V"] * ("W]" in text)
+    dims = [d for d in "DKVM" if f"[{d}" in text or f" {d}]" in text]
+    dims += [f"{e} = {d}" for e, d in ("ED", "WV", "JK", "LM") if f"[{e}]" in text or f" {e}]" in text]
     return mixc.loads(f"mixer {name}({', '.join(dims)}) {{\n{textwrap.dedent(text)}\n}}\n")

@@ -40,10 +40,10 @@ def closed_forms(step: Program, target: Target) -> list[Closed]:
     """Of every launch.
 
     Raises:
-        SpecError: a step without kernels."""
-    from mixc.codegen.triton_program import kernels
+        SpecError: a step without kernels, or with token loops."""
+    from mixc.codegen.triton_program import tuned_kernels
 
-    module = kernels(step)
+    module = tuned_kernels(step)
     text = module.text(Config())
     names = {n: Term("var", name=n) for n in ("B", "T", "H", "C", "L")}
     dims = {module.own[d.name]: term(d.size) if d.size else Term("var", name=module.own[d.alias or d.name])

@@ -19,7 +19,7 @@ from mixc.autotune.schedule import SEGMENTS, Candidate, LaunchSpace
 from mixc.codegen.config import Config, Tile
 from mixc.codegen.module import Module
 from mixc.codegen.offline import Job, job_of, write_text
-from mixc.errors import Diagnostic, InputError, SpecError
+from mixc.errors import InputError
 from mixc.ir.program import Program
 from mixc.targets import Target
 
@@ -231,12 +231,9 @@ def schedule_of(step: Program, target: Target, sizes: Mapping[str, int], dtype: 
         sizes: B, T, H and every dim.
     Raises:
         SpecError: a step without kernels, or whose kernels have their sizes by rule."""
-    from mixc.codegen.cell_module import CellModule
-    from mixc.codegen.triton_program import kernels
+    from mixc.codegen.triton_program import tuned_kernels
 
-    module = kernels(step)
-    if isinstance(module, CellModule):
-        raise SpecError(Diagnostic("MX310", f"{step.name} runs token by token: a rule gives its sizes, none is tuned"))
+    module = tuned_kernels(step)
     dims = tuple((module.own[d.name], d.size or sizes[d.alias or d.name]) for d in step.dims)
     shape = Shape(sizes["B"], sizes["T"], sizes["H"], dims, WIDTHS[dtype])
     return Schedule(module, target, shape, dtype)

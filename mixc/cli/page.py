@@ -121,9 +121,9 @@ def _kernels(step: Program, target: Target, sizes: dict[str, int]) -> list[str]:
 
 
 def _in_chunks(step: Program) -> bool:
-    from mixc.passes.classify import classify
+    from mixc.codegen.triton_program import kernels
 
-    return all(g.form != "sequential" for g in classify(step).groups)
+    return not kernels(step).by_rule
 
 
 def _pictures(step: Program, target: Target, sizes: dict[str, int]) -> str:

@@ -15,7 +15,7 @@ from mixc.passes.cell_launches import cell_launches
 class CellModule(Module):
     """Raises SpecError (MX310) for what no tile holds."""
 
-    kept_later = True
+    by_rule = kept_later = True
 
     def __init__(self, step: Program, spec: Program):
         made = cell_launches(step)
@@ -28,10 +28,7 @@ class CellModule(Module):
 
     # ------------------------------------------------------------ sizes
     def sizes(self, sizes: Mapping[str, int], operand: int) -> Config:
-        """Sizes by rule: the weights of a head in the registers of a program, at most 64 of each thread.
-
-        Args:
-            sizes: of every dim. operand: bytes of an input's value."""
+        """Sizes by rule: the weights of a head in the registers of a program, at most 64 of each thread."""
         weights = sum(padded(sizes[d.dims[0]]) * padded(sizes[d.dims[1]]) * operand // 4
                       for d in self.p.params if len(d.dims) == 2)
         def tile(kernel: Kernel, copies: int) -> Tile:

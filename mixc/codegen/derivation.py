@@ -68,7 +68,7 @@ def explain(step: Program) -> str:
     backward = differentiate(forward)
     rows = "Rows t and s of a chunk, x[s] is a value of row s; primed states are what the next chunk receives."
     program = "one Triton kernel each, the state on chip; on a CPU the same program in torch"
-    runs = ["- forward and backward: " + (program if has_kernels(stages) else "the same program in torch, on any device"),
+    runs = ["- forward and backward: " + (_instead(step) or program if has_kernels(stages) else "the same program in torch, on any device"),
             "- kept for the backward: the inputs" + ", and the state at the start of every chunk" * bool(step.states),
             "- decode: the step on one token",
             *(f"- `{k}` {line}" for k, (told, _) in kernel_lines(step).items() for line in told)]
@@ -77,6 +77,18 @@ def explain(step: Program) -> str:
               *_section("What runs", runs),
               *_section("Bytes and FLOPs of the products", _costs(forward, backward))]
     return "\n".join(lines) + "\n"
+
+
+def _instead(step: Program) -> str:
+    """Of a step whose chunks have no kernels, but its tokens."""
+    from mixc.codegen.token_module import TokenModule
+    from mixc.codegen.triton_program import kernels
+
+    made = kernels(step)
+    if not isinstance(made, TokenModule):
+        return ""
+    return (f"one Triton kernel each, but token by token ({made.instead} has none a chunk), the state on chip; on a CPU the "
+            "chunk's program in torch")
 
 
 def _section(title: str, lines: list[str]) -> list[str]:
@@ -92,12 +104,19 @@ def _cell(step: Program, kernels: bool) -> list[str]:
     torch = "a loop over tokens in torch: what reads no state before it, gates that read one state in one product"
     if not kernels:
         return ["", "## What runs", "", f"- forward and backward: {torch}"] if step.states else []
-    from mixc.passes.cell_launches import cell_launches
+    from mixc.codegen.cell_module import CellModule
+    from mixc.codegen.triton_program import kernels as kernels_of
 
-    made = cell_launches(step)
-    lines = ["", "## Its adjoint, from the last token to the first", "", "Rows t are sequences, all at the same token.", "",
-             "```", *equations(made.backward.program, "d"), "```", "", "## What runs", "",
-             "- forward and backward: one Triton kernel each over all tokens, states on chip, 16 sequences a program; on a "
+    module = kernels_of(step)
+    rows = ["Rows t are sequences, all at the same token.", ""] * isinstance(module, CellModule)
+    lines = ["", "## Its adjoint, from the last token to the first", "", *rows, "```",
+             *equations(module.bwd.launch.program, "d"), "```", "", "## What runs", ""]
+    if not isinstance(module, CellModule):
+        return [*lines, "- forward and backward: one Triton kernel each over all tokens, the state on chip, a sequence a program"
+                f"; on a CPU {torch}", f"- kept for the backward: the inputs, and every 32 tokens {', '.join(module.starts)}, from "
+                "which it forms the states between again", *(f"- `{k}` {line}" for k, (told, _) in kernel_lines(step).items() for line in told)]
+    made = module.made
+    lines += ["- forward and backward: one Triton kernel each over all tokens, states on chip, 16 sequences a program; on a "
              f"CPU {torch}", *_weights(step)]
     kept = ", ".join(f"{s} (the out {k})" if k in {o.name for o in step.outs} else s for s, k in made.kept.items())
     lines += [f"- kept for the backward: the inputs, and after every token {kept}"] * bool(kept)
@@ -192,11 +211,11 @@ def kernel_lines(step: Program) -> dict[str, tuple[list[str], str]]:
                  + " in parallel", f"loads a row at a time: {', '.join(loads)}",
                  "carries on chip: " + (", ".join(f"{c.name}[{', '.join(c.dims)}]" for c in k.launch.carries) or "nothing"),
                  "stores: " + ", ".join(f"{s.name} ({_STORED[s.kind]})" for s in k.launch.stores)]
-        if starts and each == "token":
+        if starts and k.launch.loop == "cells":
             lines.append(f"{'reads' if kind == 'bwd' else 'keeps'} {starts} after every token")
         elif starts:
             lines.append(f"{'reads' if kind == 'bwd' else 'keeps'} {starts} at the start of every segment"
-                         + (", and forms the chunks between again" if kind == "bwd" else ", when gradients are asked for"))
+                         + (f", and forms the {each}s between again" if kind == "bwd" else ", when gradients are asked for"))
         found[k.launch.name] = (lines, k.text)
     return found
 

@@ -56,7 +56,8 @@ RESERVED = frozenset([
     "token", "starts", "lengths", "segment_at", "first_segment", "past", "past_row", "i", "SIGN", "RAGGED", "SEGMENT", "KEEP", "HAS_INITIAL",
     "STORE_FINAL", "OPERAND", "PRECISION", "STAGES", "print", "range", "float", "int", "min", "max", "abs", "any",
     "ctx", "seqs", "device", "count", "tile", "keep", "bound", "has_initial", "has_final", "parts", "initial",
-    "lane", "there", "group", "longest", "torch", "math", "os", "run", "block", "operand", "precision", "merged", "over_group", "features_packed", "registers", "through",
+    "lane", "there", "group", "longest", "late", "begin", "some", "segment", "weights", "HELD",
+    "torch", "math", "os", "run", "block", "operand", "precision", "merged", "over_group", "features_packed", "registers", "through",
     *FUNCTIONS, "Sequences", "FORWARD", "BACKWARD", "INTERPRETED",
 ])
 
@@ -71,6 +72,8 @@ class KernelWriter:
 
     Args:
         turned: programs take blocks of this dim in turn; what lacks it is added up where it is stored."""
+
+    past = "past_row = tl.cast(past * C, tl.int64) * SIGN"  # the first row of an earlier chunk
 
     def __init__(self, launch: Launch, turned: str = ""):
         self.launch, self.program, self.turned = launch, launch.program, turned
@@ -168,10 +171,11 @@ class KernelWriter:
         """One chunk on, for the states of `starts`."""
         launch, outer = self.launch, self.tiles
         inner = Tiles(self._emit, self._leaf, (), list(postorder(launch.replay)), list(launch.replay), self.header)
-        inner.taken, self.tiles, self.row, self.held = outer.taken, inner, "past_row", "rows"
+        inner.taken, inner.rows = outer.taken, outer.rows
+        self.tiles, self.row, self.held = inner, "past_row", "rows"
         inner.names = {self.program.decl(s).leaf(): names[s] for s in launch.starts}
         inner.names |= {n: name for n, name in outer.names.items() if n not in self.varying}
-        self.body.append("past_row = tl.cast(past * C, tl.int64) * SIGN")
+        self.body.append(self.past)
         for node in self._ordered(list(launch.replay), set(inner.names), inner, tuple(launch.replay)):
             if not inner.inlined(node):
                 inner.name(node)
@@ -192,7 +196,14 @@ class KernelWriter:
     def _segment_of(self, dims: tuple[str, ...]) -> str:
         """Where the state of this chunk's segment is kept."""
         size = " * ".join(dims) or "1"
-        return f"((first_segment + chunk // (SEGMENT // C)).to(tl.int64) * H + head) * ({size})"
+        return f"((first_segment + {self._segment()}).to(tl.int64) * H + head) * ({size})"
+
+    def _segment(self) -> str:
+        return "chunk // (SEGMENT // C)"
+
+    def _begins(self) -> str:
+        """Does a segment begin here?"""
+        return "chunk % (SEGMENT // C) == 0"
 
     def _index(self, node: Node) -> str:
         return f"{self.tiles.index(node.dims[0])}.to(tl.float32)"
@@ -290,7 +301,7 @@ class KernelWriter:
         launch = self.launch
         if not launch.reverse and launch.starts:  # what the segment receives is kept before anything changes it
             kept = [self._store_state(safe(s), f"{s}_starts", None, self.program.decl(s).dims) for s in launch.starts]
-            self.body += ["if KEEP and chunk % (SEGMENT // C) == 0:", *in_block(kept)]
+            self.body += [f"if KEEP and {self._begins()}:", *in_block(kept)]
         sums = [s for s in launch.stores if s.kind != "rows"]
         pending = list(launch.stores)
         first = [n for n in launch.nodes() if n.op == "state"] if launch.replay else []
@@ -434,9 +445,7 @@ class KernelWriter:
                     *[indented(line, 1).rstrip("\n") for line in self.body]]
         lines = ["chunks = tl.cdiv(length, C)"]
         if self.launch.starts:
-            condition = "RAGGED" if self.launch.reverse else "RAGGED and KEEP"
-            lines += [f"if {condition}:", "    first_segment = tl.load(segment_at + seq)", "else:",
-                      "    first_segment = seq * tl.cdiv(length, SEGMENT)"]
+            lines += self._first_segment("RAGGED" if self.launch.reverse else "RAGGED and KEEP")
         # what a compiler hoists out of the loop, above all addresses of shared memory, would fill the registers
         loop = ["for i in tl.range(0, chunks, num_stages=STAGES, disable_licm=True):"]
         inner = ["chunk = chunks - 1 - i"] if self.launch.reverse else ["chunk = i"]
@@ -444,6 +453,10 @@ class KernelWriter:
                   "live = rows < length - chunk * C",
                   "held = tl.minimum(rows, length - 1 - chunk * C)  # rows behind the end repeat the last token"]
         return lines + loop + [indented(line, 1).rstrip("\n") for line in inner + self.body]
+
+    def _first_segment(self, condition: str) -> list[str]:
+        return [f"if {condition}:", "    first_segment = tl.load(segment_at + seq)", "else:",
+                "    first_segment = seq * tl.cdiv(length, SEGMENT)"]
 
     def _final(self, sums: list[Store]) -> list[str]:
         lines = [f"if STORE_FINAL:\n    {self._store_state(safe(c.name), f'{c.name}_final', 'seq * H + head', c.dims)}"

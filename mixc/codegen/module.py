@@ -7,7 +7,7 @@ which come from the launches, and the names, which are the spec's own.
 from __future__ import annotations
 
 import keyword
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 
 from mixc.codegen.calls import HOST as CALLS
@@ -29,6 +29,7 @@ LICENSE = "SPDX-License-Identifier: Apache-2.0"
 class Module:
     """The module of a spec, from its chunk program and that program's backward: the kernels, then the text."""
 
+    by_rule = False  # has it `sizes`, by a rule, and none that are tuned?
     kept_later = False  # are the buffers that are kept made after the initial states are known?
 
     def __init__(self, forward: Program, backward: Program, step: Program | None = None, spec: Program | None = None):
@@ -54,6 +55,13 @@ class Module:
     @property
     def kernels(self) -> dict[str, Kernel]:
         return {"fwd": self.fwd, "bwd": self.bwd}
+
+    def sizes(self, sizes: Mapping[str, int], operand: int) -> Config:
+        """Those of `by_rule`.
+
+        Args:
+            sizes: of every dim. operand: bytes of an input's value."""
+        raise NotImplementedError
 
     def kernel(self, launch: str, tile: Tile) -> Kernel:
         """The one that runs with this tile."""
@@ -212,10 +220,13 @@ class Module:
         first = next((d for d in self.p.ins if d.dims), self.p.ins[0])
         return f"{safe(first.name)}.dtype"
 
+    def _grid(self, kernel: Kernel, tile: str) -> str:
+        """How many programs there are."""
+        return " * ".join([*self._programs(tile), *(_count(kernel, d) for d in kernel.launch.split if d in kernel.dims)])
+
     def _launch(self, kernel: Kernel, tile: str) -> list[str]:
         """The call of a kernel, its arguments by name."""
-        split = [d for d in kernel.launch.split if d in kernel.dims]
-        grid = " * ".join([*self._programs(tile), *(_count(kernel, d) for d in split)])
+        grid = self._grid(kernel, tile)
         given: list[str] = []
         for a in kernel.arguments:
             given.append(self._argument(a, kernel))

@@ -36,7 +36,7 @@ def _of_dim(d: str) -> set[str]:
 
 def _of_value(name: str) -> set[str]:
     """Names that stand for something of a value: its gradient, where it lies, what a state was or becomes."""
-    ends = ("ptr", "rep", "sb", "st", "sh", "initial", "final", "starts", "part", "sum", "next", "first", "kept")
+    ends = ("ptr", "rep", "sb", "st", "sh", "initial", "final", "starts", "part", "sum", "next", "first", "kept", "aside")
     return {"d" + name, *(f"{x}{name}_{end}" for x in ("", "d") for end in ends)}
 
 

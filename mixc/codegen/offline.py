@@ -62,7 +62,7 @@ def signature(kernel: Kernel, dtype: str) -> dict[str, str]:
             return "*fp32"
         if a.endswith(("_ptr", "_starts", "_kept")):
             return f"*{dtype}"
-        if a.endswith(("_initial", "_final", "_first")):
+        if a.endswith(("_initial", "_final", "_first", "_aside")):
             return "*fp32"
         if a in {safe(c.name) for c in kernel.launch.program.consts}:
             return "fp32"

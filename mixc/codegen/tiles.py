@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 
 from mixc.codegen.schedule import source
+from mixc.codegen.triton_reduce import batched_code, extremum_code, softmax_code
 from mixc.codegen.triton_scan import component_name, is_factor_behind, pick_code, previous_code, rows_before, scan_code
 from mixc.codegen.triton_span import running_sum_code, solve_code, span_contract_code, unit_inverse_code
 from mixc.errors import Diagnostic, SpecError
@@ -119,6 +120,7 @@ class Tiles:
         self.uses = Counter(a for n in nodes for a in n.args)
         self.uses.update(roots)
         self.user = {a: n for n in nodes for a in n.args if self.uses[a] == 1}
+        self.rows = True  # are there rows, so that a tile has few other axes?
         self.through: Callable[[str, Node, tuple[str, str], str], str] | None = None  # how rows are multiplied by a param
         self.added, self.before = _added(nodes, self.uses), rows_before(nodes)
         self.reduced = {n.args[0] for n in nodes if n.op == "sum"}  # products that are summed stand in the sum
@@ -172,7 +174,7 @@ class Tiles:
         if node.op == "scan_block" or (node.op == "pick" and node.attr("dim") == PART):
             return component_name(self, node)
         if node not in self.names:
-            if len(node.dims) > 3 or (len(node.dims) == 3 and ROW not in node.dims):
+            if self.rows and (len(node.dims) > 3 or (len(node.dims) == 3 and ROW not in node.dims)):
                 raise refuse(f"a tile of {len(node.dims)} axes [{', '.join(node.dims)}]", node)
             if not node.args:
                 self.names[node] = self.leaf(node)
@@ -195,8 +197,8 @@ class Tiles:
             return self.ref(node.args[0], want, cast)
         if self._inline(node):
             inner = self.expression(node)
-            return self._align(f"({inner})", self.order(node), want)
-        return self._align(self._value(node, cast), self.order(node), want)
+            return self.aligned(f"({inner})", self.order(node), want)
+        return self.aligned(self._value(node, cast), self.order(node), want)
 
     def whole(self, node: Node, order: tuple[str, ...]) -> str:
         """Code for a tile that has all axes of `order`, also those that the value is repeated along."""
@@ -209,7 +211,7 @@ class Tiles:
             node = node.args[0]
         return f"{name}.to(tl.float32)" if cast and node in self.raw else name
 
-    def _align(self, code: str, have: tuple[str, ...], want: tuple[str, ...]) -> str:
+    def aligned(self, code: str, have: tuple[str, ...], want: tuple[str, ...]) -> str:
         order = tuple(d for d in want if d in have)
         if order != have:
             assert sorted(order) == sorted(have), (have, want)
@@ -257,7 +259,7 @@ class Tiles:
 
     def _live(self, node: Node) -> str:
         order = self.order(node)
-        live = self._align("live", (ROW,), order)
+        live = self.aligned("live", (ROW,), order)
         return f"tl.where({live}, {self.ref(node.args[0], order)}, {literal(node.attr('fill'))})"
 
     def _once(self, node: Node) -> str:
@@ -265,16 +267,18 @@ class Tiles:
 
     def _ipow(self, node: Node) -> str:
         n, x = node.attr("n"), self.ref(node.args[0], self.order(node))
-        if abs(n) > 8:
-            raise refuse(f"x ** {n}", node)
-        power = " * ".join([x] * abs(n)) if n else "1.0"
+        power = x if n else "1.0"
+        for bit in bin(abs(n))[3:]:
+            half = self.fresh("half")
+            self.emit(node, f"{half} = {power}")
+            power = f"{half} * {half}" + f" * {x}" * int(bit)
         return power if n >= 0 else f"1.0 / ({power})"
 
     def _mask(self, node: Node) -> str:
         sign = {"incl": ">=", "strict": ">", "diag": "=="}[node.attr("keep")]
         order = self.order(node)
         seen = f"rows[:, None] {sign} rows[None, :]"
-        seen = seen if len(order) == 2 else self._align(f"({seen})", (ROW, COL), order)
+        seen = seen if len(order) == 2 else self.aligned(f"({seen})", (ROW, COL), order)
         return f"tl.where({seen}, {self.ref(node.args[0], order)}, 0.0)"
 
     def _segsum(self, node: Node) -> str:
@@ -314,16 +318,6 @@ class Tiles:
     def _solve(self, node: Node) -> str:
         return solve_code(self, node)
 
-    def _batched(self, node: Node, summed: list[str]) -> str:
-        """A product of matrices for every entry along a dim."""
-        a, b = node.args
-        each = [d for d in node.dims if d in a.dims and d in b.dims]
-        left, right = ([d for d in x.dims if d not in each and d not in summed] for x in (a, b))
-        if not len(each) == len(summed) == len(left) == len(right) == 1:
-            raise refuse("a contraction over four axes", node)
-        code = f"dot({self.ref(a, (*each, *left, *summed))}, {self.ref(b, (*each, *summed, *right))}, OPERAND, PRECISION)"
-        return self._align(code, (*each, *left, *right), self.order(node))
-
     def _expand(self, node: Node) -> str:
         order = self.order(node)
         if not node.args[0].dims:
@@ -347,8 +341,12 @@ class Tiles:
         summed = [d for d in a.dims if d in b.dims and d not in node.dims]
         over = tuple(sorted((*node.dims, *summed), key=lambda d: self.rank[d]))
         if len(over) > 3:
-            return self._batched(node, summed)
-        return self._summed(f"{_paren(self._clean(a, over), 'mul', 0)} * {_paren(self._clean(b, over), 'mul', 1)}", over, summed)
+            code = batched_code(self, node, summed)
+            if code:
+                return code
+            if self.rows:
+                raise refuse("a contraction over four axes", node)
+        return self.summed_code(f"{_paren(self.cleaned(a, over), 'mul', 0)} * {_paren(self.cleaned(b, over), 'mul', 1)}", over, summed)
 
     def _dot(self, node: Node, order: tuple[str, ...], plus: str = "") -> str:
         """The product of two matrices, its axes in `order`."""
@@ -365,61 +363,45 @@ class Tiles:
 
     def _operand(self, node: Node, order: tuple[str, str], summed: str) -> str:
         if summed in feature_dims(node) and not zero_padded(node, summed):
-            return self._clean(node, order, order)
+            return self.cleaned(node, order, order)
         if axes_of(node) != set(order):  # repeated along an axis of the product
             return self.whole(node, order)
         return self.ref(node, order, cast=False)
 
-    def _clean(self, node: Node, order: tuple[str, ...], over: Iterable[str] | None = None) -> str:
+    def cleaned(self, node: Node, order: tuple[str, ...], over: Iterable[str] | None = None) -> str:
         """The tile with the padding of its feature dims held at 0."""
         repeated = over is not None and not axes_of(node) >= set(over)
         code = self.whole(node, order) if repeated else self.ref(node, order)
         for d in feature_dims(node):
             if (over is None or d in over) and not zero_padded(node, d):
-                code = f"tl.where({self._mask_of(d, order)}, {code}, 0.0)"
+                code = f"tl.where({self.mask_of(d, order)}, {code}, 0.0)"
         return code
 
-    def _summed(self, code: str, over: tuple[str, ...], summed: list[str], fn: str = "tl.sum") -> str:
+    def summed_code(self, code: str, over: tuple[str, ...], summed: list[str], fn: str = "tl.sum") -> str:
         for d in sorted(summed, key=over.index, reverse=True):
             code = f"{fn}({code}, {over.index(d)})"
         return code
 
     def _sum(self, node: Node) -> str:
         x, over = node.args[0], list(node.attr("over"))
-        return self._summed(self._clean(x, self.order(x), over), self.order(x), over)
+        return self.summed_code(self.cleaned(x, self.order(x), over), self.order(x), over)
 
-    def _extremum(self, node: Node, fn: str, fill: str) -> str:
-        x, over = node.args[0], list(node.attr("over"))
-        code = self.ref(x, self.order(x))
-        for d in over:
-            code = f"tl.where({self._mask_of(d, self.order(x))}, {code}, {fill})"
-        return self._summed(code, self.order(x), over, fn)
-
-    def _mask_of(self, d: str, dims: tuple[str, ...]) -> str:
-        return self._align(self.inside(d), (d,), dims)
+    def mask_of(self, d: str, dims: tuple[str, ...]) -> str:
+        return self.aligned(self.inside(d), (d,), dims)
 
     def _max(self, node: Node) -> str:
-        return self._extremum(node, "tl.max", "float('-inf')")
+        return extremum_code(self, node, "tl.max", "float('-inf')")
 
     def _min(self, node: Node) -> str:
-        return self._extremum(node, "tl.min", "float('inf')")
+        return extremum_code(self, node, "tl.min", "float('inf')")
 
     def _norm(self, node: Node) -> str:
         x, over = node.args[0], list(node.attr("over"))
-        code = _paren(self._clean(x, self.order(x), over), "mul", 0)
-        return f"tl.sqrt({self._summed(f'{code} * {code}', self.order(x), over)})"
+        code = _paren(self.cleaned(x, self.order(x), over), "mul", 0)
+        return f"tl.sqrt({self.summed_code(f'{code} * {code}', self.order(x), over)})"
 
     def _softmax(self, node: Node) -> str:
-        x, over = node.args[0], list(node.attr("over"))
-        if len(over) != 1:
-            raise refuse("softmax over more than one dim", node)
-        order = self.order(x)
-        axis, e = order.index(over[0]), self.fresh("e")
-        masked = f"tl.where({self._mask_of(over[0], order)}, {self.ref(x, order)}, float('-inf'))"
-        keep = self._align("{}", tuple(d for d in order if d not in over), order)
-        top = keep.format(f"tl.max({masked}, {axis})")
-        self.emit(node, f"{e} = tl.exp({masked} - {top})")
-        return f"{e} / {keep.format(f'tl.sum({e}, {axis})')}"
+        return softmax_code(self, node)
 
     def _scan(self, node: Node) -> str:
         return scan_code(self, node)
@@ -439,7 +421,7 @@ class Tiles:
 
     def _at(self, node: Node, order: tuple[str, ...]) -> str:
         d = node.attr("dim")
-        return self._align(f"({self.index(d)} == {node.attr('i')})", (d,), order)
+        return self.aligned(f"({self.index(d)} == {node.attr('i')})", (d,), order)
 
     def _prod(self, node: Node) -> str:
         if node.attr("over") != (ROW,):

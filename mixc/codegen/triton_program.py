@@ -17,11 +17,13 @@ from weakref import WeakKeyDictionary
 import torch
 
 from mixc.codegen.names import own_names, renamed
-from mixc.errors import InputError, SpecError
+from mixc.codegen.tiles import refuse
+from mixc.errors import Diagnostic, InputError, SpecError
 from mixc.ir.evaluate import Env, evaluate
 from mixc.ir.program import Program
 from mixc.ir.run import heads
 from mixc.passes.lower import with_inverses
+from mixc.passes.planes import is_complex, planes
 from mixc.runtime.call import Call
 
 if TYPE_CHECKING:
@@ -37,10 +39,18 @@ _modules: WeakKeyDictionary[Any, dict[Any, ModuleType]] = WeakKeyDictionary()
 def refused(stages: Program) -> SpecError | None:
     """Why a group of states has no kernels; None: all have.  Found by writing them: nothing else knows all of it."""
     try:
-        kernels(replace(stages, level="step", groups=()))
+        kernels(_real(replace(stages, level="step", groups=())))
     except SpecError as error:
         return error
     return None
+
+
+def _real(step: Program) -> Program:
+    """The step of real and imaginary planes: what runs where there are complex values."""
+    found = planes(step) if is_complex(step) else step
+    if found is None:
+        raise refuse("a complex value that has no planes of real ones")
+    return found
 
 
 def has_kernels(stages: Program) -> bool:
@@ -62,15 +72,37 @@ def emit(step: Program, target: str = "h100", shape: Mapping[str, int] | None = 
 def kernels(step: Program) -> Module:
     """The kernels of a step, forward and backward; sizes are chosen later."""
     from mixc.codegen.cell_module import CellModule
-    from mixc.codegen.module import Module
-    from mixc.passes.chunk import chunk
+    from mixc.codegen.token_module import TokenModule
     from mixc.passes.classify import classify
-    from mixc.passes.differentiate import differentiate
 
     inner = renamed(step, own_names(step))
     stages = classify(inner)
     if any(g.form == "sequential" for g in stages.groups):
-        return CellModule(inner, step)
+        return (TokenModule if any(len(s.dims) > 1 for s in step.states) else CellModule)(inner, step)
+    try:
+        return _chunks(stages, inner, step)
+    except SpecError as error:  # a chunk of tiles too many, or too wide
+        if error.diagnostics[0].code != "MX310":
+            raise
+        return TokenModule(inner, step, error.diagnostics[0].message.removeprefix("no kernel: "))
+
+
+def tuned_kernels(step: Program) -> Module:
+    """Those of a step whose sizes are tuned.
+
+    Raises:
+        SpecError: it has none."""
+    made = kernels(step)
+    if made.by_rule:
+        raise SpecError(Diagnostic("MX310", f"{step.name} runs token by token: a rule gives its sizes, none is tuned"))
+    return made
+
+
+def _chunks(stages: Program, inner: Program, step: Program) -> Module:
+    from mixc.codegen.module import Module
+    from mixc.passes.chunk import chunk
+    from mixc.passes.differentiate import differentiate
+
     forward = chunk(stages)
     return Module(with_inverses(forward), with_inverses(differentiate(forward)), inner, step)
 
@@ -78,14 +110,13 @@ def kernels(step: Program) -> Module:
 def default_config(step: Program, target: str, shape: Mapping[str, int], dtype: str) -> Config:
     """What the tuner's model chooses, nothing compiled; a dim that `shape` does not name has 64, or the size of its alias."""
     from mixc.autotune.tuner import schedule_of
-    from mixc.codegen.cell_module import CellModule
     from mixc.targets import find
 
     sizes = {"B": 8, "T": 4096, "H": 16, **shape}
     for d in step.dims:
         sizes[d.name] = d.size or shape.get(d.name) or sizes.get(d.alias or "", 64)
     made = kernels(step)
-    if isinstance(made, CellModule):
+    if made.by_rule:
         return made.sizes({made.own.get(d, d): n for d, n in sizes.items()}, 4 if dtype == "fp32" else 2)
     return schedule_of(step, find(target), sizes, dtype).default()[0]
 
@@ -114,10 +145,7 @@ def module(mixer: Mixer, call: Call) -> ModuleType:
 def _config(mixer: Mixer, step: Program, device: torch.device, sizes: dict[str, int], dtype: str) -> Config:
     """On a GPU one whose kernels were compiled and do not spill; kernels that are interpreted have the model's choice."""
     target = _target(device)
-    from mixc.codegen.cell_module import CellModule
-
-    by_rule = isinstance(kernels(step), CellModule)
-    if device.type != "cuda" or os.environ.get("TRITON_INTERPRET") == "1" or by_rule:
+    if device.type != "cuda" or os.environ.get("TRITON_INTERPRET") == "1" or kernels(step).by_rule:
         return default_config(step, target, sizes, dtype)
     from mixc.autotune.tuned import first
     from mixc.targets import find

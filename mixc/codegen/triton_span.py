@@ -64,7 +64,7 @@ def _bare(tiles: Tiles, node: Node, order: tuple[str, str]) -> str:
 
     if axes_of(node) == set(order) and all(zero_padded(node, d) for d in feature_dims(node)):
         return tiles.ref(node, order, cast=False)
-    return tiles._clean(node, order, order)
+    return tiles.cleaned(node, order, order)
 
 
 def _applied(node: Node, d: str) -> tuple[Node, Node, str] | None:

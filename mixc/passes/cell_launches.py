@@ -44,7 +44,7 @@ def cell_launches(step: Program) -> CellLaunches:
     leaves = {d.name: d.leaf() for d in fwd.states}
     carries = tuple(Carry("d" + s.name, cotangent_of_state(s.name, (ROW, *s.dims)), bwd.result("next", s.name), s.dims)
                     for s in step.states)
-    stores = [Store("rows", "d" + d.name, _gradient(bwd, d, wide), d.dims, "grad")
+    stores = [Store("rows", "d" + d.name, finite_gradient(bwd, d, wide), d.dims, "grad")
               for d, wide in zip(step.ins, fwd.ins, strict=True)]
     products = list[Product]()
     for d in step.params:
@@ -77,7 +77,7 @@ def _forward(step: Program, fwd: Program, kept: dict[str, str]) -> Launch:
     return Launch(f"{step.name}_fwd", fwd, "cells", False, carries, tuple(stores), tuple(kept))
 
 
-def _gradient(bwd: Program, d: Decl, wide: Decl) -> Node:
+def finite_gradient(bwd: Program, d: Decl, wide: Decl) -> Node:
     """Of an input: 0 where it is infinite at the open end of its range."""
     grad = bwd.result("grad", d.name)
     if any(r.of == "x" and (r.low is None) != (r.high is None) for r in d.ranges):

@@ -179,9 +179,41 @@ def _abs(n: Node, args: list[Planes]) -> Planes:
     ((a, b),) = args
     if a is None or b is None:
         return make("abs", a or b or number(0)), None
-    size = a * a + b * b
+    return _root(a * a + b * b), None
+
+
+def _norm(n: Node, args: list[Planes]) -> Planes:
+    squares = _add(*(_mul(x, x) for x in args[0]))
+    return _root(make("sum", _present(squares, n.args[0].dims), over=n.attr("over"))), None
+
+
+def _root(size: Node) -> Node:
     none = make("eq", size, number(0))
-    return make("where", none, number(0), make("sqrt", make("where", none, number(1), size))), None
+    return make("where", none, number(0), make("sqrt", make("where", none, number(1), size)))
+
+
+def _tanh(n: Node, args: list[Planes]) -> Planes:
+    """(t + i s c (1 - t^2)) / (t^2 + c^2 (1 - t^2)), t of the real part, s and c of the imaginary one."""
+    ((a, b),) = args
+    t = make("tanh", number(0) if a is None else a)
+    if b is None:
+        return t, None
+    s, c, rest = make("sin", b), make("cos", b), 1.0 - t * t
+    size = t * t + c * c * rest
+    return t / size, s * c * rest / size
+
+
+def _sigmoid(n: Node, args: list[Planes]) -> Planes:
+    re, im = _tanh(n, [(_mul(args[0][0], number(0.5)), _mul(args[0][1], number(0.5)))])
+    return 0.5 + 0.5 * (re or number(0)), None if im is None else 0.5 * im
+
+
+def _ipow(n: Node, args: list[Planes]) -> Planes:
+    times, one = _bilinear(lambda a, b: a * b), (number(1), None)
+    found: Planes = one
+    for _ in range(abs(n.attr("n"))):
+        found = args[0] if found is one else times(n, [found, args[0]])
+    return found if n.attr("n") >= 0 else _div(n, [one, found])
 
 
 def _live(n: Node, args: list[Planes]) -> Planes:
@@ -230,6 +262,11 @@ _RULES: dict[str, Callable[[Node, list[Planes]], Planes]] = {
     "square": _square,
     "where": _where,
     "abs": _abs,
+    "norm": _norm,
+    "tanh": _tanh,
+    "sigmoid": _sigmoid,
+    "silu": lambda n, a: _bilinear(lambda x, y: x * y)(n, [a[0], _sigmoid(n, a)]),
+    "ipow": _ipow,
     "live": _live,
     "span_contract": _span_contract,
     "solve": _solve,

@@ -91,12 +91,11 @@ def triton_backend(mixer: Mixer, call: Call) -> Results:
 
 
 def no_kernels(mixer: Mixer) -> SpecError:
-    """MX310: which state has no kernels, and the term to blame."""
+    """MX310: what has no kernels."""
     from mixc.codegen.triton_program import refused
 
-    why = [f"{state}: {why}" for state, why in mixer.why.items() if mixer.form[state] == "sequential"]
     error = refused(mixer._staged)
-    why += [d.message.removeprefix("no kernel: ") for d in (error.diagnostics if error else ())]
+    why = [d.message.removeprefix("no kernel: ") for d in (error.diagnostics if error else ())]
     return SpecError(Diagnostic("MX310", f"{mixer.__name__} has no Triton kernels: {'; '.join(why)}",
                                 help='backend="torch" runs it on any device'))
 

@@ -102,7 +102,7 @@ def test_infinite_gates_give_no_nan():
     assert (tensors["g"].grad[:, ::3] == 0).all()
 
 
-SHARES = {  # outs without the dim that programs divide; the second state's gradient to it goes back into the first one's
+SHARES = {  # outs without the dim that programs divide; in the second the gradient to n goes back into that to S
     "added": ("S = exp(g) * S + k * v\nn = exp(g) * n + k", ("V",)),
     "needed whole": ("n = exp(g) * n + sum[V](S)\nS = exp(g) * S + k * v", ()),
 }
@@ -118,7 +118,7 @@ def test_what_programs_share_is_counted_once(kind):
     emitted, outs = load_text(made.text(SMALL)), []
     for fn in (lambda **x: mixer(**x, backend="reference"), emitted.m):
         torch.manual_seed(0)
-        x = dict(q=torch.randn(1, 5, 1, 16), k=torch.randn(1, 5, 1, 16), v=torch.randn(1, 5, 1, 40), g=-torch.rand(1, 5, 1))
+        x = {n: torch.randn(1, 5, 1, size) for n, size in dict(q=16, k=16, v=40).items()} | {"g": -torch.rand(1, 5, 1)}
         x = {n: y.requires_grad_() for n, y in x.items()}
         o, z = fn(**x)[0]
         ((o * torch.randn_like(o)).sum() + (z * torch.randn_like(z)).sum()).backward()

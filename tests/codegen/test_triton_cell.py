@@ -7,7 +7,6 @@ import torch
 
 import mixc
 from mixc.codegen.offline import load_text
-from mixc.runtime import backends
 from tests.agree import assert_runs_agree, draw, normal, run
 from tests.cell_specs import NAMES, spec
 
@@ -21,7 +20,6 @@ def load(name):
 
 
 def check(mixer, T=5, B=2, H=2, dtype=torch.float32, change=lambda x: x, size=5, start=True, **options):
-    assert "sequential" in mixer.form.values()
     sizes = {d.name: d.size or size for d in mixer.declared.dims}
     x = change(draw(mixer.declared, B=B, T=T, H=H, sizes=sizes, dtype=dtype, ends=1 / 16, seed=T))
     N = len(options["cu_seqlens"]) - 1 if "cu_seqlens" in options else B
@@ -114,7 +112,3 @@ def test_weights_that_do_not_fit_are_read_at_every_token():
 
 def test_weights_come_a_part_at_a_time_where_a_matrix_of_them_fills_the_registers():
     check(mixc.load("gru"), 2, B=1, H=1, size=130)  # of 130 rows of 130, 16 at a time
-
-
-def test_what_has_no_kernel():
-    assert not backends.has_chunk_program(spec("tanh_memory"))

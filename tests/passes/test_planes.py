@@ -61,8 +61,26 @@ def test_no_complex_value_is_left():
 
 
 def test_what_has_no_planes_stays_sequential():
-    mixer = body("in u[D] complex\nstate h[D]\nh = 0.5 * h + tanh(u)\nout o[D] = h")
+    mixer = body("in u[D] complex\nstate h[D]\nh = 0.5 * h + sqrt(u)\nout o[D] = h")
     assert planes(mixer.declared) is None and set(mixer.form.values()) == {"sequential"}
+
+
+CELLS = {
+    "vector": "in u[D] complex\nstate h[D]\nh = tanh(h) + u\nout o[D] = h",
+    "powers": "in u[D] complex\nstate h[D]\nh = 0.1 * silu(h) ** 3 + u ** -2 * u ** 3\nout o[D] = h",
+    "matrix": "in u[D] complex\nin k[N]\nstate h[D, N]\nh = h * sigmoid(h) / (1 + norm(h)) + u * k\nout o[D] = h @ k",
+}
+
+
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.filterwarnings("ignore:.*MX301")
+def test_cells(name):
+    mixer = body(CELLS[name], name)
+    assert set(mixer.form.values()) == {"sequential"}
+    x = draw(mixer.declared, B=1, T=6, H=2, dtype=torch.float32, seed=0)
+    want = run(mixer, x)
+    for backend in ("torch", "triton"):
+        assert_runs_agree(mixer, run(mixer, x, backend=backend), want)
 
 
 MATRIX = """in q[K] complex, k[K] complex, v[V] complex, u[V], th[K], t1, tv[V]

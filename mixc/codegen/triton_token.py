@@ -1,0 +1,104 @@
+"""A token loop as one Triton kernel: a program has one sequence of a head, and all of the state or a block of it.
+
+The backward goes over segments of tokens from the last: in a first loop it forms the states of a segment again and puts
+them aside in memory of its own, in a second it reads them from the end.
+"""
+
+from __future__ import annotations
+
+from mixc.codegen.kernel import KernelWriter, safe
+from mixc.codegen.lines import in_block, plus
+from mixc.codegen.tiles import zero_padded
+from mixc.ir.launch import Launch
+from mixc.ir.node import Node
+
+
+class TokenWriter(KernelWriter):
+    """As `KernelWriter`: what differs is that there are no rows, and where the backward finds the states."""
+
+    weights = False  # does it read matrices of a head?
+    past = "past_row = tl.cast(begin + past, tl.int64) * SIGN"
+
+    def __init__(self, launch: Launch):
+        super().__init__(launch)
+        self.tiles.rows = False
+        self.again: list[str] = []
+
+    def _load_param(self, node: Node) -> str:
+        """Matrices of a head are held for all tokens, or asked for at every token where they do not fit."""
+        if len(node.dims) < 2:
+            return super()._load_param(node)
+        name, offsets, inside = safe(node.attr("name")), self._flat(node.dims), " & ".join(self._inside(node.dims))
+        self.loaded[name] = self.program.decl(node.attr("name"))
+        self.before.append(f"{name} = weights({name}_ptr + (head // {name}_rep) * ({' * '.join(node.dims)}), {offsets}, "
+                           f"{inside}, 0, HELD)")
+        self.weights = True
+        return f"weights({name}, {offsets}, {inside}, 0, not HELD)"
+
+    # ------------------------------------------------------------ the states of a segment
+    def _segment(self) -> str:
+        return "segment" if self.launch.reverse else "row_at // SEGMENT"
+
+    def _begins(self) -> str:
+        return "row_at % SEGMENT == 0"
+
+    def _aside(self, state: str, at: str) -> str:
+        """Addresses where this program's block of a state is put aside, `at` tokens behind the segment's begin."""
+        dims = self.tile(self.program.decl(state).dims)
+        steps = [" * ".join(self.tiles.block(e) for e in dims[i + 1:]) for i in range(len(dims))]
+        inner = [self._axis(dims, d, f"tl.arange(0, {self.tiles.block(d)})") + (f" * {step}" if step else "")
+                 for d, step in zip(dims, steps, strict=True)]
+        size = " * ".join(self.tiles.block(d) for d in dims) or "1"
+        return f"{state}_aside + (tl.program_id(0).to(tl.int64) * SEGMENT + {at}) * ({size}){plus(' + '.join(inner))}"
+
+    def _load_start(self, node: Node) -> str:
+        names = {s: safe(s) for s in self.launch.starts}
+        body, self.body = self.body, [f"tl.store({self._aside(s, 'past')}, {name})" for s, name in names.items()]
+        self._replay(names)
+        self.again, self.body = self.body, body
+        for s, name in names.items():
+            self.body.append(f"{name} = tl.load({self._aside(s, '(row_at - begin)')})")
+            self.tiles.names[self.program.decl(s).leaf()] = name
+        return names[node.attr("name")]
+
+    def _assign(self, targets: list[tuple[str, Node, tuple[str, ...]]]) -> None:
+        """Carried tiles get their next values, all at once; what is no part of a block stays 0."""
+        lines = []
+        for name, value, dims in targets:
+            self.body += self._formula(name + "'", value)
+            code = self.tiles.whole(value, self.tile(dims))
+            if not all(zero_padded(value, d) for d in dims):
+                code = f"tl.where({' & '.join(self._inside(dims))}, {code}, 0.0)"
+            self.body.append(f"{name}_next = {code}")
+            lines.append(f"{name} = {name}_next")
+        self.body += lines
+
+    # ------------------------------------------------------------ the whole
+    def _kept_arguments(self) -> list[str]:
+        aside = [f"{s}_aside" for s in self.launch.starts] if self.launch.reverse else []
+        return [*super()._kept_arguments(), *aside]
+
+    def _keeping(self) -> list[str]:
+        return [*super()._keeping(), *(["HELD"] if self.weights else [])]
+
+    def _loop(self) -> list[str]:
+        row = "row = tl.cast(row_at, tl.int64) * SIGN"
+        if not self.launch.starts:
+            at = ["row_at = length - 1 - i"] if self.launch.reverse else ["row_at = i"]
+            return ["for i in tl.range(0, length, num_stages=STAGES):", *in_block([*at, row, *self.body])]
+        if not self.launch.reverse:
+            return [*self._first_segment("RAGGED and KEEP"), "for row_at in tl.range(0, length, num_stages=STAGES):",
+                    *in_block([row, *self.body])]
+        kept = []
+        for s in self.launch.starts:
+            dims = self.program.decl(s).dims
+            kept.append(f"{safe(s)} = tl.load({s}_starts + {self._segment_of(dims)}{plus(self._flat(dims))}{self._guard(dims, False)})")
+        back = ["row_at = begin + some - 1 - i", row, *self.body]
+        inner = ["segment = tl.cdiv(length, SEGMENT) - 1 - late", "begin = segment * SEGMENT",
+                 "some = tl.minimum(SEGMENT, length - begin)", *kept,
+                 "for past in tl.range(0, some, num_stages=1):  # the states of the segment again", *in_block(self.again),
+                 "tl.debug_barrier()  # all that was put aside is there",
+                 "for i in tl.range(0, some, num_stages=1):", *in_block(back),
+                 "tl.debug_barrier()"]
+        return [*self._first_segment("RAGGED"), "for late in tl.range(0, tl.cdiv(length, SEGMENT), num_stages=1):",
+                *in_block(inner)]
