@@ -37,7 +37,7 @@ def without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 # code: what raises it, words of the message
 CAUSES = {
     "MX310": (lambda _: mixc.loads("mixer m(D) {\n    in x[D] complex\n    state h[D]\n    h = sqrt(h) + x\n"
-                                   "    out o[D] = real(h)\n}\n")(torch.zeros(1, 3, 1, 2), backend="triton"),
+                                   "    out o[D] = real(h)\n}\n")(torch.zeros(1, 3, 1, 2) + 0j, backend="triton"),
               "no Triton kernels: a complex value"),
     "MX311": (lambda patch: (without_triton(patch), mixc.load("simple_gla")(
         *(torch.zeros(1, 2, 1, 3) for _ in "qkv"), torch.zeros(1, 2, 1), backend="triton")), "not installed"),
