@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from mixc.ir.evaluate import Env, evaluate
+from mixc.ir.evaluate import Env, evaluate, heads
 from mixc.ir.node import Node, postorder
 from mixc.ir.ops import OPS
 from mixc.ir.program import Program
@@ -41,8 +41,8 @@ def eager_loop(program: Program, sizes: dict[str, int], consts: dict[str, float]
     exec(compile(text, f"<eager loop of {program.name}>", "exec"), scope)  # our own text, names checked
 
     def loop(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        ins = [_heads(tensors[d.name], 2, H) for d in program.ins]
-        params = [_heads(tensors[d.name], 0, H)[None] for d in program.params]
+        ins = [heads(tensors[d.name], H, 2) for d in program.ins]
+        params = [heads(tensors[d.name], H, 0)[None] for d in program.params]
         B = ins[0].shape[0]
         states = [start[d.name].expand(B, H, *(sizes[n] for n in d.dims)) for d in program.states]
         outs = scope["loop"](*ins, *params, *states)
@@ -56,10 +56,6 @@ def loop_text(program: Program, sizes: dict[str, int], consts: dict[str, float],
     list of outs; the constants it names (and torch, F, REAL: its dtype); and the initial states [1, 1, dims...]."""
     writer = Writer(program, sizes, consts, dtype)
     return writer.text(), writer.constants, _starts(program, sizes, consts, dtype)
-
-
-def _heads(x: Tensor, axis: int, H: int) -> Tensor:
-    return x.repeat_interleave(H // x.shape[axis], axis) if x.shape[axis] != H else x
 
 
 def _starts(program: Program, sizes: dict[str, int], consts: dict[str, float], dtype: torch.dtype) -> dict[str, Tensor]:

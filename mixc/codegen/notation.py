@@ -14,6 +14,7 @@ from mixc.ir.node import COL, ROW, Node, postorder
 
 WIDTH = 108
 _INFIX = {"add": (" + ", 1), "sub": (" - ", 1), "mul": (" * ", 2), "div": (" / ", 2),
+          "mod": (" % ", 2), "floordiv": (" // ", 2),
           "lt": (" < ", 0), "le": (" <= ", 0), "eq": (" == ", 0), "ne": (" != ", 0)}
 _SILENT = ("expand", "live", "once", "to_number", "stop_gradient")
 _TRIANGLE = {"incl": "tril({})", "strict": "tril({}, -1)", "excl": "tril({}, -1)", "diag": "diag({})"}
@@ -77,6 +78,9 @@ class Spelling:
             return f"({a}{sign}{b})" if level < tight else f"{a}{sign}{b}"
         if n.op == "neg":
             return f"-{self.text(n.args[0], 3)}"
+        if n.op in ("pow", "ipow"):
+            text = f"{self.text(n.args[0], 4)} ** {self.text(n.args[1], 3) if n.op == 'pow' else n.attr('n')}"
+            return f"({text})" if tight > 3 else text
         if n.op == "guard":
             return self.text(n.args[0] * n.args[1], tight)
         return self._function(n, tight)

@@ -130,6 +130,3 @@ class _Step(Writer):
         rule, at = f"r{len(self.given)}", f"n{len(self.given)}"
         self.given |= {rule: RULES[node.op], at: node}
         return f"{rule}({at}, [{', '.join(self._name(a) for a in node.args)}], run_env)"
-
-
-__all__ = ["step_function"]

@@ -19,9 +19,8 @@ import torch
 from mixc.codegen.names import own_names, renamed
 from mixc.codegen.tiles import refuse
 from mixc.errors import Diagnostic, InputError, SpecError
-from mixc.ir.evaluate import Env, evaluate
+from mixc.ir.evaluate import Env, evaluate, heads
 from mixc.ir.program import Program
-from mixc.ir.run import heads
 from mixc.passes.lower import with_inverses
 from mixc.passes.planes import is_complex, planes
 from mixc.runtime.call import Call

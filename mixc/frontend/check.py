@@ -235,6 +235,3 @@ def _assigned(body: tuple[Statement, ...]) -> dict[str, int]:
         elif isinstance(s, Assign):
             lines.setdefault(s.target.name, s.span.line)
     return lines
-
-
-__all__ = ["elaborate", "loop_dims", "structural_consts"]

@@ -399,5 +399,3 @@ _FORMS = {
     "out": "outs are written `out o[V] = q @ S`", "for": "loops are written `for n in N { ... }`",
     "mixer": "a mixer starts with `mixer NAME(K, V = K, N = 4) {`",
 }
-
-__all__ = ["parse"]

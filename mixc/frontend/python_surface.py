@@ -334,6 +334,3 @@ def in_python(d: Diagnostic) -> Diagnostic:
     for pattern, new in _WORDS:
         help_ = re.sub(pattern, new or declare, help_) if help_ else help_
     return replace(d, help=help_)
-
-
-__all__ = ["in_python", "syntax"]

@@ -103,6 +103,3 @@ def _number(x: float | complex) -> str:
     if math.isinf(x):
         return "inf" if x > 0 else "-inf"
     return str(int(x)) if x.is_integer() and abs(x) < 1e15 else repr(x)
-
-
-__all__ = ["expression", "unparse"]

@@ -167,6 +167,3 @@ SIDES: dict[str, Callable[..., tuple[Any, ...]]] = {
     "max": _winner,
     "min": _winner,
 }
-
-
-__all__ = ["Decisions", "Matching", "same_function"]

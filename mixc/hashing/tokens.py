@@ -289,6 +289,3 @@ def _shift(x: Value, n: int) -> Value:
     src = np.arange(T) - n
     moved = rearrange(x, lambda a: np.take(a, np.clip(src, 0, T - 1), 1))
     return where(((src >= 0) & (src < T)).reshape(1, T, *[1] * (len(x.shape) - BATCH)), moved, zero)
-
-
-__all__ = ["Port", "Ports", "Tokens"]

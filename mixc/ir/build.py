@@ -76,6 +76,18 @@ def product(factors: Iterable[Node]) -> Node | None:
     return out
 
 
+def plus(a: Node, b: Node) -> Node:
+    """The sum, a 0 left out."""
+    return b if is_number(a, 0.0) else a if is_number(b, 0.0) else a + b
+
+
+def times(a: Node, b: Node) -> Node:
+    """The product, a 1 left out and a 0 all there is."""
+    if is_number(a, 0.0) or is_number(b, 0.0):
+        return number(0)
+    return b if is_number(a, 1.0) else a if is_number(b, 1.0) else a * b
+
+
 def maybe_mul(a: Node | None, b: Node | None) -> Node | None:
     """Product where None stands for 1."""
     return b if a is None else a if b is None else a * b
@@ -87,4 +99,4 @@ def maybe_add(a: Node | None, b: Node | None) -> Node | None:
 
 
 __all__ = ["COL", "ROW", "as_node", "at_col", "contract", "cumprod", "cumsum", "exp", "expand", "is_number",
-           "make", "maybe_add", "maybe_mul", "number", "product", "rename", "total", "where"]
+           "make", "maybe_add", "maybe_mul", "number", "plus", "product", "rename", "times", "total", "where"]

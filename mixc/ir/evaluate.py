@@ -100,6 +100,11 @@ def _compiled(template: str, arity: int, dtype: torch.dtype) -> Callable[..., to
                 {"torch": torch, "F": F, "REAL": dtype})
 
 
+def heads(x: torch.Tensor, H: int, axis: int) -> torch.Tensor:
+    """x with its G heads (at `axis`) repeated to H: head h is h // (H/G)."""
+    return x.repeat_interleave(H // x.shape[axis], axis) if x.shape[axis] != H else x
+
+
 def align(x: torch.Tensor, have: tuple[str, ...], want: tuple[str, ...], batch: int) -> torch.Tensor:
     """x with dims `have` viewed with dims `want`, of size 1 where it lacks one."""
     if have == want:

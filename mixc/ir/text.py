@@ -332,6 +332,3 @@ def _value(v: Any) -> Any:
     if isinstance(v, list):
         return complex(*map(_value, v)) if len(v) == 2 else math.nan
     return tuple(map(_value, v)) if isinstance(v, tuple) else v
-
-
-__all__ = ["print_program", "read_program"]

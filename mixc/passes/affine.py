@@ -327,6 +327,3 @@ def outer_products(node: Node, dims: set[str]) -> list[tuple[Node, ...]]:
         return ([(make("to_number", a[0]), *p) for p in outer_products(a[1], dims)]
                 + [(make("to_number", make("not", a[0])), *p) for p in outer_products(a[2], dims)])
     return [(node,)]
-
-
-__all__ = ["Affine", "AffineForms", "Read", "ReadForm", "Write", "outer_products"]

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mixc.ir.blocks import block_scan, component
-from mixc.ir.build import expand, is_number, make, number, where
+from mixc.ir.build import expand, is_number, make, number, plus, times, where
 from mixc.ir.node import ROW, Node, depends
 from mixc.ir.program import Decl, Program
 from mixc.ir.scans import at_edge, previous
@@ -65,17 +65,17 @@ class _Walk:
         if n.op == "mul":
             for x, c in (a, a[::-1]):
                 if self.free(c):
-                    return self._map(x, lambda y, c=c: _times(c, y))  # type: ignore[misc]
+                    return self._map(x, lambda y, c=c: times(c, y))  # type: ignore[misc]
         if n.op == "div" and self.free(a[1]):
             return self._map(a[0], lambda y: y if is_number(y, 0.0) else y / a[1])
         if n.op == "neg":
-            return self._map(a[0], lambda y: _times(number(-1), y))
+            return self._map(a[0], lambda y: times(number(-1), y))
         if n.op == "expand" and set(n.dims) == set(a[0].dims):
             return self.row(a[0])
         if n.op == "add":
-            return self._join(a[0], a[1], _plus)
+            return self._join(a[0], a[1], plus)
         if n.op == "sub":
-            return self._join(a[0], a[1], lambda x, y: _plus(x, _times(number(-1), y)))
+            return self._join(a[0], a[1], lambda x, y: plus(x, times(number(-1), y)))
         if n.op == "where" and self.free(a[0]):
             return self._join(a[1], a[2], lambda x, y: x if x is y else where(a[0], x, y))
         return None
@@ -87,16 +87,6 @@ class _Walk:
     def _join(self, x: Node, y: Node, fn: Callable[[Node, Node], Node]) -> Row | None:
         r, s = self.row(x), self.row(y)
         return None if r is None or s is None else Row(tuple(map(fn, r.a, s.a)), fn(r.b, s.b))
-
-
-def _plus(a: Node, b: Node) -> Node:
-    return b if is_number(a, 0.0) else a if is_number(b, 0.0) else a + b
-
-
-def _times(a: Node, b: Node) -> Node:
-    if is_number(a, 0.0) or is_number(b, 0.0):
-        return number(0)
-    return b if is_number(a, 1.0) else a if is_number(b, 1.0) else a * b
 
 
 def reason(states: list[Decl]) -> str:

@@ -145,6 +145,3 @@ def _at(x: Node, dim: str, w: int) -> Node:
     if OPS[x.op].elementwise:
         return make(x.op, *[_at(a, dim, w) for a in x.args], span=x.span, **dict(x.attrs))
     return make("pick", x, dim=dim, i=w)
-
-
-__all__ = ["Context", "context", "exact_nodes", "has_context", "name_of"]

@@ -150,6 +150,3 @@ def joined(links: list[Link], dims: set[str], kind: str) -> list[Link]:
     assert value is not None
     path = Path((), **{kind: value})
     return [Link(Decay((path,)), [], []), *(x for x in links if x not in same)]
-
-
-__all__ = ["Link", "Path", "Transport", "joined"]

@@ -308,6 +308,3 @@ def _pair(query: Node | None, keys: Node | None) -> Node | None:
     summed = set(q.dims) & set(k.dims)
     left = total(q, [d for d in q.dims if d in summed and d not in k.dims])
     return contract(left, k, (ROW, COL, *[d for d in q.dims if d not in summed and d != ROW]))
-
-
-__all__ = ["FORGET", "Decay", "Part", "log_of"]

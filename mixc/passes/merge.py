@@ -249,6 +249,3 @@ def _sides(n: Node, runs: Sequence[Mapping[Node, Tensor]]) -> Iterator[tuple[Ten
                 yield y == whole, y != whole
         elif n.op in ("relu", "abs", "sign", "elu"):
             yield xs[0] < 0, xs[0] > 0
-
-
-__all__ = ["merge", "merges"]

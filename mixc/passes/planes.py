@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from mixc.ir.build import is_number, make, number
+from mixc.ir.build import is_number, make, maybe_add, number
 from mixc.ir.node import ROW, Node, postorder
 from mixc.ir.program import Decl, Group, Program, Result
 from mixc.passes.triangular import eliminate
@@ -113,10 +113,6 @@ def _again(n: Node, args: list[Node]) -> Node:
 
 
 # ---------------------------------------------------------------- arithmetic where None is 0
-def _add(a: Node | None, b: Node | None) -> Node | None:
-    return b if a is None else a if b is None else a + b
-
-
 def _sub(a: Node | None, b: Node | None) -> Node | None:
     return a if b is None else -b if a is None else a - b
 
@@ -133,7 +129,7 @@ def _bilinear(times: Callable[[Node, Node], Node]) -> Callable[[Node, list[Plane
 
     def rule(n: Node, args: list[Planes]) -> Planes:
         (a, b), (c, d) = args
-        return _sub(product(a, c), product(b, d)), _add(product(a, d), product(b, c))
+        return _sub(product(a, c), product(b, d)), maybe_add(product(a, d), product(b, c))
     return rule
 
 
@@ -148,9 +144,9 @@ def _div(n: Node, args: list[Planes]) -> Planes:
     if d is None:
         assert c is not None
         return None if a is None else a / c, None if b is None else b / c
-    size = _add(_mul(c, c), _mul(d, d))
+    size = maybe_add(_mul(c, c), _mul(d, d))
     assert size is not None
-    re, im = _add(_mul(a, c), _mul(b, d)), _sub(_mul(b, c), _mul(a, d))
+    re, im = maybe_add(_mul(a, c), _mul(b, d)), _sub(_mul(b, c), _mul(a, d))
     return None if re is None else re / size, None if im is None else im / size
 
 
@@ -252,7 +248,7 @@ def _where(n: Node, args: list[Planes]) -> Planes:
 
 
 _RULES: dict[str, Callable[[Node, list[Planes]], Planes]] = {
-    "add": lambda n, a: (_add(a[0][0], a[1][0]), _add(a[0][1], a[1][1])),
+    "add": lambda n, a: (maybe_add(a[0][0], a[1][0]), maybe_add(a[0][1], a[1][1])),
     "sub": lambda n, a: (_sub(a[0][0], a[1][0]), _sub(a[0][1], a[1][1])),
     "neg": lambda n, a: (_sub(None, a[0][0]), _sub(None, a[0][1])),
     "mul": _bilinear(lambda a, b: b if is_number(a, 1.0) else a if is_number(b, 1.0) else a * b),

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mixc.ir.build import expand, is_number, make, number, where
+from mixc.ir.build import expand, is_number, make, number, plus, times, where
 from mixc.ir.node import ROW, Node, depends
 from mixc.ir.program import Decl, Program
 from mixc.ir.ranges import bounds
@@ -109,16 +109,6 @@ Rule = Callable[[_Walk, Node], "ScanForm | None"]
 
 
 # ---------------------------------------------------------------- a * h + b
-def _plus(a: Node, b: Node) -> Node:
-    return b if is_number(a, 0.0) else a if is_number(b, 0.0) else a + b
-
-
-def _times(a: Node, b: Node) -> Node:
-    if is_number(a, 0.0) or is_number(b, 0.0):
-        return number(0)
-    return b if is_number(a, 1.0) else a if is_number(b, 1.0) else a * b
-
-
 def _affine(w: _Walk, n: Node) -> ScanForm | None:
     """Of an argument of a sum: a value without the state is 0 * h + b."""
     return w.of(number(0), n) if w.free(n) else w.form(n)
@@ -126,7 +116,7 @@ def _affine(w: _Walk, n: Node) -> ScanForm | None:
 
 def _add(w: _Walk, n: Node) -> ScanForm | None:
     x, y = (_affine(w, a) for a in n.args)
-    return None if x is None or y is None else w.of(_plus(x.a, y.a), _plus(x.b, y.b))
+    return None if x is None or y is None else w.of(plus(x.a, y.a), plus(x.b, y.b))
 
 
 def _sub(w: _Walk, n: Node) -> ScanForm | None:
@@ -134,17 +124,17 @@ def _sub(w: _Walk, n: Node) -> ScanForm | None:
     if x is None or y is None:
         return None
     minus = number(-1)
-    return w.of(_plus(x.a, _times(minus, y.a)), x.b - y.b if not is_number(y.b, 0.0) else x.b)
+    return w.of(plus(x.a, times(minus, y.a)), x.b - y.b if not is_number(y.b, 0.0) else x.b)
 
 
 def _neg(w: _Walk, n: Node) -> ScanForm | None:
     x = w.form(n.args[0])
-    return x and w.of(_times(number(-1), x.a), _times(number(-1), x.b))
+    return x and w.of(times(number(-1), x.a), times(number(-1), x.b))
 
 
 def _mul(w: _Walk, n: Node) -> ScanForm | None:
     found = w.sides(n)
-    return found and w.of(_times(found[1], found[0].a), _times(found[1], found[0].b))
+    return found and w.of(times(found[1], found[0].a), times(found[1], found[0].b))
 
 
 def _div(w: _Walk, n: Node) -> ScanForm | None:
@@ -171,7 +161,7 @@ def _shifted(w: _Walk, n: Node) -> ScanForm | None:
     if found is None:
         return None
     x, c = found
-    return w.of(_plus(x.a, c), x.b if x.b is w.nothing else x.b + c)
+    return w.of(plus(x.a, c), x.b if x.b is w.nothing else x.b + c)
 
 
 def _shifted_back(w: _Walk, n: Node) -> ScanForm | None:
@@ -185,7 +175,7 @@ def _scaled(w: _Walk, n: Node) -> ScanForm | None:
     if found is None or not bounds(found[1]).nonnegative:
         return None
     x, c = found
-    return w.of(_times(c, x.a), x.b if x.b is w.nothing else x.b * c)
+    return w.of(times(c, x.a), x.b if x.b is w.nothing else x.b * c)
 
 
 def _joined(op: str) -> Rule:
@@ -310,6 +300,3 @@ class ScanState:
     def next(self) -> Node:
         """The state after the last row; rows that are no tokens have left it as it was."""
         return at_edge(self.after(), last=True)
-
-
-__all__ = ["ScanForm", "ScanState", "is_scan", "reason", "scan_form"]

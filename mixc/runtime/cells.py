@@ -17,10 +17,9 @@ from typing import Any
 import torch
 
 from mixc.codegen.torch_cell_plan import Loop
-from mixc.ir.evaluate import Env, align, compute, evaluate
+from mixc.ir.evaluate import Env, align, compute, evaluate, heads
 from mixc.ir.node import ROW, Node
 from mixc.ir.program import Decl
-from mixc.ir.run import heads
 from mixc.passes.cell import AXES, HEADS, SEQUENCES
 from mixc.runtime import memory
 from mixc.runtime.call import Call
@@ -244,8 +243,7 @@ class _Run:
     def rows(self, x: Tensor, n: Node) -> Tensor:
         """A span's part [T, n, G, dims...] as [_t, _h, _n, dims...]."""
         x = x.transpose(1, 2).to(self.call.dtype)
-        G, H = x.shape[1], self.call.H
-        return x if G == H else x.expand(-1, H, *x.shape[2:]) if G == 1 else x.repeat_interleave(H // G, 1)
+        return x.expand(-1, self.call.H, *x.shape[2:]) if x.shape[1] == 1 else heads(x, self.call.H, 1)
 
     # ------------------------------------------------------------ forward
     def forward(self, tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Any]]:

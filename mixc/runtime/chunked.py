@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from mixc.codegen.torch_program import Segment, safe
-from mixc.ir.evaluate import Env, evaluate
+from mixc.ir.evaluate import Env, evaluate, heads
 from mixc.ir.node import COL, LEVEL, ROW, Node
 from mixc.ir.program import Decl
 from mixc.runtime import memory
@@ -75,7 +75,7 @@ def _start(call: Call, d: Decl) -> Tensor:
     def leaf(node: Node) -> Tensor:
         if node.op == "const":
             return torch.full((1, 1), call.consts[node.attr("name")], dtype=call.dtype, device=call.device)
-        return heads(call.params[node.attr("name")].to(call.dtype), call.H).unsqueeze(0)
+        return heads(call.params[node.attr("name")].to(call.dtype), call.H, 0).unsqueeze(0)
 
     env = Env(leaf, call.sizes, dtype=call.dtype, device=call.device)
     (x,) = evaluate([d.init], env)
@@ -83,11 +83,6 @@ def _start(call: Call, d: Decl) -> Tensor:
     x = x.permute(0, 1, *order)
     sizes = iter(x.shape[2:])
     return x.reshape(*x.shape[:2], *[next(sizes) if n in d.init.dims else 1 for n in d.dims]).expand(shape)
-
-
-def heads(x: Tensor, H: int) -> Tensor:
-    """[G, ...] -> [H, ...]"""
-    return x if x.shape[0] == H else x.repeat_interleave(H // x.shape[0], 0)
 
 
 def chunk_length(longest: int) -> int:
@@ -151,7 +146,7 @@ class _Run:
         for (name, node), v in zip(s.numbers.items(), values, strict=True):
             found[name] = v.to(call.device, v.dtype if node.kind == "bool" else call.dtype) if node.dims else v.item()
         if s.heads:
-            given = {safe(d.name): heads(p.to(call.dtype), call.H)
+            given = {safe(d.name): heads(p.to(call.dtype), call.H, 0)
                      for d, p in zip(self.program.params, params, strict=True)}
             formed = s.per_head(M=call.H, **given, **found, **self.common)
             all_groups = [g for band in self.layout.bands for g in band.groups]

@@ -11,10 +11,9 @@ from dataclasses import replace
 
 import torch
 
-from mixc.ir.evaluate import Env, evaluate
+from mixc.ir.evaluate import Env, evaluate, heads
 from mixc.ir.node import Node, postorder
 from mixc.ir.program import Decl, Program
-from mixc.ir.run import heads
 from mixc.passes.context import Context, context, has_context, name_of
 from mixc.runtime.call import Call, counts_tokens, histories
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from mixc.codegen.notation import Spelling
 from mixc.ir.node import Node
 from mixc.ir.program import Decl, Program, Range
 
@@ -12,7 +13,6 @@ OPTION_DEFAULTS: dict[str, Any] = {
     "initial_state": None, "output_final_state": False, "cu_seqlens": None, "mask": None,
     "reverse": False, "check": False, "backend": "auto",
 }
-_INFIX = {"add": ("+", 1), "sub": ("-", 1), "mul": ("*", 2), "div": ("/", 2), "mod": ("%", 2), "floordiv": ("//", 2)}
 
 
 class Words:
@@ -25,25 +25,9 @@ class Words:
         return self.text
 
 
-def expression(node: Node, outer: int = 0) -> str:
+def expression(node: Node) -> str:
     """An expression of numbers, sizes and consts in the language's own words."""
-    args = node.args
-    if node.op == "number":
-        value = node.attr("value")
-        return f"{value:g}" if isinstance(value, float) else str(value)
-    if node.op in ("size", "const"):
-        return str(node.attr("dim" if node.op == "size" else "name"))
-    if node.op in _INFIX:
-        sign, level = _INFIX[node.op]
-        text = f"{expression(args[0], level)} {sign} {expression(args[1], level + 1)}"
-        return f"({text})" if level < outer else text
-    if node.op == "neg":
-        return f"-{expression(args[0], 3)}"
-    if node.op == "pow":
-        return f"{expression(args[0], 4)} ** {expression(args[1], 3)}"
-    if node.op == "ipow":
-        return f"{expression(args[0], 4)} ** {node.attr('n')}"
-    return f"{node.op}({', '.join(map(expression, args))})"
+    return Spelling({}, whole=True).text(node)
 
 
 def shape(d: Decl, *lead: str) -> str:

@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from mixc.ir.evaluate import Env, compute, evaluate
+from mixc.ir.evaluate import Env, compute, evaluate, heads
 from mixc.ir.node import Node
 from mixc.ir.program import Decl
 from mixc.passes.context import name_of
@@ -75,9 +75,8 @@ class _Run:
         return x.to(torch.promote_types(self.dtype, torch.complex64) if kind == "complex" else self.dtype)
 
     def _heads(self, x: Tensor, axis: int) -> Tensor:
-        """G heads to H, head h being h // (H/G); one head stays one, and is broadcast."""
-        G = x.shape[axis]
-        return x if G in (1, self.call.H) else x.repeat_interleave(self.call.H // G, axis)
+        """One head stays one, and is broadcast."""
+        return x if x.shape[axis] == 1 else heads(x, self.call.H, axis)
 
     def _exact(self) -> None:
         """What depends on nothing but pos, index, numbers and consts is formed in fp64 and rounded once."""

@@ -11,11 +11,11 @@ from mixc.codegen.config import Config, Tile
 from mixc.codegen.module import Module
 from mixc.codegen.offline import load_text
 from mixc.codegen.triton_program import kernels
-from mixc.ir.run import run_chunks
 from mixc.passes.chunk import chunk
 from mixc.passes.classify import classify
 from mixc.passes.differentiate import differentiate
 from tests.build import KINDS, scalar_decay
+from tests.chunks import run_chunks
 from tests.passes.test_chunk import draw
 
 SMALL = Config((('fwd', Tile(32, (('V', 16),))), ('bwd', Tile(16, (('V', 16),)))), segment=32)

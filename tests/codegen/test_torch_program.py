@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mixc.ir.run import run_chunks
 from mixc.passes.chunk import chunk
 from mixc.passes.classify import classify
 from mixc.passes.differentiate import differentiate
@@ -21,6 +20,7 @@ from mixc.runtime.draw import is_gate
 from mixc.runtime.rows import rows
 from tests.agree import assert_agree
 from tests.build import KINDS, scalar_decay
+from tests.chunks import run_chunks
 
 PROGRAMS = {kind: scalar_decay(kind) for kind in KINDS}
 

@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from mixc.ir.run import run_chunks
 from mixc.passes.chunk import chunk
 from mixc.passes.classify import classify
 from mixc.passes.differentiate import differentiate
 from tests.agree import assert_agree
 from tests.build import KINDS, scalar_decay
+from tests.chunks import run_chunks
 
 SIZES = dict(K=4, V=5)
 

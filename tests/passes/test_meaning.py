@@ -16,7 +16,6 @@ import torch
 import mixc
 from mixc.codegen.torch_program import prepare
 from mixc.ir.program import Program
-from mixc.ir.run import ChunkRun, run_chunks
 from mixc.ir.text import print_program, read_program
 from mixc.passes.chunk import chunk
 from mixc.passes.classify import classify
@@ -28,6 +27,7 @@ from mixc.runtime.call import Call
 from mixc.runtime.chunked import _start as start_of
 from mixc.runtime.load import shipped
 from tests import cells
+from tests.chunks import ChunkRun, run_chunks
 
 NAMES = sorted(shipped())
 DERIVED = [n for n in NAMES if backends.has_torch_program(mixc.load(n))]

@@ -7,11 +7,11 @@ import torch
 
 import mixc
 from mixc.ir.ranges import bounds, proving
-from mixc.ir.run import run_chunks
 from mixc.passes.chunk import chunk
 from mixc.passes.classify import classify
 from mixc.passes.differentiate import differentiate
 from tests.agree import assert_agree, draw, normal
+from tests.chunks import run_chunks
 from tests.scans import NAMES, body, spec
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from mixc.ir.evaluate import Env, evaluate
+from mixc.ir.evaluate import Env, evaluate, heads
 from mixc.ir.node import COL, LEVEL, ROW, Node
 from mixc.ir.program import Program
 
@@ -26,11 +26,6 @@ class ChunkRun:
     states: Tensors = field(default_factory=dict)
     starts: list[Tensors] = field(default_factory=list)
     sums: Tensors = field(default_factory=dict)
-
-
-def heads(x: torch.Tensor, H: int, axis: int) -> torch.Tensor:
-    """x with its G heads (at `axis`) repeated to H."""
-    return x.repeat_interleave(H // x.shape[axis], axis) if x.shape[axis] != H else x
 
 
 def _rows(x: torch.Tensor, start: int, C: int) -> torch.Tensor:
