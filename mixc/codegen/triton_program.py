@@ -19,11 +19,11 @@ import torch
 from mixc.codegen.names import own_names, renamed
 from mixc.codegen.tiles import refuse
 from mixc.errors import Diagnostic, InputError, SpecError
-from mixc.ir.evaluate import Env, evaluate, heads
 from mixc.ir.program import Program
 from mixc.passes.lower import with_inverses
 from mixc.passes.planes import is_complex, planes
 from mixc.runtime.call import Call
+from mixc.runtime.recorded import start
 
 if TYPE_CHECKING:
     from mixc.codegen.config import Config
@@ -202,13 +202,5 @@ def _sequences(call: Call, flat: bool) -> tuple[torch.Tensor, torch.Tensor] | No
 
 def _initial(call: Call, name: str) -> torch.Tensor | None:
     """The given initial state, or the declared one where that is not 0: [N, H, dims...] in fp32."""
-    decl = call.program.decl(name)
-    if name in call.states0:
-        return call.states0[name].to(torch.float32)
-    if decl.init is None:
-        return None
-    env = Env(lambda n: heads(call.params[n.attr("name")].float(), call.H, 0).unsqueeze(0) if n.op == "param"
-              else torch.full((1, 1), call.consts[n.attr("name")]), call.sizes, dtype=torch.float32, device=call.device)
-    (value,) = evaluate([decl.init], env)
-    value = value.permute(0, 1, *[2 + decl.init.dims.index(d) for d in decl.dims])
-    return value.expand(call.rows.N, call.H, *(call.sizes[d] for d in decl.dims))
+    d = call.program.decl(name)
+    return start(call, d, torch.float32) if name in call.states0 or d.init is not None else None

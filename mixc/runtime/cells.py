@@ -24,9 +24,8 @@ from mixc.passes.cell import AXES, HEADS, SEQUENCES
 from mixc.runtime import memory
 from mixc.runtime.call import Call
 from mixc.runtime.cell_programs import Cell, Half, compiled
-from mixc.runtime.chunked import _finite, _given, _open_ended, _start
-from mixc.runtime.once import refuse_again
 from mixc.runtime.packing import Packing
+from mixc.runtime.recorded import all_finite, gradients, recorded
 
 Tensor = torch.Tensor
 Known = dict[Node, Tensor]
@@ -35,31 +34,8 @@ SEGMENT = 1 << 16  # values of one tensor in a segment: a quarter of a megabyte
 
 def run(call: Call) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Outs [B, T, H, ...] and final states [N, H, ...] by name.  Ragged calls wait for the device."""
-    code = compiled(call.program, all(_finite(x) for d, x in _given(call) if _open_ended(d)))
-    ins, params = list(call.ins.values()), list(call.params.values())
-    starts = [_start(call, d) for d in call.program.states]
-    needs = torch.is_grad_enabled() and any(x.requires_grad for x in [*ins, *params, *starts])
-    with torch.autocast(call.device.type, enabled=False):
-        found = _Cells.apply(_Run(code, call, needs), *ins, *params, *starts)
-    outs = [d.name for d in call.program.outs]
-    return dict(zip(outs, found, strict=False)), dict(zip([d.name for d in call.program.states], found[len(outs):],
-                                                        strict=True))
-
-
-class _Cells(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, run: _Run, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.run = run
-        outs, finals, ctx.kept = run.forward(list(tensors))
-        ctx.save_for_backward(*tensors)
-        return (*outs, *finals)
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        run, tensors = ctx.run, list(ctx.saved_tensors)
-        with torch.autocast(run.call.device.type, enabled=False), torch.no_grad():
-            grads = run.backward(tensors, ctx.kept, list(cotangents), ctx.needs_input_grad[1:])
-        return (None, *(refuse_again(grads, tensors) if torch.is_grad_enabled() else grads))
+    code = compiled(call.program, all_finite(call))
+    return recorded(call, lambda needs: _Run(code, call, needs))
 
 
 @dataclass(frozen=True)
@@ -115,6 +91,7 @@ class _Tokens:
 class _Run:
     def __init__(self, code: Cell, call: Call, needs: bool):
         self.code, self.call, self.needs, self.program = code, call, needs, call.program
+        self.finite, self.handed = code.finite, ()
         self.tokens = _Tokens(call)
         kinds = [d.dims for d in (*self.program.ins, *self.program.outs, *self.program.states)]
         self.spans = self.tokens.spans(call.H * max(math.prod(call.sizes[n] for n in dims) for dims in kinds))
@@ -257,7 +234,7 @@ class _Run:
         final = [self._by_rank(x) for x in tensors[n_in + n_par:]]
         outs = {d.name: tokens.empty(call.H, [call.sizes[n] for n in d.dims], call.out_dtypes[d.name], call.device)
                 for d in program.outs}
-        kept: list[Any] = []
+        kept: list[Tensor] = []
         for s in self.spans:
             buffers = [self._buffer(s, d) for d in program.states]
             for S, x in zip(buffers, final, strict=True):
@@ -274,7 +251,7 @@ class _Run:
             for S, x in zip(buffers, final, strict=True):
                 x[:, :s.n] = S[-1]
             if self.needs:
-                kept.append((buffers, [known[n] for n in half.saved]))
+                kept += [*buffers, *(known[n] for n in half.saved)]
         finals = [tokens.packing.by_call(x.transpose(0, 1)).contiguous() for x in final]
         return [tokens.whole(o) for o in outs.values()], finals, kept
 
@@ -287,7 +264,7 @@ class _Run:
         return align(y, n.dims, (*AXES, *self.program.decl(name).dims), 0)
 
     # ------------------------------------------------------------ backward
-    def backward(self, tensors: list[Tensor], kept: list[Any], cotangents: list[Tensor],
+    def backward(self, tensors: list[Tensor], kept: list[Tensor], cotangents: list[Tensor],
                  needs: tuple[bool, ...]) -> list[Tensor | None]:
         program, tokens = self.program, self.tokens
         n_in, n_par, n_out = len(program.ins), len(program.params), len(program.outs)
@@ -302,7 +279,9 @@ class _Run:
         grads = {d.name: tokens.empty(x.shape[2], list(x.shape[3:]), x.dtype, x.device)
                  for d, x in zip(program.ins, tensors[:n_in], strict=True) if d.name in wanted}
         sums: dict[str, Tensor] = {}
-        for s, (buffers, saved) in zip(reversed(self.spans), reversed(kept), strict=True):
+        for s in reversed(self.spans):
+            saved = [kept.pop() for _ in half.saved][::-1]
+            buffers = [kept.pop() for _ in program.states][::-1]
             cots = [self._buffer(s, d) for d in program.states]
             for D, x in zip(cots, final, strict=True):
                 D[-1].copy_(x[:, :s.n])
@@ -328,29 +307,15 @@ class _Run:
                     self._add(grads[r.name], s, self._ordered(y, r.value, r.name).transpose(1, 2))
             for D, x in zip(cots, final, strict=True):
                 x[:, :s.n] = D[0]
-        return self._gradients(tensors, needs, grads, sums, final)
+        whole = {name: tokens.whole(grad) for name, grad in grads.items()}
+        states = [tokens.packing.by_call(x.transpose(0, 1)) for x in final]
+        return gradients(self, tensors, needs, whole, sums, states)
 
     def _add(self, grad: Tensor, s: Span, y: Tensor) -> None:
         place = self.tokens.part(grad, s)
         y = y.expand(s.T, s.n, self.call.H, *y.shape[3:])
         G = place.shape[2]
         place.copy_(y if self.call.H == G else y.unflatten(2, (G, -1)).sum(3))
-
-    def _gradients(self, tensors: list[Tensor], needs: tuple[bool, ...], grads: dict[str, Tensor],
-                   sums: dict[str, Tensor], states: list[Tensor]) -> list[Tensor | None]:
-        found = list[Tensor | None]()
-        for d, x, need in zip((*self.program.ins, *self.program.params), tensors, needs, strict=False):
-            if not need:
-                found.append(None)
-                continue
-            if d.role == "in":
-                grad = self.tokens.whole(grads[d.name])
-            else:
-                none = torch.zeros((self.call.H, *x.shape[1:]), dtype=self.call.dtype, device=x.device)
-                grad = sums.get(d.name, none).expand(none.shape).unflatten(0, (x.shape[0], -1)).sum(1).to(x.dtype)
-            found.append(torch.where(x.isinf(), 0.0, grad) if _open_ended(d) and not self.code.finite else grad)
-        by_call = [self.tokens.packing.by_call(x.transpose(0, 1)) for x in states]
-        return [*found, *(g if need else None for g, need in zip(by_call, needs[len(found):], strict=True))]
 
 
 class _Slots:

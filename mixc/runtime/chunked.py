@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from mixc.runtime import memory
 from mixc.runtime.call import Call
 from mixc.runtime.compiled import Compiled, compiled
 from mixc.runtime.memory import Workspace
-from mixc.runtime.once import refuse_again
+from mixc.runtime.recorded import all_finite, gradients, recorded
 from mixc.runtime.segments import Band, Block, Group, Layout
 
 Tensor = torch.Tensor
@@ -36,53 +35,7 @@ def run(call: Call, C: int | None = None, fused: bool = False) -> tuple[dict[str
     """Outs [B, T, H, ...] and final states [N, H, ...] by name.  C: the chunk length (default: by rule).
     `fused`: what scans runs as bodies that `torch.compile` made."""
     code = compiled(call.program)
-    ins, params = list(call.ins.values()), list(call.params.values())
-    starts = [_start(call, d) for d in call.program.states]
-    needs = torch.is_grad_enabled() and any(x.requires_grad for x in [*ins, *params, *starts])
-    with torch.autocast(call.device.type, enabled=False):
-        found = _Chunked.apply(_Run(code, call, C, needs, fused), *ins, *params, *starts)
-    outs = [d.name for d in call.program.outs]
-    return dict(zip(outs, found, strict=False)), dict(zip([d.name for d in call.program.states], found[len(outs):],
-                                                        strict=True))
-
-
-class _Chunked(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, run: _Run, *tensors: Tensor) -> tuple[Tensor, ...]:
-        outs, finals, kept = run.forward(list(tensors))
-        ctx.run = run.emptied()  # what the graph holds, hooks see
-        named = {d.name: o for d, o in zip(run.program.outs, outs, strict=True)}
-        ctx.save_for_backward(*tensors, *kept, *(named[n] for n in run.handed))
-        return (*outs, *finals)
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        run, needs, saved = ctx.run, ctx.needs_input_grad[1:], list(ctx.saved_tensors)
-        tensors = saved[:len(needs)]
-        with torch.autocast(run.call.device.type, enabled=False), torch.no_grad():
-            grads = run.backward(tensors, saved[len(needs):], list(cotangents), needs)
-        return (None, *(refuse_again(grads, tensors) if torch.is_grad_enabled() else grads))
-
-
-def _start(call: Call, d: Decl) -> Tensor:
-    """The initial state [N, H, dims...] in the order of the call, as autograd sees it."""
-    shape = (call.rows.N, call.H, *(call.sizes[n] for n in d.dims))
-    if d.name in call.states0:
-        return call.states0[d.name].to(call.dtype).expand(shape)
-    if d.init is None:
-        return torch.zeros(shape, dtype=call.dtype, device=call.device)
-
-    def leaf(node: Node) -> Tensor:
-        if node.op == "const":
-            return torch.full((1, 1), call.consts[node.attr("name")], dtype=call.dtype, device=call.device)
-        return heads(call.params[node.attr("name")].to(call.dtype), call.H, 0).unsqueeze(0)
-
-    env = Env(leaf, call.sizes, dtype=call.dtype, device=call.device)
-    (x,) = evaluate([d.init], env)
-    order = [2 + d.init.dims.index(n) for n in d.dims if n in d.init.dims]
-    x = x.permute(0, 1, *order)
-    sizes = iter(x.shape[2:])
-    return x.reshape(*x.shape[:2], *[next(sizes) if n in d.init.dims else 1 for n in d.dims]).expand(shape)
+    return recorded(call, lambda needs: _Run(code, call, C, needs, fused))
 
 
 def chunk_length(longest: int) -> int:
@@ -113,7 +66,7 @@ class _Run:
         widest = max([self.C * self.C, *(self.C * math.prod(call.sizes[n] for n in dims) for dims in kinds),
                       *(rows * math.prod(call.sizes[n] for n in d.dims) for d in self.program.states)])
         triple = widest * call.dtype.itemsize
-        self.finite = call.device.type == "cpu" and all(_finite(x) for d, x in _given(call) if _open_ended(d))
+        self.finite = call.device.type == "cpu" and all_finite(call)
         # what has a matrix a row lies with the longest dim inside
         self.order = tuple(sorted(call.sizes, key=lambda n: call.sizes[n])) if code.single or code.matrix else ()
         self.layout = Layout(call.rows, call.H, self.C, triple, call.device,
@@ -130,11 +83,6 @@ class _Run:
             every = frozenset(d.name for d in (*self.program.ins, *self.program.params))
             made.append(self.code.backward(False, self.finite, every, self.order, self.borrow))
         return max(SCAN_BYTES // 4, SCAN_BYTES // max(1, *(len(s.scratch) for s in made)))
-
-    def emptied(self) -> _Run:
-        """Without the tensors of its call."""
-        self.call = replace(self.call, ins={}, params={}, states0={}, lags0={})
-        return self
 
     # ------------------------------------------------------------ what both directions give a segment
     def _constants(self, s: Segment, params: list[Tensor]) -> dict[str, Any]:
@@ -326,37 +274,8 @@ class _Run:
                 self._group(s, group, flows, rows, constants[key], work, put, saved, grads)
             for flow in flows:
                 flow.finish()
-        return self._gradients(tensors, needs, grads, sums, [layout.by_call(x) for x in final])
-
-    def _gradients(self, tensors: list[Tensor], needs: tuple[bool, ...], grads: dict[str, Tensor],
-                   sums: dict[str, Tensor], states: list[Tensor]) -> list[Tensor | None]:
-        program, found = self.program, list[Tensor | None]()
-        for d, x, need in zip((*program.ins, *program.params), tensors, needs, strict=False):
-            if not need:
-                found.append(None)
-            elif d.role == "in":
-                grad = self.layout.scatter(grads[d.name])
-                found.append(torch.where(x.isinf(), 0.0, grad) if _open_ended(d) and not self.finite else grad)
-            else:
-                none = torch.zeros((self.call.H, *x.shape[1:]), dtype=self.call.dtype, device=x.device)
-                total = sums.get(d.name, none)
-                grad = total.unflatten(0, (x.shape[0], -1)).sum(1).to(x.dtype)
-                found.append(torch.where(x.isinf(), 0.0, grad) if _open_ended(d) and not self.finite else grad)
-        return [*found, *(g if need else None for g, need in zip(states, needs[len(found):], strict=True))]
-
-
-def _given(call: Call) -> list[tuple[Decl, Tensor]]:
-    return [(d, {**call.ins, **call.params}[d.name]) for d in (*call.program.ins, *call.program.params)]
-
-
-def _finite(x: Tensor) -> bool:
-    """(May say no where it is: a sum may overflow.)"""
-    return bool(x.detach().sum(dtype=torch.promote_types(x.dtype, torch.float32)).isfinite())
-
-
-def _open_ended(d: Decl) -> bool:
-    """Inputs that may be infinite have gradient 0 there."""
-    return any(r.of == "x" and (r.low is None) != (r.high is None) for r in d.ranges)
+        whole = {name: layout.scatter(grad) for name, grad in grads.items()}
+        return gradients(self, tensors, needs, whole, sums, [layout.by_call(x) for x in final])
 
 
 # ---------------------------------------------------------------- states

@@ -198,7 +198,7 @@ def test_activation_checkpointing(name: str, reentrant: bool) -> None:
         assert torch.equal(x.grad if x.grad is not None else torch.zeros_like(x), g)
 
 
-@pytest.mark.parametrize("name", ["simple_gla", "min_gru", "gla"])
+@pytest.mark.parametrize("name", ["simple_gla", "min_gru", "gla", "elman"])
 def test_saved_tensors_are_seen_by_hooks(name: str) -> None:
     """What a call keeps for its backward can be moved away and brought back; nothing else is kept."""
     m = mixc.load(name)

@@ -1,0 +1,107 @@
+"""A run of a whole call under one autograd function: what its backward needs lies where hooks see it.
+
+A run has `call`, `finite` (no input is infinite), `handed` (outs that its backward reads), and two functions:
+`forward(tensors)` gives outs, final states and what is kept, `backward(tensors, kept, cotangents, needs)` gradients;
+the tensors are ins, params and initial states [N, H, dims...], in the program's order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from mixc.ir.evaluate import Env, evaluate, heads
+from mixc.ir.node import Node
+from mixc.ir.program import Decl
+from mixc.runtime.call import Call
+from mixc.runtime.once import refuse_again
+
+Tensor = torch.Tensor
+
+
+def recorded(call: Call, make: Callable[[bool], Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Outs [B, T, H, ...] and final states [N, H, ...] by name.  `make`: of the run, told if a backward may follow."""
+    starts = [start(call, d, call.dtype) for d in call.program.states]
+    tensors = [*call.ins.values(), *call.params.values(), *starts]
+    needs = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    with torch.autocast(call.device.type, enabled=False):
+        found = _Recorded.apply(make(needs), *tensors)
+    outs = [d.name for d in call.program.outs]
+    return dict(zip(outs, found, strict=False)), dict(zip([d.name for d in call.program.states], found[len(outs):],
+                                                        strict=True))
+
+
+class _Recorded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, run: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+        outs, finals, kept = run.forward(list(tensors))
+        run.call = replace(run.call, ins={}, params={}, states0={}, lags0={})  # what the graph holds, hooks see
+        ctx.run = run
+        named = {d.name: o for d, o in zip(run.call.program.outs, outs, strict=True)}
+        ctx.save_for_backward(*tensors, *kept, *(named[n] for n in run.handed))
+        return (*outs, *finals)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        run, needs, saved = ctx.run, ctx.needs_input_grad[1:], list(ctx.saved_tensors)
+        tensors = saved[:len(needs)]
+        with torch.autocast(run.call.device.type, enabled=False), torch.no_grad():
+            grads = run.backward(tensors, saved[len(needs):], list(cotangents), needs)
+        return (None, *(refuse_again(grads, tensors) if torch.is_grad_enabled() else grads))
+
+
+def start(call: Call, d: Decl, dtype: torch.dtype) -> Tensor:
+    """The initial state [N, H, dims...] in the order of the call, as autograd sees it."""
+    shape = (call.rows.N, call.H, *(call.sizes[n] for n in d.dims))
+    if d.name in call.states0:
+        return call.states0[d.name].to(dtype).expand(shape)
+    if d.init is None:
+        return torch.zeros(shape, dtype=dtype, device=call.device)
+
+    def leaf(node: Node) -> Tensor:
+        if node.op == "const":
+            return torch.full((1, 1), call.consts[node.attr("name")], dtype=dtype, device=call.device)
+        return heads(call.params[node.attr("name")].to(dtype), call.H, 0).unsqueeze(0)
+
+    env = Env(leaf, call.sizes, dtype=dtype, device=call.device)
+    (x,) = evaluate([d.init], env)
+    order = [2 + d.init.dims.index(n) for n in d.dims if n in d.init.dims]
+    x = x.permute(0, 1, *order)
+    sizes = iter(x.shape[2:])
+    return x.reshape(*x.shape[:2], *[next(sizes) if n in d.init.dims else 1 for n in d.dims]).expand(shape)
+
+
+def gradients(run: Any, tensors: list[Tensor], needs: tuple[bool, ...], grads: dict[str, Tensor],
+              sums: dict[str, Tensor], states: list[Tensor]) -> list[Tensor | None]:
+    """What a backward returns.
+
+    Args:
+        grads: of ins, as the call's tensors. sums: of params, [H, dims...], what is not there being 0.
+        states: of initial states, in the order of the call."""
+    call, found = run.call, list[Tensor | None]()
+    for d, x, need in zip((*call.program.ins, *call.program.params), tensors, needs, strict=False):
+        if not need:
+            found.append(None)
+            continue
+        grad = grads.get(d.name)
+        if grad is None:
+            whole = (call.H, *x.shape[1:])
+            none = torch.zeros(whole, dtype=call.dtype, device=x.device)
+            grad = sums.get(d.name, none).expand(whole).unflatten(0, (x.shape[0], -1)).sum(1).to(x.dtype)
+        found.append(torch.where(x.isinf(), 0.0, grad) if _open_ended(d) and not run.finite else grad)
+    return [*found, *(g if need else None for g, need in zip(states, needs[len(found):], strict=True))]
+
+
+def all_finite(call: Call) -> bool:
+    """Is no input infinite?  (May say no where it is: a sum may overflow.)"""
+    given = {**call.ins, **call.params}
+    some = [given[d.name].detach() for d in (*call.program.ins, *call.program.params) if _open_ended(d)]
+    return all(bool(x.sum(dtype=torch.promote_types(x.dtype, torch.float32)).isfinite()) for x in some)
+
+
+def _open_ended(d: Decl) -> bool:
+    """Inputs that may be infinite have gradient 0 there."""
+    return any(r.of == "x" and (r.low is None) != (r.high is None) for r in d.ranges)
