@@ -86,7 +86,7 @@ def put(key: Key, value: dict[str, Any]) -> Path | None:
 
 @contextlib.contextmanager
 def alone(key: Key, seconds: float) -> Iterator[None]:
-    """While one process makes the result of a key others wait, at most so long (where no lock can be had: not at all)."""
+    """While one process makes the result of a key others wait, at most so long (without locks not at all)."""
     from filelock import FileLock
 
     path = folder() / "making" / f"{digest(dict(key))[:32]}.lock"

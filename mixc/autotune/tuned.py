@@ -178,7 +178,8 @@ def _say_wrong(name: str, launches: list[dict[str, Any]]) -> None:
     for r in launches:
         if r["chosen"] and (r["failed"] or r["spill"]):
             wrong = r["failed"] or f"the one that spills least ({r['spill']} bytes) is taken"
-            LOG.warning("%s: no tile sizes for %s compile well: %s; `mixc tune` looks further", name, r["launch"], wrong)
+            LOG.warning("%s: no tile sizes for %s compile well: %s; `mixc tune` looks further", name, r["launch"],
+                        wrong)
 
 
 @contextmanager

@@ -179,7 +179,7 @@ def _abs(n: Node, args: list[Planes]) -> Planes:
 
 
 def _norm(n: Node, args: list[Planes]) -> Planes:
-    squares = _add(*(_mul(x, x) for x in args[0]))
+    squares = maybe_add(*(_mul(x, x) for x in args[0]))
     return _root(make("sum", _present(squares, n.args[0].dims), over=n.attr("over"))), None
 
 

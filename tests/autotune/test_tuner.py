@@ -229,7 +229,8 @@ def test_a_first_build_that_takes_longer_than_a_second_says_so_once(
     assert caplog.text.count("compiling tile sizes for h100") == 1
 
 
-def test_on_a_gpu_a_module_has_the_config_of_its_first_build(compiler: list[Job], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu_a_module_has_the_config_of_its_first_build(compiler: list[Job],
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
     step = mixc.load("simple_gla")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(triton_program, "_target", lambda device: "h100")

@@ -24,8 +24,8 @@ from mixc.passes.planes import is_complex
 from mixc.passes.simplify import simplify
 from mixc.runtime import agree, arguments, backends, context, planes
 from mixc.runtime.call import Call
-from mixc.runtime.chunked import _start as start_of
 from mixc.runtime.load import shipped
+from mixc.runtime.recorded import start
 from tests import cells
 from tests.chunks import ChunkRun, run_chunks
 
@@ -51,7 +51,7 @@ class Rung:
         """One sequence after the other."""
         programs = self.make(call.program)
         ins = {n: call.rows.gather(x).flatten(0, 1) for n, x in call.ins.items()}
-        starts = {d.name: start_of(call, d) for d in call.program.states}
+        starts = {d.name: start(call, d, call.dtype) for d in call.program.states}
         outs: dict[str, list[torch.Tensor]] = {d.name: [] for d in call.program.outs}
         finals: dict[str, list[torch.Tensor]] = {d.name: [] for d in call.program.states}
         for n, (first, count) in enumerate(call.rows.sequences()):
