@@ -46,6 +46,7 @@ COEFFICIENTS = {
 # registers, fitted to ptxas on sm_90: kernels of the examples with heads of 64 are on the right side of 255; with heads
 # of 128 backwards under vector decays are not (they spill where this says that they fit)
 HELD = 138     # beside tiles: pointers, vectors, masks
+CELL = 40      # the same in a loop over tokens
 TILES = 0.71   # of the tiles that are alive at once
 ACCESS = 1.0   # for each load or store in the text
 INVERSE = 8    # where a triangular matrix of 16 rows is inverted; with the square of the rows
@@ -94,16 +95,18 @@ class LaunchModel:
 
     Args:
         counts: of its trace. names: terms for what the trace left a name: C, blocks, SEGMENT.
-        warps, stages: terms. turns: blocks of the dim `turned` that a program takes one after the other."""
+        warps, stages: terms. turns: blocks of the dim `turned` that a program takes one after the other.
+        held: does a program of a cell keep the head's weights?"""
 
     def __init__(self, kernel: Kernel, counts: Counts, target: Target, shape: Shape, names: Mapping[str, Termlike],
-                 warps: Termlike, stages: Termlike, turns: Termlike = 1, turned: str = ""):
-        self.kernel, self.counts, self.target, self.shape = kernel, counts, target, shape
+                 warps: Termlike, stages: Termlike, turns: Termlike = 1, turned: str = "", held: bool = False):
+        self.kernel, self.counts, self.target, self.shape, self.held = kernel, counts, target, shape, held
+        self.cells = kernel.launch.loop == "cells"  # rows are sequences, the loop goes over tokens
         self.turns, self.turned = term(turns), turned
         self.warps, self.stages = term(warps), term(stages)
         C, segment = names["C"], names["SEGMENT"]
         self.names: dict[str, Any] = dict(names) | {
-            "chunks": ceil_div(shape.T, C), "keeps": C / term(segment), "replays": (segment / term(C) - 1) * 0.5}
+            "chunks": shape.T if self.cells else ceil_div(shape.T, C), "keeps": C / term(segment), "replays": (segment / term(C) - 1) * 0.5}
 
     # ------------------------------------------------------------ counts as terms
     def size(self, s: Size) -> Term:
@@ -122,7 +125,18 @@ class LaunchModel:
                        for d, b in self.blocks().items() if dims is None or d in dims)
 
     def programs(self) -> Term:
-        return self.shape.B * self.shape.H * self.cuts()
+        return self.groups() * self.shape.H * self.cuts()
+
+    def groups(self) -> Term:
+        """Sequences, or how many programs have a cell's."""
+        return ceil_div(self.shape.B, self.names["C"]) if self.cells else term(self.shape.B)
+
+    def weights(self) -> Term:
+        """Bytes of a cell's weights that a program has: backwards two copies, laid out for both of its products."""
+        copies = 2 if self.kernel.launch.reverse else 1
+        return total(_numbers(d.dims, {n: term(self.names[f"B{n}"]) for n in d.dims})
+                     for d in self.kernel.launch.program.params
+                     if len(d.dims) > 1 and safe(d.name) in self.kernel.loads) * (self.shape.operand * copies)
 
     def adds(self, dims: tuple[str, ...]) -> Term:
         """How many blocks a program adds up of what has these dims."""
@@ -131,6 +145,10 @@ class LaunchModel:
     def work(self) -> Term:
         """How often the text of a program runs."""
         return self.programs() * self.turns
+
+    def beyond(self) -> Term:
+        """Bytes of weights beyond the room that an emitted file gives them (`room`): above 0 they are not held."""
+        return self.weights() - self.target.shared_block * 2 // 3
 
     @cached_property
     def registers(self) -> Term:
@@ -145,10 +163,11 @@ class LaunchModel:
         scans = [(6 if n.op == "scan" else 2 * n.attr("n") * (n.attr("n") + 1)) * _numbers(n.dims, sizes)
                  for n in self.kernel.launch.body() if n.op in ("scan", "scan_block")]
         kept = [s.dims for s in self.kernel.launch.stores if s.kind == "partial"]  # sums and params: all the time
-        kept += [d.dims for d in self.kernel.launch.program.params if safe(d.name) in self.kernel.loads]
+        if not self.cells:
+            kept += [d.dims for d in self.kernel.launch.program.params if safe(d.name) in self.kernel.loads]
         values = self._peak(sizes) * wide + maximum(0, *scans) + total(_numbers(d, sizes) for d in kept if len(d) > 1)
         levels = sum(self.counts.nested.values())
-        held = term(HELD + ACCESS * len(self.counts.memory))
+        held = term((CELL if self.cells else HELD) + ACCESS * len(self.counts.memory))
         if any(n.op == "unit_inverse" for n in self.kernel.launch.body()):
             held = held + term(rows) * term(rows) * (INVERSE / 256)
         held = held + term(rows) * (max(0, self.kernel.vectors - VECTORS) / 4)
@@ -170,13 +189,17 @@ class LaunchModel:
 
     @cached_property
     def shared(self) -> Term:
-        """Bytes of a block: operands of products, and the loads that run ahead."""
+        """Bytes of a block: operands of products, the loads that run ahead, and weights that a cell holds."""
         operand = self.shape.operand
         pairs = [(m, n, k) for m, n, k, *_ in self.counts.products]
         if not pairs:
             return self.warps * 512
-        widest = maximum(*[(self.size(m) * self.size(k) + self.size(k) * self.size(n)) * operand
-                           for m, n, k in dict.fromkeys(pairs)])
+        if self.cells:  # the matrices of products are the weights
+            widest = maximum(*[self.size(m) * self.size(k) * operand for m, _, k in pairs])
+            widest = widest + (self.weights() if self.held else 0)
+        else:
+            widest = maximum(*[(self.size(m) * self.size(k) + self.size(k) * self.size(n)) * operand
+                               for m, n, k in dict.fromkeys(pairs)])
         ahead = total(self.size(elements) * operand for what, _, elements, times in self.counts.memory
                       if what == "load" and times[1] == ("chunks",) and len(elements[1]) + (elements[0] > 1) > 1)
         return widest + ahead * maximum(self.stages - 1, 0)
@@ -187,6 +210,9 @@ class LaunchModel:
         shape, program = self.shape, self.kernel.launch.program
         rows, sequences = shape.B * shape.T * shape.H, shape.B * shape.H
         name, _, kind = pointer.rpartition("_")
+        if kind in ("kept", "first"):
+            dims = shape.of(program.decl(name).dims)
+            return term(rows * dims * shape.operand if kind == "kept" else sequences * dims * 4)
         if kind in ("initial", "final"):
             carry = next(c for c in self.kernel.launch.carries if safe(c.name) == name or c.name == name)
             return term(sequences * shape.of(carry.dims) * 4)
@@ -197,7 +223,7 @@ class LaunchModel:
             return ceil_div(shape.T, self.names["SEGMENT"]) * (sequences * shape.of(dims) * kept)
         for store in self.kernel.launch.stores:
             if store.name == name:
-                count = rows if store.kind == "rows" else sequences
+                count = rows if store.kind == "rows" else self.groups() * shape.H
                 parts = self.cuts([d for d in self.kernel.launch.summed if d not in store.dims])
                 width = term(4)
                 if store.kind == "rows":  # turn by turn the sum so far is read, and written again
@@ -217,7 +243,7 @@ class LaunchModel:
         """Bytes that all programs ask the L2 for; a number a row takes a sector of 32."""
         out: list[Termlike] = []
         for _, pointer, elements, times in self.counts.memory:
-            numbers = not any(n.startswith("B") for n in elements[1])
+            numbers = not any(n.startswith("B") for n in elements[1]) and not (self.cells and elements[0] > 1)
             width = (32 if self.shape.H * self.shape.operand >= 32 else self.shape.operand) if numbers else \
                 4 if pointer.endswith(("_initial", "_final")) else self.shape.operand
             out.append(self.size(elements) * self.size(times) * width)

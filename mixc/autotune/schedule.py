@@ -70,16 +70,22 @@ class LaunchSpace:
         self.name, self.kernel, self.text, self.target, self.shape = name, kernel, text, target, shape
 
     @cached_property
-    def traces(self) -> list[tuple[list[int], Counts]]:
-        """Chunk sizes, and the counts of a trace that serves them: one for all where the text allows it."""
-        rows = [c for c in CHUNKS if c <= max(16, padded(self.shape.T))]
-        def counts(C: int | None) -> Counts | None:
-            return counts_of(self.text, self.kernel.launch.name, C, self.shape.operand, tuple(self.kernel.dims))
-        for_all = counts(None)
-        if for_all is not None:
-            return [(rows, for_all)]
-        each = [(c, counts(c)) for c in rows]
-        return [([c], found) for c, found in each if found is not None]
+    def traces(self) -> list[tuple[list[int], Counts, bool]]:
+        """Chunk sizes, and the counts of a trace that serves them: one for all where the text allows it. Of a cell the
+        rows are sequences, and there is a trace for weights that are held, one for those that are read every token."""
+        launch, sizes = self.kernel.launch, dict(self.shape.dims)
+        cells = launch.loop == "cells"
+        rows = [c for c in CHUNKS if c <= max(16, padded(self.shape.B if cells else self.shape.T))]
+        whole = tuple((f"B{d}", padded(sizes[d])) for d in self.kernel.dims if d not in launch.split) if cells else ()
+        def counts(C: int | None, held: bool) -> Counts | None:
+            return counts_of(self.text, launch.name, C, self.shape.operand, tuple(self.kernel.dims),
+                             (("HELD", held), *whole))
+        found = list[tuple[list[int], Counts, bool]]()
+        for held in (True, False) if "HELD" in self.kernel.constexprs else (False,):
+            for_all = counts(None, held)
+            each = [(rows, for_all)] if for_all is not None else [([c], counts(c, held)) for c in rows]
+            found += [(r, c, held) for r, c in each if c is not None]
+        return found
 
     @property
     def turned(self) -> str:
@@ -89,10 +95,12 @@ class LaunchSpace:
 
     @cached_property
     def spaces(self) -> list[tuple[Space, LaunchModel, Costs]]:
-        return [self._space(rows, counts) for rows, counts in self.traces]
+        return [self._space(*trace) for trace in self.traces]
 
     def segments(self) -> list[int]:
         """Rows from one kept state to the next: few need nothing formed again, and cost bytes and memory."""
+        if self.kernel.launch.loop == "cells":
+            return [64]  # every state is kept
         shape, program, starts = self.shape, self.kernel.launch.program, self.kernel.launch.starts
         kept = 2 * sum(shape.of(program.decl(s).dims) for s in starts)
         moved = 3 * sum(shape.of(d.dims) for d in program.ins) + 2 * sum(shape.of(d.dims) for d in program.outs)
@@ -102,7 +110,7 @@ class LaunchSpace:
                                  if s.kind == "rows" and self.turned not in s.dims) if parts > 1 else 0
         return [s for s in SEGMENTS if s >= 64 or (starts and kept <= (KEPT * moved - summed) * s)]
 
-    def _space(self, rows: list[int], counts: Counts) -> tuple[Space, LaunchModel, Costs]:
+    def _space(self, rows: list[int], counts: Counts, held: bool) -> tuple[Space, LaunchModel, Costs]:
         space, sizes, target = Space(), dict(self.shape.dims), self.target
         names: dict[str, Any] = {"C": space.variable("C", rows), "SEGMENT": space.variable("segment", self.segments())}
         for d in self.kernel.dims:
@@ -114,7 +122,7 @@ class LaunchSpace:
         warps, stages = space.variable("warps", powers_of_two(1, 8)), space.variable("stages", [1, 2, 3])
         turned = self.turned
         turns: Any = space.variable("turns", powers_of_two(1, padded(sizes[turned]) // 16)) if turned else 1
-        model = LaunchModel(self.kernel, counts, target, self.shape, names, warps, stages, turns, turned)
+        model = LaunchModel(self.kernel, counts, target, self.shape, names, warps, stages, turns, turned, held)
         C = names["C"]
         space.require(divides(C, names["SEGMENT"]), "a segment is a whole number of chunks")
         space.require(warps * target.warp <= 1024, "threads a block")
@@ -123,10 +131,14 @@ class LaunchSpace:
         space.require(whole(model.registers) <= target.registers_thread, "registers a thread" + ESTIMATED)
         space.require(whole(model.shared) <= target.shared_block, "shared memory a block" + ESTIMATED)
         space.require(whole(model.programs()) <= 2 ** 31 - 1, "programs of a grid")
+        if "HELD" in self.kernel.constexprs:
+            beyond = model.beyond()
+            space.require(beyond <= 0 if held else 0 < beyond, "weights are held where there is room for them")
         scans = any(n.op in ("scan", "scan_block") and len(n.dims) > 1 for n in self.kernel.launch.body())
         if counts.products and not scans:
             largest = maximum(512, *[model.size(m) * model.size(n) for m, n, *_ in counts.products])
-            space.require(whole(largest) >= warps * 512, "every warp has 16 x 32 results of some product")
+            columns = 16 if model.cells else 32
+            space.require(whole(largest) >= warps * (16 * columns), f"a warp has 16 x {columns} results of some product")
         return space, model, model.costs()
 
     def best(self) -> Iterator[Ranked]:
@@ -167,22 +179,25 @@ class LaunchSpace:
                          tuple(parts.items()), number(costs.bytes), number(costs.flops), int(number(costs.programs)),
                          int(number(costs.occupancy)), number(model.registers), number(model.shared))
 
-    def at(self, tile: Tile, segment: int, report: Report | None = None) -> Candidate:
-        """The candidate of a given tile; with a compile's report its registers and shared memory count."""
+    def point(self, tile: Tile, segment: int) -> tuple[dict[str, int], LaunchModel, Costs]:
+        """Where a tile lies, and the model there."""
         for space, model, costs in self.spaces:
-            if tile.chunk not in (space.domains["C"].values or ()):
-                continue
             point = {"C": tile.chunk, "segment": segment, "warps": tile.warps, "stages": tile.stages}
             point |= {"turns": tile.turns} if "turns" in space.domains else {}
             point |= {name: tile.block(name[1:], dict(self.shape.dims)[name[1:]])
                       for name in space.domains if name[:1] == "B"}
-            if report is not None:
-                costs = model.costs(max(report.registers, 16), report.shared)
-            found = self.candidate(point, model, costs)
-            if report is None:
-                return found
-            return replace(found, report=report, registers=report.registers, shared=report.shared)
+            other = "HELD" in self.kernel.constexprs and model.held != (model.beyond().evaluate(point) <= 0)
+            if tile.chunk in (space.domains["C"].values or ()) and not other:
+                return point, model, costs
         raise ValueError(f"{self.name}: no chunk of {tile.chunk} rows here")
+
+    def at(self, tile: Tile, segment: int, report: Report | None = None) -> Candidate:
+        """The candidate of a given tile; with a compile's report its registers and shared memory count."""
+        point, model, costs = self.point(tile, segment)
+        if report is None:
+            return self.candidate(point, model, costs)
+        found = self.candidate(point, model, model.costs(max(report.registers, 16), report.shared))
+        return replace(found, report=report, registers=report.registers, shared=report.shared)
 
     def infeasible(self) -> Infeasible:
         return self.spaces[0][0].infeasible()

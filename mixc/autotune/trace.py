@@ -20,6 +20,7 @@ Names = tuple[str, ...]
 Poly = dict[Names, float]
 Size = tuple[float, Names]  # a monomial
 ONE: Size = (1, ())
+STATES = ("_initial", "_final", "_first")  # pointers to fp32
 
 # results a clock that are not additions and products, as the meter weighs them
 SPECIAL = {"exp": 1, "exp2": 1, "log": 1, "log2": 1, "sqrt": 1, "rsqrt": 1, "sin": 1, "cos": 1, "erf": 1,
@@ -101,12 +102,13 @@ class Trace:
 
     Args:
         tree: the parsed module. C: rows a chunk (None: a name too). operand: bytes of the tensors' values.
-        dims: those with blocks."""
+        dims: those with blocks. known: values of constexpr arguments."""
 
-    def __init__(self, tree: ast.Module, kernel: str, C: int | None, operand: int, dims: list[str]):
+    def __init__(self, tree: ast.Module, kernel: str, C: int | None, operand: int, dims: list[str],
+                 known: tuple[tuple[str, Any], ...] = ()):
         self.functions = {f.name: f for f in tree.body if isinstance(f, ast.FunctionDef)}
         self.C, self.operand, self.dims, self.counts = C, operand, dims, Counts()
-        self.weight: Size = ONE
+        self.weight, self.known = ONE, dict(known)
         self.in_loop = self.inside = False  # over chunks; a function that the kernel calls
         self.calls: dict[Any, tuple[Any, Counts]] = {}
         fn = self.functions[kernel]
@@ -118,11 +120,11 @@ class Trace:
             "C": Symbol((1, ("C",))) if self.C is None else self.C, "SEGMENT": Symbol((1, ("SEGMENT",))), "SIGN": 1,
             "RAGGED": False, "KEEP": True, "HAS_INITIAL": False, "STORE_FINAL": False,
             "PRECISION": "tf32" if self.operand == 2 else "tf32x3",
-            "OPERAND": "operand"}
+            "OPERAND": "operand", **self.known}
         if name in given:
             return given[name]
-        if name.endswith(("_ptr", "_starts", "_initial", "_final")):
-            return Tile((), 4 if name.endswith(("_initial", "_final")) else self.operand, "pointer", name)
+        if name.endswith(("_ptr", "_starts", "_kept", *STATES)):
+            return Tile((), 4 if name.endswith(STATES) else self.operand, "pointer", name)
         if name.startswith("B") and name[1:] in self.dims:
             return Symbol((1, (name,)))
         return Tile((), 4, "int")
@@ -267,7 +269,7 @@ class Trace:
             return tuple(int(c) if not names else Symbol((c, names)) for c, names in self.value(e.value).shape)
         if _name(e) in ("tl.float64", "tl.int64"):
             return 8
-        return {"float32": 4, "int32": 4, "bfloat16": 2, "float16": 2, "element_ty": "operand"}.get(e.attr, "?")
+        return {"primitive_bitwidth": 8 * self.operand, "float32": 4, "int32": 4, "bfloat16": 2, "float16": 2, "element_ty": "operand"}.get(e.attr, "?")
 
     def _Subscript(self, e: ast.Subscript) -> Any:
         x = self.value(e.value)
@@ -308,6 +310,8 @@ class Trace:
         words = {k.arg: self.value(k.value) for k in e.keywords if k.arg}
         if name in self.functions:
             return self._inline(self.functions[name], args, words)
+        if name in ("min", "max"):
+            return {"min": min, "max": max}[name](args) if all(isinstance(a, int) for a in args) else args[0]
         handler = getattr(self, "_tl_" + name.rpartition(".")[2], None)
         if handler is not None:
             return handler(*args, **words)
@@ -346,7 +350,8 @@ class Trace:
         return result
 
     def _tl_load(self, pointer: Tile, mask: Any = None, other: Any = None, **_: Any) -> Tile:
-        self.counts.memory.append(("load", pointer.base, volume(pointer.shape), self.weight))
+        weight = ONE if pointer.base.endswith("_first") else self.weight  # masked at every token but the first
+        self.counts.memory.append(("load", pointer.base, volume(pointer.shape), weight))
         return Tile(pointer.shape, pointer.width, "float")
 
     def _tl_store(self, pointer: Tile, value: Any, mask: Any = None, **_: Any) -> None:
@@ -482,9 +487,10 @@ def _parsed(text: str) -> ast.Module:
 
 
 @lru_cache(maxsize=256)
-def counts_of(text: str, kernel: str, C: int | None, operand: int, dims: tuple[str, ...]) -> Counts | None:
+def counts_of(text: str, kernel: str, C: int | None, operand: int, dims: tuple[str, ...],
+              known: tuple[tuple[str, Any], ...] = ()) -> Counts | None:
     """The counts of a kernel of a module; None where the number of rows has to be said. See `Trace`."""
     try:
-        return Trace(_parsed(text), kernel, C, operand, list(dims)).counts.grouped()
+        return Trace(_parsed(text), kernel, C, operand, list(dims), known).counts.grouped()
     except NeedsSize:
         return None

@@ -132,7 +132,7 @@ class Schedule:
         blocks = {d: c.tile.block(d, sizes[d]) for d in kernel.dims}
         return job_of(str(path), kernel, {d: sizes[d] for d in kernel.dims}, blocks, c.tile.chunk, c.tile.warps,
                       c.tile.stages, target=self.target.arch, dtype=self.dtype, segment=c.segment, turns=c.tile.turns,
-                      label=label(c))
+                      held=self.spaces[c.launch].point(c.tile, c.segment)[1].held, label=label(c))
 
     def _compiled(self, wanted: list[Candidate], workers: int, limit: float, until: float,
                   advance: Say) -> tuple[list[tuple[Candidate, Candidate]], bool]:

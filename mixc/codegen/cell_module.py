@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from mixc.codegen.config import Config, Tile, padded
 from mixc.codegen.kernel import Kernel, safe
 from mixc.codegen.module import Module, _shape
 from mixc.codegen.triton_cell import WEIGHTS, CellWriter, product_text
@@ -15,7 +12,7 @@ from mixc.passes.cell_launches import cell_launches
 class CellModule(Module):
     """Raises SpecError (MX310) for what no tile holds."""
 
-    by_rule = kept_later = True
+    kept_later = True
 
     def __init__(self, step: Program, spec: Program):
         made = cell_launches(step)
@@ -25,18 +22,6 @@ class CellModule(Module):
         self.starts, self.name = made.backward.starts, step.name
         self.states, self.outs = step.states, step.outs
         self.partial = {s.name for s in made.backward.stores if s.kind == "partial"}
-
-    # ------------------------------------------------------------ sizes
-    def sizes(self, sizes: Mapping[str, int], operand: int) -> Config:
-        """Sizes by rule: the weights of a head in the registers of a program, at most 64 of each thread."""
-        weights = sum(padded(sizes[d.dims[0]]) * padded(sizes[d.dims[1]]) * operand // 4
-                      for d in self.p.params if len(d.dims) == 2)
-        def tile(kernel: Kernel, copies: int) -> Tile:
-            blocks = {d: min(padded(sizes[d]), 64) for d in kernel.launch.split if d in kernel.dims}
-            wide = max([padded(sizes[d]) for c in kernel.launch.carries for d in c.dims if d not in blocks], default=0)
-            least = max(weights * copies // (32 * 64), wide // 16, 1)
-            return Tile(16, tuple(blocks.items()), min(8, 1 << (least - 1).bit_length()), 1)
-        return Config((("fwd", tile(self.fwd, 1)), ("bwd", tile(self.bwd, 2))))
 
     # ------------------------------------------------------------ text
     def _prelude(self) -> str:

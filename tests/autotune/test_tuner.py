@@ -50,13 +50,26 @@ def with_kernels() -> Iterator[str]:
             mixer.emit()
         except SpecError:
             continue
-        if "sequential" not in mixer.form.values():
-            yield name
+        yield name
 
 
-def test_a_token_loop_is_not_tuned() -> None:
-    with pytest.raises(SpecError, match="by token"):
-        schedule("lstm", D=64, E=64)
+def test_a_token_loop_by_hand() -> None:
+    """LSTM: rows are sequences; weights are held where they fit, backwards in two copies, else read at every token."""
+    B, T, H, D = 8, 2048, 16, 64
+    s = schedule("lstm", D=D)
+    point, model, costs = s.spaces["fwd"].point(Tile(16, (), 4, 1), 64)
+    assert model.held and costs.programs.evaluate(point) == H
+    rows, weights = B * T * H * D, 4 * H * D * D
+    assert model.bytes().evaluate(point) == 2 * (4 * rows + 2 * rows + weights)  # xi xf xz xo, y and c after every token
+    assert costs.flops.evaluate(point) == 2 * 16 * T * H * 4 * D * D  # 8 sequences take 16 rows
+    assert model.weights().evaluate(point) == 4 * 2 * D * D
+    held = {(size, name): schedule("lstm", D=size).spaces[name].point(Tile(16), 64)[1].held
+            for size in (64, 128) for name in ("fwd", "bwd")}
+    assert held == {(64, "fwd"): True, (64, "bwd"): True, (128, "fwd"): True, (128, "bwd"): False}
+    chosen = schedule("lstm", B=256).default()[1]
+    assert all(c.programs == H * 256 // c.tile.chunk and c.shared > D * D * 8 for c in chosen.values())
+    read = schedule("lstm", D=128).default()[1]["bwd"]
+    assert read.binds == "SM bandwidth" and read.seconds > 5 * schedule("lstm", D=64).default()[1]["bwd"].seconds
 
 
 @pytest.fixture(autouse=True)
@@ -296,7 +309,9 @@ def test_command(compiler: list[Job], tmp_path: Path) -> None:
     found = json.loads(run.invoke(app, [*command, "--json"]).stdout)
     assert found["from_cache"] and found["form"] == tuned.FORM
     assert run.invoke(app, ["tune", "simple_gla", "--target", "h1000"]).exit_code == 2
-    assert run.invoke(app, ["tune", "lstm"]).exit_code == 1
+    cell = run.invoke(app, ["tune", "lstm", "--best", "2"])
+    assert cell.exit_code == 0 and "chosen" in cell.stdout, cell.output
+    assert all(j.constants["HELD"] for j in compiler if j.kernel.startswith("lstm"))
 
 
 @pytest.mark.slow
