@@ -58,7 +58,8 @@ def closed_forms(step: Program, target: Target) -> list[Closed]:
         given: dict[str, Any] = {"C": names["C"] if chunk is None else chunk, "SEGMENT": names["L"]}
         model = LaunchModel(kernel, counts, target, shape, given | {f"B{d}": dims[d] for d in kernel.dims}, 4, 1)
         pointers = dict.fromkeys(p for _, p, _, _ in counts.memory)
-        kept = [p for p in pointers if p.endswith("_starts")]
+        rows = {f"{s.name}_ptr" for s in kernel.launch.stores if s.result == "save" and not kernel.launch.reverse}
+        kept = [p for p in pointers if p.endswith(("_starts", "_kept")) or p in rows]
         saved, bound = (total(model.extent(p) for p in group)
                         for group in (kept, [p for p in pointers if p not in kept]))
         out.append(Closed(launch, _sympy(model.bytes()), _sympy(model.flops()), _sympy(saved), _sympy(bound), chunk))

@@ -99,14 +99,15 @@ class LaunchModel:
         held: does a program of a cell keep the head's weights?"""
 
     def __init__(self, kernel: Kernel, counts: Counts, target: Target, shape: Shape, names: Mapping[str, Termlike],
-                 warps: Termlike, stages: Termlike, turns: Termlike = 1, turned: str = "", held: bool = False):
+                 warps: Termlike, stages: Termlike, turns: Termlike = 1, turned: str = "", *, held: bool = False):
         self.kernel, self.counts, self.target, self.shape, self.held = kernel, counts, target, shape, held
         self.cells = kernel.launch.loop == "cells"  # rows are sequences, the loop goes over tokens
         self.turns, self.turned = term(turns), turned
         self.warps, self.stages = term(warps), term(stages)
         C, segment = names["C"], names["SEGMENT"]
         self.names: dict[str, Any] = dict(names) | {
-            "chunks": shape.T if self.cells else ceil_div(shape.T, C), "keeps": C / term(segment), "replays": (segment / term(C) - 1) * 0.5}
+            "chunks": shape.T if self.cells else ceil_div(shape.T, C), "keeps": C / term(segment),
+            "replays": (segment / term(C) - 1) * 0.5}
 
     # ------------------------------------------------------------ counts as terms
     def size(self, s: Size) -> Term:
@@ -211,8 +212,8 @@ class LaunchModel:
         rows, sequences = shape.B * shape.T * shape.H, shape.B * shape.H
         name, _, kind = pointer.rpartition("_")
         if kind in ("kept", "first"):
-            dims = shape.of(program.decl(name).dims)
-            return term(rows * dims * shape.operand if kind == "kept" else sequences * dims * 4)
+            size = shape.of(program.decl(name).dims)
+            return term(rows * size * shape.operand if kind == "kept" else sequences * size * 4)
         if kind in ("initial", "final"):
             carry = next(c for c in self.kernel.launch.carries if safe(c.name) == name or c.name == name)
             return term(sequences * shape.of(carry.dims) * 4)

@@ -122,7 +122,7 @@ class LaunchSpace:
         warps, stages = space.variable("warps", powers_of_two(1, 8)), space.variable("stages", [1, 2, 3])
         turned = self.turned
         turns: Any = space.variable("turns", powers_of_two(1, padded(sizes[turned]) // 16)) if turned else 1
-        model = LaunchModel(self.kernel, counts, target, self.shape, names, warps, stages, turns, turned, held)
+        model = LaunchModel(self.kernel, counts, target, self.shape, names, warps, stages, turns, turned, held=held)
         C = names["C"]
         space.require(divides(C, names["SEGMENT"]), "a segment is a whole number of chunks")
         space.require(warps * target.warp <= 1024, "threads a block")
@@ -133,12 +133,12 @@ class LaunchSpace:
         space.require(whole(model.programs()) <= 2 ** 31 - 1, "programs of a grid")
         if "HELD" in self.kernel.constexprs:
             beyond = model.beyond()
-            space.require(beyond <= 0 if held else 0 < beyond, "weights are held where there is room for them")
+            space.require(beyond <= 0 if held else beyond > 0, "weights are held where there is room for them")
         scans = any(n.op in ("scan", "scan_block") and len(n.dims) > 1 for n in self.kernel.launch.body())
         if counts.products and not scans:
             largest = maximum(512, *[model.size(m) * model.size(n) for m, n, *_ in counts.products])
-            columns = 16 if model.cells else 32
-            space.require(whole(largest) >= warps * (16 * columns), f"a warp has 16 x {columns} results of some product")
+            wide = 16 if model.cells else 32
+            space.require(whole(largest) >= warps * (16 * wide), f"every warp has 16 x {wide} results of some product")
         return space, model, model.costs()
 
     def best(self) -> Iterator[Ranked]:

@@ -269,7 +269,9 @@ class Trace:
             return tuple(int(c) if not names else Symbol((c, names)) for c, names in self.value(e.value).shape)
         if _name(e) in ("tl.float64", "tl.int64"):
             return 8
-        return {"primitive_bitwidth": 8 * self.operand, "float32": 4, "int32": 4, "bfloat16": 2, "float16": 2, "element_ty": "operand"}.get(e.attr, "?")
+        known: dict[str, Any] = {"float32": 4, "int32": 4, "bfloat16": 2, "float16": 2, "element_ty": "operand",
+                                 "primitive_bitwidth": 8 * self.operand}
+        return known.get(e.attr, "?")
 
     def _Subscript(self, e: ast.Subscript) -> Any:
         x = self.value(e.value)

@@ -108,7 +108,7 @@ def _kernels(step: Program, target: Target, sizes: dict[str, int]) -> list[str]:
         return [_section("Kernels", "<p>None of its own step: it runs as a program of torch operations.</p>")]
     shown = [f"<h3><code>{k}</code></h3>{_listed(map(escape, lines))}<details><summary>its text</summary>"
              f"<pre>{escape(text)}</pre></details>" for k, (lines, text) in made.items()]
-    if not _in_chunks(step):
+    if not _modelled(step):
         return [_section("Kernels", "".join(shown))]
     forms = closed_forms(step, target)
     at = ", ".join(f"{n} = {s}" for n, s in sizes.items())
@@ -120,7 +120,7 @@ def _kernels(step: Program, target: Target, sizes: dict[str, int]) -> list[str]:
                      f"C = 32, L = 64.</p>{_listed(text)}{more}")]
 
 
-def _in_chunks(step: Program) -> bool:
+def _modelled(step: Program) -> bool:
     from mixc.codegen.triton_program import kernels
 
     return not kernels(step).by_rule
@@ -131,15 +131,15 @@ def _pictures(step: Program, target: Target, sizes: dict[str, int]) -> str:
     lengths = [2 ** i for i in range(4, max(5, sizes["T"].bit_length() + 3))]
     B, H = sizes["B"], sizes["H"]
     lines: dict[str, list[tuple[float, float]]] = {
-             "chunks, forward": [], "chunks, forward and backward": [],
+             "kernels, forward": [], "kernels, forward and backward": [],
              "decode, a launch a token": [(T, T * one.step_seconds(target, B, H)) for T in lengths],
              "eager loop, forward": [(T, T * one.eager_seconds(target, B, H)) for T in lengths]}
     points = []
-    if kernel_lines(step) and _in_chunks(step):
+    if kernel_lines(step) and _modelled(step):
         for T in sorted({*lengths, sizes["T"]}):
             made = schedule_of(step, target, sizes | {"T": T}, "bf16").default()[1]
-            lines["chunks, forward"].append((T, made["fwd"].seconds))
-            lines["chunks, forward and backward"].append((T, made["fwd"].seconds + made["bwd"].seconds))
+            lines["kernels, forward"].append((T, made["fwd"].seconds))
+            lines["kernels, forward and backward"].append((T, made["fwd"].seconds + made["bwd"].seconds))
             if sizes["T"] == T:
                 points = [(n, c.flops / c.bytes, c.flops / c.seconds) for n, c in
                           (("forward", made["fwd"]), ("backward", made["bwd"])) if c.flops]

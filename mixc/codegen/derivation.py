@@ -116,7 +116,7 @@ def _cell(step: Program, kernels: bool) -> list[str]:
                 f"; on a CPU {torch}", f"- kept for the backward: the inputs, and every 32 tokens {', '.join(module.starts)}, from "
                 "which it forms the states between again", *(f"- `{k}` {line}" for k, (told, _) in kernel_lines(step).items() for line in told)]
     made = module.made
-    lines += ["- forward and backward: one Triton kernel each over all tokens, states on chip, 16 sequences a program; on a "
+    lines += ["- forward and backward: one Triton kernel each over all tokens, states on chip, 16 or more sequences a program; on a "
              f"CPU {torch}", *_weights(step)]
     kept = ", ".join(f"{s} (the out {k})" if k in {o.name for o in step.outs} else s for s, k in made.kept.items())
     lines += [f"- kept for the backward: the inputs, and after every token {kept}"] * bool(kept)

@@ -60,7 +60,7 @@ def test_a_token_loop_by_hand() -> None:
     point, model, costs = s.spaces["fwd"].point(Tile(16, (), 4, 1), 64)
     assert model.held and costs.programs.evaluate(point) == H
     rows, weights = B * T * H * D, 4 * H * D * D
-    assert model.bytes().evaluate(point) == 2 * (4 * rows + 2 * rows + weights)  # xi xf xz xo, y and c after every token
+    assert model.bytes().evaluate(point) == 2 * (4 * rows + 2 * rows + weights)  # xi xf xz xo, y, c of every token
     assert costs.flops.evaluate(point) == 2 * 16 * T * H * 4 * D * D  # 8 sequences take 16 rows
     assert model.weights().evaluate(point) == 4 * 2 * D * D
     held = {(size, name): schedule("lstm", D=size).spaces[name].point(Tile(16), 64)[1].held
