@@ -43,3 +43,11 @@ def test_found(what, rows):
     with patch.object(chunked, "chunk_length", lambda longest: 8):
         bad = [str(f) for f in cells.compare(mixer, cell, "torch") if not f.ok]
     assert not bad, "; ".join(bad)
+
+
+def test_a_learned_factor_before_a_token_s():
+    """Its dims stood before the time axis."""
+    mixer = mixc.loads("mixer m(K, V) {\nin q[K], k[K], v[V], d[K] where 0 <= d <= 1\nparam p[K] where 0 <= p <= 1\n"
+                       "state S[K, V]\nS = p * d * S + k * v\nout o[V] = q @ S\n}")
+    cell = dict(length=20, size=5, heads="2", gates=1.0, dtype=torch.float64, rows="plain", start=True)
+    assert all(f.ok for f in cells.compare(mixer, cell, "torch"))

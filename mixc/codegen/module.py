@@ -15,7 +15,7 @@ from mixc.codegen.calls import call_lines, range_check, tables
 from mixc.codegen.config import Config, Tile
 from mixc.codegen.host import HOST
 from mixc.codegen.kernel import Kernel, KernelWriter, safe
-from mixc.codegen.prelude import PRELUDE
+from mixc.codegen.prelude import ATAN2, PRELUDE
 from mixc.codegen.starts import start_lines
 from mixc.codegen.triton_scan import scan_prelude
 from mixc.codegen.triton_span import span_prelude
@@ -77,7 +77,8 @@ class Module:
         self.config = config.named(self.own)
         token = [self.token.text, "\n\n"] if self.token else []
         kernels = [self.fwd.text, "\n\n", *token, self._backward.text, "\n\n"]
-        parts = [self._head(), HOST, CALLS, PRELUDE, scan_prelude("".join(kernels)),
+        angles = ATAN2 if any("atan2(" in k for k in kernels) else ""
+        parts = [self._head(), HOST, CALLS, PRELUDE + angles, scan_prelude("".join(kernels)),
                  span_prelude("".join(kernels)) + self._prelude(), "\n", *kernels, self._function(),
                  "\n\n", self._calls()]
         return "".join(p if p.endswith("\n") else p + "\n" for p in parts)

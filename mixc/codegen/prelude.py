@@ -131,3 +131,20 @@ def sign(x):
 def mod(a, b):
     return a - b * tl.floor(a / b)
 '''
+
+ATAN2 = '''
+
+@triton.jit
+def atan2(y, x):
+    """The angle of x + i y, to 2 units in the last place (Cephes' polynomial on [0, tan(pi/8)])."""
+    large, small = tl.maximum(tl.abs(x), tl.abs(y)), tl.minimum(tl.abs(x), tl.abs(y))
+    a = small / tl.where(large > 0, large, 1.0)
+    upper = a > 0.41421356
+    b = tl.where(upper, (a - 1.0) / (a + 1.0), a)
+    z = b * b
+    p = ((0.0805374450 * z - 0.138776856) * z + 0.199777106) * z - 0.333329492
+    angle = tl.where(upper, 0.785398163, 0.0) + (p * z * b + b)
+    angle = tl.where(tl.abs(y) > tl.abs(x), 1.57079633 - angle, angle)
+    angle = tl.where(x < 0, 3.14159265 - angle, angle)
+    return tl.where(y < 0, -angle, angle)
+'''

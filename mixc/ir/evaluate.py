@@ -351,6 +351,7 @@ _STRUCTURAL: dict[str, Callable[[Node, list[torch.Tensor], Env], torch.Tensor]] 
     "segsum": _seg(torch.cumsum, 0.0, -math.inf),
     "segprod": _seg(torch.cumprod, 1.0, 0.0),
     "mask": _mask,
+    "tangent": lambda node, args, env: torch.zeros_like(args[0]),
     "span_contract": _span_contract,
     "span_factors": _span_factors,
     "span_product": _span_product,

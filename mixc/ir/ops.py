@@ -185,6 +185,7 @@ OPS: dict[str, Op] = {
     "square": _ew(1, "torch.square({0})", "{0} * {0}", "x * x"),
     "abs": _ew(1, "torch.abs({0})", "tl.abs({0})", "absolute value or modulus", real),
     "sign": _ew(1, "torch.sgn({0})", "sign({0})", "-1, 0 or 1 (complex: x / |x|)"),
+    "angle": _ew(2, "torch.atan2({0}, {1})", "atan2({0}, {1})", "the angle of {1} + i {0}; no gradient", real),
     "sin": _ew(1, "torch.sin({0})", "tl.sin({0})", "sine"),
     "cos": _ew(1, "torch.cos({0})", "tl.cos({0})", "cosine"),
     "tanh": _ew(1, "torch.tanh({0})", "2.0 * tl.sigmoid(2.0 * {0}) - 1.0", "hyperbolic tangent"),
@@ -245,6 +246,8 @@ OPS: dict[str, Op] = {
     "segsum": Op(1, pairwise, first, "sum of rows s+1..t (reach excl: s+1..t-1); -inf for s > t (not incl: s >= t)",
                  level="chunk"),
     "segprod": Op(1, pairwise, first, "product of the same rows; 0 for s > t (not incl: s >= t)", level="chunk"),
+    "tangent": Op(2, same, first, "0, with a gradient: how a product of rows x would change, to first order, with its "
+                  "rows changed by y", linear_in=(1,), level="chunk"),
     "mask": Op(1, same, first, "x[t, s] where s <= t (keep incl), s < t (strict) or s == t (diag), else 0",
                linear_in=(0,), level="chunk"),
     "span_contract": Op(3, spanned, joined, "sum of x * y * E; E[t, s, d] = exp(g[s+1] + ... + g[t]) where s < t, else "

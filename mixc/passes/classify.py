@@ -19,7 +19,6 @@ from mixc.passes.affine import Affine, AffineForms
 from mixc.passes.block import MOST, block_rows
 from mixc.passes.block import reason as coupled_reason
 from mixc.passes.context import context
-from mixc.passes.decay import log_of
 from mixc.passes.planes import Split, is_complex, part_names, planes
 from mixc.passes.scan import is_scan, reason
 from mixc.passes.separate import factors_of
@@ -79,13 +78,11 @@ def of_complex(step: Program) -> Program | None:
 
 
 def _turns(step: Program, states: list[Decl]) -> bool:
-    """Matrices, or vectors that are corrected by what they hold, whose complex decays were written as exponentials."""
+    """Matrices, or vectors that are corrected by what they hold."""
     forms = affine_forms(step, states)
     found = [forms.form(step.result("next", s.name)) for s in states]
-    updates = [f for f in found if f is not None]
-    factors = [f for u in updates for d in u.decays.values() if d is not None for f in factors_of(d, forms.dims) or [d]]
-    return len(updates) == len(found) and all(f.kind != "complex" or log_of(f) is not None for f in factors) and (
-        len(forms.dims) > 1 or any(w.value is not None for u in updates for w in u.writes))
+    return all(f is not None for f in found) and (
+        len(forms.dims) > 1 or any(w.value is not None for u in found if u is not None for w in u.writes))
 
 
 def _by_planes(step: Program) -> tuple[Group, ...] | None:

@@ -8,7 +8,8 @@ decay given as a number is multiplied out, so that 0, signs and growth are exact
 formed without dividing by it (`derivatives._segprod`).
 
 A complex decay exp(a + i b) is the decay exp(a) and a turn: with B the running sum of b within the chunk, the factor
-from s to t is exp(i B[t]) exp(-i B[s]), of modulus 1, and goes with what is read and with what is written.
+from s to t is exp(i B[t]) exp(-i B[s]), of modulus 1, and goes with what is read and with what is written.  One that is
+given as a number is its modulus and its angle.
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ class Decay:
 
     @staticmethod
     def of(factors: Iterable[Node], dims: Iterable[str], lift: Lift) -> Decay:
-        """From the factors of one row's decay, each with one of `dims` at most; complex ones have a logarithm."""
+        """From the factors of one row's decay, each with one of `dims` at most."""
         logs: dict[Dims, Node] = {}
         values: dict[Dims, Node] = {}
         turns: dict[Dims, Node] = {}
@@ -159,12 +160,16 @@ class Decay:
                     turns[own] = turns[own] + turn if own in turns else turn
                 if g is None:
                     continue
+            if g is None and f.kind == "complex":
+                f, turn = _polar(*lift.planes(f))
+                if turn is not None:
+                    turns[own] = turns[own] + turn if own in turns else turn
             side, x = (values, f) if g is None else (logs, g)
             side[own] = (x if own not in side else side[own] * x if g is None else side[own] + x)
         if () in logs and len(logs) > 1:  # what is the same for all joins what is not
             dim = next(d for d in logs if d)
             logs[dim] = logs[dim] + logs.pop(())
-        rows = {d: make("live", expand(lift(x), (ROW,)), fill=1.0) for d, x in values.items()}
+        rows = {d: make("live", _by_rows(lift(x)), fill=1.0) for d, x in values.items()}
         return Decay((*(Part(d, log=_log_rows(lift(g))) for d, g in logs.items()),
                       *(Part(d, value=x) for d, x in rows.items()),
                       *(Turn(d, phase=make("live", expand(lift(x), (ROW,)), fill=0.0)) for d, x in turns.items())))
@@ -279,6 +284,22 @@ class Decay:
 
     def _dims(self) -> Dims:
         return tuple(dict.fromkeys(d for p in self.parts for d in p.dims))
+
+
+def _polar(re: Node | None, im: Node | None) -> tuple[Node, Node | None]:
+    """Modulus and angle of a number, the angle without gradient: what it would have, an imaginary part of the modulus
+    has, which is 0 (see `tangent`)."""
+    re = number(0) if re is None else re
+    if im is None:
+        return re, None
+    angle = make("stop_gradient", make("angle", im, re))
+    c, s = make("cos", angle), make("sin", angle)
+    return (c * re + s * im) + number(1j) * (c * im - s * re), angle
+
+
+def _by_rows(x: Node) -> Node:
+    """x with the time axis in front, which a param's dims may stand before."""
+    return x if x.dims[:1] == (ROW,) else expand(number(1), (ROW,)) * x
 
 
 def _log_rows(g: Node) -> Node:

@@ -15,6 +15,7 @@ from mixc.ir.derivatives import gradient
 from mixc.ir.node import ROW, Node
 from mixc.ir.program import Program, Result
 from mixc.ir.ranges import proving
+from mixc.passes.tangent import without_tangents
 
 
 def cotangent_of_state(name: str, dims: tuple[str, ...]) -> Node:
@@ -35,4 +36,4 @@ def differentiate(forward: Program) -> Program:
     names = [d.name for d in (*forward.ins, *forward.params, *forward.states)]
     results = [Result(role, name, expand(number(0), leaf.dims) if c is None else c)
                for role, name, leaf, c in zip(roles, names, wanted, found, strict=True)]
-    return replace(forward, results=tuple(results), reverse=True)
+    return without_tangents(replace(forward, results=tuple(results), reverse=True))

@@ -13,6 +13,7 @@ from mixc.ir.node import COL, ROW, Node
 from mixc.ir.program import Program
 from mixc.ir.ranges import magnitude, proving
 from mixc.passes.simplify import rewrite, simplify
+from mixc.passes.tangent import without_tangents
 
 
 def solve_by_inverse(n: Node) -> Node | None:
@@ -39,5 +40,6 @@ RULES = (solve_by_inverse, span_by_factors)
 
 def with_inverses(program: Program) -> Program:
     """The program with inverses, but decays whole: kernels form the factors of a level where they use them."""
+    program = without_tangents(program)
     with proving(program):
         return program.with_values(rewrite(simplify(program).values(), (solve_by_inverse,)))

@@ -26,6 +26,7 @@ from mixc.ir.node import COL, LEVEL, ROW, Node, depends, make, postorder
 from mixc.ir.program import Program
 from mixc.ir.ranges import bounds, proving
 from mixc.passes.simplify import simplify
+from mixc.passes.tangent import without_tangents
 
 Tensor = torch.Tensor
 Values = dict[Node, Tensor]
@@ -55,6 +56,7 @@ KINDS = (Kind("fresh", live=4), Kind("empty", live=0), Kind("small", 1e-3, live=
 
 def merge(program: Program) -> Program:
     """The program with its values merged; the same object where nothing is."""
+    program = without_tangents(program)
     small = simplify(program)  # what a rule finds needs no probe
     found = merges(small)
     return small.with_values(_replaced(small.values(), found)) if found else program

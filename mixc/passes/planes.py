@@ -238,6 +238,13 @@ def _solve(n: Node, args: list[Planes]) -> Planes:
     return re, im
 
 
+def _of_rows(n: Node, args: list[Planes]) -> Planes:
+    """A product of rows whose imaginary planes are 0, but not their gradients."""
+    ((re, im),) = args
+    found = make(n.op, _present(re, n.args[0].dims), **dict(n.attrs))
+    return found, None if im is None else make("tangent", found, _present(im, n.args[0].dims))
+
+
 def _where(n: Node, args: list[Planes]) -> Planes:
     (cond, _), x, y = args
     assert cond is not None
@@ -266,6 +273,7 @@ _RULES: dict[str, Callable[[Node, list[Planes]], Planes]] = {
     "live": _live,
     "span_contract": _span_contract,
     "solve": _solve,
+    **dict.fromkeys(("segprod", "cumprod", "prod"), _of_rows),
     "real": lambda n, a: (a[0][0], None),
     "imag": lambda n, a: (a[0][1], None),
     "conj": lambda n, a: (a[0][0], _sub(None, a[0][1])),

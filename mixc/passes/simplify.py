@@ -20,6 +20,7 @@ from mixc.ir.evaluate import elementwise
 from mixc.ir.node import Node, is_number, make, postorder
 from mixc.ir.ops import OPS
 from mixc.ir.program import Program
+from mixc.passes.tangent import without_tangents
 
 Rule = Callable[[Node], Node | None]
 
@@ -41,6 +42,7 @@ def simplify(program: Program, drop_live: bool = False, finite: bool = False) ->
 
 def plain(program: Program) -> Program:
     """The program without numbers and signs that say nothing, as a person would write it."""
+    program = without_tangents(program)
     return program.with_values(rewrite(program.values(), PLAIN))
 
 

@@ -122,14 +122,35 @@ def test_turned_matrix_states_in_kernels(name):
         torch.complex128) for n, t in x.items()}), torch.float32)
 
 
-def test_numbers_that_turn_are_never_divided_by():
-    """Their phase is not known without dividing by them: entry by entry if they differ, else as two coupled states."""
-    mixer = body("in q[K] complex, z[K] complex, k[K], v[V]\nstate S[K, V]\nS = z * S + k * v\nout o[V] = real(q @ S)")
-    assert mixer.form == {"S": "scan"}
-    check(mixer, 20)
-    mixer = body("in q[K] complex, z complex, k[K], v[V]\nstate S[K, V]\nS = z * S + k * v\nout o[V] = real(q @ S)")
-    assert mixer.form == {"S": "chunk"} and "S_re and S_im are affine in each other" in mixer.why["S"]
-    check(mixer, 20)
+NUMBERS = {
+    "vector": "S = z * S + k * v\nout o[V] = real(q @ S)",
+    "scalar": "out o[V] = q @ S\nS = conj(z0) * S + y * u",
+    "both_sides": "S = d * z * zv * S + y * u\nout o[V] = q @ S",
+    "learned": "S = p * z * S + y * u\nout o[V] = q @ S",
+    "delta": "S = z * S\nS = S + beta * y * (v - y @ S)\nout o[V] = real(q @ S)",
+    "where": "S = where(beta < 0.3, 0, z * exp(1j * th)) * S + k * v\nout o[V] = real(q @ S)",
+}
+NUMBER = MATRIX.replace("param w[K]", "in z[K] complex where abs(z) <= 1\nin zv[V] complex\nin z0 complex\n"
+                        "param w[K], p[K] complex")
+
+
+def with_zeros(x):
+    """Numbers from {0, 1e-6, and what they were}."""
+    for name in ("z", "zv", "z0"):
+        which = torch.rand(x[name].shape, generator=torch.Generator().manual_seed(1))
+        x[name] = torch.where(which < 0.2, 0.0, torch.where(which < 0.4, 1e-6 * x[name], x[name]))
+    return x
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_numbers_that_turn_are_never_divided_by(name, backend):
+    """Gradients to them are those of their directions, and along and across these exact."""
+    mixer = body(NUMBER + NUMBERS[name], name if name != "where" else "chosen")
+    assert mixer.form == {"S": "chunk"} and "its phase turning what is read and written" in mixer.why["S"]
+    x = with_zeros(draw(mixer.declared, B=1, T=37, H=2, dtype=torch.float32, seed=1))
+    wide = {n: t.to(torch.complex128) if t.is_complex() else t.double() for n, t in x.items()}
+    assert_runs_agree(mixer, run(mixer, x, backend=backend), run(mixer, wide), torch.float32)
 
 
 @pytest.mark.parametrize("scale,bias", [(1, 0), (1, 3), (0, 3.14), (30, 0)])

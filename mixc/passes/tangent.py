@@ -1,0 +1,48 @@
+"""Chunk -> Chunk: once nothing is differentiated any more, tangents are 0.
+
+A complex decay z is split as e^{i angle} (r + i y), its angle without gradient: y is 0, and what a change of y does is
+what a change of z across its direction does, times the factors of other rows.  So no gradient is divided by |z|.
+
+before: o_re = q_re @ S_re - tangent(cumprod(r), y) * ...
+after:  o_re = q_re @ S_re
+"""
+
+from __future__ import annotations
+
+from mixc.ir.build import expand, number
+from mixc.ir.node import Node, make, postorder
+from mixc.ir.ops import OPS
+from mixc.ir.program import Program
+
+_BOTH = frozenset(("add", "sub", "previous"))  # 0 only if both arguments are
+
+
+def without_tangents(program: Program) -> Program:
+    roots = program.values()
+    if not any(n.op == "tangent" for n in postorder(roots)):
+        return program
+    done: dict[Node, Node | None] = {}  # None: 0
+    for n in postorder(roots):
+        done[n] = _settled(n, [done[a] for a in n.args])
+    return program.with_values([_there(done[r], r) for r in roots])
+
+
+def _there(x: Node | None, like: Node) -> Node:
+    return expand(number(0) if x is None else x, like.dims)
+
+
+def _settled(n: Node, args: list[Node | None]) -> Node | None:
+    if n.op == "tangent":
+        return None
+    zero = [x is None for x in args]
+    if n.op in ("add", "sub") and any(zero) and not all(zero):
+        x = _there(args[1] if zero[0] else args[0], n)
+        return -x if zero[0] and n.op == "sub" else x
+    linear = OPS[n.op].linear_in if n.op != "where" else (1, 2)
+    if n.op in _BOTH or n.op == "where":
+        if zero and all(zero[i] for i in linear):
+            return None
+    elif (any(zero[i] for i in linear) and not (n.op == "live" and n.attr("fill"))) or (n.op == "guard" and any(zero)):
+        return None
+    new = [_there(x, a) for x, a in zip(args, n.args, strict=True)]
+    return n if tuple(new) == n.args else make(n.op, *new, span=n.span, **dict(n.attrs))
