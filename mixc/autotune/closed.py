@@ -89,7 +89,8 @@ def state_traffic(step: Program, sizes: Mapping[str, int], target: Target, chunk
 
 def told(forms: list[Closed], step: Program, sizes: Mapping[str, int], target: Target) -> list[str]:
     """Lines of markdown: the polynomials, and their values at a shape over the bound."""
-    lines, own = [], own_names(step)
+    lines, names = [], own_names(step)
+    own = {d.name: names.get(d.name, d.name) for d in step.dims}
     for f in forms:
         chunk = f.chunk or FALLBACK
         at = {sympy.Symbol(own.get(n, n), positive=True): v for n, v in (*sizes.items(), ("C", chunk), ("L", 64))}

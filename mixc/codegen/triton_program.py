@@ -103,7 +103,8 @@ def _chunks(stages: Program, inner: Program, step: Program) -> Module:
     from mixc.passes.differentiate import differentiate
 
     forward = chunk(stages)
-    return Module(with_inverses(forward), with_inverses(differentiate(forward)), inner, step)
+    spec = None if is_complex(step) else step  # chunks are of planes
+    return Module(with_inverses(forward), with_inverses(differentiate(forward)), inner, spec)
 
 
 def default_config(step: Program, target: str, shape: Mapping[str, int], dtype: str) -> Config:

@@ -37,3 +37,8 @@ def test_a_state_that_fits_on_chip_costs_no_traffic() -> None:
 def test_explain_says_them() -> None:
     text = mixc.load("simple_gla").explain()
     assert "2*B*H*T*(2*K + K*V/L + 2*V + 1)" in text and "lower bound" in text
+
+
+@pytest.mark.parametrize("name", ["mamba1", "lru"])
+def test_inputs_called_B_and_C_are_no_sizes(name: str) -> None:
+    assert "at this shape" in mixc.load(name).explain()
