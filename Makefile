@@ -35,7 +35,7 @@ golden: $(VENV)/.oracles
 # site/: the pages of docs/, those that the compiler knows made anew; a link that leads nowhere fails
 docs: $(VENV)/.docs
 	$(BIN)/python docs/make_pages.py
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/.ready
 	$(BIN)/mixc bench simple_gla

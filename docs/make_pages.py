@@ -9,9 +9,12 @@ import sys
 from pathlib import Path
 
 import mixc
+from mixc.autotune.tuner import schedule_of
 from mixc.codegen.derivation import kernel_lines
 from mixc.frontend.codes import CODES, LATER
+from mixc.ir.program import Program
 from mixc.runtime.load import shipped
+from mixc.targets import find
 
 DOCS = Path(__file__).parent
 MADE = "\n\nMade by `python docs/make_pages.py`"
@@ -20,12 +23,15 @@ FORMS = f"""# Recurrences and their forms{MADE}, which asks the compiler (`mixer
 | spec | state | form | why |
 |---|---|---|---|
 """
+SIZES = {"B": 8, "T": 4096, "H": 16}
+SHAPE = ", ".join(f"{n} = {size}" for n, size in SIZES.items())
 GALLERY = f"""# Gallery{MADE}. Lines count what computes or declares; kernels are Triton's, forward and backward.
+Times are the tuner's model of these kernels on an H100, not measured: {SHAPE}, bf16, other dims 64.
 
 `mixc explain NAME --html page.html` says more of each, `mixc bench NAME` times it on this machine.
 
-| spec | paper | form | lines | kernels | hash |
-|---|---|---|---|---|---|
+| spec | paper | form | lines | kernels | forward, ms | backward, ms | hash |
+|---|---|---|---|---|---|---|---|
 """
 ERRORS = f"""# Errors{MADE} from `mixc/frontend/codes.py` and from the tests of every code.
 
@@ -53,8 +59,18 @@ def row(name: str) -> str:
     m = mixc.load(name)
     lines = [s for s in m.text.splitlines() if s.strip() and not s.strip().startswith("#")]
     forms = ", ".join(dict.fromkeys(m.form.values())) or "no state"
-    kernels = len(kernel_lines(m.declared))
-    return f"| {name} | {_cell(m.declared.doc.strip())} | {forms} | {len(lines)} | {kernels} | `{m.hash[:12]}` |"
+    times = [f"{s * 1e3:.2f}" if s else "" for s in _seconds(m.declared)]
+    found = [str(len(kernel_lines(m.declared))), *times, f"`{m.hash[:12]}`"]
+    return f"| {name} | {_cell(m.declared.doc.strip())} | {forms} | {len(lines)} | {' | '.join(found)} |"
+
+
+def _seconds(step: Program) -> list[float | None]:
+    """Of the forward and of the backward, by the tuner's model; None where kernels have their sizes by rule."""
+    try:
+        made = schedule_of(step, find("h100"), SIZES | {d.name: d.size or 64 for d in step.dims}, "bf16").default()[1]
+    except mixc.SpecError:
+        return [None, None]
+    return [made[launch].seconds for launch in ("fwd", "bwd")]
 
 
 def gallery() -> str:

@@ -82,7 +82,7 @@ def _findings() -> tuple[list[tuple[str, str, str]], list[str]]:
             wrong.append(f"{package} {found} is older than {'.'.join(map(str, least))}")
     rows.append(_gpu() if importlib.util.find_spec("torch") else ("gpu", "?", ""))
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    rows.append(("C++ compiler", compiler or "none", "for torch.compile" if compiler else "nothing needs it"))
+    rows.append(("C++ compiler", compiler or "none", "only backend=\"torch.compile\" needs one"))
     return rows, wrong
 
 
