@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mixc.codegen.torch_ops import NO_OUT
-from mixc.codegen.torch_stages import ALIAS, above, origin
+from mixc.codegen.torch_stages import ALIAS, origin
 from mixc.ir.build import rename
-from mixc.ir.node import ROW, Node, depends
+from mixc.ir.node import ROW, Node, depends, postorder
 from mixc.ir.ops import OPS
 from mixc.ir.program import Program
 from mixc.passes.cell import AXES, SEQUENCES
@@ -68,7 +68,7 @@ class Loop:
 
 def inside_loop(program: Program, carried: list[Node], saved: frozenset[Node] = frozenset()) -> list[Node]:
     """What the next states need of what they carry, arguments first."""
-    nodes = above(program.values("next"), saved | set(carried))
+    nodes = list(postorder(program.values("next"), saved | set(carried)))
     hit = depends(program.values("next"), carried) - saved
     return [n for n in nodes if n in hit and n not in carried]
 

@@ -15,10 +15,10 @@ import torch
 
 from mixc.codegen.torch_program import Segment
 from mixc.codegen.torch_scan_prelude import carry
-from mixc.codegen.torch_stages import Level, Stages, above, affine_updates, levels, origin, stages
+from mixc.codegen.torch_stages import Level, Stages, affine_updates, levels, origin, stages
 from mixc.codegen.torch_values import RESERVED, Dims, Names, Value, safe
-from mixc.codegen.torch_writer import Writer
-from mixc.ir.node import ROW, Node
+from mixc.codegen.torch_writer import Writer, in_order
+from mixc.ir.node import ROW, Node, postorder
 from mixc.ir.program import Program
 from mixc.ir.ranges import proving
 from mixc.passes.unroll import NotRows, Rows, row_leaf, unroll
@@ -47,7 +47,7 @@ class _Body:
         spec = {safe(d.name) for d in program.decls}
         self.names = Names({*RESERVED, *(safe(d.name) for d in program.dims), *spec, *(f"d{n}" for n in spec)})
         roots = [*(r.value for r in program.results if r.role != "next" or not updates), *(x for p in updates for x in p)]
-        self.rows = unroll(above(roots, frozenset()), C)
+        self.rows = unroll(list(postorder(roots)), C)
 
     def write(self) -> Segment:
         made = self.made
@@ -79,7 +79,7 @@ class _Body:
 
     def _leaves(self) -> dict[Node, Value]:
         made, known = self.made, dict[Node, Value]()
-        for n in above(list(self.rows), frozenset()):
+        for n in postorder(self.rows):
             if n.args or n.op in ("number", "size", "const", "index"):
                 continue
             name = safe(n.attr("name"))
@@ -93,16 +93,13 @@ class _Body:
                 made.rows[name], made.loads[name] = n, n.dims
                 rest = tuple(d for d in n.dims if d != ROW)
                 known |= {row_leaf(n, t): Value(f"{name}[:, {t}]", rest) for t in range(self.C)}
-            known[n] = Value(name, n.dims if ROW in n.dims else self._sorted(n))
+            known[n] = Value(name, n.dims if ROW in n.dims else in_order(n.dims, self.order))
         return known
-
-    def _sorted(self, n: Node) -> Dims:
-        return Writer({}, {}, self.names, False, self.order).sorted(n.dims)
 
     def _function(self, name: str, roots: list[tuple[Rows, Dims]]) -> list[str]:
         made = self.made
         flat = [x for rows, _ in roots for x in (rows if isinstance(rows, list) else [rows])]
-        order = above(flat, frozenset())
+        order = list(postorder(flat))
         level = levels(order, set(made.received.values()), frozenset(), False)
         for n in (n for n in order if level[n] == Level.NUMBER and n.op != "number" and n not in self.known):
             if any(level[x] > Level.NUMBER and n in map(origin, x.args) for x in order) or n in flat:
@@ -126,8 +123,8 @@ class _Body:
 
     def _run(self, ends: Callable[..., Any] | None, body: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
         made, states, reverse = self.made, self.states, self.program.reverse
-        turned = {name: [0, *(1 + n.dims.index(d) for d in self._sorted(n))]
-                  for name, n in (*made.received.items(), *made.heads.items()) if self._sorted(n) != n.dims}
+        turned = {name: [0, *(1 + n.dims.index(d) for d in in_order(n.dims, self.order))]
+                  for name, n in (*made.received.items(), *made.heads.items()) if in_order(n.dims, self.order) != n.dims}
         ends_, body_ = (None if f is None else torch.compile(f, fullgraph=True) for f in (ends, body))
         wanted = [*made.received, *made.rows, *made.heads, *made.numbers, *(safe(d.name) for d in self.program.dims),
                   "dtype", "device"]

@@ -17,9 +17,9 @@ from typing import Any
 
 from mixc.codegen import torch_prelude, torch_scan_prelude, torch_span, torch_span_prelude
 from mixc.codegen.torch_contract import better_transposed
-from mixc.codegen.torch_stages import Level, Stages, above, affine_updates, origin, small, stages
+from mixc.codegen.torch_stages import Level, Stages, affine_updates, origin, small, stages
 from mixc.codegen.torch_values import RESERVED, Dims, Names, Value, safe, size_of
-from mixc.codegen.torch_writer import Writer
+from mixc.codegen.torch_writer import Writer, in_order
 from mixc.ir.node import ROW, Node, postorder
 from mixc.ir.program import Program
 from mixc.ir.ranges import proving
@@ -232,10 +232,10 @@ class _Function:
         for i, n in enumerate(s.heads):
             name = safe(n.attr("name")) if n.op == "param" else f"h{i + 1}"
             made.heads[name] = n
-            known[n] = Value(name, self._ordered(n))
+            known[n] = Value(name, in_order(n.dims, self.order))
         made.carried = [safe(d.name) for d, _, _ in s.carried]
         inside = {origin(a) for n in (*s.first, *s.loop, *s.rest) for a in n.args} | set(map(origin, s.roots()))
-        for n in above(made.program.values(), frozenset(self.saves) if self.reverse else frozenset()):
+        for n in postorder(made.program.values(), self.saves if self.reverse else ()):
             if n in known or n.args or n.op in ("number", "size", "const", "index", "param"):
                 continue
             name, cot = safe(n.attr("name")), n.op == "cot"
@@ -255,9 +255,6 @@ class _Function:
                 made.saved[f"s{i + 1}"] = n
                 known[n] = Value(f"s{i + 1}", n.dims)
         return known
-
-    def _ordered(self, n: Node) -> Dims:
-        return Writer({}, {}, self.names, False, self.order).sorted(n.dims)
 
     # ------------------------------------------------------------ the loop over chunks
     def _count_loop(self, w: Writer) -> None:
@@ -412,13 +409,13 @@ class _Function:
         params = {safe(d.name): d.leaf() for d in made.program.params}
         known = {n: Value(name, n.dims) for name, n in params.items()}
         known |= {n: Value(name, n.dims, scalar=not n.dims) for name, n in made.numbers.items()}
-        nodes = [n for n in above(list(made.heads.values()), frozenset()) if s.level[n] == Level.HEAD and n.args]
+        nodes = [n for n in postorder(made.heads.values()) if s.level[n] == Level.HEAD and n.args]
         w = Writer(s.level, known, self.names, buffered=False)
         w.plan([nodes], made.heads.values())
         w.write(nodes)
         args = ["M", *params, *made.numbers, "C", "levels", *self.dims, "dtype", "device", "**_"]
         outs = [w.value(n) for n in made.heads.values()]
-        texts = [v.over(self._ordered(n)) if set(v.axes) == set(n.dims) else w.full(n, self._ordered(n))
+        texts = [v.over(in_order(n.dims, self.order)) if set(v.axes) == set(n.dims) else w.full(n, in_order(n.dims, self.order))
                  for v, n in zip(outs, made.heads.values(), strict=True)]
         return [f"def per_head(*, {', '.join(dict.fromkeys(args))}):", '    """Values of params alone: [M, ...], M heads."""',
                 *w.lines, f"    return {_tuple(texts)}", "", ""]

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from mixc.ir.node import COL, ROW, Node
+from mixc.ir.node import COL, ROW, Node, postorder
 from mixc.ir.program import Decl, Program
 from mixc.passes.differentiate import cotangent_of_state
 
@@ -105,13 +105,13 @@ def stages(program: Program, saved: frozenset[Node] = frozenset(), partial: bool
     """The stages of a chunk program; `saved` values are read, not formed. `single`: see `Stages`."""
     carried = [(d, cotangent_of_state(d.name, d.dims) if program.reverse else d.leaf(),
                 program.result("next", d.name)) for d in program.states]
-    nodes = above(program.values(), saved)
+    nodes = list(postorder(program.values(), saved))
     level = levels(nodes, {leaf for _, leaf, _ in carried}, saved, partial)
     s = Stages(program, single, level, carried)
-    in_loop = set() if single else {n for n in above([n for _, _, n in carried], saved) if level[n] == Level.CARRIED and n.args}
+    in_loop = set() if single else {n for n in postorder([n for _, _, n in carried], saved) if level[n] == Level.CARRIED and n.args}
     border = [a for n in nodes if n in in_loop for a in n.args if a not in in_loop]
     border += [nxt for _, _, nxt in carried if nxt not in in_loop]
-    needed = set() if single else set(above(border, saved))
+    needed = set() if single else set(postorder(border, saved))
     nodes = [n for n in nodes if n not in saved and n.args and n.op not in ALIAS]
     s.early = _early(nodes, level)
     s.late = _late(nodes, s, needed | in_loop)
@@ -123,7 +123,7 @@ def stages(program: Program, saved: frozenset[Node] = frozenset(), partial: bool
         elif level[n] >= Level.SEGMENT and n not in s.early and n not in s.late:
             (s.first if n in needed and level[n] == Level.SEGMENT else s.rest).append(n)
     rest, roots = set(s.rest), s.roots()
-    s.rest = [n for n in above(roots, saved) if n in rest]  # root by root, so that values die early
+    s.rest = [n for n in postorder(roots, saved) if n in rest]  # root by root, so that values die early
     users = [*s.first, *s.rest]
     read = {origin(a) for n in users for a in n.args} | {origin(r) for r in roots}
     s.kept = [n for n in s.loop if n in read]
@@ -180,27 +180,9 @@ def _of_state(n: Node) -> bool:
     return n.op == "cot" and str(n.attr("name")).endswith("'")
 
 
-def above(roots: list[Node], stop: frozenset[Node]) -> list[Node]:
-    """Nodes below `roots`, arguments first, not looking below `stop`."""
-    order: list[Node] = []
-    seen: set[Node] = set()
-    stack = [(r, False) for r in reversed(roots)]
-    while stack:
-        n, ready = stack.pop()
-        if n in seen:
-            continue
-        if ready or n in stop:
-            seen.add(n)
-            order.append(n)
-        else:
-            stack.append((n, True))
-            stack.extend((a, False) for a in reversed(n.args) if a not in seen)
-    return order
-
-
 def _once_a_call(s: Stages, users: list[Node]) -> None:
     read = dict.fromkeys([origin(a) for n in users for a in n.args] + [origin(r.value) for r in s.program.results])
     s.heads = [n for n in read if s.level[n] == Level.HEAD]
-    below = above(s.heads, frozenset())
+    below = list(postorder(s.heads))
     read |= dict.fromkeys(origin(a) for n in below if s.level[n] == Level.HEAD for a in n.args)
     s.numbers = [n for n in read if s.level[n] == Level.NUMBER and n.op != "number"]

@@ -19,6 +19,15 @@ from mixc.ir.node import Node
 from mixc.ir.ranges import bounds
 
 
+def in_order(dims: Dims, order: Dims) -> Dims:
+    """Axes for a new value: time first, then features in `order`."""
+    time = tuple(d for d in dims if d[0] == "_")
+    features = [d for d in dims if d[0] != "_"]
+    if not set(features) <= set(order) or time != dims[:len(time)]:
+        return dims
+    return (*time, *sorted(features, key=order.index))
+
+
 class Writer:
     """
     Args:
@@ -116,12 +125,7 @@ class Writer:
         return v
 
     def sorted(self, dims: Dims) -> Dims:
-        """Axes for a new value: time first, then features in `order`."""
-        time = tuple(d for d in dims if d[0] == "_")
-        features = [d for d in dims if d[0] != "_"]
-        if not set(features) <= set(self.order) or time != dims[:len(time)]:
-            return dims
-        return (*time, *sorted(features, key=self.order.index))
+        return in_order(dims, self.order)
 
     def whole(self, n: Node) -> Value:
         """Its tensor with all its axes, and M entries."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 from mixc.ir import blocks
 from mixc.ir.build import at_col, contract, cumprod, cumsum, exp, expand, rename, total, where
-from mixc.ir.node import COL, ROW, Node, make, number, postorder
+from mixc.ir.node import COL, ROW, Node, depends, make, number, postorder
 from mixc.ir.ops import OPS
 from mixc.ir.scans import adjoint, previous
 
@@ -30,7 +30,7 @@ def gradient(roots: Sequence[tuple[Node, Node]], wrt: Sequence[Node]) -> list[No
     None where no root depends on the node.
     """
     leaves = set(wrt)
-    live = _reaching([r for r, _ in roots], leaves)
+    live = depends([r for r, _ in roots], leaves)
     sums: dict[Node, Node] = {}
 
     def collect(node: Node, c: Node) -> None:
@@ -46,14 +46,6 @@ def gradient(roots: Sequence[tuple[Node, Node]], wrt: Sequence[Node]) -> list[No
                 if part is not None and arg.kind != "bool":
                     collect(arg, part)
     return [sums.get(n) for n in wrt]
-
-
-def _reaching(roots: Sequence[Node], leaves: set[Node]) -> set[Node]:
-    live = set(leaves)
-    for node in postorder(roots):
-        if node not in leaves and any(a in live for a in node.args):
-            live.add(node)
-    return live
 
 
 def unbroadcast(c: Node, like: Node) -> Node:

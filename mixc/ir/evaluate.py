@@ -46,27 +46,9 @@ def evaluate(roots: Iterable[Node], env: Env, known: dict[Node, torch.Tensor] | 
     """The values of `roots`; `known` is read and filled, so that runs can share values."""
     roots = list(roots)
     values = {} if known is None else known
-    for node in _needed(roots, values):
+    for node in [n for n in postorder(roots, values) if n not in values]:
         values[node] = compute(node, [values[a] for a in node.args], env)
     return [values[r] for r in roots]
-
-
-def _needed(roots: list[Node], known: dict[Node, torch.Tensor]) -> list[Node]:
-    """What must be computed, arguments first, without looking below what is known."""
-    order: list[Node] = []
-    seen: set[Node] = set()
-    stack = [(r, False) for r in reversed(roots)]
-    while stack:
-        node, ready = stack.pop()
-        if node in known or node in seen:
-            continue
-        if ready:
-            seen.add(node)
-            order.append(node)
-        else:
-            stack.append((node, True))
-            stack.extend((a, False) for a in node.args)
-    return order
 
 
 def compute(node: Node, args: list[torch.Tensor], env: Env, plain: bool = False) -> torch.Tensor:

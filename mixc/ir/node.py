@@ -8,7 +8,7 @@ says where in the user's text it came from and is no part of its identity.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
@@ -124,8 +124,8 @@ def is_number(node: Node, value: float | None = None) -> bool:
     return node.op == "number" and (value is None or node.attr("value") == value)
 
 
-def postorder(roots: Iterable[Node]) -> Iterator[Node]:
-    """Every node below `roots` once, arguments first."""
+def postorder(roots: Iterable[Node], stop: Container[Node] = ()) -> Iterator[Node]:
+    """Every node below `roots` once, arguments first; nothing below what is in `stop`."""
     seen: set[Node] = set()
     for root in roots:
         stack: list[tuple[Node, bool]] = [(root, False)]
@@ -133,7 +133,7 @@ def postorder(roots: Iterable[Node]) -> Iterator[Node]:
             node, ready = stack.pop()
             if node in seen:
                 continue
-            if ready:
+            if ready or node in stop:
                 seen.add(node)
                 yield node
             else:

@@ -7,7 +7,6 @@ from functools import cached_property
 
 from mixc.codegen.torch_cell import loop
 from mixc.codegen.torch_cell_plan import Carried, Loop, inside_loop
-from mixc.codegen.torch_stages import above
 from mixc.ir.node import ROW, Node, depends, postorder
 from mixc.ir.program import Program
 from mixc.ir.ranges import proving
@@ -109,7 +108,7 @@ class Cell:
         roots = [*p.values(), *(n for n, _ in made.rows.values()), *(n for n, _ in made.heads.values()),
                  *made.numbers.values(), *(n for s in made.stacks.values() for n in s.given if n is not None),
                  *(n for nodes, *_ in made.weights.values() for n in nodes)]
-        order = above(roots, given)
+        order = list(postorder(roots, given))
         tokens = depends(roots, [n for n in order if (not n.args and ROW in n.dims) or n in given])
         tokens |= {n for n in order if ROW in n.dims}  # nothing, repeated for every token
         exact = exact_nodes(order) - tokens
