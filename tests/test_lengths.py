@@ -19,7 +19,7 @@ LENGTHS = range(2, 202, 4)  # fifty of them
 @pytest.fixture(autouse=True)
 def nothing_is_compiled():
     """What other tests have compiled is not found here."""
-    compiled._known.clear()
+    compiled.compiled.known.clear()
     compiled._made.clear()
     triton_program._modules.clear()
 

@@ -8,7 +8,7 @@ says where in the user's text it came from and is no part of its identity.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
@@ -139,6 +139,20 @@ def postorder(roots: Iterable[Node], stop: Container[Node] = ()) -> Iterator[Nod
             else:
                 stack.append((node, True))
                 stack.extend((arg, False) for arg in reversed(node.args) if arg not in seen)
+
+
+def first_below(roots: Iterable[Node], hit: Callable[[Node], bool], known: Iterable[Node] = ()) -> list[Node]:
+    """The first nodes below `roots` that hit, on every way down; no way goes through what is known."""
+    found, seen, stack = list[Node](), set(known), list(roots)[::-1]
+    while stack:
+        n = stack.pop()
+        if n not in seen:
+            seen.add(n)
+            if hit(n):
+                found.append(n)
+            else:
+                stack.extend(reversed(n.args))
+    return found
 
 
 def depends(roots: Iterable[Node], on: Iterable[Node]) -> set[Node]:

@@ -6,11 +6,15 @@ results over one DAG of nodes.  What differs between levels is which ops and lea
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from mixc.errors import Diagnostic, Source, Span
 from mixc.ir.node import Node, make
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -139,3 +143,21 @@ class Program:
         """The same program with its results' values replaced, in order."""
         results = tuple(replace(r, value=v) for r, v in zip(self.results, values, strict=True))
         return replace(self, results=results, **{"origin": None, **changes})
+
+
+def once_a_program(make: Callable[..., T]) -> Callable[..., T]:
+    """`make(program, *args)`, kept for the latest 256: found by the program's identity, since to hash all that it says
+    costs more than a call may; what is kept holds the program."""
+    known: dict[tuple[Any, ...], tuple[Program, T]] = {}
+
+    @functools.wraps(make)
+    def made(program: Program, *args: Any) -> T:
+        key = (id(program), *args)
+        found = known.get(key)
+        if found is None or found[0] is not program:
+            if len(known) >= 256:
+                known.clear()
+            found = known[key] = program, make(program, *args)
+        return found[1]
+    made.known = known  # type: ignore[attr-defined]
+    return made

@@ -11,11 +11,11 @@ that is only summed over becomes single lags (views of one tensor), another one 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from mixc.ir.build import total
-from mixc.ir.node import Node, depends, make, number, postorder, substitute
+from mixc.ir.node import Node, depends, first_below, make, number, postorder, substitute
 from mixc.ir.ops import OPS
 from mixc.ir.program import Decl, Program, Range
 
@@ -55,23 +55,9 @@ def context(step: Program, sizes: dict[str, int] | None = None) -> Context:
     exact = exact_nodes(order)
     placed = depends(values, [n for n in order if n.op == "pos"]) & exact
     made = _Made(step)
-    leaves = {n: made.leaf(n) for n in _first(values, lambda n: n in placed or n.op in ("lag", "window"))}
+    leaves = {n: made.leaf(n) for n in first_below(values, lambda n: n in placed or n.op in ("lag", "window"))}
     decls = [d for d in step.decls if d.role == "in"] + made.decls + [d for d in step.decls if d.role != "in"]
     return Context(replace(step.with_values(substitute(values, leaves)), decls=tuple(decls)), made.given)
-
-
-def _first(roots: list[Node], hit: Callable[[Node], bool]) -> list[Node]:
-    """The first nodes below `roots` that hit, on every way down."""
-    found, seen, stack = list[Node](), set[Node](), roots[::-1]
-    while stack:
-        n = stack.pop()
-        if n not in seen:
-            seen.add(n)
-            if hit(n):
-                found.append(n)
-            else:
-                stack.extend(reversed(n.args))
-    return found
 
 
 class _Made:

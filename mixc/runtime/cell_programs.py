@@ -7,8 +7,9 @@ from functools import cached_property
 
 from mixc.codegen.torch_cell import loop
 from mixc.codegen.torch_cell_plan import Carried, Loop, inside_loop
-from mixc.ir.node import ROW, Node, depends, postorder
-from mixc.ir.program import Program
+from mixc.codegen.torch_stages import ALIAS
+from mixc.ir.node import ROW, Node, depends, first_below, postorder
+from mixc.ir.program import Program, once_a_program
 from mixc.ir.ranges import proving
 from mixc.passes.cell import cell, products_outside
 from mixc.passes.context import exact_nodes
@@ -101,7 +102,8 @@ class Cell:
     def _half(self, p: Program, carried: list[Carried], saved: tuple[Node, ...], given: frozenset[Node]) -> Half:
         inside = set(inside_loop(p, [leaf for _, leaf, _ in carried], given))
         known = given | {nxt for _, _, nxt in carried}
-        behind = _first([r.value for r in p.results if r.role != "next"], inside, known)
+        behind = first_below([r.value for r in p.results if r.role != "next"],
+                             lambda n: n in inside and n.op not in ALIAS, known)
         wanted = list(dict.fromkeys([*behind, *(() if given else saved)]))
         with proving(self.lifted):
             made = loop(p, carried, wanted, given)
@@ -118,29 +120,4 @@ class Cell:
                     frozenset(n.attr("name") for n in order if n.op == "in"))
 
 
-def _first(roots: list[Node], stop: set[Node], known: frozenset[Node]) -> list[Node]:
-    """The first nodes of `stop` below `roots`, on every way down."""
-    found, seen, stack = list[Node](), set[Node](), list(roots)
-    while stack:
-        n = stack.pop()
-        if n in seen or n in known:
-            continue
-        seen.add(n)
-        if n in stop and n.op not in ("rename", "expand", "stop_gradient"):
-            found.append(n)
-        else:
-            stack.extend(n.args)
-    return found
-
-
-_known: dict[tuple[int, bool], tuple[Program, Cell]] = {}
-
-
-def compiled(step: Program, finite: bool) -> Cell:
-    """`Cell(step, finite)`, made once."""
-    found = _known.get((id(step), finite))
-    if found is None or found[0] is not step:
-        if len(_known) >= 256:
-            _known.clear()
-        found = _known[id(step), finite] = step, Cell(step, finite)
-    return found[1]
+compiled = once_a_program(Cell)

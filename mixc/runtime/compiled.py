@@ -10,27 +10,22 @@ from typing import Any
 from mixc.codegen.torch_fused import fused_segment
 from mixc.codegen.torch_program import Segment, needs_single, prepare, scans_matrix, segment
 from mixc.ir.node import COL, ROW, Node, make, postorder, substitute
-from mixc.ir.program import Program
+from mixc.ir.program import Program, once_a_program
 from mixc.passes.chunk import chunk
 from mixc.passes.classify import classify
 from mixc.passes.differentiate import differentiate
 from mixc.passes.merge import merge
 from mixc.runtime.keep import worth_keeping
 
-_known: dict[int, tuple[Program, Compiled]] = {}  # by id of a program, which the entry keeps alive
 _made: dict[object, Compiled] = {}  # by what a program says: a spec that is loaded again is not compiled again
 
 
+@once_a_program
 def compiled(step: Program) -> Compiled:
     """Of a program at level "step" whose states all have a chunk program."""
-    found = _known.get(id(step))
-    if found is None or found[0] is not step:
-        if len(_known) >= 256:
-            _known.clear()
-            _made.clear()
-        made = _made.setdefault((step.name, step.dims, step.decls, step.results), Compiled(step))
-        found = _known[id(step)] = step, made
-    return found[1]
+    if len(_made) >= 256:
+        _made.clear()
+    return _made.setdefault((step.name, step.dims, step.decls, step.results), Compiled(step))
 
 
 class Compiled:

@@ -13,29 +13,28 @@ import torch
 
 from mixc.ir.evaluate import Env, evaluate, heads
 from mixc.ir.node import Node, postorder
-from mixc.ir.program import Decl, Program
+from mixc.ir.program import Decl, Program, once_a_program
 from mixc.passes.context import Context, context, has_context, name_of
 from mixc.runtime.call import Call, counts_tokens, histories
 
 Tensor = torch.Tensor
 Results = tuple[dict[str, Tensor], dict[str, Tensor]]
-_known: dict[tuple[int, tuple[tuple[str, int], ...]], tuple[Program, Context | None]] = {}
 
 
 def context_of(step: Program, sizes: dict[str, int]) -> Context | None:
-    """`context(step)`, made once a step and sizes of windows; None where the step needs none."""
-    windows = {n.attr("dim") for n in _windows(step)}
-    key = id(step), tuple((d, s) for d, s in sizes.items() if d in windows)
-    found = _known.get(key)
-    if found is None or found[0] is not step:
-        if len(_known) >= 256:
-            _known.clear()
-        found = _known[key] = step, context(step, sizes) if has_context(step) else None
-    return found[1]
+    """`context(step)`; None where the step needs none."""
+    windows = _windows(step)
+    return _context(step, tuple((d, s) for d, s in sizes.items() if d in windows))
 
 
-def _windows(step: Program) -> list[Node]:
-    return [n for n in postorder(step.values()) if n.op == "window"]
+@once_a_program
+def _context(step: Program, sizes: tuple[tuple[str, int], ...]) -> Context | None:
+    return context(step, dict(sizes)) if has_context(step) else None
+
+
+@once_a_program
+def _windows(step: Program) -> set[str]:
+    return {n.attr("dim") for n in postorder(step.values()) if n.op == "window"}
 
 
 def run(call: Call, backend: Callable[[Call], Results]) -> Results:

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from mixc.ir.evaluate import Rule
 from mixc.ir.node import Node, depends, postorder
-from mixc.ir.program import Program
+from mixc.ir.program import Program, once_a_program
 from mixc.passes.context import exact_nodes
 from mixc.runtime.guarded import rules_for
 from mixc.runtime.risk import guarded_nodes
@@ -49,19 +49,8 @@ class Plan:
         return frozenset(self.loop) | {d.leaf() for d in self.program.states}
 
 
-_plans: dict[int, Plan] = {}  # by id of a program, which the plan keeps alive
-
-
+@once_a_program
 def plan_of(program: Program) -> Plan:
-    found = _plans.get(id(program))
-    if found is None:
-        if len(_plans) >= 256:
-            _plans.clear()
-        found = _plans[id(program)] = _plan(program)
-    return found
-
-
-def _plan(program: Program) -> Plan:
     outs = {d.name: program.result("out", d.name) for d in program.outs}
     states = {d.name: program.result("next", d.name) for d in program.states}
     inits = {d.name: d.init for d in program.states if d.init is not None}

@@ -7,23 +7,13 @@ from dataclasses import replace
 
 import torch
 
-from mixc.ir.program import Decl, Program
+from mixc.ir.program import Decl, once_a_program
 from mixc.passes.planes import out_kind, part_names, planes
 from mixc.runtime.call import Call
 
 Tensor = torch.Tensor
 Results = tuple[dict[str, Tensor], dict[str, Tensor]]
-_known: dict[int, tuple[Program, Program | None]] = {}
-
-
-def real_program(step: Program) -> Program | None:
-    """`planes(step)`, made once a step."""
-    found = _known.get(id(step))
-    if found is None or found[0] is not step:
-        if len(_known) >= 256:
-            _known.clear()
-        found = _known[id(step)] = step, planes(step)
-    return found[1]
+real_program = once_a_program(planes)
 
 
 def run(call: Call, backend: Callable[[Call], Results]) -> Results:
