@@ -15,6 +15,7 @@ from mixc.errors import InputError
 from mixc.ir.program import Decl, Program
 from mixc.runtime import checks
 from mixc.runtime.call import Call
+from mixc.runtime.describe import OPTION_DEFAULTS
 from mixc.runtime.options import initial, packed_lengths, token_mask
 from mixc.runtime.rows import rows
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from mixc.runtime.mixer import Mixer
 
 Tensor = torch.Tensor
-OPTIONS = ("initial_state", "output_final_state", "cu_seqlens", "mask", "reverse", "check", "backend")
+OPTIONS = tuple(OPTION_DEFAULTS)
 REAL = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 COMPLEX = (torch.complex64, torch.complex128)
 

@@ -192,11 +192,7 @@ class Mixer:
     @property
     def structural_consts(self) -> frozenset[str]:
         """The consts whose values shape the step: integer exponents, distances of lags, bounds of ranges."""
-        if isinstance(self._spec, Program):
-            return frozenset()
-        from mixc.frontend import structural_consts
-
-        return frozenset(structural_consts(self._spec))
+        return self.shaped_by[1]
 
     @property
     def notes(self) -> tuple[Diagnostic, ...]:
