@@ -34,6 +34,10 @@ def block_rows(step: Program, states: list[Decl]) -> list[Row] | None:
     dims = set(states[0].dims)
     if not 1 < len(states) <= MOST or any(set(s.dims) != dims or s.kind == "complex" for s in states):
         return None
+    return affine_rows(step, states)
+
+
+def affine_rows(step: Program, states: list[Decl]) -> list[Row] | None:
     walk = _Walk(step, states)
     rows = [walk.row(step.result("next", s.name)) for s in states]
     found = [r for r in rows if r is not None]
@@ -75,7 +79,7 @@ class _Walk:
         if n.op == "add":
             return self._join(a[0], a[1], plus)
         if n.op == "sub":
-            return self._join(a[0], a[1], lambda x, y: plus(x, times(number(-1), y)))
+            return self._join(a[0], a[1], _minus)
         if n.op == "where" and self.free(a[0]):
             return self._join(a[1], a[2], lambda x, y: x if x is y else where(a[0], x, y))
         return None
@@ -87,6 +91,10 @@ class _Walk:
     def _join(self, x: Node, y: Node, fn: Callable[[Node, Node], Node]) -> Row | None:
         r, s = self.row(x), self.row(y)
         return None if r is None or s is None else Row(tuple(map(fn, r.a, s.a)), fn(r.b, s.b))
+
+
+def _minus(a: Node, b: Node) -> Node:
+    return a if is_number(b, 0.0) else times(number(-1), b) if is_number(a, 0.0) else a - b
 
 
 def reason(states: list[Decl]) -> str:
@@ -113,17 +121,29 @@ class Block:
         return x if is_number(x, fill) else make("live", expand(self.lift(x), (ROW,)), fill=fill)
 
 
-class BlockState:
-    """One of them, with the interface of `passes.scan.ScanState`."""
+class Scanned:
+    """A state of form scan in a chunk program; `leaf`: as the chunk receives it."""
+
+    leaf: Node
+
+    def after(self) -> Node:
+        """The state after every row: [_t, dims...]."""
+        raise NotImplementedError
+
+    def before(self) -> Node:
+        """The state before every row."""
+        return previous(self.after(), self.leaf)
+
+    def next(self) -> Node:
+        """The state after the last row; rows that are no tokens have left it as it was."""
+        return at_edge(self.after(), last=True)
+
+
+class BlockState(Scanned):
+    """One of a block."""
 
     def __init__(self, block: Block, i: int):
-        self.block, self.i = block, i
+        self.block, self.i, self.leaf = block, i, block.states[i].leaf()
 
     def after(self) -> Node:
         return component(self.block.node(), self.i)
-
-    def before(self) -> Node:
-        return previous(self.after(), self.block.states[self.i].leaf())
-
-    def next(self) -> Node:
-        return at_edge(self.after(), last=True)

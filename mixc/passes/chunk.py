@@ -22,7 +22,7 @@ from mixc.ir.node import COL, ROW, Node, number
 from mixc.ir.program import Program, Result
 from mixc.ir.ranges import proving
 from mixc.passes.affine import Affine, AffineForms, Write
-from mixc.passes.block import Block, BlockState
+from mixc.passes.block import Block, BlockState, Scanned
 from mixc.passes.classify import classify, of_complex
 from mixc.passes.context import context, has_context
 from mixc.passes.coupled import Link, Transport, joined
@@ -323,7 +323,7 @@ class _Lift:
         roots = step.values()
         self.groups: dict[tuple[str, ...], _Group] = {}
         scans = {s for g in step.groups if g.form == "scan" for s in g.states}
-        self.scans: dict[str, ScanState | BlockState] = {}
+        self.scans: dict[str, Scanned] = {}
         for g in step.groups:
             if g.form == "scan" and len(g.states) == 1:
                 self.scans[g.states[0]] = ScanState(step, step.decl(g.states[0]), self)

@@ -3,8 +3,9 @@
 before: h = exp(g) * h + x                      one token
 after:  P = scan(exp(g), x, h0)                 [_t, D]; what a read above the update sees is previous(P, h0)
 
-`scan_form` walks the Step from the state to its next value and keeps a form a * h + b, or
-maximum(a + h, b) and its like (`mixc.ir.scans`), operation by operation; a and b do not read the state.
+`scan_form` walks the Step from the state to its next value and keeps a form a * h + b (`passes.block`, one state being
+a block of its own), or maximum(a + h, b) and its like (`mixc.ir.scans`), operation by operation; a and b do not read
+the state.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mixc.ir.build import expand, is_number, make, number, plus, times, where
-from mixc.ir.node import ROW, Node, depends
+from mixc.ir.build import expand, is_number, make, number, plus, times
+from mixc.ir.node import ROW, Node, depends, postorder
 from mixc.ir.program import Decl, Program
 from mixc.ir.ranges import bounds
-from mixc.ir.scans import COMBINES, at_edge, previous, scan
+from mixc.ir.scans import COMBINES, scan
+from mixc.passes.block import Scanned, affine_rows
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,9 @@ class ScanForm:
 
 def scan_form(step: Program, state: Decl) -> ScanForm | None:
     """The form of a state's update, or None.  Call inside `proving(step)`: factors of maxima must be >= 0."""
-    update = step.result("next", state.name)
+    update, rows = step.result("next", state.name), affine_rows(step, [state])
+    if rows is not None and state.leaf() in set(postorder([update])):
+        return ScanForm("affine", rows[0].a[0], rows[0].b)
     for combine, rules in _RULES.items():
         form = _Walk(step, state, combine, rules).form(update)
         if form is not None:
@@ -108,48 +112,6 @@ class _Walk:
 Rule = Callable[[_Walk, Node], "ScanForm | None"]
 
 
-# ---------------------------------------------------------------- a * h + b
-def _affine(w: _Walk, n: Node) -> ScanForm | None:
-    """Of an argument of a sum: a value without the state is 0 * h + b."""
-    return w.of(number(0), n) if w.free(n) else w.form(n)
-
-
-def _add(w: _Walk, n: Node) -> ScanForm | None:
-    x, y = (_affine(w, a) for a in n.args)
-    return None if x is None or y is None else w.of(plus(x.a, y.a), plus(x.b, y.b))
-
-
-def _sub(w: _Walk, n: Node) -> ScanForm | None:
-    x, y = (_affine(w, a) for a in n.args)
-    if x is None or y is None:
-        return None
-    minus = number(-1)
-    return w.of(plus(x.a, times(minus, y.a)), x.b - y.b if not is_number(y.b, 0.0) else x.b)
-
-
-def _neg(w: _Walk, n: Node) -> ScanForm | None:
-    x = w.form(n.args[0])
-    return x and w.of(times(number(-1), x.a), times(number(-1), x.b))
-
-
-def _mul(w: _Walk, n: Node) -> ScanForm | None:
-    found = w.sides(n)
-    return found and w.of(times(found[1], found[0].a), times(found[1], found[0].b))
-
-
-def _div(w: _Walk, n: Node) -> ScanForm | None:
-    x, c = w.form(n.args[0]), n.args[1]
-    return w.of(x.a / c, x.b if is_number(x.b, 0.0) else x.b / c) if x and w.free(c) else None
-
-
-def _where(w: _Walk, n: Node) -> ScanForm | None:
-    cond, *sides = n.args
-    x, y = (_affine(w, a) for a in sides)
-    if not w.free(cond) or x is None or y is None:
-        return None
-    return w.of(*(p if p is q else where(cond, p, q) for p, q in ((x.a, y.a), (x.b, y.b))))
-
-
 def _same(w: _Walk, n: Node) -> ScanForm | None:
     return w.form(n.args[0]) if set(n.dims) == set(n.args[0].dims) else None
 
@@ -210,7 +172,6 @@ def _tropical(op: str, times: bool) -> dict[str, Rule]:
 
 
 _RULES: dict[str, dict[str, Rule]] = {
-    "affine": {"add": _add, "sub": _sub, "neg": _neg, "mul": _mul, "div": _div, "where": _where, "expand": _same},
     "max+": _tropical("maximum", False),
     "min+": _tropical("minimum", False),
     "maxx": _tropical("maximum", True),
@@ -269,7 +230,7 @@ def _factor(a: Node, product: Node) -> bool:
 
 
 # ---------------------------------------------------------------- Step -> Chunk
-class ScanState:
+class ScanState(Scanned):
     """One state of form scan in a chunk program.
 
     Args:
@@ -280,7 +241,7 @@ class ScanState:
         form = scan_form(step, decl)
         assert form is not None
         combine = COMBINES[form.combine]
-        self.decl, self.form, self.lift = decl, form, lift
+        self.decl, self.leaf, self.form, self.lift = decl, decl.leaf(), form, lift
         self.keep, self.nothing = combine.keep, combine.nothing
         self.rows: Node | None = None
 
@@ -290,13 +251,5 @@ class ScanState:
             a, b = self.lift(self.form.a), self.lift(self.form.b)
             a = make("live", expand(a, (ROW,)), fill=self.keep) if not is_number(a, self.keep) else a
             b = make("live", expand(b, (ROW,)), fill=self.nothing)
-            self.rows = scan(self.form.combine, a, b, self.decl.leaf(), self.decl.dims)
+            self.rows = scan(self.form.combine, a, b, self.leaf, self.decl.dims)
         return self.rows
-
-    def before(self) -> Node:
-        """The state before every row."""
-        return previous(self.after(), self.decl.leaf())
-
-    def next(self) -> Node:
-        """The state after the last row; rows that are no tokens have left it as it was."""
-        return at_edge(self.after(), last=True)
