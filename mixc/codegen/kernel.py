@@ -22,10 +22,14 @@ from mixc.ir.launch import Launch, Store
 from mixc.ir.node import COL, ROW, Node, postorder
 from mixc.ir.program import Decl
 
+WARPS = "_w"  # among the dims of a tile: as many copies as there are warps
+
 
 @dataclass
 class Kernel:
-    """The text of one kernel, and what its caller must pass, in order."""
+    """The text of one kernel, and what its caller must pass, in order. `alive`: at every statement that makes or reads a
+    matrix, the tiles that are there, and the parts of a register that a number takes; with WARPS the left side of a
+    product whose rows are tokens: with few rows every warp has all."""
 
     launch: Launch
     text: str
@@ -37,15 +41,6 @@ class Kernel:
     alive: list[list[tuple[tuple[str, ...], float]]] = field(default_factory=list)
     vectors: int = 0  # alive at once, at most
     turned: str = ""  # the dim of which a program takes TURNS blocks one after the other
-
-    @property
-    def replayed(self) -> list[Node]:
-        """What it forms again for every earlier chunk of a segment."""
-        return list(postorder(self.launch.replay))
-
-    def peak(self, sizes: Mapping[str, int]) -> float:
-        """32-bit registers of the matrices that are alive at once, by the sizes of blocks (rows: "_t")."""
-        return max((sum(numbers(dims, sizes) * part for dims, part in tiles) for tiles in self.alive), default=0.0)
 
 
 # names that a kernel's text uses itself; a user's name that equals one gets an underscore
@@ -216,7 +211,11 @@ class KernelWriter:
             """The factors of four levels, and what they multiply."""
             return 6.0 * numbers(n.args[2].dims, _NOMINAL) if n.op == "span_contract" else 0.0
         found = schedule(roots, held, lambda n: part(n) * numbers(n.dims, _NOMINAL), tiles.grouped, kept, within)
-        self.alive += [[(n.dims, part(n)) for n in tiles] for tiles in found.alive]
+        placed = {*found.statements, *held}
+        for n, there in found.alive:
+            formed = [n, *(x for x in postorder(n.args, placed) if x not in placed)]
+            lefts = {left.dims for x in formed if (left := tiles.rows_of_tokens(x))}
+            self.alive.append([(m.dims, part(m)) for m in there] + [((*dims, WARPS), 0.5) for dims in sorted(lefts)])
         self.vectors = max(self.vectors, found.vectors)
         return found.statements
 

@@ -25,11 +25,11 @@ def source(node: Node) -> Node:
 
 @dataclass(frozen=True)
 class Order:
-    """Statements in order, the tiles that are alive at each that makes or reads a matrix, and the most vectors that are
-    alive at once."""
+    """Statements in order, each that makes or reads a matrix with the tiles that are alive then, and the most vectors
+    that are alive at once."""
 
     statements: list[Node]
-    alive: list[tuple[Node, ...]]
+    alive: list[tuple[Node, tuple[Node, ...]]]
     vectors: int
 
 
@@ -51,8 +51,9 @@ def schedule(roots: list[Node], held: set[Node], size: Callable[[Node], float],
     big = [n for n in order if n.args and n not in held and (size(n) >= 1 or any(size(a) >= 1 for a in needs[n]))]
     problem = _Problem(big, needs, held, size, {source(k) for k in kept}, within)
     path = problem.search()
-    statements = _with_the_rest([big[i] for i in path], order, needs, held, roots)
-    return Order(statements, problem.alive(path), _vectors(statements, needs))
+    made = [big[i] for i in path]
+    statements = _with_the_rest(made, order, needs, held, roots)
+    return Order(statements, list(zip(made, problem.alive(path), strict=True)), _vectors(statements, needs))
 
 
 def _vectors(statements: list[Node], needs: dict[Node, set[Node]]) -> int:

@@ -348,6 +348,13 @@ class Tiles:
                 raise refuse("a contraction over four axes", node)
         return self.summed_code(f"{_paren(self.cleaned(a, over), 'mul', 0)} * {_paren(self.cleaned(b, over), 'mul', 1)}", over, summed)
 
+    def rows_of_tokens(self, node: Node) -> Node | None:
+        """The left side of a product of matrices, if its rows are tokens."""
+        if node.op != "contract" or not dot_axes(node):
+            return None
+        rows = self.order(node)[0]
+        return next(a for a in node.args if rows in a.dims) if rows in (ROW, COL, "_u") else None
+
     def _dot(self, node: Node, order: tuple[str, ...], plus: str = "") -> str:
         """The product of two matrices, its axes in `order`."""
         a, b = node.args
