@@ -49,8 +49,7 @@ class CellModule(Module):
             s = state[k]
             dtype = "torch.float32" if s in self.made.exact else self._out_dtype()
             lines.append(f"{k} = torch.empty({_shape('B, T, H', self.p.decl(s).dims)}, dtype={dtype}, device=device) if keep else None")
-        return [*lines, *(f"{s}_first = ({s}_initial if has_initial else torch.zeros_like({s}_final)) if keep else None"
-                          for s in self.starts)]
+        return [*lines, *(f"{s}_first = {s}_initial if has_initial and keep else None" for s in self.starts)]
 
     def _argument(self, a: str, kernel: Kernel) -> str:
         if a.endswith("_kept") and a[:-5] in self.starts:
@@ -84,20 +83,31 @@ class CellModule(Module):
         read = [d for d in self.weights if safe(d.name) in kernel.loads]
         each = " + ".join(f"on_chip({safe(d.name)}, {', '.join('B' + n for n in d.dims)})" for d in read)
         each = f"({each}) * 2" if kernel.launch.reverse else each
-        return [f"HELD={each} <= room(device)"] if read else []
+        started = [f"STARTED={self.starts[0]}_first is not None"] if "STARTED" in kernel.constexprs else []
+        return [*started, *([f"HELD={each} <= room(device)"] if read else [])]
 
     def _product_lines(self) -> list[str]:
         state = {k: s for s, k in self.made.kept.items()}
         lines = []
         for i, ((right, before, _), lefts) in enumerate(self._groups().items()):
             first = f"{state[right]}_first" if before else "None"
-            lines.append(f"products{i} = summed_rows{len(lefts)}(({', '.join(lefts)},), {right}, {first}, seqs, {before})")
+            lines.append(f"products{i} = summed_rows{len(lefts)}(({', '.join(lefts)},), {right}, {first}, seqs, {before}, "
+                         f"{self._dtype_of_products(right, before)})")
         return lines
+
+    def _dtype_of_products(self, right: str, before: bool) -> str:
+        """That of the gradients, where each is one of the products, of all heads."""
+        mine = {p.param for p in self.made.products if (p.right, p.before) == (right, before)}
+        if any(f"d{m}" in self.partial or sum(p.param == m for p in self.made.products) > 1 for m in mine):
+            return "torch.float32"
+        names = [safe(d.name) for d in self.p.params if d.name in mine]
+        alone = " and ".join([*(f"{n}.shape[0] == H" for n in names), *(f"{n}.dtype == {names[0]}.dtype" for n in names[1:])])
+        return f"{names[0]}.dtype if {alone} else torch.float32"
 
     def _param_gradient(self, d: Decl) -> str:
         terms = [f"d{d.name}.sum(0)"] if f"d{d.name}" in self.partial else []
         for i, (key, lefts) in enumerate(self._groups().items()):
             for p in self.made.products:
                 if p.param == d.name and key[:2] == (p.right, p.before) and p.left in lefts:
-                    terms.append(f"products{i}[:, {lefts.index(p.left)}]{'.mT' if p.transposed else ''}")
+                    terms.append(f"products{i}[{lefts.index(p.left)}]{'.mT' if p.transposed else ''}")
         return " + ".join(terms)

@@ -64,9 +64,24 @@ def heads_of(x, H):
     return x if x.shape[0] == H else x.repeat_interleave(H // x.shape[0], 0)
 
 
-def merged(parts):
+@triton.jit(do_not_specialize=["parts", "N"])
+def add_parts(parts_ptr, out_ptr, parts, N, BLOCK: tl.constexpr):
+    """out [N]: the sum of parts [parts, N], formed in fp32."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros([BLOCK], tl.float32)
+    for part in range(0, parts):
+        total += tl.load(parts_ptr + tl.cast(part, tl.int64) * N + at, mask=at < N, other=0.0)
+    tl.store(out_ptr + at, total, mask=at < N)
+
+
+def merged(parts, dtype=torch.float32):
     """The sum of what the programs of one head found, each over its own block of a dim."""
-    return parts[0] if parts.shape[0] == 1 else parts.sum(0)
+    if parts.shape[0] == 1:
+        return parts[0]
+    out = torch.empty(parts.shape[1:], dtype=dtype, device=parts.device)
+    if out.numel() > 0:
+        add_parts[(triton.cdiv(out.numel(), 1024),)](parts, out, parts.shape[0], out.numel(), BLOCK=1024)
+    return out
 
 
 def over_group(grad, like, axis):

@@ -51,8 +51,8 @@ RESERVED = frozenset([
     "token", "starts", "lengths", "segment_at", "first_segment", "past", "past_row", "i", "SIGN", "RAGGED", "SEGMENT", "KEEP", "HAS_INITIAL",
     "STORE_FINAL", "OPERAND", "PRECISION", "STAGES", "print", "range", "float", "int", "min", "max", "abs", "any",
     "ctx", "seqs", "device", "count", "tile", "keep", "bound", "has_initial", "has_final", "parts", "initial",
-    "lane", "there", "group", "longest", "late", "begin", "some", "segment", "weights", "HELD",
-    "torch", "math", "os", "run", "block", "operand", "precision", "merged", "over_group", "features_packed", "registers", "through",
+    "lane", "there", "group", "longest", "late", "begin", "some", "segment", "weights", "HELD", "STARTED",
+    "torch", "math", "os", "run", "block", "operand", "precision", "merged", "add_parts", "over_group", "features_packed", "registers", "through",
     *FUNCTIONS, "Sequences", "FORWARD", "BACKWARD", "INTERPRETED",
 ])
 

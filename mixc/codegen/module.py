@@ -283,7 +283,7 @@ class Module:
                       f"else d{s.name}_final.contiguous()"]
         lines += self._gradient_buffers()
         lines += self._launch(self._backward, "BACKWARD")
-        grads = [f"over_group({self._summed('d' + d.name, d.dims)}, {safe(d.name)}, 2)" for d in self.p.ins]
+        grads = [f"over_group({self._summed('d' + d.name, d.dims, safe(d.name))}, {safe(d.name)}, 2)" for d in self.p.ins]
         grads += [f"over_group({self._param_gradient(d)}, {safe(d.name)}, 0)" for d in self.p.params]
         grads += [f"{self._summed(f'd{s.name}_initial', s.dims)} if ctx.has_initial[{i}] else None"
                   for i, s in enumerate(self.states)]
@@ -298,8 +298,9 @@ class Module:
         found = [f"parts_{d}" for d in self.bwd.launch.partial_over(dims)]
         return f"{' * '.join(found)}, " if found else ""
 
-    def _summed(self, name: str, dims: tuple[str, ...]) -> str:
-        return f"merged({name})" if self._parts(dims) else name
+    def _summed(self, name: str, dims: tuple[str, ...], like: str = "") -> str:
+        dtype = f", {like}.dtype if {like}.shape[2] == H else torch.float32" if like else ""
+        return f"merged({name}{dtype})" if self._parts(dims) else name
 
     def _gradient_buffers(self) -> list[str]:
         """Gradients of the ins a row a token and head, of the params one a sequence and head."""

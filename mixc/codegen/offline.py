@@ -92,7 +92,7 @@ def job_of(path: str, kernel: Kernel, sizes: dict[str, int], blocks: dict[str, i
     Args:
         sizes: of every dim the kernel names; blocks: their blocks. dtype: of the tensors."""
     given: dict[str, Any] = {**sizes, "C": C, **{f"B{d}": blocks[d] for d in sizes}, "TURNS": turns, "SIGN": 1, "RAGGED": False,
-                             "KEEP": keep, "HELD": held, "SEGMENT": segment, "HAS_INITIAL": False, "STORE_FINAL": False, "OPERAND": dtype,
+                             "KEEP": keep, "HELD": held, "STARTED": False, "SEGMENT": segment, "HAS_INITIAL": False, "STORE_FINAL": False, "OPERAND": dtype,
                              "PRECISION": "ieee" if not target.startswith("sm_") else "tf32" if dtype != "fp32" else "tf32x3",
                              "STAGES": stages}
     types = signature(kernel, dtype)

@@ -79,9 +79,9 @@ class CellWriter(KernelWriter):
         """The state before the token: as the forward left it after the token before, or the initial one."""
         name, dims = node.attr("name"), tuple(d for d in node.dims if d != ROW)
         earlier = self._at(f"{name}_kept", self._row_stride(dims), dims, "(row - SIGN)")
-        self.body += [f"{safe(name)} = tl.where(row_at > 0, tl.load({earlier}, mask={self._masked(dims, 'later')}, "
-                      "other=0.0).to(tl.float32),",
-                      f"    tl.load({self._state_at(f'{name}_first', dims)}, mask={self._masked(dims, 'starting')}, other=0.0))"]
+        first = f"tl.load({self._state_at(f'{name}_first', dims)}, mask={self._masked(dims, 'starting')}, other=0.0)"
+        self.body += [f"{safe(name)} = tl.load({earlier}, mask={self._masked(dims, 'later')}, other=0.0).to(tl.float32)",
+                      f"if STARTED:\n    {safe(name)} = tl.where(row_at > 0, {safe(name)}, {first})"]
         return safe(name)
 
     def _state_at(self, pointer: str, dims: tuple[str, ...]) -> str:
@@ -123,7 +123,8 @@ class CellWriter(KernelWriter):
 
     def _keeping(self) -> list[str]:
         keep = not self.launch.reverse and any(s.result == "save" for s in self.launch.stores)
-        return ["KEEP"] * keep + ["HELD"] * self.weights
+        started = self.launch.reverse and bool(self.launch.starts)
+        return ["KEEP"] * keep + ["HELD"] * self.weights + ["STARTED"] * started
 
     def _kept_arguments(self) -> list[str]:
         """Where the states are kept, and the initial ones."""
@@ -248,9 +249,10 @@ def product_text(count: int) -> str:
 @triton.jit(do_not_specialize=["T", "count"])
 def row_products{count}({each("a#_ptr", ", ")}, b_ptr, first_ptr, out_ptr, starts, lengths, count, T, H,
                   M: tl.constexpr, N: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, C: tl.constexpr, SIGN: tl.constexpr,
-                  RAGGED: tl.constexpr, BEFORE: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
-    """out [parts, H, {count}, M, N]: sums over the tokens of every parts-th sequence of a row [M] times b's row [N]; BEFORE:
-    times b's row of the token before, and `first` at the first token."""
+                  RAGGED: tl.constexpr, BEFORE: tl.constexpr, STARTED: tl.constexpr, OPERAND: tl.constexpr,
+                  PRECISION: tl.constexpr):
+    """out [parts, {count}, H, M, N]: sums over the tokens of every parts-th sequence of a row [M] times b's row [N]; BEFORE:
+    times b's row of the token before, and (STARTED) `first` at the first token."""
     pid = tl.program_id(0)
     in_N, pid = pid % tl.cdiv(N, BN) * BN + tl.arange(0, BN), pid // tl.cdiv(N, BN)
     in_M, pid = pid % tl.cdiv(M, BM) * BM + tl.arange(0, BM), pid // tl.cdiv(M, BM)
@@ -270,33 +272,34 @@ def row_products{count}({each("a#_ptr", ", ")}, b_ptr, first_ptr, out_ptr, start
             row = ((first + at.to(tl.int64) * SIGN) * H + head)[:, None]
             live = (at < length)[:, None]
             if BEFORE:
-                start = tl.load(first_ptr + (seq * H + head) * N + in_N[None, :] + at[:, None] * 0,
-                                mask=live & (at == 0)[:, None] & (in_N < N)[None, :], other=0.0)
                 b = tl.load(b_ptr + (row - SIGN * H) * N + in_N[None, :],
                             mask=live & (at > 0)[:, None] & (in_N < N)[None, :], other=0.0)
-                b = tl.where((at == 0)[:, None], start.to(b.dtype), b)
+                if STARTED:
+                    start = tl.load(first_ptr + (seq * H + head) * N + in_N[None, :] + at[:, None] * 0,
+                                    mask=live & (at == 0)[:, None] & (in_N < N)[None, :], other=0.0)
+                    b = tl.where((at == 0)[:, None], start.to(b.dtype), b)
             else:
                 b = tl.load(b_ptr + row * N + in_N[None, :], mask=live & (in_N < N)[None, :], other=0.0)
             offset, inner = row * M + in_M[None, :], live & (in_M < M)[None, :]
 {each("            total# = dot(tl.trans(tl.load(a#_ptr + offset, mask=inner, other=0.0)), b, OPERAND, PRECISION, total#)")}
-    out_ptr += (part * H + head) * ({count} * M * N)
+    out_ptr += (part * ({count} * H) + head) * (M * N)
     inner = (in_M < M)[:, None] & (in_N < N)[None, :]
-{each("    tl.store(out_ptr + # * M * N + in_M[:, None] * N + in_N[None, :], total#, mask=inner)")}
+{each("    tl.store(out_ptr + # * H * M * N + in_M[:, None] * N + in_N[None, :], total#, mask=inner)")}
 
 
-def summed_rows{count}(a, b, first, seqs, before):
-    """[H, {count}, M, N]: for each of a the sum over all tokens of its rows [B, T, H, M] times those of b [B, T, H, N].
+def summed_rows{count}(a, b, first, seqs, before, dtype):
+    """[{count}, H, M, N]: for each of a the sum over all tokens of its rows [B, T, H, M] times those of b [B, T, H, N].
 
     Sequences are divided among parts as long as that costs few bytes."""
     B, T, H, M = a[0].shape
     N = b.shape[-1]
     BM, BN = block(M, 64), block(N, 64)
     cells = H * triton.cdiv(M, BM) * triton.cdiv(N, BN)
-    parts = max(1, min(seqs.count, triton.cdiv(264, cells), B * T * (M + N) // (64 * M * N)))
-    out = torch.empty(parts, H, {count}, M, N, dtype=torch.float32, device=b.device)
+    parts = max(1, min(seqs.count, triton.cdiv(264, cells), B * T * (M + N) // (128 * M * N)))
+    out = torch.empty(parts, {count}, H, M, N, dtype=dtype if parts == 1 else torch.float32, device=b.device)
     row_products{count}[(parts * cells,)](
         *a, b, first, out, seqs.starts, seqs.lengths, seqs.count, T, H, M=M, N=N, BM=BM, BN=BN,
-        C=128 // b.element_size(), SIGN=seqs.sign, RAGGED=seqs.ragged, BEFORE=before, OPERAND=operand(b.dtype),
-        PRECISION=precision(b.dtype), num_warps=8, num_stages=2)
-    return merged(out)
+        C=128 // b.element_size(), SIGN=seqs.sign, RAGGED=seqs.ragged, BEFORE=before, STARTED=first is not None,
+        OPERAND=operand(b.dtype), PRECISION=precision(b.dtype), num_warps=8, num_stages=2)
+    return merged(out, dtype)
 '''
