@@ -88,6 +88,34 @@ def test_the_emitted_module_has_the_names_of_its_spec():
         made.m(**{**x, "dk": x["dk"][0]})
 
 
+BY_TOKENS = {
+    "a vector": """mixer m(C, D = C) {
+    in x[C], dh[C]
+    const seq = 0.5
+    param R[C, D], dx[C]
+    state h[C]
+    h = tanh(x + seq * dh + R @ h[D] + dx)
+    out rows[C] = h
+}
+""",
+    "a matrix": """mixer m(K, C) {
+    in q[K], k[K], dk[C], rows where rows <= 0
+    state S[K, C], dS[C]
+    S = exp(rows) * S + k * tanh(dk + k @ S)
+    dS = 0.5 * dS + tanh(q @ S + dS)
+    out o[C] = q @ S + dS
+}
+"""}
+
+
+@pytest.mark.parametrize("state", BY_TOKENS)
+@pytest.mark.filterwarnings("ignore:note")
+def test_kernels_that_run_token_by_token(state):
+    cell = dict(length=9, size=3, heads="2/2", gates=1.0, dtype=torch.float32, rows="mask", start=True)
+    bad = [str(f) for f in cells.compare(mixc.loads(BY_TOKENS[state]), cell, "triton") if not f.ok]
+    assert not bad, "; ".join(bad)
+
+
 def test_costs_and_tiles_are_told_in_the_names_of_the_spec():
     mixer = mixc.loads(CLASH)
     assert "C_" in mixer.explain()
