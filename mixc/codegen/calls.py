@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from mixc.codegen.scalars import python_text
 from mixc.ir.node import postorder
 from mixc.ir.program import Decl, Program, Range
+from mixc.passes.planes import out_kind, part_names
 
 HOST = '''
 
@@ -112,6 +113,30 @@ def in_range(name, of, values, low, high, words):
             raise ValueError(f"`{name}`: expected {words}, got {of} outside")
 '''
 
+PLANES = '''
+
+def planes(given):
+    """Complex tensors by the names of their real and imaginary parts."""
+    found = {}
+    for name, x in (given or {}).items():
+        if name in PLANES:
+            found |= dict(zip(PLANES[name], (x.real, x.imag) if x.is_complex() else (x, torch.zeros_like(x))))
+        else:
+            found[name] = x
+    return found
+
+
+def joined(names, found):
+    """The same back, in the order of names."""
+    return {n: torch.complex(*(found[part].float() for part in PLANES[n])) if n in PLANES else found[n] for n in names}
+'''
+
+
+def parts_of(p: Program) -> dict[str, tuple[str, str]]:
+    """Of what is complex, the names of the real and imaginary parts."""
+    complex_ = [d.name for d in p.decls if "complex" in (d.kind, out_kind(p, d) if d.role == "out" else "")]
+    return {n: part_names(p, n) for n in complex_}
+
 
 def tables(p: Program) -> list[str]:
     """INS, PARAMS and STATES: the axes of every tensor behind B, T, H; names of one size; fixed sizes."""
@@ -141,7 +166,8 @@ def _of(d: Decl, r: Range) -> str:
 
 
 def _values(d: Decl, r: Range) -> str:
-    x = f"tensors[{d.name!r}].detach().float()"
+    x = f"tensors[{d.name!r}].detach().float()" if d.kind != "complex" else \
+        f"joined([{d.name!r}], tensors)[{d.name!r}].detach()"
     if r.of == "norm":
         return f"torch.linalg.vector_norm({x}, dim={tuple(d.dims.index(n) - len(d.dims) for n in r.over)!r})"
     return x + (".abs()" if r.of == "abs" else "")
@@ -164,28 +190,43 @@ def _limit(bound: object, r: Range, sign: int) -> str:
 
 def call_lines(p: Program) -> list[str]:
     """NAME and NAME_step."""
+    parts, states = parts_of(p), [s.name for s in p.states]
     tensors = [d.name for d in (*p.ins, *p.params)]
     consts = [c.name for c in p.consts]
-    given = "{" + ", ".join(f"{n!r}: {n}" for n in tensors) + "}"
+    given, start, back = "{" + ", ".join(f"{n!r}: {n}" for n in tensors) + "}", "initial_state", list[str]()
+    if parts:
+        given, start = f"planes({given})", f"planes({_by_name(p)})"
+        inner = [part for o in p.outs for part in parts.get(o.name, (o.name,))]
+        back = [f"    _outs = tuple(joined({[o.name for o in p.outs]!r}, dict(zip({inner!r}, _outs))).values())",
+                f"    _final = _final and joined({states!r}, _final)"]
     passed = "{" + ", ".join(f"{c!r}: {c}" for c in consts) + "}"
     keywords = "".join(f"{c}=None, " for c in consts)
     single = len(p.outs) == 1
     pad = " " * (5 + len(p.name))
     several = [] if single else [f"Outs = collections.namedtuple('{p.name}_outs', {[o.name for o in p.outs]!r})", "", ""]
     result = "_outs[0]" if single else "Outs(*_outs)"
-    return [*several,
+    split = [PLANES, f"PLANES = {parts!r}", "", ""] if parts else []
+    return [*split, *several,
             f"def {p.name}({', '.join(tensors)}, *, {keywords}initial_state=None, output_final_state=False,",
             f"{pad}cu_seqlens=None, mask=None, reverse=False, check=False):",
             *_doc(p),
-            f"    _outs, _final = called({given}, {passed}, initial_state,",
+            f"    _outs, _final = called({given}, {passed}, {start},",
             "                           output_final_state, cu_seqlens, mask, reverse, check)",
+            *back,
             f"    return {result}, _final", "", "",
             f"def {p.name}_step(state, {', '.join(tensors)}{''.join(', ' + c + '=None' for c in consts)}):",
             '    """One token: tensors without the axis T; state None starts afresh. The out, and the next state."""',
             *(f"    {d.name} = {d.name}.unsqueeze(1)" for d in p.ins),
-            f"    _outs, _next = called({given}, {passed}, state, True, None, None, False, False)",
+            f"    _outs, _next = called({given}, {passed}, {start.replace('initial_state', 'state')}, True, None, None, False, False)",
+            *(line.replace("_final", "_next") for line in back),
             "    _outs = [y.squeeze(1) for y in _outs]",
             f"    return {result}, _next"]
+
+
+def _by_name(p: Program) -> str:
+    """What is given as `initial_state`, by name: of an only state it may be the tensor."""
+    only = [s.name for s in p.states]
+    return "initial_state" if len(only) > 1 else f"{{{only[0]!r}: initial_state}} if torch.is_tensor(initial_state) else initial_state"
 
 
 def _doc(p: Program) -> list[str]:

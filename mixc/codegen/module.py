@@ -72,9 +72,9 @@ class Module:
         return self._in_turns[tile.turned]
 
     # ------------------------------------------------------------ text
-    def text(self, config: Config) -> str:
-        """The file, its launches with the sizes of `config`."""
-        self.config = config.named(self.own)
+    def text(self, config: Config, public: Program | None = None) -> str:
+        """The file, its launches with the sizes of `config`; `public`: the step of complex values whose parts these are."""
+        self.config, self.public = config.named(self.own), public or self.spec
         token = [self.token.text, "\n\n"] if self.token else []
         kernels = [self.fwd.text, "\n\n", *token, self._backward.text, "\n\n"]
         angles = ATAN2 if any("atan2(" in k for k in kernels) else ""
@@ -320,7 +320,7 @@ class Module:
     # ------------------------------------------------------------ what a user calls
     def _calls(self) -> str:
         own = [safe(d.name) for d in self._tensors()]
-        return "\n".join([*self._run(own), "", "", *range_check(self.spec), "", "", *call_lines(self.spec)])
+        return "\n".join([*self._run(own), "", "", *range_check(self.public), "", "", *call_lines(self.public)])
 
     def _run(self, names: list[str]) -> list[str]:
         """The same for programs: outs always a tuple, sequences as (first row, length)."""

@@ -63,8 +63,9 @@ def emit(step: Program, target: str = "h100", shape: Mapping[str, int] | None = 
     Args:
         target: of `mixc targets`. shape: B, T, H and dims that the tiles are for (not named: 8, 4096, 16 and 64).
         config: these sizes instead of those that the model chooses."""
-    made = kernels(step)
-    return made.text(config or default_config(step, target, shape or {}, dtype))
+    real = planes(step) if is_complex(step) else None
+    config = config or default_config(real or step, target, shape or {}, dtype)
+    return kernels(real or step).text(config, step)
 
 
 @lru_cache(maxsize=64)

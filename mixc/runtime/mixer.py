@@ -12,7 +12,6 @@ import torch
 from mixc.errors import Diagnostic, InputError, Source, SpecError
 from mixc.ir.program import Program
 from mixc.passes.context import has_context
-from mixc.passes.planes import is_complex
 from mixc.runtime import arguments, backends, checks, describe, library, quick
 from mixc.runtime.call import Call, histories
 
@@ -220,8 +219,8 @@ class Mixer:
             raise SpecError(Diagnostic("MX312", str(error.args[0]))) from None
         if not backends.has_chunk_program(self):
             raise backends.no_kernels(self)
-        if has_context(self.declared) or is_complex(self.declared):
-            raise SpecError(Diagnostic("MX310", "a module with lags, positions or complex values is not emitted yet",
+        if has_context(self.declared):
+            raise SpecError(Diagnostic("MX310", "a module with lags or positions is not emitted yet",
                                        help='backend="triton" runs its kernels'))
         if isinstance(config, (str, Path)):
             from mixc.autotune.tuned import read

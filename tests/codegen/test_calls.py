@@ -115,3 +115,26 @@ def test_text_is_deterministic():
     found = {subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
                             env={**os.environ, "PYTHONHASHSEED": seed}).stdout for seed in "12"}
     assert len(found) == 1 and len(found.pop()) == 65
+
+
+@pytest.mark.parametrize("given", [{}, {"mask": torch.arange(40).view(2, 20) % 3 > 0}, {"reverse": True}], ids=str)
+def test_complex_values_go_as_two_real_ones(given):
+    """By their own names all the same, states and gradients too; `check` looks at their modulus."""
+    from mixc.runtime.draw import draw
+
+    mixer, (run, step) = mixc.load("lru"), emitted("lru")
+    x = draw(mixer.declared, B=2, T=20, H=2, sizes={"D": 5, "N": 3})
+    start = {"x": torch.randn(2, 2, 3, dtype=torch.complex64)}
+    found = []
+    for f, more in ((mixer, {"backend": "reference"}), (run, {})):
+        leaves = {n: t.clone().requires_grad_() for n, t in (*x.items(), *start.items())}
+        state = {"x": leaves.pop("x")}
+        o, final = f(**leaves, initial_state=state, output_final_state=True, check=True, **given, **more)
+        (o.sum() + final["x"].abs().square().sum()).backward()
+        found.append([o, final["x"], *(t.grad for t in leaves.values()), state["x"].grad])
+    for want, got in zip(*found, strict=True):
+        assert want.is_complex() == got.is_complex()
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    params = {d.name: x[d.name] for d in mixer.declared.params}
+    first, _ = step(start["x"], x["u"][:, 0], **params)
+    torch.testing.assert_close(first, mixer.step(start, x["u"][:, 0], **params)[0], rtol=1e-4, atol=1e-4)
