@@ -82,9 +82,10 @@ def solver(names: list[str]) -> dict[str, Any]:
     whole, searched = [], []
     for s in schedules(names, (64, 128)).values():
         for launch in s.spaces.values():
-            for space, _, costs in launch.spaces:
-                whole.append(cpu(lambda space=space, costs=costs: next(space.best(costs.time), None))[0])
-                searched.append(cpu(lambda space=space, costs=costs: next(space.searched(costs.time), None))[0])
+            for space, terms in launch.spaces:
+                cost = terms.estimated.time
+                whole.append(cpu(lambda space=space, cost=cost: next(space.best(cost), None))[0])
+                searched.append(cpu(lambda space=space, cost=cost: next(space.searched(cost), None))[0])
     print(f"spaces of launches: {len(whole)}, median {statistics.median(whole) * 1e3:.1f} ms tried out whole, "
           f"{statistics.median(searched) * 1e3:.1f} ms by search, slowest {max(whole) * 1e3:.1f} and "
           f"{max(searched) * 1e3:.1f} ms")
@@ -142,10 +143,9 @@ def counts(names: list[str], meter: Path) -> dict[str, Any]:
             if count is None:
                 print(f"{name:30} {launch}: not launched?")
                 continue
-            _, model, costs = next(x for x in s.spaces[launch].spaces
-                                   if c.tile.chunk in (x[0].domains["C"].values or ()))
+            _, terms = next(x for x in s.spaces[launch].spaces if c.tile.chunk in (x[0].domains["C"].values or ()))
             point = point_of(c)
-            ours = float(model.bytes().evaluate(point)), float(costs.flops.evaluate(point))
+            ours = float(terms.bytes().evaluate(point)), float(terms.flops().evaluate(point))
             theirs = ((count["load_unique"] + count["store_unique"]) * scale, sum(count["dot_flops"].values()) * scale)
             ratio = [a / b if b else 1.0 if not a else float("inf") for a, b in zip(ours, theirs, strict=True)]
             found[f"{name} {launch}"] = ratio

@@ -20,9 +20,10 @@ EXACT = 2.0 ** 53
 Column = np.ndarray | float
 
 
-def by_cost(domains: Mapping[str, Domain], constraints: list[Constraint], cost: Term
+def by_cost(domains: Mapping[str, Domain], constraints: list[Constraint], cost: Callable[[], Term]
             ) -> Iterator[tuple[float, dict[str, int]]] | None:
-    """(cost, solution) by ascending cost; None if there are too many points, or numbers too large to be exact."""
+    """(cost, solution) by ascending cost, which is asked for only where there is a solution; None if there are too many
+    points, or numbers too large to be exact."""
     values = [d.values for d in domains.values()]
     if any(v is None for v in values) or math.prod(len(v) for v in values if v) > LIMIT:
         return None
@@ -32,10 +33,12 @@ def by_cost(domains: Mapping[str, Domain], constraints: list[Constraint], cost: 
     with np.errstate(all="ignore"):
         for c in constraints:
             good = good & table.holds(c)
-        if not table.exact:
-            return None
+            if not table.exact:
+                return None
+            if not good.any():
+                return iter(())
         left = {name: column[good] for name, column in table.columns.items()}
-        costs = np.broadcast_to(_Table(left, exact=False).value(cost), (int(good.sum()),))
+        costs = np.broadcast_to(_Table(left, exact=False).value(cost()), (int(good.sum()),))
     order = np.argsort(costs, kind="stable")
     columns = {name: column[order].astype(int).tolist() for name, column in left.items()}
     ranked = costs[order].tolist()
@@ -48,6 +51,7 @@ class _Table:
     def __init__(self, columns: dict[str, np.ndarray], exact: bool = True):
         self.columns, self.exact = columns, exact
         self._known: dict[int, Column] = {}
+        self._made: dict[Any, Column] = {}  # by operation and operands: many terms are written more than once
 
     def value(self, t: Term) -> Column:
         if t.op == "const":
@@ -64,6 +68,12 @@ class _Table:
             holds, fails = self.holds(condition), self.holds(~condition)
             return np.where(holds, self.value(yes), np.where(fails, self.value(no), np.nan))
         a, b = self.value(t.args[0]), self.value(t.args[1])
+        key = (t.op, *(x if isinstance(x, float) else id(x) for x in (a, b)))
+        if key not in self._made:
+            self._made[key] = self._applied(t, a, b)
+        return self._made[key]
+
+    def _applied(self, t: Term, a: Column, b: Column) -> Column:
         if t.op in ("div", "floordiv", "mod", "cdiv"):
             b = np.where(np.equal(b, 0), np.nan, b)
         elif t.op == "pow":

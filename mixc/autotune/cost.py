@@ -43,14 +43,14 @@ COEFFICIENTS = {
 }
 
 
-# registers, fitted to ptxas on sm_90. Of 72 kernels of the examples with heads of 64, 128 and 256, most of them near the
-# limit, 53 are on the right side of 255; 16 spill where this says that they fit, by fewer than 900 bytes all but one
+# registers, fitted to ptxas on sm_90. Of 72 kernels of the examples with heads of 64, 128 and 256, most of them near
+# the limit, 53 are on the right side of 255; 16 spill where this says that they fit, all but one fewer than 900 bytes
 HELD = 138     # beside tiles: pointers, vectors, masks
 CELL = 40      # the same in a loop over tokens
 TILES = 0.71   # of the tiles that are alive at once
 ACCESS = 1.0   # for each load or store in the text
 LEFT = 0.5     # of the left sides of products with fewer rows than four warps have: all warps hold all of them
-INVERSE = 6    # where a triangular matrix of 16 rows is inverted; with the square of the rows
+INVERSE = 5    # where a triangular matrix of 16 rows is inverted; with the square of the rows
 LEVEL = 2.5    # for each product of a function with levels, times rows over warps: masks and operands
 VECTORS = 11   # of rows, alive at once, that take no more room; the others a register for every 4 rows
 
@@ -289,12 +289,16 @@ class LaunchModel:
         return maximum(1, minimum(t.blocks, t.warps // self.warps, t.registers_sm // (registers * t.warp * self.warps),
                                   t.shared_sm // (shared + 1024)))
 
-    def costs(self, registers: Termlike | None = None, shared: Termlike | None = None) -> Costs:
-        """All terms; with a compile's own registers and shared memory where they are known."""
+    @cached_property
+    def estimated(self) -> Costs:
+        """All terms, before a compile."""
+        return self.costs(self.registers, self.shared)
+
+    def costs(self, registers: Termlike, shared: Termlike) -> Costs:
+        """All terms, with registers and shared memory, a compile's own where they are known."""
         t, c = self.target, COEFFICIENTS
         programs, clock = self.programs(), t.clock * 1e6
-        resident = self.occupancy(self.registers if registers is None else registers,
-                                  self.shared if shared is None else shared)
+        resident = self.occupancy(registers, shared)
         work = {kind: self.poly(p) * self.work() for kind, p in self.counts.poly.items()}
         busy = {"products": self._products(),
                 "special": work.get("special", term(0)) / (t.sms * t.special * clock),

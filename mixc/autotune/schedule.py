@@ -24,6 +24,7 @@ CHUNKS = [16, 32, 64, 128]
 SEGMENTS = [16, 32, 64, 128, 256]
 KEPT = 0.35  # the most that states kept for the backward may add to the bytes of inputs, outs and gradients
 ESTIMATED = " (estimated)"
+SHARED = "shared memory a block" + ESTIMATED
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class LaunchSpace:
         return max((d for d in self.kernel.launch.summed if d in self.kernel.dims), key=sizes.__getitem__, default="")
 
     @cached_property
-    def spaces(self) -> list[tuple[Space, LaunchModel, Costs]]:
+    def spaces(self) -> list[tuple[Space, LaunchModel]]:
         return [self._space(*trace) for trace in self.traces]
 
     def segments(self) -> list[int]:
@@ -110,7 +111,7 @@ class LaunchSpace:
                                  if s.kind == "rows" and self.turned not in s.dims) if parts > 1 else 0
         return [s for s in SEGMENTS if s >= 64 or (starts and kept <= (KEPT * moved - summed) * s)]
 
-    def _space(self, rows: list[int], counts: Counts, held: bool) -> tuple[Space, LaunchModel, Costs]:
+    def _space(self, rows: list[int], counts: Counts, held: bool) -> tuple[Space, LaunchModel]:
         space, sizes, target = Space(), dict(self.shape.dims), self.target
         names: dict[str, Any] = {"C": space.variable("C", rows), "SEGMENT": space.variable("segment", self.segments())}
         for d in self.kernel.dims:
@@ -129,7 +130,7 @@ class LaunchSpace:
         if turned:
             space.require(turns * names[f"B{turned}"] <= padded(sizes[turned]), "a program's blocks lie in their dim")
         space.require(whole(model.registers) <= target.registers_thread, "registers a thread" + ESTIMATED)
-        space.require(whole(model.shared) <= target.shared_block, "shared memory a block" + ESTIMATED)
+        space.require(whole(model.shared) <= target.shared_block, SHARED)
         space.require(whole(model.programs()) <= 2 ** 31 - 1, "programs of a grid")
         if "HELD" in self.kernel.constexprs:
             beyond = model.beyond()
@@ -139,14 +140,12 @@ class LaunchSpace:
             largest = maximum(512, *[model.size(m) * model.size(n) for m, n, *_ in counts.products])
             wide = 16 if model.cells else 32
             space.require(whole(largest) >= warps * (16 * wide), f"every warp has 16 x {wide} results of some product")
-        return space, model, model.costs()
+        return space, model
 
     def best(self) -> Iterator[Ranked]:
         """Every point by modelled time."""
-        def one(space: Space, model: LaunchModel, costs: Costs) -> Iterator[Ranked]:
-            for rank, point in space.ranked(costs.rank):
-                yield rank, point["segment"], partial(self.candidate, point, model, costs)
-        yield from self._or_smallest(heapq.merge(*(one(*s) for s in self.spaces), key=lambda found: found[0]))
+        each = [self._ranked(space, model) for space, model in self.spaces]
+        yield from self._or_smallest(heapq.merge(*each, key=lambda found: found[0]))
 
     def _or_smallest(self, found: Iterator[Ranked]) -> Iterator[Ranked]:
         """Where no point keeps the estimates, those with few registers, the best first: a compiler may find room."""
@@ -155,16 +154,21 @@ class LaunchSpace:
             yield first
             yield from found
             return
-        for space, model, costs in self.spaces:
-            loose = Space()
-            loose.domains = space.domains
-            loose.constraints = [c for c in space.constraints if not c.why.endswith(ESTIMATED)]
-            points = list(loose.ranked(model.registers))
-            shared = [(n, p) for n, p in points if model.shared.evaluate(p) <= self.target.shared_block]
-            points = shared or points
-            few = [(float(costs.rank.evaluate(p)), i, p) for i, (n, p) in enumerate(points) if n <= points[0][0] + 16]
-            for rank, _, point in sorted(few, key=lambda f: f[:2]):
-                yield rank, point["segment"], partial(self.candidate, point, model, costs)
+        for space, model in self.spaces:
+            kept = [c for c in space.constraints if not c.why.endswith(ESTIMATED)]
+            shared = [c for c in space.constraints if c.why == SHARED]
+            for constraints in (kept + shared, kept):
+                loose = Space()
+                loose.domains, loose.constraints = space.domains, constraints
+                least = next(loose.ranked(partial(getattr, model, "registers")), None)
+                if least is not None:
+                    loose.require(whole(model.registers) <= int(least[0]) + 16)
+                    yield from self._ranked(loose, model)
+                    break
+
+    def _ranked(self, space: Space, model: LaunchModel) -> Iterator[Ranked]:
+        for rank, point in space.ranked(lambda: model.estimated.rank):
+            yield rank, point["segment"], partial(self.candidate, point, model, model.estimated)
 
     def candidate(self, point: dict[str, int], model: LaunchModel, costs: Costs) -> Candidate:
         parts = {k: float(t.evaluate(point)) for k, t in costs.parts.items()}
@@ -179,23 +183,23 @@ class LaunchSpace:
                          tuple(parts.items()), number(costs.bytes), number(costs.flops), int(number(costs.programs)),
                          int(number(costs.occupancy)), number(model.registers), number(model.shared))
 
-    def point(self, tile: Tile, segment: int) -> tuple[dict[str, int], LaunchModel, Costs]:
+    def point(self, tile: Tile, segment: int) -> tuple[dict[str, int], LaunchModel]:
         """Where a tile lies, and the model there."""
-        for space, model, costs in self.spaces:
+        for space, model in self.spaces:
             point = {"C": tile.chunk, "segment": segment, "warps": tile.warps, "stages": tile.stages}
             point |= {"turns": tile.turns} if "turns" in space.domains else {}
             point |= {name: tile.block(name[1:], dict(self.shape.dims)[name[1:]])
                       for name in space.domains if name[:1] == "B"}
             other = "HELD" in self.kernel.constexprs and model.held != (model.beyond().evaluate(point) <= 0)
             if tile.chunk in (space.domains["C"].values or ()) and not other:
-                return point, model, costs
+                return point, model
         raise ValueError(f"{self.name}: no chunk of {tile.chunk} rows here")
 
     def at(self, tile: Tile, segment: int, report: Report | None = None) -> Candidate:
         """The candidate of a given tile; with a compile's report its registers and shared memory count."""
-        point, model, costs = self.point(tile, segment)
+        point, model = self.point(tile, segment)
         if report is None:
-            return self.candidate(point, model, costs)
+            return self.candidate(point, model, model.estimated)
         found = self.candidate(point, model, model.costs(max(report.registers, 16), report.shared))
         return replace(found, report=report, registers=report.registers, shared=report.shared)
 

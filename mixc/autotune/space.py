@@ -11,7 +11,7 @@ evaluated, and enumeration returns each solution once, all of them (or says that
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from mixc.autotune import arrays, search
 from mixc.autotune.domain import INF, Domain, chosen, interval
@@ -73,13 +73,16 @@ class Space:
     def best(self, cost: Term, limit: int | None = None) -> Search:
         """Solutions in order of `cost`. A small space is tried out whole; in a large one the next solution is sought
         when it is asked for."""
-        points = arrays.by_cost(self.domains, self.constraints, cost) if limit is None else None
+        points = arrays.by_cost(self.domains, self.constraints, lambda: cost) if limit is None else None
         return self.searched(cost, limit) if points is None else Search(None, lambda s: (p for _, p in points))
 
-    def ranked(self, cost: Term) -> Iterator[tuple[float, Point]]:
-        """The same with the cost of each."""
+    def ranked(self, cost: Callable[[], Term]) -> Iterator[tuple[float, Point]]:
+        """The same with the cost of each; it is asked for only where there is a solution."""
         points = arrays.by_cost(self.domains, self.constraints, cost)
-        return ((float(cost.evaluate(p)), p) for p in self.searched(cost)) if points is None else points
+        if points is not None:
+            return points
+        found = cost()
+        return ((float(found.evaluate(p)), p) for p in self.searched(found))
 
     def searched(self, cost: Term, limit: int | None = None) -> Search:
         """The same by search, whatever the size."""

@@ -57,11 +57,11 @@ def test_a_token_loop_by_hand() -> None:
     """LSTM: rows are sequences; weights are held where they fit, backwards in two copies, else read at every token."""
     B, T, H, D = 8, 2048, 16, 64
     s = schedule("lstm", D=D)
-    point, model, costs = s.spaces["fwd"].point(Tile(16, (), 4, 1), 64)
-    assert model.held and costs.programs.evaluate(point) == H
+    point, model = s.spaces["fwd"].point(Tile(16, (), 4, 1), 64)
+    assert model.held and model.estimated.programs.evaluate(point) == H
     rows, weights = B * T * H * D, 4 * H * D * D
     assert model.bytes().evaluate(point) == 2 * (4 * rows + 2 * rows + weights)  # xi xf xz xo, y, c of every token
-    assert costs.flops.evaluate(point) == 2 * 16 * T * H * 4 * D * D  # 8 sequences take 16 rows
+    assert model.estimated.flops.evaluate(point) == 2 * 16 * T * H * 4 * D * D  # 8 sequences take 16 rows
     assert model.weights().evaluate(point) == 4 * 2 * D * D
     held = {(size, name): schedule("lstm", D=size).spaces[name].point(Tile(16), 64)[1].held
             for size in (64, 128) for name in ("fwd", "bwd")}
@@ -99,18 +99,18 @@ def test_bytes_and_products_by_hand() -> None:
     B, T, H, K, V, C = 8, 2048, 16, 64, 64, 32
     step = mixc.loads(CONSTANT).declared
     s = tuner.schedule_of(step, find("h100"), SIZES, "bf16")
-    space, model, costs = s.spaces["fwd"].spaces[0]
+    space, model = s.spaces["fwd"].spaces[0]
     point = {"C": C, "segment": 128, "BV": V, "warps": 4, "stages": 1}
     assert point.keys() == space.domains.keys()
     rows = B * T * H
     kept = B * H * (T // 128) * K * V
     assert model.bytes().evaluate(point) == 2 * (rows * (2 * K + 2 * V) + kept)
-    assert costs.flops.evaluate(point) == 2 * rows * (2 * K * V + C * K + C * V)
-    assert costs.programs.evaluate(point) == B * H
+    assert model.estimated.flops.evaluate(point) == 2 * rows * (2 * K * V + C * K + C * V)
+    assert model.estimated.programs.evaluate(point) == B * H
     halves = point | {"BV": 32}
     assert model.bytes().evaluate(halves) == model.bytes().evaluate(point)  # distinct ones
     assert model.issued().evaluate(halves) > model.issued().evaluate(point)  # k and q are asked for twice
-    assert costs.flops.evaluate(halves) == 2 * rows * (2 * K * V + 2 * C * K + C * V)
+    assert model.estimated.flops.evaluate(halves) == 2 * rows * (2 * K * V + 2 * C * K + C * V)
 
 
 @pytest.mark.parametrize("name", list(with_kernels()))
