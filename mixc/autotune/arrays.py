@@ -79,7 +79,7 @@ class _Table:
         elif t.op == "pow":
             b = np.where(np.less(b, 0), np.nan, b) if t.args[1].op != "const" or t.args[1].value < 0 else b
         found: Column = _APPLY[t.op](a, b)
-        if self.exact:
+        if self.exact and t.op in ("add", "sub", "mul", "pow"):  # others give nothing larger
             self.exact = not np.any(np.abs(found) > EXACT)
         return found
 

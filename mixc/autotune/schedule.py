@@ -171,14 +171,15 @@ class LaunchSpace:
             yield rank, point["segment"], partial(self.candidate, point, model, model.estimated)
 
     def candidate(self, point: dict[str, int], model: LaunchModel, costs: Costs) -> Candidate:
-        parts = {k: float(t.evaluate(point)) for k, t in costs.parts.items()}
+        known = dict[int, int | float]()
+        def number(t: Term) -> float:
+            return float(t.evaluate(point, known))
+
+        parts = {k: number(t) for k, t in costs.parts.items()}
         split = [d for d in self.kernel.launch.split if d in self.kernel.dims]
         turns = point.get("turns", 1)
         tile = Tile(point["C"], tuple((d, point[f"B{d}"]) for d in split), point["warps"], point["stages"], turns,
                     self.turned if turns > 1 else "")
-        def number(t: Term) -> float:
-            return float(t.evaluate(point))
-
         return Candidate(self.name, tile, point["segment"], number(costs.time), max(parts, key=parts.__getitem__),
                          tuple(parts.items()), number(costs.bytes), number(costs.flops), int(number(costs.programs)),
                          int(number(costs.occupancy)), number(model.registers), number(model.shared))

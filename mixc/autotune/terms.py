@@ -57,20 +57,28 @@ class Term:
 
     __repr__ = __str__
 
-    def evaluate(self, values: Values) -> Number:
-        """The value at a point. Raises ZeroDivisionError where it has none."""
+    def evaluate(self, values: Values, known: dict[int, Number] | None = None) -> Number:
+        """The value at a point. Raises ZeroDivisionError where it has none.
+
+        `known`: what was evaluated there already, by id, of terms that are still there."""
         if self.op == "const":
             return self.value
         if self.op == "var":
             return values[self.name]
+        known = {} if known is None else known
+        if id(self) not in known:
+            known[id(self)] = self._evaluated(values, known)
+        return known[id(self)]
+
+    def _evaluated(self, values: Values, known: dict[int, Number]) -> Number:
         if self.op == "where":
             condition, yes, no = self.args
             if condition.holds(values):
-                return yes.evaluate(values)
+                return yes.evaluate(values, known)
             if (~condition).holds(values):
-                return no.evaluate(values)
+                return no.evaluate(values, known)
             raise ZeroDivisionError(f"`{condition}` has no value")
-        return APPLY[self.op](*(a.evaluate(values) for a in self.args))
+        return APPLY[self.op](*(a.evaluate(values, known) for a in self.args))
 
 
 class Constraint:
