@@ -20,6 +20,7 @@ from mixc.codegen.names import own_names, renamed
 from mixc.codegen.tiles import refuse
 from mixc.errors import Diagnostic, InputError, SpecError
 from mixc.ir.program import Program
+from mixc.passes.context import context, has_context
 from mixc.passes.lower import with_inverses
 from mixc.passes.planes import is_complex, planes
 from mixc.runtime.call import Call
@@ -45,7 +46,8 @@ def refused(stages: Program) -> SpecError | None:
 
 
 def _real(step: Program) -> Program:
-    """The step of real and imaginary planes: what runs where there are complex values."""
+    """The step that runs where there are lags, positions and complex values: of inputs for these, and planes."""
+    step = context(step).program if has_context(step) else step
     found = planes(step) if is_complex(step) else step
     if found is None:
         raise refuse("a complex value that has no planes of real ones")

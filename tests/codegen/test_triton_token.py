@@ -94,3 +94,9 @@ def test_prefill_then_step():
 
 def test_every_cell_has_kernels():
     assert all(backends.has_chunk_program(spec(name)) for name in CELLS)
+
+
+def test_lags_and_positions():
+    mixer = mixc.loads("mixer m(K, V, W = 3) {\nin q[K], k[K], v[V]\nparam c[K, W]\nstate S[K, V]\n"
+                       "w = sum[W](c * lag[W](k))\nS = tanh(where(pos % 4 == 0, 0, 0.9 * S) + w * v)\nout o[V] = q @ S\n}")
+    check(mixer, 7, start=False)
