@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from mixc.codegen.eager import loop_text
+from mixc.codegen.names import named
 from mixc.ir.program import Program
 from mixc.runtime.draw import is_gate, limits
 
@@ -76,7 +77,7 @@ def compared(dtype):
         x.append(value.requires_grad_())
         wide = value.detach().to(torch.complex128 if value.is_complex() else REAL)
         exact.append((wide if role == "in" else wide[None]).requires_grad_())
-    o, _ = emitted.{name}(*x)
+    o, _ = emitted.{function}(*x)
     outs = [o] if isinstance(o, torch.Tensor) else list(o)
     states = [s.to(DEVICE, torch.complex128 if s.is_complex() else REAL).expand(SHAPE["B"], SHAPE["H"], *s.shape[2:])
               for s in start.values()]
@@ -122,7 +123,8 @@ def check_script(step: Program, sizes: dict[str, int], consts: dict[str, float],
         arguments.append((d.name, d.role, d.dims, d.kind == "complex", *within, is_gate(d)))
     full = {n: s.expand(1, 1, *(sizes[x] for x in step.decl(n).dims)).tolist() for n, s in starts.items()}
     return _SCRIPT.format(
-        name=step.name, file=file, rows=300, sizes=sizes, outs=[d.name for d in step.outs], starts=full, loop=loop,
+        name=step.name, function=named(step).name, file=file,
+        rows=300, sizes=sizes, outs=[d.name for d in step.outs], starts=full, loop=loop,
         arguments="[\n" + "".join(f"    {a!r},\n" for a in arguments) + "]",
         constants="".join(f"{n} = {_literal(x)}\n" for n, x in constants.items()))
 
@@ -138,11 +140,12 @@ def readme(step: Program, documentation: str, forms: dict[str, tuple[str, str]],
     tokens = ", ".join(f"{d.name}_t" if d.role == "in" else d.name for d in (*step.ins, *step.params))
     first = documentation.splitlines()[0] if documentation else ""
     documentation = documentation.rpartition("\n\nOptions:")[0]  # the module has fewer
+    called = named(step).name
     lines = [f"# {step.name}", "", first, "",
              f"`{step.name}.py` was emitted by mixc. It needs torch and triton only:", "",
-             "```python", f"from {step.name} import {step.name}, {step.name}_step", "",
-             f"o, state = {step.name}({arguments}, output_final_state=True)",
-             f"o_t, state = {step.name}_step(state, {tokens})", "```", "",
+             "```python", f"from {step.name} import {called}, {called}_step", "",
+             f"o, state = {called}({arguments}, output_final_state=True)",
+             f"o_t, state = {called}_step(state, {tokens})", "```", "",
              f"`python check_{step.name}.py` compares it, forward and backward, with the step run token by token.", "",
              "| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in facts.items()),
              *(f"| state `{s}` | {form}: {why} |" for s, (form, why) in forms.items()), "",

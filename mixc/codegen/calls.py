@@ -80,7 +80,7 @@ def sequences_of(B, T, cu_seqlens, mask, check):
     return (edges[:-1].contiguous(), lengths.to(torch.int32)), order
 
 
-def called(given, consts, initial_state, want_final, cu_seqlens, mask, reverse, check):
+def _called(given, consts, initial_state, want_final, cu_seqlens, mask, reverse, check):
     """Outs as a tuple, and final states: what NAME does with its arguments."""
     headless = all(x.ndim == 2 + len(INS[n]) for n, x in given.items() if n in INS)
     tensors, sizes = accepted(given, headless)
@@ -115,10 +115,10 @@ def in_range(name, of, values, low, high, words):
 
 PLANES = '''
 
-def planes(given):
-    """Complex tensors by the names of their real and imaginary parts."""
+def _planes(given, only=None):
+    """Complex tensors by the names of their real and imaginary parts; `only`: the name of a tensor that comes without."""
     found = {}
-    for name, x in (given or {}).items():
+    for name, x in ({only: given} if torch.is_tensor(given) else given or {}).items():
         if name in PLANES:
             found |= dict(zip(PLANES[name], (x.real, x.imag) if x.is_complex() else (x, torch.zeros_like(x))))
         else:
@@ -126,7 +126,7 @@ def planes(given):
     return found
 
 
-def joined(names, found):
+def _joined(names, found):
     """The same back, in the order of names."""
     return {n: torch.complex(*(found[part].float() for part in PLANES[n])) if n in PLANES else found[n] for n in names}
 '''
@@ -167,7 +167,7 @@ def _of(d: Decl, r: Range) -> str:
 
 def _values(d: Decl, r: Range) -> str:
     x = f"tensors[{d.name!r}].detach().float()" if d.kind != "complex" else \
-        f"joined([{d.name!r}], tensors)[{d.name!r}].detach()"
+        f"_joined([{d.name!r}], tensors)[{d.name!r}].detach()"
     if r.of == "norm":
         return f"torch.linalg.vector_norm({x}, dim={tuple(d.dims.index(n) - len(d.dims) for n in r.over)!r})"
     return x + (".abs()" if r.of == "abs" else "")
@@ -195,38 +195,32 @@ def call_lines(p: Program) -> list[str]:
     consts = [c.name for c in p.consts]
     given, start, back = "{" + ", ".join(f"{n!r}: {n}" for n in tensors) + "}", "initial_state", list[str]()
     if parts:
-        given, start = f"planes({given})", f"planes({_by_name(p)})"
+        given, start = f"_planes({given})", f"_planes(initial_state, {states[0]!r})" if len(states) == 1 else "_planes(initial_state)"
         inner = [part for o in p.outs for part in parts.get(o.name, (o.name,))]
-        back = [f"    _outs = tuple(joined({[o.name for o in p.outs]!r}, dict(zip({inner!r}, _outs))).values())",
-                f"    _final = _final and joined({states!r}, _final)"]
+        back = [f"    _outs = tuple(_joined({[o.name for o in p.outs]!r}, dict(zip({inner!r}, _outs))).values())",
+                f"    _final = _final and _joined({states!r}, _final)"]
     passed = "{" + ", ".join(f"{c!r}: {c}" for c in consts) + "}"
     keywords = "".join(f"{c}=None, " for c in consts)
     single = len(p.outs) == 1
     pad = " " * (5 + len(p.name))
-    several = [] if single else [f"Outs = collections.namedtuple('{p.name}_outs', {[o.name for o in p.outs]!r})", "", ""]
-    result = "_outs[0]" if single else "Outs(*_outs)"
+    several = [] if single else [f"_Outs = collections.namedtuple('{p.name}_outs', {[o.name for o in p.outs]!r})", "", ""]
+    result = "_outs[0]" if single else "_Outs(*_outs)"
     split = [PLANES, f"PLANES = {parts!r}", "", ""] if parts else []
     return [*split, *several,
             f"def {p.name}({', '.join(tensors)}, *, {keywords}initial_state=None, output_final_state=False,",
             f"{pad}cu_seqlens=None, mask=None, reverse=False, check=False):",
             *_doc(p),
-            f"    _outs, _final = called({given}, {passed}, {start},",
-            "                           output_final_state, cu_seqlens, mask, reverse, check)",
+            f"    _outs, _final = _called({given}, {passed}, {start},",
+            "                            output_final_state, cu_seqlens, mask, reverse, check)",
             *back,
             f"    return {result}, _final", "", "",
             f"def {p.name}_step(state, {', '.join(tensors)}{''.join(', ' + c + '=None' for c in consts)}):",
             '    """One token: tensors without the axis T; state None starts afresh. The out, and the next state."""',
             *(f"    {d.name} = {d.name}.unsqueeze(1)" for d in p.ins),
-            f"    _outs, _next = called({given}, {passed}, {start.replace('initial_state', 'state')}, True, None, None, False, False)",
+            f"    _outs, _next = _called({given}, {passed}, {start.replace('initial_state', 'state')}, True, None, None, False, False)",
             *(line.replace("_final", "_next") for line in back),
             "    _outs = [y.squeeze(1) for y in _outs]",
             f"    return {result}, _next"]
-
-
-def _by_name(p: Program) -> str:
-    """What is given as `initial_state`, by name: of an only state it may be the tensor."""
-    only = [s.name for s in p.states]
-    return "initial_state" if len(only) > 1 else f"{{{only[0]!r}: initial_state}} if torch.is_tensor(initial_state) else initial_state"
 
 
 def _doc(p: Program) -> list[str]:

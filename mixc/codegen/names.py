@@ -6,12 +6,24 @@ after:  in k[C_], dk_, rows_
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
+from mixc.codegen.calls import HOST as CALLS
+from mixc.codegen.host import HOST
 from mixc.codegen.kernel import RESERVED
+from mixc.codegen.prelude import PRELUDE
 from mixc.ir.node import Node, make, postorder
 from mixc.ir.program import Decl, Program
+
+_HOST = frozenset(re.findall(r"^(?:def|class) (\w+)", HOST + CALLS + PRELUDE, re.MULTILINE)) | {
+    "INS", "PARAMS", "STATES", "ALIASES", "SIZES", "PLANES", "collections"}
+
+
+def named(p: Program) -> Program:
+    """The step, called otherwise if its module has a use of its own for the mixer's name: `run` is `run_`."""
+    return replace(p, name=p.name + "_") if p.name in _HOST or p.name in RESERVED else p
 
 
 def own_names(p: Program) -> dict[str, str]:

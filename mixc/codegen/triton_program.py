@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from mixc.codegen.names import own_names, renamed
+from mixc.codegen.names import named, own_names, renamed
 from mixc.codegen.tiles import refuse
 from mixc.errors import Diagnostic, InputError, SpecError
 from mixc.ir.program import Program
@@ -67,7 +67,7 @@ def emit(step: Program, target: str = "h100", shape: Mapping[str, int] | None = 
         config: these sizes instead of those that the model chooses."""
     real = planes(step) if is_complex(step) else None
     config = config or default_config(real or step, target, shape or {}, dtype)
-    return kernels(real or step).text(config, step)
+    return kernels(real or step).text(config, named(step) if real else None)
 
 
 @lru_cache(maxsize=64)
@@ -77,6 +77,7 @@ def kernels(step: Program) -> Module:
     from mixc.codegen.token_module import TokenModule
     from mixc.passes.classify import classify
 
+    step = named(step)
     inner = renamed(step, own_names(step))
     stages = classify(inner)
     if any(g.form == "sequential" for g in stages.groups):

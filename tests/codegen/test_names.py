@@ -88,6 +88,20 @@ def test_the_emitted_module_has_the_names_of_its_spec():
         made.m(**{**x, "dk": x["dk"][0]})
 
 
+@pytest.mark.parametrize("name", ["block", "run", "merged", "tl"])
+def test_a_mixer_may_have_any_name(name):
+    mixer = mixc.loads(f"mixer {name}(K, V) {{\n in q[K], called[V]\n state S[K, V]\n S = 0.5 * S + q * called\n"
+                       " out o[V] = q @ S\n out Outs = sum(q)\n}")
+    cell = dict(length=9, size=3, heads="2/2", gates=1.0, dtype=torch.float32, rows="mask", start=True)
+    bad = [str(f) for f in cells.compare(mixer, cell, "triton") if not f.ok]
+    assert not bad, "; ".join(bad)
+    x = {"q": torch.randn(1, 9, 2, 3), "called": torch.randn(1, 9, 2, 4)}
+    o, state = getattr(load_text(mixer.emit(dtype="fp32"), name), name + "_")(**x, output_final_state=True)
+    want, after = mixer(**x, backend="torch", output_final_state=True)
+    assert_agree(o.o, want.o)
+    assert_agree(state["S"], after["S"])
+
+
 BY_TOKENS = {
     "a vector": """mixer m(C, D = C) {
     in x[C], dh[C]
