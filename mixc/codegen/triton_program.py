@@ -149,7 +149,8 @@ def module(mixer: Mixer, call: Call) -> ModuleType:
 def _config(mixer: Mixer, step: Program, device: torch.device, sizes: dict[str, int], dtype: str) -> Config:
     """On a GPU one whose kernels were compiled and do not spill; kernels that are interpreted have the model's choice."""
     target = _target(device)
-    if device.type != "cuda" or os.environ.get("TRITON_INTERPRET") == "1" or kernels(step).by_rule:
+    looks = os.environ.get("TRITON_INTERPRET") != "1" and os.environ.get("MIXC_FIRST_BUILD") != "0"
+    if device.type != "cuda" or not looks or kernels(step).by_rule:
         return default_config(step, target, sizes, dtype)
     from mixc.autotune.tuned import first
     from mixc.targets import find

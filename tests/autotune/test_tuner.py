@@ -249,7 +249,10 @@ def test_on_a_gpu_a_module_has_the_config_of_its_first_build(compiler: list[Job]
     monkeypatch.setattr(triton_program, "_target", lambda device: "h100")
     made = triton_program._config(step, step.declared, torch.device("cuda"), SIZES, "bf16")
     assert len(compiler) > 2 and {t.warps for _, t in made.tiles} <= {1, 2, 4}
-    assert triton_program._config(step, step.declared, torch.device("cpu"), SIZES, "bf16") == schedule().default()[0]
+    default = schedule().default()[0]
+    assert triton_program._config(step, step.declared, torch.device("cpu"), SIZES, "bf16") == default
+    monkeypatch.setenv("MIXC_FIRST_BUILD", "0")
+    assert triton_program._config(step, step.declared, torch.device("cuda"), SIZES, "bf16") == default
 
 
 def test_a_file_is_used_where_it_was_made_for_and_refused_elsewhere(compiler: list[Job], tmp_path: Path) -> None:
