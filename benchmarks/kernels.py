@@ -2,6 +2,7 @@
 
     python benchmarks/kernels.py                          simple GLA, GLA, delta rules, RWKV-6: those there are, D=64
     python benchmarks/kernels.py --size 128
+    python benchmarks/kernels.py simple_gla --shape B=1,T=16384,H=4
     python benchmarks/kernels.py mamba1 lstm --out out    others by name; OUT/kernels_64.json
 
 The meter (a tool of ours: it counts in the interpreter and compiles for sm_90; no GPU) is looked for in
@@ -149,10 +150,10 @@ def make(s):
 '''
 
 
-def measure(name: str, case: Case, size: int, meter: Path) -> dict[str, Any]:
-    """The meter's totals by pass, or why there are none."""
+def measure(name: str, case: Case, size: int, meter: Path, other: dict[str, int]) -> dict[str, Any]:
+    """The meter's totals by pass, or why there are none. `other`: B, T, H in place of the usual ones."""
     mixer, start = mixc.load(name), time.monotonic()
-    shape = target_shape(mixer, size)
+    shape = target_shape(mixer, size) | other
     dims = {n: s for n, s in shape.items() if n not in ("B", "T", "H")}
     found: dict[str, Any] = {"name": name, "size": size, "shape": shape}
     try:
@@ -218,6 +219,8 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("names", nargs="*", help=f"of {', '.join([*CASES, *MORE])}, or any shipped spec")
     options.add_argument("--size", type=int, default=64, help="of every dim that the shape leaves open")
+    options.add_argument("--shape", default="", metavar="B=…,T=…,H=…", help="other than the usual: for few sequences "
+                         "and heads the kernels are split; peers and goals are for the usual one")
     options.add_argument("--meter", type=Path, default=METER)
     options.add_argument("--jobs", type=int, default=2, help="cases at a time")
     options.add_argument("--out", type=Path, metavar="DIR", help="where kernels_SIZE.json goes")
@@ -230,8 +233,9 @@ def main() -> None:
     print(f"{'':18} {'D':>4} {'':17} {'bytes x':>7} {'goal':>5} {'peer x':>6} {'model us':>8} "
           f"{'/ peer':>7} {'goal':>5} {'launch':>7} {'regs':>4} {'spill':>6} {'shared':>7} {'error':>8}", flush=True)
     results = []
+    other = {n: int(s) for n, _, s in (pair.partition("=") for pair in given.shape.split(",") if pair)}
     with ThreadPoolExecutor(given.jobs) as pool:
-        for found in pool.map(lambda item: measure(*item, given.size, given.meter), cases.items()):
+        for found in pool.map(lambda item: measure(*item, given.size, given.meter, other), cases.items()):
             results.append(found)
             print("\n".join(rows(found, cases[found["name"]])), flush=True)
     if given.out:

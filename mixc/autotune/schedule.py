@@ -61,28 +61,38 @@ class Candidate:
 Ranked = tuple[float, int, Callable[[], Candidate]]  # seconds, segment, the candidate when asked for
 
 
+@dataclass(frozen=True)
+class Variant:
+    """A kernel of a launch, and the text of a module that has it. `single`: where a segment is one chunk, or where it
+    is several (None: either)."""
+
+    kernel: Kernel
+    text: str
+    single: bool | None = None
+
+
 class LaunchSpace:
     """The space of one launch of a module.
 
     Args:
-        name: "fwd" or "bwd", as a Config names it. text: of the module."""
+        name: as a Config names it."""
 
-    def __init__(self, name: str, kernel: Kernel, text: str, target: Target, shape: Shape):
-        self.name, self.kernel, self.text, self.target, self.shape = name, kernel, text, target, shape
+    def __init__(self, name: str, variants: list[Variant], target: Target, shape: Shape):
+        self.name, self.variants, self.target, self.shape = name, variants, target, shape
+        self.kernel = variants[0].kernel
 
-    @cached_property
-    def traces(self) -> list[tuple[list[int], Counts, bool]]:
+    def traces(self, of: Variant) -> list[tuple[list[int], Counts, bool]]:
         """Chunk sizes, and the counts of a trace that serves them: one for all where the text allows it. Of a cell the
         rows are sequences, and there is a trace for weights that are held, one for those that are read every token."""
-        launch, sizes = self.kernel.launch, dict(self.shape.dims)
+        launch, sizes = of.kernel.launch, dict(self.shape.dims)
         cells = launch.loop == "cells"
         rows = [c for c in CHUNKS if c <= max(16, padded(self.shape.B if cells else self.shape.T))]
-        whole = tuple((f"B{d}", padded(sizes[d])) for d in self.kernel.dims if d not in launch.split) if cells else ()
+        whole = tuple((f"B{d}", padded(sizes[d])) for d in of.kernel.dims if d not in launch.split) if cells else ()
         def counts(C: int | None, held: bool) -> Counts | None:
-            return counts_of(self.text, launch.name, C, self.shape.operand, tuple(self.kernel.dims),
+            return counts_of(of.text, launch.name, C, self.shape.operand, tuple(of.kernel.dims),
                              (("HELD", held), *whole))
         found = list[tuple[list[int], Counts, bool]]()
-        for held in (True, False) if "HELD" in self.kernel.constexprs else (False,):
+        for held in (True, False) if "HELD" in of.kernel.constexprs else (False,):
             for_all = counts(None, held)
             each = [(rows, for_all)] if for_all is not None else [([c], counts(c, held)) for c in rows]
             found += [(r, c, held) for r, c in each if c is not None]
@@ -96,7 +106,7 @@ class LaunchSpace:
 
     @cached_property
     def spaces(self) -> list[tuple[Space, LaunchModel]]:
-        return [self._space(*trace) for trace in self.traces]
+        return [self._space(v, *trace) for v in self.variants for trace in self.traces(v)]
 
     def segments(self) -> list[int]:
         """Rows from one kept state to the next: few need nothing formed again, and cost bytes and memory."""
@@ -111,20 +121,25 @@ class LaunchSpace:
                                  if s.kind == "rows" and self.turned not in s.dims) if parts > 1 else 0
         return [s for s in SEGMENTS if s >= 64 or (starts and kept <= (KEPT * moved - summed) * s)]
 
-    def _space(self, rows: list[int], counts: Counts, held: bool) -> tuple[Space, LaunchModel]:
+    def _space(self, of: Variant, rows: list[int], counts: Counts, held: bool) -> tuple[Space, LaunchModel]:
+        kernel = of.kernel
         space, sizes, target = Space(), dict(self.shape.dims), self.target
         names: dict[str, Any] = {"C": space.variable("C", rows), "SEGMENT": space.variable("segment", self.segments())}
-        for d in self.kernel.dims:
+        for d in kernel.dims:
             full = padded(sizes[d])
-            if d in self.kernel.launch.split:
+            if d in kernel.launch.split:
                 names[f"B{d}"] = space.variable(f"B{d}", [*powers_of_two(16, full)])
             else:
                 names[f"B{d}"] = full
         warps, stages = space.variable("warps", powers_of_two(1, 8)), space.variable("stages", [1, 2, 3])
         turned = self.turned
         turns: Any = space.variable("turns", powers_of_two(1, padded(sizes[turned]) // 16)) if turned else 1
-        model = LaunchModel(self.kernel, counts, target, self.shape, names, warps, stages, turns, turned, held=held)
+        model = LaunchModel(kernel, counts, target, self.shape, names, warps, stages, turns, turned, held=held)
         C = names["C"]
+        if of.single is not None:
+            chunks = (names["SEGMENT"] == C, "a segment is a chunk") if of.single else \
+                (names["SEGMENT"] > C, "a segment has several chunks")
+            space.require(*chunks)
         space.require(divides(C, names["SEGMENT"]), "a segment is a whole number of chunks")
         space.require(warps * target.warp <= 1024, "threads a block")
         if turned:
@@ -132,20 +147,40 @@ class LaunchSpace:
         space.require(whole(model.registers) <= target.registers_thread, "registers a thread" + ESTIMATED)
         space.require(whole(model.shared) <= target.shared_block, SHARED)
         space.require(whole(model.programs()) <= 2 ** 31 - 1, "programs of a grid")
-        if "HELD" in self.kernel.constexprs:
+        if "HELD" in kernel.constexprs:
             beyond = model.beyond()
             space.require(beyond <= 0 if held else beyond > 0, "weights are held where there is room for them")
-        scans = any(n.op in ("scan", "scan_block") and len(n.dims) > 1 for n in self.kernel.launch.body())
+        scans = any(n.op in ("scan", "scan_block") and len(n.dims) > 1 for n in kernel.launch.body())
         if counts.products and not scans:
             largest = maximum(512, *[model.size(m) * model.size(n) for m, n, *_ in counts.products])
             wide = 16 if model.cells else 32
             space.require(whole(largest) >= warps * (16 * wide), f"every warp has 16 x {wide} results of some product")
         return space, model
 
+    @cached_property
+    def by_segment(self) -> dict[int, tuple[float, Callable[[], Candidate]]]:
+        """The best of every segment.
+
+        Raises:
+            Infeasible: the limits of the target leave none."""
+        found: dict[int, tuple[float, Callable[[], Candidate]]] = {}
+        for seconds, segment, make in self.best():
+            found.setdefault(segment, (seconds, make))
+            if len(found) == len(self.segments()):
+                break
+        if not found:
+            raise self.infeasible()
+        return found
+
     def best(self) -> Iterator[Ranked]:
         """Every point by modelled time."""
         each = [self._ranked(space, model) for space, model in self.spaces]
         yield from self._or_smallest(heapq.merge(*each, key=lambda found: found[0]))
+
+    @cached_property
+    def fits(self) -> bool:
+        """Has it a point that keeps the estimates?"""
+        return any(next(self._ranked(space, model), None) is not None for space, model in self.spaces)
 
     def _or_smallest(self, found: Iterator[Ranked]) -> Iterator[Ranked]:
         """Where no point keeps the estimates, those with few registers, the best first: a compiler may find room."""
@@ -176,7 +211,7 @@ class LaunchSpace:
             return float(t.evaluate(point, known))
 
         parts = {k: number(t) for k, t in costs.parts.items()}
-        split = [d for d in self.kernel.launch.split if d in self.kernel.dims]
+        split = [d for d in model.kernel.launch.split if d in model.kernel.dims]
         turns = point.get("turns", 1)
         tile = Tile(point["C"], tuple((d, point[f"B{d}"]) for d in split), point["warps"], point["stages"], turns,
                     self.turned if turns > 1 else "")
@@ -187,6 +222,8 @@ class LaunchSpace:
     def point(self, tile: Tile, segment: int) -> tuple[dict[str, int], LaunchModel]:
         """Where a tile lies, and the model there."""
         for space, model in self.spaces:
+            if model.kernel.launch.alone and (model.kernel.launch.loop == "chunk") != (tile.chunk == segment):
+                continue
             point = {"C": tile.chunk, "segment": segment, "warps": tile.warps, "stages": tile.stages}
             point |= {"turns": tile.turns} if "turns" in space.domains else {}
             point |= {name: tile.block(name[1:], dict(self.shape.dims)[name[1:]])

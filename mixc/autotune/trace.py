@@ -123,7 +123,7 @@ class Trace:
             "OPERAND": "operand", **self.known}
         if name in given:
             return given[name]
-        if name.endswith(("_ptr", "_starts", "_kept", *STATES)):
+        if name.endswith(("_ptr", "_starts", "_ends", "_kept", *STATES)):
             return Tile((), 4 if name.endswith(STATES) else self.operand, "pointer", name)
         if name.startswith("B") and name[1:] in self.dims:
             return Symbol((1, (name,)))
@@ -256,6 +256,8 @@ class Trace:
 
     def _BoolOp(self, e: ast.BoolOp) -> Any:
         values = [self.value(v) for v in e.values]
+        if "once a segment" in values:
+            return "once a segment"
         if isinstance(e.op, ast.And) and any(v is False for v in values):
             return False
         rest = [v for v in values if v is not True]

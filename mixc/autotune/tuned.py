@@ -118,14 +118,15 @@ def _sizes(mixer: Mixer, sizes: Mapping[str, int]) -> dict[str, int]:
     return {d: sizes[d] if d in sizes else sizes[alias[d] or d] for d in canonical_of(mixer).dims}
 
 
-def tuned(mixer: Mixer, target: Target, sizes: Mapping[str, int], dtype: str, *, fresh: bool = False,
+def tuned(mixer: Mixer, target: Target, sizes: Mapping[str, int], dtype: str, *, cut: str = "", fresh: bool = False,
           advance: Callable[[str], None] = lambda label: None, **options: Any) -> tuple[Tuned, Path, bool]:
-    """(result, where it is kept, was it there). `fresh`: tune even so; options: of `tuner.Schedule.tune`.
+    """(result, where it is kept, was it there). `cut`: "fused" or "split" launches and no others; `fresh`: tune even
+    so; options: of `tuner.Schedule.tune`.
 
     Raises:
         SpecError: the mixer has no kernels.
         InputError: no candidate compiled well, or none is feasible."""
-    key = key_of(mixer, target, sizes, dtype)
+    key = key_of(mixer, target, sizes, dtype) | ({"cut": cut} if cut else {})
     found = None if fresh else cache.get(key)
     if found is not None:
         return Tuned.of(found).named_for(mixer), cache.path_of(key), True
@@ -139,7 +140,7 @@ def _make(mixer: Mixer, step: Program, key: Mapping[str, Any], target: Target, s
           **options: Any) -> Tuned:
     from mixc.autotune.tuner import row, schedule_of
 
-    schedule = schedule_of(step, target, sizes, key["dtype"])
+    schedule = schedule_of(step, target, sizes, key["dtype"], key.get("cut", ""))
     result = schedule.tune(**options)
     launches = [row(c, result) for tried in result.tried.values() for c in tried]
     made = Tuned(mixer.__name__, key["mixer"], target.name, key["dtype"], _sizes(mixer, sizes), key["bucket"],

@@ -10,12 +10,13 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mixc.autotune.compiling import Failed, compile_all
 from mixc.autotune.cost import Shape
-from mixc.autotune.schedule import SEGMENTS, Candidate, LaunchSpace
+from mixc.autotune.schedule import SEGMENTS, Candidate, LaunchSpace, Variant
 from mixc.codegen.config import Config, Tile
 from mixc.codegen.module import Module
 from mixc.codegen.offline import Job, job_of, write_text
@@ -24,6 +25,7 @@ from mixc.ir.program import Program
 from mixc.targets import Target
 
 Say = Callable[[str], None]
+FUSED, SPLIT = ("fwd", "bwd"), ("fwd_states", "fwd_outs", "bwd_states", "bwd_grads")
 WIDTHS = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 
@@ -46,30 +48,81 @@ class Tuning:
 class Schedule:
     """The launches of a step with their spaces, for a target and a shape."""
 
-    def __init__(self, module: Module, target: Target, shape: Shape, dtype: str):
-        self.module, self.target, self.shape, self.dtype = module, target, shape, dtype
-        text = module.text(Config())
-        self.spaces = {name: LaunchSpace(name, k, text, target, shape) for name, k in module.kernels.items()}
+    def __init__(self, module: Module, target: Target, shape: Shape, dtype: str, cut: str = ""):
+        """`cut`: "fused" or "split", and nothing else is searched."""
+        self.module, self.target, self.shape, self.dtype, self.cut = module, target, shape, dtype, cut
+        self._spaces: dict[str, LaunchSpace] = {}
+        self.texts: dict[tuple[Any, ...], str] = {}
         self.paths: dict[str, Path] = {}
+
+    def _space(self, launch: str) -> LaunchSpace:
+        """A launch with its variants: one that has every segment for itself may carry nothing on."""
+        if launch not in self._spaces:
+            several = (False, True) if launch in ("fwd_outs", "bwd_grads") else (None,)
+            variants = [Variant(self.module.kernel(launch, single=bool(s)), self._text(launch, bool(s)), s)
+                        for s in several]
+            self._spaces[launch] = LaunchSpace(launch, variants, self.target, self.shape)
+        return self._spaces[launch]
+
+    def _text(self, launch: str, single: bool = False, turned: str = "") -> str:
+        """A module that has the launch."""
+        plan = FUSED if launch in FUSED else next(plan for plan in self._every_plan() if launch in plan)
+        key = plan, launch if turned else "", single, turned
+        if key not in self.texts:
+            tiles = {n: Tile(64 if single else 16) for n in plan}
+            if turned:
+                tiles[launch] = replace(tiles[launch], turns=2, turned=turned)
+            self.texts[key] = self.module.text(Config(tuple(tiles.items())))
+        return self.texts[key]
+
+    @cached_property
+    def plans(self) -> list[tuple[str, ...]]:
+        """Launches that do the whole. Both directions in one launch each; and cut, where these leave the GPU idle or do
+        not fit on chip."""
+        if self.cut:
+            return [FUSED] if self.cut == "fused" else [p for p in self._every_plan() if {*p} <= {*SPLIT}] or [FUSED]
+        fused = [self._space(name) for name in FUSED]
+        found = [min(space.by_segment.values(), key=lambda f: f[0])[1]() for space in fused]
+        if not all(space.fits for space in fused):
+            return self._every_plan()
+        idle = any(c.programs < self.target.sms // 2 for c in found)
+        return [p for p in self._every_plan() if {*p} <= {*FUSED, *SPLIT}] if idle else [FUSED]
+
+    def _every_plan(self) -> list[tuple[str, ...]]:
+        return [fwd + bwd for fwd in self.module.cuts["fwd"] for bwd in self.module.cuts["bwd"]]
+
+    @property
+    def spaces(self) -> dict[str, LaunchSpace]:
+        return {name: self._space(name) for plan in self.plans for name in plan}
 
     def default(self) -> tuple[Config, dict[str, Candidate]]:
         """The model's best point of every launch, nothing compiled.
 
         Raises:
             Infeasible: the limits of the target leave none."""
-        each = {name: _first_by_segment(space) for name, space in self.spaces.items()}
-        segment = min((s for s in SEGMENTS if all(s in found for found in each.values())),
-                      key=lambda s: sum(found[s][0] for found in each.values()))
-        chosen = {name: found[segment][1]() for name, found in each.items()}
+        _, segment, names = min(self._totals())
+        chosen = {name: self.spaces[name].by_segment[segment][1]() for name in names}
         return config_of(chosen, segment), chosen
 
+    def _totals(self) -> Iterator[tuple[float, int, tuple[str, ...]]]:
+        """Seconds of every plan with every segment."""
+        for plan in self.plans:
+            each = [self.spaces[name].by_segment for name in plan]
+            for segment in SEGMENTS:
+                if all(segment in found for found in each):
+                    yield sum(found[segment][0] for found in each), segment, plan
+
     def _ranked(self, name: str) -> Iterator[Candidate]:
-        """Candidates of a launch, by their time and that of the other launches' best with the same segment; of those
+        """Candidates of a launch, by their time and that of the best launches beside it with the same segment; of those
         that differ only in how far ahead they load the best one."""
-        others = [_first_by_segment(space) for other, space in self.spaces.items() if other != name]
-        joint = sorted(((seconds + sum(o[segment][0] for o in others), i, make)
+        others: dict[int, float] = {}
+        for seconds, segment, plan in self._totals():
+            if name in plan:
+                beside = seconds - self.spaces[name].by_segment[segment][0]
+                others[segment] = min(beside, others.get(segment, beside))
+        joint = sorted(((seconds + others[segment], i, make)
                         for i, (seconds, segment, make) in enumerate(self.spaces[name].best())
-                        if all(segment in o for o in others)), key=lambda f: f[:2])
+                        if segment in others), key=lambda f: f[:2])
         seen = set()
         for _, _, make in joint:
             c = make()
@@ -92,18 +145,24 @@ class Schedule:
             InputError: no candidate of some launch compiled well."""
         start = time.monotonic()
         config, default = self.default()
-        left = {name: [c for c in self._ranked(name) if not first or c.segment == config.segment]
-                for name in self.spaces}
+        plans = [tuple(default)] if first else self.plans
+        def candidates(names: Iterable[str]) -> dict[str, list[Candidate]]:
+            return {n: [c for c in self._ranked(n) if not first or c.segment == config.segment] for n in names}
+        left = candidates(n for plan in plans for n in plan)
         done, stopped = list[tuple[Candidate, Candidate]](), False
         counts, all_at_first = ([1, 2, 2, 2], 1) if first else ([min(2, best), best - 2, best, best], 2)
         for turn, count in enumerate(counts):
             good = {n: {c.segment for _, c in done if c.launch == n and c.good} for n in left}
             wide = turn < all_at_first
-            if not wide and set.intersection(*good.values()):
+            if not wide and any(set.intersection(*(good[n] for n in plan)) for plan in plans):
                 break
+            if turn == all_at_first and not all(good.values()) and plans == [FUSED] and not (first or self.cut):
+                plans = self.plans = self._every_plan()
+                left |= candidates(n for plan in plans for n in plan if n not in left)
+                good |= {n: set() for n in left if n not in good}
             columns = []
             for n in left:
-                rest = [segments for o, segments in good.items() if o != n]
+                rest = [good[o] for plan in plans if n in plan for o in plan if o != n]
                 others = set.intersection(*rest) if not wide and rest else set()
                 if wide or not good[n] or others:  # of segments for which the other launches have one
                     columns.append(_next(left[n], [d for d in done if d[0].launch == n], count, self.target, others))
@@ -119,16 +178,17 @@ class Schedule:
                  for name in self.spaces}
         return Tuning(config_of(chosen, segment), chosen, default, tried, time.monotonic() - start, stopped)
 
-    def _path(self, turned: str) -> Path:
-        """A file of the module whose programs take blocks of that dim in turn."""
-        if turned not in self.paths:
-            tiles = (("bwd", Tile(16, turns=2, turned=turned)),) if turned else ()
-            self.paths[turned] = write_text(self.module.text(Config(tiles)))
-        return self.paths[turned]
+    def _path(self, c: Candidate) -> Path:
+        """A file of a module that has the candidate's kernel."""
+        text = self._text(c.launch, c.launch not in FUSED and c.tile.chunk == c.segment, c.tile.turned)
+        if text not in self.paths:
+            self.paths[text] = write_text(text)
+        return self.paths[text]
 
     def job(self, c: Candidate) -> Job:
         """A candidate's kernel, to be compiled."""
-        kernel, sizes, path = self.module.kernel(c.launch, c.tile), dict(self.shape.dims), self._path(c.tile.turned)
+        kernel, path = self.module.kernel_of(c.launch, c.tile, c.segment), self._path(c)
+        sizes = dict(self.shape.dims)
         blocks = {d: c.tile.block(d, sizes[d]) for d in kernel.dims}
         return job_of(str(path), kernel, {d: sizes[d] for d in kernel.dims}, blocks, c.tile.chunk, c.tile.warps,
                       c.tile.stages, target=self.target.arch, dtype=self.dtype, segment=c.segment, turns=c.tile.turns,
@@ -154,9 +214,9 @@ class Schedule:
         """The segment whose launches take least, among what compiled well; `least`: else what spills least."""
         done = list(done)
         found = []
-        for segment in SEGMENTS:
+        for plan, segment in itertools.product(self.plans, SEGMENTS):
             good = {name: min((c for c in done if c.launch == name and c.segment == segment and (c.good or least)),
-                              key=_worth, default=None) for name in self.spaces}
+                              key=_worth, default=None) for name in plan}
             chosen = {name: c for name, c in good.items() if c is not None}
             if len(chosen) == len(good):
                 found.append((tuple(map(sum, zip(*map(_worth, chosen.values()), strict=True))), segment, chosen))
@@ -192,21 +252,6 @@ def _next(left: list[Candidate], done: list[tuple[Candidate, Candidate]], count:
     return picked
 
 
-def _first_by_segment(space: LaunchSpace) -> dict[int, tuple[float, Callable[[], Candidate]]]:
-    """The best of every segment.
-
-    Raises:
-        Infeasible: the limits of the target leave none."""
-    found: dict[int, tuple[float, Callable[[], Candidate]]] = {}
-    for seconds, segment, make in space.best():
-        found.setdefault(segment, (seconds, make))
-        if len(found) == len(space.segments()):
-            break
-    if not found:
-        raise space.infeasible()
-    return found
-
-
 def config_of(chosen: Mapping[str, Candidate], segment: int) -> Config:
     return Config(tuple((name, c.tile) for name, c in sorted(chosen.items())), segment)
 
@@ -221,14 +266,14 @@ def row(c: Candidate, result: Tuning) -> dict[str, Any]:
     return {"launch": c.launch, "tile": c.tile.as_dict(), "segment": c.segment, "microseconds": c.seconds * 1e6,
             "binds": c.binds, "bytes": c.bytes, "flops": c.flops, "programs": c.programs, "occupancy": c.occupancy,
             "registers": c.registers, "shared": c.shared, "spill": c.spill if c.report else None,
-            "failed": c.failed, "chosen": result.chosen[c.launch] is c}
+            "failed": c.failed, "chosen": result.chosen.get(c.launch) is c}
 
 
-def schedule_of(step: Program, target: Target, sizes: Mapping[str, int], dtype: str) -> Schedule:
+def schedule_of(step: Program, target: Target, sizes: Mapping[str, int], dtype: str, cut: str = "") -> Schedule:
     """The launches of a step.
 
     Args:
-        sizes: B, T, H and every dim.
+        sizes: B, T, H and every dim. cut: "fused" or "split" launches ("": what is faster).
     Raises:
         SpecError: a step without kernels, or whose kernels have their sizes by rule."""
     from mixc.codegen.triton_program import tuned_kernels
@@ -236,7 +281,7 @@ def schedule_of(step: Program, target: Target, sizes: Mapping[str, int], dtype: 
     module = tuned_kernels(step)
     dims = tuple((module.own[d.name], d.size or sizes[d.alias or d.name]) for d in step.dims)
     shape = Shape(sizes["B"], sizes["T"], sizes["H"], dims, WIDTHS[dtype])
-    return Schedule(module, target, shape, dtype)
+    return Schedule(module, target, shape, dtype, cut)
 
 
 __all__: list[Any] = ["Schedule", "Tuning", "config_of", "label", "schedule_of"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,17 +15,25 @@ from mixc.cli.output import File, Json, Pick, ShapeText, screen
 from mixc.cli.write import GPU, Dtype
 
 CORES = os.cpu_count() or 1
+
+
+class Cuts(Enum):
+    auto, fused, split = "auto", "fused", "split"
+
+
 Best = Annotated[int, typer.Option(min=1, help="candidates of each launch that are compiled")]
 Jobs = Annotated[int, typer.Option("-j", "--jobs", min=1, help="processes that compile")]
 Limit = Annotated[float, typer.Option(help="seconds a kernel may take to compile")]
 Budget = Annotated[float, typer.Option(help="seconds in all; what is not compiled by then is left out")]
 Out = Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE", help="write the config to a file as well")]
+Cut = Annotated[Cuts, typer.Option("--schedule", help="launches that walk over a sequence with the state on chip, or "
+                                   "one for states and one with a program a segment; auto: what is faster")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="search again, whatever is kept")]
 
 
 def tune(file: File, target: GPU = "h100", shape: ShapeText = None, dtype: Dtype = "bf16", mixer: Pick = None,
          best: Best = 6, jobs: Jobs = CORES, limit: Limit = 30.0, budget: Budget = 55.0,
-         out: Out = None, fresh: Fresh = False, json_: Json = False) -> None:
+         schedule: Cut = Cuts.auto, out: Out = None, fresh: Fresh = False, json_: Json = False) -> None:
     """Search tile sizes: candidates by a cost model, the best compiled for the target, the winner kept."""
     from mixc.autotune.tuned import tuned, write
     from mixc.cli.write import _complete
@@ -37,7 +46,8 @@ def tune(file: File, target: GPU = "h100", shape: ShapeText = None, dtype: Dtype
     m = output.one_mixer(file, mixer)
     sizes = _complete(m, output.shape(shape))
     with output.progress(f"tuning {m.__name__}", 2 * best) as advance:
-        made, path, kept = tuned(m, gpu, sizes, dtype, fresh=fresh, advance=advance, best=best, workers=jobs,
+        cut = "" if schedule is Cuts.auto else schedule.value
+        made, path, kept = tuned(m, gpu, sizes, dtype, cut=cut, fresh=fresh, advance=advance, best=best, workers=jobs,
                                  limit=limit, budget=budget)
     if out is not None:
         write(out, made)

@@ -17,7 +17,8 @@ class CellModule(Module):
     def __init__(self, step: Program, spec: Program):
         made = cell_launches(step)
         self.p, self.spec, self.token, self.made = step, spec, None, made
-        self.bwd, self.fwd = CellWriter(made.backward).write(), CellWriter(made.forward).write()
+        self.launches = {"fwd": made.forward, "bwd": made.backward}
+        self._written = {(n, "", False): CellWriter(launch).write() for n, launch in self.launches.items()}
         self.weights = [d for d in step.params if len(d.dims) > 1]
         self.starts, self.name = made.backward.starts, step.name
         self.states, self.outs = step.states, step.outs
@@ -28,7 +29,7 @@ class CellModule(Module):
         held = WEIGHTS if self.weights else ""
         return held + "".join(product_text(n) for n in sorted({len(lefts) for lefts in self._groups().values()}))
 
-    def _programs(self, tile: str) -> list[str]:
+    def _programs(self, kernel: Kernel, tile: str) -> list[str]:
         return [f"triton.cdiv(count, {tile}['C'])", "H"]
 
     def _forward_tile(self) -> str:
@@ -57,15 +58,15 @@ class CellModule(Module):
         return super()._argument(a, kernel)
 
     def _launch(self, kernel: Kernel, tile: str) -> list[str]:
-        return [*super()._launch(kernel, tile), *(self._product_lines() if kernel is self.bwd else [])]
+        return [*super()._launch(kernel, tile), *(self._product_lines() if kernel.launch.reverse else [])]
 
-    def _gradient_buffers(self) -> list[str]:
-        lines = [x for x in super()._gradient_buffers() if x.split(" = ")[0] not in {f"d{d.name}" for d in self.p.params}]
+    def _gradient_buffers(self, kernel: Kernel) -> list[str]:
+        lines = [x for x in super()._gradient_buffers(kernel) if x.split(" = ")[0] not in {f"d{d.name}" for d in self.p.params}]
         for s in self.made.backward.stores:
             if s.result == "save":
                 lines.append(f"{s.name} = torch.empty({_shape('B, T, H', s.dims)}, dtype={self._out_dtype()}, device=device)")
             elif s.kind == "partial":
-                lead = ", ".join(self._programs("BACKWARD"))
+                lead = ", ".join(self._programs(self.kernel("bwd"), "BACKWARD"))
                 lines.append(f"{s.name} = torch.empty({_shape(lead, s.dims)}, dtype=torch.float32, device=device)")
         return lines
 

@@ -49,21 +49,28 @@ class Config:
     """Sizes of all launches of a module.
 
     Attributes:
-        schedule: "fused" (a launch walks over the chunks of a sequence, the state on chip) or "split"
-            (the states of all chunks first, then every chunk by a program of its own).
-        segment: rows from one state that the forward keeps to the next, a multiple of every chunk; the
-            backward forms the states between them again.
-        tiles: by launch: "fwd", "bwd".
+        segment: rows from one state that is kept in memory to the next, a multiple of every chunk; a fused
+            backward forms the states between them again, a split launch has a program for each.
+        tiles: by launch: "fwd", "bwd" where a launch walks over the chunks of a sequence with the state on chip (fused);
+            "fwd_states", "fwd_outs", "bwd_states", "bwd_grads" where the states of all segments come first and then every
+            segment by a program of its own (split); "bwd_of_K", "bwd_of_V", … where each forms the gradients of a dim (by dims).
     """
 
     tiles: tuple[tuple[str, Tile], ...] = ()
     segment: int = 64
-    schedule: str = "fused"
 
     def __post_init__(self) -> None:
         for name, tile in self.tiles:
             if tile.chunk < 16 or tile.chunk & (tile.chunk - 1) or self.segment % tile.chunk:
                 raise ValueError(f"{name}: a chunk of {tile.chunk} rows in segments of {self.segment}")
+
+    @property
+    def schedule(self) -> str:
+        """In words."""
+        names = [name for name, _ in self.tiles]
+        cuts = ["split" if f"{d}_states" in names else "by dims" if any(n.startswith(d + "_") for n in names) else "fused"
+                for d in ("fwd", "bwd")]
+        return cuts[0] if cuts[0] == cuts[1] else f"{cuts[0]} forward, backward {cuts[1]}"
 
     def tile(self, launch: str) -> Tile:
         return dict(self.tiles).get(launch, Tile(min(self.segment, 32)))
@@ -78,7 +85,7 @@ class Config:
 
     @staticmethod
     def of(found: Mapping[str, Any]) -> Config:
-        return Config(tuple((name, Tile.of(t)) for name, t in found["tiles"].items()), found["segment"], found["schedule"])
+        return Config(tuple((name, Tile.of(t)) for name, t in found["tiles"].items()), found["segment"])
 
 
 def padded(size: int) -> int:

@@ -110,7 +110,7 @@ def _cell(step: Program, kernels: bool) -> list[str]:
     module = kernels_of(step)
     rows = ["Rows t are sequences, all at the same token.", ""] * isinstance(module, CellModule)
     lines = ["", "## Its adjoint, from the last token to the first", "", *rows, "```",
-             *equations(module.bwd.launch.program, "d"), "```", "", "## What runs", ""]
+             *equations(module.launches["bwd"].program, "d"), "```", "", "## What runs", ""]
     if not isinstance(module, CellModule):
         return [*lines, "- forward and backward: one Triton kernel each over all tokens, the state on chip, a sequence a program"
                 f"; on a CPU {torch}", f"- kept for the backward: the inputs, and every 32 tokens {', '.join(module.starts)}, from "
@@ -202,11 +202,11 @@ def kernel_lines(step: Program) -> dict[str, tuple[list[str], str]]:
     if not has_kernels(classify(step)):
         return {}
     module, found = kernels(step), {}
-    for kind, k in module.kernels.items():
+    for kind, k in ((n, module.kernel(n)) for n in ("fwd", "bwd")):
         each = "chunk" if k.launch.loop == "chunks" else "token"
         way = f"from the last {each} to the first" if k.launch.reverse else f"from the first {each} to the last"
         loads = [*k.loads, *(f"the cotangent of {c}" for c in k.cots)]
-        starts = ", ".join(k.launch.starts)
+        starts = ", ".join(k.launch.starts or k.launch.keeps)
         lines = [f"loop: {way}; sequences, heads" + "".join(f", blocks of {d}" for d in k.launch.split)
                  + " in parallel", f"loads a row at a time: {', '.join(loads)}",
                  "carries on chip: " + (", ".join(f"{c.name}[{', '.join(c.dims)}]" for c in k.launch.carries) or "nothing"),

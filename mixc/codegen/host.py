@@ -92,3 +92,14 @@ def over_group(grad, like, axis):
     shape = (*grad.shape[:axis], G, grad.shape[axis] // G, *grad.shape[axis + 1:])
     return grad.view(shape).sum(axis + 1).to(like.dtype)
 '''
+
+PIECES = '''
+
+def pieces_of(first, bound):
+    """The sequence that each of `bound` pieces is of; pieces behind the last one count as of the last sequence.
+
+    first: the number of each sequence's first piece (None: dense)."""
+    if first is None:
+        return None
+    return torch.searchsorted(first, torch.arange(bound, device=first.device), right=True) - 1
+'''

@@ -13,12 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mixc.codegen.lines import group, in_block, indented, plus, times, wrapped
+from mixc.codegen.names import RESERVED
+from mixc.codegen.names import safe as safe
 from mixc.codegen.notation import formula, is_decay, span_formula
 from mixc.codegen.schedule import schedule, source
 from mixc.codegen.tiles import Tiles, refuse
-from mixc.codegen.triton_span import FUNCTIONS
 from mixc.ir.blocks import PART
-from mixc.ir.launch import Launch, Store
+from mixc.ir.launch import Carry, Launch, Store
 from mixc.ir.node import COL, ROW, Node, postorder
 from mixc.ir.program import Decl
 
@@ -41,25 +42,6 @@ class Kernel:
     alive: list[list[tuple[tuple[str, ...], float]]] = field(default_factory=list)
     vectors: int = 0  # alive at once, at most
     turned: str = ""  # the dim of which a program takes TURNS blocks one after the other
-
-
-# names that a kernel's text uses itself; a user's name that equals one gets an underscore
-RESERVED = frozenset([
-    "tl", "triton", "inside", "dot", "span_sum", "running_sum", "log_and_sign", "odd", "span_product", "running_product",
-    "whole_product", "softplus", "logsigmoid", "log1p", "expm1", "atan2", "logaddexp", "sign", "mod", "pid", "seq", "head",
-    "B", "C", "T", "H", "rows", "live", "held", "row", "row_at", "chunk", "chunks", "first", "length", "batch",
-    "token", "starts", "lengths", "segment_at", "first_segment", "past", "past_row", "i", "SIGN", "RAGGED", "SEGMENT", "KEEP", "HAS_INITIAL",
-    "STORE_FINAL", "OPERAND", "PRECISION", "STAGES", "print", "range", "float", "int", "min", "max", "abs", "any",
-    "ctx", "seqs", "device", "count", "tile", "keep", "bound", "has_initial", "has_final", "parts", "initial",
-    "lane", "there", "group", "longest", "late", "begin", "some", "segment", "weights", "HELD", "STARTED",
-    "torch", "math", "os", "run", "block", "operand", "precision", "merged", "add_parts", "over_group", "features_packed", "registers", "through",
-    *FUNCTIONS, "Sequences", "FORWARD", "BACKWARD", "INTERPRETED",
-])
-
-
-def safe(name: str) -> str:
-    """The spec's name in a kernel's text."""
-    return name + "_" if name in RESERVED else name
 
 
 class KernelWriter:
@@ -89,7 +71,9 @@ class KernelWriter:
                  *("d" + d.name for d in self.program.decls)}
         self.header = tuple(d.name for d in self.program.dims)
         self.tiles = Tiles(self._emit, self._leaf, taken, launch.body(), launch.roots(), self.header)
+        self.whole, self.ends = "seq", launch.carries  # what its loop is over, and what has an initial and a final value there
         self.row, self.held = "row", "held"  # the chunk's first row, and its rows that there are
+        self.by_rows = launch.loop not in ("tokens", "cells")
         self.carry_of = {c.leaf: c for c in launch.carries}
 
     # ------------------------------------------------------------ values
@@ -117,6 +101,11 @@ class KernelWriter:
         if node.op == "const":
             return str(node.attr("name"))
         raise refuse(f"`{node.op}` is no leaf of a kernel yet", node)
+
+    def _for_one(self, load: str, c: Carry) -> str:
+        """A cotangent enters one of the partial sums."""
+        first = "".join(f" and block_{d} == 0" for d in self.launch.partial_over(c.dims))
+        return f"tl.where({first[5:]}, {load}, 0.0)" if first else load
 
     def _load_rows(self, node: Node) -> str:
         tensor = safe(node.attr("name"))
@@ -150,17 +139,23 @@ class KernelWriter:
         for s in launch.starts:
             dims = self.program.decl(s).dims
             self.body.append(f"{names[s]} = tl.load({s}_starts + {self._segment_of(dims)}{plus(self._flat(dims))}"
-                             f"{self._guard(dims, False)}).to(tl.float32)")
-        body, self.body = self.body, []
-        self._replay(names)
-        loop = ["for past in tl.range(chunk // (SEGMENT // C) * (SEGMENT // C), chunk, num_stages=1):", *in_block(self.body)]
-        self.body = [*body, "if SEGMENT > C:  # the chunks of the segment before this one", *in_block(loop)]
-        self.body += [f"{names[s]} = {names[s]}.to({s}_starts.dtype.element_ty)" for s in launch.starts]
+                             f"{self._guard(dims, False)}){'.to(tl.float32)' if launch.replay else ''}")
+        if launch.replay:
+            self._form_again(names)
         for s in launch.starts:
             leaf = self.program.decl(s).leaf()
             self.tiles.names[leaf] = names[s]
             self.tiles.raw.add(leaf)
         return names[node.attr("name")]
+
+    def _form_again(self, names: dict[str, str]) -> None:
+        """The states at the start of this chunk, from those at the start of its segment."""
+        launch = self.launch
+        body, self.body = self.body, []
+        self._replay(names)
+        loop = ["for past in tl.range(chunk // (SEGMENT // C) * (SEGMENT // C), chunk, num_stages=1):", *in_block(self.body)]
+        self.body = [*body, "if SEGMENT > C:  # the chunks of the segment before this one", *in_block(loop)]
+        self.body += [f"{names[s]} = {names[s]}.to({s}_starts.dtype.element_ty)" for s in launch.starts]
 
     def _replay(self, names: dict[str, str]) -> None:
         """One chunk on, for the states of `starts`."""
@@ -197,7 +192,9 @@ class KernelWriter:
         return "chunk // (SEGMENT // C)"
 
     def _begins(self) -> str:
-        """Does a segment begin here?"""
+        """Does the loop enter a segment here?"""
+        if self.launch.reverse:
+            return "(i == 0 or (chunk + 1) % (SEGMENT // C) == 0)"
         return "chunk % (SEGMENT // C) == 0"
 
     def _index(self, node: Node) -> str:
@@ -262,7 +259,7 @@ class KernelWriter:
 
     # ------------------------------------------------------------ stores
     def _store_rows(self, s: Store) -> list[str]:
-        dims = ((ROW,) if self.launch.loop == "chunks" else ()) + s.dims
+        dims = ((ROW,) if self.by_rows else ()) + s.dims
         stride = self._row_stride(dims)
         target = f"{s.name}_ptr + row * {group(stride)}{plus(self._row_offset(stride, dims))}"
         value, mask = self.tiles.whole(s.value, self.tile(dims)), self._mask(dims, rows=True)
@@ -298,22 +295,26 @@ class KernelWriter:
     # ------------------------------------------------------------ the whole
     def write(self) -> Kernel:
         launch = self.launch
-        if not launch.reverse and launch.starts:  # what the segment receives is kept before anything changes it
-            kept = [self._store_state(safe(s), f"{s}_starts", None, self.program.decl(s).dims) for s in launch.starts]
-            self.body += [f"if KEEP and {self._begins()}:", *in_block(kept)]
+        self.body += self._keep()  # what the segment receives, before anything changes it
         sums = [s for s in launch.stores if s.kind != "rows"]
         pending = list(launch.stores)
         first = [n for n in launch.nodes() if n.op == "state"] if launch.replay else []
         for node in first:  # formed again while nothing else is alive
             self.tiles.name(node)
-        held = {*self.carry_of, *first}
-        for node in self._ordered(launch.roots(), held, self.tiles, tuple(c.next for c in launch.carries)):
+        carried, held = self.carry_of.values(), {*self.carry_of, *first}
+        for node in self._ordered(launch.roots(), held, self.tiles, tuple(c.next for c in carried)):
             if not self.tiles.inlined(node):
                 self.tiles.name(node)
             pending = self._store_ready(pending)
         self._store_ready(pending, force=True)
-        self._assign([(safe(c.name), c.next, c.dims) for c in launch.carries])
+        self._assign([(safe(c.name), c.next, c.dims) for c in carried])
         return self._assemble(sums)
+
+    def _keep(self) -> list[str]:
+        launch = self.launch
+        kept = [self._store_state(safe(c.name), launch.kept(c.name), None, c.dims)
+                for c in launch.carries if c.name in launch.keeps]
+        return [f"if {'KEEP and ' if launch.stores else ''}{self._begins()}:", *in_block(kept)] if kept else []
 
     def _assemble(self, sums: list[Store]) -> Kernel:
         launch = self.launch
@@ -341,11 +342,15 @@ class KernelWriter:
                 *self._stored(common)]
 
     def _flags(self) -> list[str]:
-        return ["HAS_INITIAL", "STORE_FINAL"] if self.launch.carries else []
+        return ["HAS_INITIAL", "STORE_FINAL"] if self.ends else []
 
     def _keeping(self) -> list[str]:
-        starts = self.launch.starts
-        return [*(["SEGMENT"] if starts else []), *(["KEEP"] if not self.launch.reverse and starts else [])]
+        return [*(["SEGMENT"] if self._by_segment else []), *(["KEEP"] if self.launch.keeps and self.launch.stores else [])]
+
+    @property
+    def _by_segment(self) -> bool:
+        """Is there anything of every segment that it stores or loads?"""
+        return bool(self.launch.starts or self.launch.keeps)
 
     def _arguments(self, sums: list[Store]) -> list[str]:
         launch, out = self.launch, []
@@ -357,18 +362,18 @@ class KernelWriter:
                 out += [f"{name}_sb", f"{name}_st", f"{name}_sh"]
         out += [f"d{name}_ptr" for name in self.cots]
         out += [f"{s.name}_ptr" for s in launch.stores]
-        for c in launch.carries:
+        for c in self.ends:
             out += [f"{c.name}_initial", f"{c.name}_final"]
         out += self._kept_arguments()
         out += [f"{s.name}_part" for s in launch.stores if self.launch.partial_over(s.dims)]
-        out += [f"{c.name}_part" for c in launch.carries if self.launch.partial_over(c.dims)]
+        out += [f"{c.name}_part" for c in self.ends if self.launch.partial_over(c.dims)]
         return [*out, "starts", "lengths", *self._sequence_arguments(), *self.consts, "T", "H"]
 
     def _kept_arguments(self) -> list[str]:
-        return [f"{name}_starts" for name in self.launch.starts]
+        return [*(f"{name}_starts" for name in self.launch.starts), *map(self.launch.kept, self.launch.keeps)]
 
     def _sequence_arguments(self) -> list[str]:
-        return ["segment_at"] if self.launch.starts else []
+        return ["segment_at"] * self._by_segment
 
     def _where(self) -> list[str]:
         """Which sequence, head and block this program has, and where its tokens lie."""
@@ -389,10 +394,10 @@ class KernelWriter:
                 lines.append(f"{s.name}_ptr += (first * H + head)" + times(s.dims))
             if parts := self.launch.partial_over(s.dims):
                 lines.append(f"{s.name}_ptr += {self._part(parts)} * {s.name}_part  # a partial sum over {', '.join(parts)}")
-        for c in self.launch.carries:
+        for c in self.ends:
             if parts := self.launch.partial_over(c.dims):
                 lines.append(f"{c.name}_final += {self._part(parts)} * {c.name}_part")
-        if self.launch.loop == "chunks":
+        if self.by_rows:
             lines.append("rows = tl.arange(0, C)")
         return lines
 
@@ -424,14 +429,11 @@ class KernelWriter:
 
     def _initial(self, sums: list[Store]) -> list[str]:
         lines = []
-        for c in self.launch.carries:
+        for c in self.ends:
             size, shape = " * ".join(c.dims) or "1", self.tiles.shape(self.tile(c.dims))
             zero = f"tl.zeros({shape}, tl.float32)" if c.dims else "0.0"
-            load = (f"tl.load({c.name}_initial + (seq * H + head) * ({size}){plus(self._flat(c.dims))}"
-                    f"{self._guard(c.dims, False)}).to(tl.float32)")
-            first = "".join(f" and block_{d} == 0" for d in self.launch.partial_over(c.dims))
-            if first:  # the cotangent enters one of the partial sums
-                load = f"tl.where({first[5:]}, {load}, 0.0)"
+            load = self._for_one(f"tl.load({c.name}_initial + (seq * H + head) * ({size}){plus(self._flat(c.dims))}"
+                                 f"{self._guard(c.dims, False)}).to(tl.float32)", c)
             lines.append(f"if HAS_INITIAL:\n    {safe(c.name)} = {load}\nelse:\n    {safe(c.name)} = {zero}")
         return [*lines, *self._sums(sums)]
 
@@ -443,15 +445,18 @@ class KernelWriter:
             return ["for row_at in range(0, length):", indented("row = tl.cast(row_at, tl.int64) * SIGN", 1).rstrip("\n"),
                     *[indented(line, 1).rstrip("\n") for line in self.body]]
         lines = ["chunks = tl.cdiv(length, C)"]
-        if self.launch.starts:
-            lines += self._first_segment("RAGGED" if self.launch.reverse else "RAGGED and KEEP")
+        if self._by_segment:
+            lines += self._first_segment("RAGGED and KEEP" if "KEEP" in self._keeping() else "RAGGED")
         # what a compiler hoists out of the loop, above all addresses of shared memory, would fill the registers
         loop = ["for i in tl.range(0, chunks, num_stages=STAGES, disable_licm=True):"]
         inner = ["chunk = chunks - 1 - i"] if self.launch.reverse else ["chunk = i"]
-        inner += ["row = (chunk * C).to(tl.int64) * SIGN",
-                  "live = rows < length - chunk * C",
-                  "held = tl.minimum(rows, length - 1 - chunk * C)  # rows behind the end repeat the last token"]
-        return lines + loop + [indented(line, 1).rstrip("\n") for line in inner + self.body]
+        return lines + loop + [indented(line, 1).rstrip("\n") for line in [*inner, *self._in_chunk()]]
+
+    def _in_chunk(self) -> list[str]:
+        """The body, behind the chunk's place in its sequence."""
+        return ["row = (chunk * C).to(tl.int64) * SIGN",
+                "live = rows < length - chunk * C",
+                "held = tl.minimum(rows, length - 1 - chunk * C)  # rows behind the end repeat the last token", *self.body]
 
     def _first_segment(self, condition: str) -> list[str]:
         return [f"if {condition}:", "    first_segment = tl.load(segment_at + seq)", "else:",
@@ -459,11 +464,11 @@ class KernelWriter:
 
     def _final(self, sums: list[Store]) -> list[str]:
         lines = [f"if STORE_FINAL:\n    {self._store_state(safe(c.name), f'{c.name}_final', 'seq * H + head', c.dims)}"
-                 for c in self.launch.carries]
+                 for c in self.ends]
         return [*lines, *self._stored(sums)]
 
     def _stored(self, sums: list[Store]) -> list[str]:
-        return [self._store_state(f"{s.name}_sum", f"{s.name}_ptr", "seq * H + head", s.dims) for s in sums]
+        return [self._store_state(f"{s.name}_sum", f"{s.name}_ptr", f"{self.whole} * H + head", s.dims) for s in sums]
 
 
 _NOMINAL: defaultdict[str, int] = defaultdict(lambda: 64)  # sizes of blocks by which statements are ordered

@@ -13,15 +13,25 @@ from functools import cached_property
 from mixc.codegen.calls import HOST as CALLS
 from mixc.codegen.calls import call_lines, range_check, tables
 from mixc.codegen.config import Config, Tile
-from mixc.codegen.host import HOST
+from mixc.codegen.host import HOST, PIECES
 from mixc.codegen.kernel import Kernel, KernelWriter, safe
 from mixc.codegen.prelude import ATAN2, PRELUDE
+from mixc.codegen.segment_kernel import SegmentWriter
 from mixc.codegen.starts import start_lines
 from mixc.codegen.triton_scan import scan_prelude
 from mixc.codegen.triton_span import span_prelude
 from mixc.errors import SpecError
+from mixc.ir.launch import Launch
 from mixc.ir.program import Decl, Program
-from mixc.passes.partition import fused_backward, fused_forward, token_loop
+from mixc.passes.partition import (
+    backward_by_dims,
+    fused_backward,
+    fused_forward,
+    of_a_chunk,
+    split_backward,
+    split_forward,
+    token_loop,
+)
 
 LICENSE = "SPDX-License-Identifier: Apache-2.0"
 
@@ -30,6 +40,7 @@ class Module:
     """The module of a spec, from its chunk program and that program's backward: the kernels, then the text."""
 
     by_rule = False  # has it `sizes`, by a rule, and none that are tuned?
+    backward: Program | None = None  # None: each direction is one launch, and not to be cut
     kept_later = False  # are the buffers that are kept made after the initial states are known?
 
     def __init__(self, forward: Program, backward: Program, step: Program | None = None, spec: Program | None = None):
@@ -38,23 +49,32 @@ class Module:
             step: what happens to one token, for a kernel that decodes (None: the chunk's kernel does).
             spec: the step under its user's names, of as many dims and values in the same order (None: these are they).
         """
-        self.p, self.spec = forward, spec or forward
+        self.p, self.backward, self.spec = forward, backward, spec or forward
         self.token = _token_kernel(step) if step is not None and step.decls == forward.decls else None
-        self.bwd = KernelWriter(fused_backward(forward, backward)).write()
-        self.starts = self.bwd.launch.starts
-        self.fwd = KernelWriter(fused_forward(forward, self.starts)).write()
+        bwd = fused_backward(forward, backward)
+        self.starts = bwd.starts
+        self.launches = {"fwd": fused_forward(forward, self.starts), "bwd": bwd}
         self.name = forward.name
         self.states, self.outs = forward.states, forward.outs
-        self._in_turns: dict[str, Kernel] = {}
+        self._written: dict[tuple[str, str, bool], Kernel] = {}
 
     @cached_property
     def own(self) -> dict[str, str]:
         """What kernels call the dims of the spec."""
         return {outer.name: inner.name for outer, inner in zip(self.spec.dims, self.p.dims, strict=True)}
 
-    @property
-    def kernels(self) -> dict[str, Kernel]:
-        return {"fwd": self.fwd, "bwd": self.bwd}
+    @cached_property
+    def cuts(self) -> dict[str, list[tuple[str, ...]]]:
+        """The launches that a direction may be cut into, by names."""
+        found: dict[str, list[tuple[str, ...]]] = {"fwd": [("fwd",)], "bwd": [("bwd",)]}
+        if self.backward is None:
+            return found
+        for whole, cut in (("fwd", split_forward(self.p, self.starts)), ("bwd", split_backward(self.p, self.backward)),
+                           ("bwd", backward_by_dims(self.p, self.backward))):
+            names = tuple(launch.name.removeprefix(self.name + "_") for launch in cut)
+            self.launches |= dict(zip(names, cut, strict=True))
+            found[whole] += [names] if names else []
+        return found
 
     def sizes(self, sizes: Mapping[str, int], operand: int) -> Config:
         """Those of `by_rule`.
@@ -63,32 +83,53 @@ class Module:
             sizes: of every dim. operand: bytes of an input's value."""
         raise NotImplementedError
 
-    def kernel(self, launch: str, tile: Tile) -> Kernel:
+    @property
+    def kernels(self) -> dict[str, Kernel]:
+        """Those of the fused schedule."""
+        return {n: self.kernel(n) for n in ("fwd", "bwd")}
+
+    def kernel(self, launch: str, turned: str = "", single: bool = False) -> Kernel:
+        """Of the launch so named; `turned`: whose programs take blocks of that dim in turn; `single`: where a segment is
+        one chunk, if that makes a difference."""
+        if launch not in self.launches:
+            assert self.cuts  # which adds what it finds
+        found = self.launches[launch]
+        key = launch, turned, single and found.alone
+        if key not in self._written:
+            writer = SegmentWriter if found.alone else KernelWriter
+            self._written[key] = writer(of_a_chunk(found) if key[2] else found, turned).write()
+        return self._written[key]
+
+    def kernel_of(self, launch: str, tile: Tile, segment: int) -> Kernel:
         """The one that runs with this tile."""
-        if launch != "bwd" or tile.turns == 1:
-            return self.kernels[launch]
-        if tile.turned not in self._in_turns:
-            self._in_turns[tile.turned] = KernelWriter(self.bwd.launch, tile.turned).write()
-        return self._in_turns[tile.turned]
+        return self.kernel(launch, tile.turned if tile.turns > 1 else "", tile.chunk == segment)
+
+    def parts(self, direction: str, config: Config) -> list[tuple[str, Kernel]]:
+        """The launches of "fwd" or "bwd" with this config, in order."""
+        given = dict(config.tiles)
+        names = next((cut for cut in self.cuts[direction] if cut[0] in given), (direction,)) if \
+            any(n.startswith(direction + "_") for n in given) else (direction,)
+        return [(n, self.kernel_of(n, config.tile(n), config.segment)) for n in names]
 
     # ------------------------------------------------------------ text
     def text(self, config: Config, public: Program | None = None) -> str:
         """The file, its launches with the sizes of `config`; `public`: the step of complex values whose parts these are."""
         self.config, self.public = config.named(self.own), public or self.spec
-        token = [self.token.text, "\n\n"] if self.token else []
-        kernels = [self.fwd.text, "\n\n", *token, self._backward.text, "\n\n"]
+        self.fwd, self.bwd = self.parts("fwd", self.config), self.parts("bwd", self.config)
+        written = [*(k for _, k in self.fwd), *([self.token] if self.token else []), *(k for _, k in self.bwd)]
+        kernels = [x for k in written for x in (k.text, "\n\n")]
         angles = ATAN2 if any("atan2(" in k for k in kernels) else ""
         parts = [self._head(), HOST, CALLS, PRELUDE + angles, scan_prelude("".join(kernels)),
                  span_prelude("".join(kernels)) + self._prelude(), "\n", *kernels, self._function(),
                  "\n\n", self._calls()]
         return "".join(p if p.endswith("\n") else p + "\n" for p in parts)
 
-    @property
-    def _backward(self) -> Kernel:
-        return self.kernel("bwd", self.config.tile("bwd"))
-
     def _prelude(self) -> str:
-        return ""
+        return PIECES if self._splits else ""
+
+    @property
+    def _splits(self) -> bool:
+        return any(k.launch.alone for _, k in (*self.fwd, *self.bwd))
 
     def _head(self) -> str:
         doc = self.p.doc.strip()
@@ -96,9 +137,9 @@ class Module:
         if doc:
             lines += [*doc.splitlines(), ""]
         lines += [LICENSE, '"""', "import collections", "import math", "import os", "", "import torch", "import triton", "import triton.language as tl", "",
-                  f"FORWARD = {self._tile(self.fwd, 'fwd')}", f"BACKWARD = {self._tile(self._backward, 'bwd')}",
+                  *(f"{_called(n)} = {self._tile(k, n)}" for n, k in (*self.fwd, *self.bwd)),
                   *([f"STEP = {self._tile(self.token, 'step')}  # one token"] if self.token else []),
-                  *([f"SEGMENT = {self.config.segment}  # rows from one kept state to the next"] if "SEGMENT" in self.fwd.constexprs else []),
+                  *([f"SEGMENT = {self.config.segment}  # rows from one kept state to the next"] if any("SEGMENT" in k.constexprs for _, k in (*self.fwd, *self.bwd)) else []),
                   *tables(self.spec)]
         return "\n".join(lines) + "\n"
 
@@ -163,15 +204,14 @@ class Module:
 
     def _forward_body(self, names: list[str], initial: list[str], consts: list[str]) -> list[str]:
         lines = [*self._sizes(), "device, count = " + f"{names[0]}.device, seqs.count",
-                 *(["keep = any(ctx.needs_input_grad)"] if self.starts else []), self._forward_tile()]
+                 *(["keep = any(ctx.needs_input_grad)"] if self.starts else [])]
         lines += [f"{n} = features_packed({n}, {3 if d.role == 'in' else 1})" if d.role == "in" else f"{n} = {n}.contiguous()"
                   for n, d in zip(names, self._tensors(), strict=True)]
-        lines += self._blocks(self.fwd, "tile")
         for o in self.outs:
             lines.append(f"{o.name} = torch.empty({_shape('B, T, H', o.dims)}, dtype={self._out_dtype()}, device=device)")
         for s in self.states:
             lines.append(f"{s.name}_final = torch.empty({_shape('count, H', s.dims)}, dtype=torch.float32, device=device)")
-        if self.starts and not self.kept_later:
+        if (self.starts or self._splits) and not self.kept_later:
             lines += self._kept_lines()
         if initial:
             lines.append(f"has_initial = {' or '.join(f'{n} is not None' for n in initial)}")
@@ -179,7 +219,7 @@ class Module:
                       f"if {s.name}_initial is None else {s.name}_initial.contiguous()" for s in self.states]
         if self.kept_later:
             lines += self._kept_lines()
-        whole = self._launch(self.fwd, "tile")
+        whole = self._forward_launches()
         if self.token:
             one = [*self._blocks(self.token, "STEP"), *self._launch(self.token, "STEP")]
             lines += ["if seqs.T == 1 and not seqs.ragged and not any(ctx.needs_input_grad):", *_indent(one, 1), "else:",
@@ -196,6 +236,12 @@ class Module:
         lines += ["ctx.set_materialize_grads(False)", f"return {', '.join(outs)}"]
         return lines
 
+    def _forward_launches(self) -> list[str]:
+        if len(self.fwd) > 1:
+            return [x for n, k in self.fwd for x in (*self._blocks(k, _called(n)), *self._launch(k, _called(n)))]
+        (_, kernel), = self.fwd
+        return [self._forward_tile(), *self._blocks(kernel, "tile"), *self._launch(kernel, "tile")]
+
     def _held(self, kernel: Kernel) -> list[str]:
         return []
 
@@ -204,18 +250,23 @@ class Module:
 
     def _saved(self) -> list[str]:
         """What the forward keeps for the backward, besides what it was given."""
-        return [*(f"{s}_starts" for s in self.starts), *(["segment_at"] if self.starts else [])]
+        at = self.starts or any(k.launch.alone for _, k in self.bwd)
+        return [*(f"{s}_starts" for s in self.starts), *(["segment_at"] if at else [])]
 
     def _kept_lines(self) -> list[str]:
-        lines = ["bound, segment_at = seqs.pieces(SEGMENT) if keep else (0, None)"]
+        """Room for the state at the start of every segment."""
+        kept = self.fwd[0][1].launch.keeps
+        always = len(self.fwd) > 1 or not self.starts
+        lines = ["bound, segment_at = seqs.pieces(SEGMENT)" + ("" if always else " if keep else (0, None)")]
+        lines += ["piece_of = pieces_of(segment_at, bound)"] if len(self.fwd) > 1 else []
         def dtype(s: str) -> str:
-            return "torch.float32" if s in self.fwd.launch.exact else self._out_dtype()
+            return "torch.float32" if s in self.launches["fwd"].exact else self._out_dtype()
         return [*lines, *(f"{s}_starts = torch.empty({_shape('bound, H', self.p.decl(s).dims)}, dtype={dtype(s)}, "
-                          "device=device)" for s in self.starts)]
+                          "device=device)" for s in kept)]
 
-    def _programs(self, tile: str) -> list[str]:
+    def _programs(self, kernel: Kernel, tile: str) -> list[str]:
         """Factors of the number of programs, but for split dims."""
-        return ["count", "H"]
+        return ["bound" if kernel.launch.alone else "count", "H"]
 
     def _out_dtype(self) -> str:
         first = next((d for d in self.p.ins if d.dims), self.p.ins[0])
@@ -223,7 +274,7 @@ class Module:
 
     def _grid(self, kernel: Kernel, tile: str) -> str:
         """How many programs there are."""
-        return " * ".join([*self._programs(tile), *(_count(kernel, d) for d in kernel.launch.split if d in kernel.dims)])
+        return " * ".join([*self._programs(kernel, tile), *(_count(kernel, d, tile) for d in kernel.launch.split if d in kernel.dims)])
 
     def _launch(self, kernel: Kernel, tile: str) -> list[str]:
         """The call of a kernel, its arguments by name."""
@@ -238,7 +289,8 @@ class Module:
         pairs += self._held(kernel)
         if "HAS_INITIAL" in kernel.constexprs:
             pairs.append(f"HAS_INITIAL={'has_final' if reverse else 'has_initial'}")
-            pairs.append(f"STORE_FINAL={'any(ctx.has_initial)' if reverse else 'seqs.want_final'}")
+            wanted = any(self._maker(c.name + "_initial") is kernel for c in kernel.launch.carries) if reverse else True
+            pairs.append(f"STORE_FINAL={('any(ctx.has_initial)' if wanted else False) if reverse else 'seqs.want_final'}")
         pairs += [f"OPERAND=operand({self._out_dtype()})", f"PRECISION=precision({self._out_dtype()})",
                   f"STAGES={tile}['stages']", f"num_warps={tile}['warps']", f"**registers({tile}['warps'])"]
         call = [f"if {grid} > 0:", f"    {kernel.launch.name}[({grid},)]("]
@@ -269,20 +321,18 @@ class Module:
         saved = [*names, *self._saved()]
         lines = [f"{', '.join(saved)}{',' if len(saved) == 1 else ''} = ctx.saved_tensors",
                  f"seqs{''.join(', ' + c for c in consts)} = ctx.seqs{''.join(', ctx.' + c for c in consts)}",
-                 *self._sizes(), f"device, count = {names[0]}.device, seqs.count", *self._blocks(self.bwd, "BACKWARD")]
-        lines += [f"parts_{d} = {_count(self._backward, d)}" for d in self.bwd.launch.summed]
+                 *self._sizes(), f"device, count = {names[0]}.device, seqs.count"]
         for o in self.outs:
             lines.append(f"d{o.name} = torch.zeros({_shape('B, T, H', o.dims)}, dtype={self._out_dtype()}, device=device) "
                          f"if d{o.name} is None else d{o.name}.contiguous()")
         if self.states:
             lines.append(f"has_final = {' or '.join(f'd{s.name}_final is not None' for s in self.states)}")
-        for s in self.states:
-            lead = f"{self._parts(s.dims)}count, H"
-            lines += [f"d{s.name}_initial = torch.empty({_shape(lead, s.dims)}, dtype=torch.float32, device=device)",
-                      f"if has_final:\n    d{s.name}_final = torch.zeros_like(d{s.name}_initial) if d{s.name}_final is None "
-                      f"else d{s.name}_final.contiguous()"]
-        lines += self._gradient_buffers()
-        lines += self._launch(self._backward, "BACKWARD")
+        if any(k.launch.alone for _, k in self.bwd):
+            lines += ["bound = seqs.pieces(SEGMENT)[0]", "piece_of = pieces_of(segment_at, bound)"]
+        for name, kernel in self.bwd:
+            lines += self._blocks(kernel, _called(name))
+            lines += [f"parts_{d} = {_count(kernel, d, _called(name))}" for d in kernel.launch.summed]
+            lines += [*self._state_buffers(kernel), *self._gradient_buffers(kernel), *self._launch(kernel, _called(name))]
         grads = [f"over_group({self._summed('d' + d.name, d.dims, safe(d.name))}, {safe(d.name)}, 2)" for d in self.p.ins]
         grads += [f"over_group({self._param_gradient(d)}, {safe(d.name)}, 0)" for d in self.p.params]
         grads += [f"{self._summed(f'd{s.name}_initial', s.dims)} if ctx.has_initial[{i}] else None"
@@ -290,30 +340,51 @@ class Module:
         lines.append(f"return (None, {'None, ' * len(consts)}\n" + ",\n".join(f"        {g}" for g in grads) + ")")
         return lines
 
+    def _maker(self, name: str) -> Kernel:
+        """The kernel of the backward that forms a gradient, or the first that carries one to where a sequence begins."""
+        def forms(launch: Launch) -> bool:
+            carried = not launch.alone and name.removesuffix("_initial") in {c.name for c in launch.carries}
+            return carried if name.endswith("_initial") else name in {s.name for s in launch.stores}
+        return next((k for _, k in self.bwd if forms(k.launch)), self.bwd[-1][1])
+
+    def _state_buffers(self, kernel: Kernel) -> list[str]:
+        """Cotangents of states where a sequence begins, and where a segment ends."""
+        launch, lines = kernel.launch, list[str]()
+        for s in self.states:
+            if self._maker(f"d{s.name}_initial") is kernel:
+                lines += [f"d{s.name}_initial = torch.empty({_shape(self._parts(kernel, s.dims) + 'count, H', s.dims)}, "
+                          "dtype=torch.float32, device=device)",
+                          f"if has_final:\n    d{s.name}_final = torch.zeros_like(d{s.name}_initial) if d{s.name}_final is None "
+                          f"else d{s.name}_final.contiguous()"]
+        kept = [c for c in launch.carries if c.name in launch.keeps]
+        return lines + [f"{launch.kept(c.name)} = torch.empty({_shape('bound, H', c.dims)}, dtype={self._out_dtype()}, "
+                        "device=device)" for c in kept]
+
     def _param_gradient(self, d: Decl) -> str:
         return f"{self._summed('d' + d.name, d.dims)}.sum(0)"
 
-    def _parts(self, dims: tuple[str, ...]) -> str:
-        """How many partial sums there are of what has these dims, as the first axis of its shape."""
-        found = [f"parts_{d}" for d in self.bwd.launch.partial_over(dims)]
+    def _parts(self, kernel: Kernel, dims: tuple[str, ...]) -> str:
+        """How many partial sums a kernel leaves of what has these dims, as the first axis of its shape."""
+        found = [f"parts_{d}" for d in kernel.launch.partial_over(dims)]
         return f"{' * '.join(found)}, " if found else ""
 
     def _summed(self, name: str, dims: tuple[str, ...], like: str = "") -> str:
         dtype = f", {like}.dtype if {like}.shape[2] == H else torch.float32" if like else ""
-        return f"merged({name}{dtype})" if self._parts(dims) else name
+        return f"merged({name}{dtype})" if self._parts(self._maker(name), dims) else name
 
-    def _gradient_buffers(self) -> list[str]:
-        """Gradients of the ins a row a token and head, of the params one a sequence and head."""
+    def _gradient_buffers(self, kernel: Kernel) -> list[str]:
+        """What a kernel forms: gradients of the ins a row a token and head, of the params one a sequence and head."""
         lines = []
-        for d in self.p.ins:
-            n, parts = safe(d.name), self._parts(d.dims)
+        ins, params = ([d for d in of if self._maker(f"d{d.name}") is kernel] for of in (self.p.ins, self.p.params))
+        for d in ins:
+            n, parts = safe(d.name), self._parts(kernel, d.dims)
             lead = f"{parts}B, T, H"
             whole = f"{n}.shape[2] == H" + (f" and {parts[:-2]} == 1" if parts else "")
-            added = self._backward.turned and self._backward.turned not in d.dims
+            added = kernel.turned and kernel.turned not in d.dims
             dtype = "torch.float32" if added else f"{n}.dtype if {whole} else torch.float32"
             lines.append(f"d{d.name} = torch.empty({_shape(lead, d.dims)}, dtype={dtype}, device=device)")
-        for d in self.p.params:
-            lead = f"{self._parts(d.dims)}count, H"
+        for d in params:
+            lead = f"{self._parts(kernel, d.dims)}{'bound' if kernel.launch.alone else 'count'}, H"
             lines.append(f"d{d.name} = torch.empty({_shape(lead, d.dims)}, dtype=torch.float32, device=device)")
         return lines
 
@@ -361,9 +432,15 @@ class Module:
         return lines
 
 
-def _count(kernel: Kernel, d: str) -> str:
+def _called(launch: str) -> str:
+    """What the sizes of a launch are called."""
+    direction, of, dim = launch.partition("_of_")
+    return direction.replace("fwd", "FORWARD").replace("bwd", "BACKWARD").upper() + of.upper() + dim
+
+
+def _count(kernel: Kernel, d: str, tile: str) -> str:
     """Programs along a dim."""
-    turns = " * BACKWARD['turns']" if d == kernel.turned else ""
+    turns = f" * {tile}['turns']" if d == kernel.turned else ""
     return f"triton.cdiv({d}, B{d}{turns})"
 
 

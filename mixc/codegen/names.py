@@ -12,13 +12,31 @@ from typing import Any
 
 from mixc.codegen.calls import HOST as CALLS
 from mixc.codegen.host import HOST
-from mixc.codegen.kernel import RESERVED
 from mixc.codegen.prelude import PRELUDE
+from mixc.codegen.triton_span import FUNCTIONS
 from mixc.ir.node import Node, make, postorder
 from mixc.ir.program import Decl, Program
 
+# names that a kernel's text uses itself; a user's name that equals one gets an underscore
+RESERVED = frozenset([
+    "tl", "triton", "inside", "dot", "span_sum", "running_sum", "log_and_sign", "odd", "span_product", "running_product",
+    "whole_product", "softplus", "logsigmoid", "log1p", "expm1", "atan2", "logaddexp", "sign", "mod", "pid", "seq", "head",
+    "B", "C", "T", "H", "rows", "live", "held", "row", "row_at", "chunk", "chunks", "first", "length", "batch",
+    "token", "starts", "lengths", "segment_at", "first_segment", "past", "past_row", "i", "SIGN", "RAGGED", "SEGMENT", "KEEP", "HAS_INITIAL",
+    "STORE_FINAL", "OPERAND", "PRECISION", "STAGES", "print", "range", "float", "int", "min", "max", "abs", "any",
+    "ctx", "seqs", "device", "count", "tile", "keep", "bound", "has_initial", "has_final", "parts", "initial",
+    "lane", "there", "group", "longest", "late", "begin", "some", "segment", "weights", "HELD", "STARTED", "piece", "pieces", "piece_of",
+    "entered", "torch", "math", "os", "run", "block", "operand", "precision", "merged", "add_parts", "over_group", "features_packed",
+    "registers", "through", *FUNCTIONS, "Sequences", "pieces_of", "FORWARD", "BACKWARD", "FORWARD_STATES", "FORWARD_OUTS",
+    "BACKWARD_STATES", "BACKWARD_GRADS", "INTERPRETED",
+])
 _HOST = frozenset(re.findall(r"^(?:def|class) (\w+)", HOST + CALLS + PRELUDE, re.MULTILINE)) | {
     "INS", "PARAMS", "STATES", "ALIASES", "SIZES", "PLANES", "collections"}
+
+
+def safe(name: str) -> str:
+    """The spec's name in a kernel's text."""
+    return name + "_" if name in RESERVED else name
 
 
 def named(p: Program) -> Program:
@@ -48,7 +66,7 @@ def _of_dim(d: str) -> set[str]:
 
 def _of_value(name: str) -> set[str]:
     """Names that stand for something of a value: its gradient, where it lies, what a state was or becomes."""
-    ends = ("ptr", "rep", "sb", "st", "sh", "initial", "final", "starts", "part", "sum", "next", "first", "kept", "aside")
+    ends = ("ptr", "rep", "sb", "st", "sh", "initial", "final", "starts", "ends", "part", "sum", "next", "first", "kept", "aside")
     return {"d" + name, *(f"{x}{name}_{end}" for x in ("", "d") for end in ends)}
 
 

@@ -29,10 +29,10 @@ class TokenModule(Module):
         self.spec, self.instead = spec, instead
         forward, backward = token_launches(step)
         self.p, self.token = step, None
-        self.bwd, self.fwd = TokenWriter(backward).write(), TokenWriter(forward).write()
+        self.launches = {"fwd": forward, "bwd": backward}
+        self._written = {(n, "", False): TokenWriter(launch).write() for n, launch in self.launches.items()}
         self.starts, self.name = backward.starts, step.name
         self.states, self.outs = step.states, step.outs
-        self._in_turns = {}
 
     def sizes(self, sizes: Mapping[str, int], operand: int) -> Config:
         """Sizes by rule: at most 4096 values of all that is carried, as far as its dims are divided, and 16 in a thread."""
@@ -45,7 +45,7 @@ class TokenModule(Module):
             while values() > 4096 and max(blocks.values(), default=16) > 16:
                 blocks[max(blocks, key=blocks.__getitem__)] //= 2
             return Tile(16, tuple(blocks.items()), min(16, 1 << max(values() // 512 - 1, 0).bit_length()), 1)
-        return Config((("fwd", tile(self.fwd)), ("bwd", tile(self.bwd))), SEGMENT)
+        return Config((("fwd", tile(self.kernel("fwd"))), ("bwd", tile(self.kernel("bwd")))), SEGMENT)
 
     def _prelude(self) -> str:
         return WEIGHTS if any("HELD" in k.constexprs for k in self.kernels.values()) else ""
@@ -59,10 +59,10 @@ class TokenModule(Module):
         size = " + ".join(" * ".join("B" + n for n in d.dims) for d in read)
         return [f"HELD={size} <= 8192"] if read else []
 
-    def _gradient_buffers(self) -> list[str]:
+    def _gradient_buffers(self, kernel: Kernel) -> list[str]:
         """Also where every program puts the states of a segment aside."""
-        lines = super()._gradient_buffers()
-        grid = self._grid(self.bwd, "BACKWARD")
+        lines = super()._gradient_buffers(kernel)
+        grid = self._grid(kernel, "BACKWARD")
         for s in self.starts:
             size = " * ".join([grid, "SEGMENT", *(f"B{d}" for d in self.p.decl(s).dims)])
             lines.append(f"{s}_aside = torch.empty({size}, dtype=torch.float32, device=device)")

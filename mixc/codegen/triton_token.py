@@ -83,7 +83,7 @@ class TokenWriter(KernelWriter):
 
     def _loop(self) -> list[str]:
         row = "row = tl.cast(row_at, tl.int64) * SIGN"
-        if not self.launch.starts:
+        if not (self.launch.starts or self.launch.keeps):
             at = ["row_at = length - 1 - i"] if self.launch.reverse else ["row_at = i"]
             return ["for i in tl.range(0, length, num_stages=STAGES):", *in_block([*at, row, *self.body])]
         if not self.launch.reverse:

@@ -49,13 +49,15 @@ class Product:
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel. `loop`: "chunks" (in order, or from the end if `reverse`), "tokens" (a row at a time) or "cells" (a
-    token at a time of many sequences, which are the rows; `starts` are then of every token).
+    """One kernel. `loop`: "chunks" (in order, or from the end if `reverse`), "segment" (the chunks of one segment,
+    every segment is a program's own), "chunk" (a single chunk, which is a segment), "tokens" (a row at a time) or
+    "cells" (a token at a time of many sequences, which are the rows; `starts` are then of every token).
 
-    `starts`: states whose value at the start of every segment of chunks is stored (forward) or loaded
-    (backward); `replay`: what a chunk leaves of each of them, by which the backward forms the states
-    inside a segment again; `exact`: states that are kept in fp32; `split`: dims that programs may divide among them;
-    `summed`: those of `split` over which the stores without that dim are partial sums."""
+    `starts`: states whose value at the start of every segment is loaded, and `replay`: what a chunk leaves of each of
+    them, by which the backward forms the states inside a segment again; `keeps`: states of which a walk over all chunks
+    stores what it carries into every segment, for other launches; `exact`: states that are kept in fp32; `split`: dims
+    that programs may divide among them; `summed`: those of `split` over which the stores without that dim are partial
+    sums."""
 
     name: str
     program: Program
@@ -64,6 +66,7 @@ class Launch:
     carries: tuple[Carry, ...]
     stores: tuple[Store, ...]
     starts: tuple[str, ...] = ()
+    keeps: tuple[str, ...] = ()
     replay: tuple[Node, ...] = ()
     exact: frozenset[str] = frozenset()
     split: tuple[str, ...] = ()
@@ -73,11 +76,21 @@ class Launch:
         """The dims over which what has only `dims` is a partial sum: one for each of their blocks."""
         return [d for d in self.summed if d not in dims]
 
+    @property
+    def alone(self) -> bool:
+        """Is every segment a program's own, which begins with what another launch carried there?"""
+        return self.loop in ("segment", "chunk")
+
+    def kept(self, carry: str) -> str:
+        """The tensor of what a carried tile is on entering every segment: at its start, or where the loop runs
+        backwards at its end."""
+        return carry + ("_ends" if self.reverse else "_starts")
+
     def roots(self) -> list[Node]:
-        return [c.next for c in self.carries] + [s.value for s in self.stores]
+        return ([] if self.loop == "chunk" else [c.next for c in self.carries]) + [s.value for s in self.stores]
 
     def with_roots(self, roots: list[Node]) -> Launch:
-        n = len(self.carries)
+        n = len(roots) - len(self.stores)
         return replace(self, carries=tuple(replace(c, next=x) for c, x in zip(self.carries, roots[:n], strict=True)),
                        stores=tuple(replace(s, value=x) for s, x in zip(self.stores, roots[n:], strict=True)))
 

@@ -74,7 +74,7 @@ def _forward(step: Program, fwd: Program, kept: dict[str, str]) -> Launch:
     carries = tuple(Carry(s.name, wide.leaf(), fwd.result("next", s.name), s.dims)
                     for s, wide in zip(step.states, fwd.states, strict=True))
     fwd = replace(fwd, decls=step.decls)
-    return Launch(f"{step.name}_fwd", fwd, "cells", False, carries, tuple(stores), tuple(kept))
+    return Launch(f"{step.name}_fwd", fwd, "cells", False, carries, tuple(stores), keeps=tuple(kept))
 
 
 def finite_gradient(bwd: Program, d: Decl, wide: Decl) -> Node:

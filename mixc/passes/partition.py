@@ -3,7 +3,11 @@
 before: one DAG for a chunk
 after:  launches, each with its loads, its stores and its loop over time
 
-`fused` keeps the state on chip: one launch walks over the chunks of a sequence and does all of it.
+A direction (forward, backward) is cut in one of two ways.  `fused` keeps the state on chip: one launch walks over the
+chunks of a sequence and does all of it.  `split` cuts at the carried states: a first launch walks over the chunks and
+forms nothing but the states, of which it keeps what enters each segment; a second begins every segment with that, all
+segments at once.  It moves more bytes, and does not wait: for few sequences and heads, and where what one launch would
+have to hold does not fit on chip.
 What the backward reads of the forward is a cut through the forward's values, bytes as
 capacities: values computed again cost no bytes, values kept cost a write and a read.
 """
@@ -19,29 +23,105 @@ from mixc.passes.differentiate import cotangent_of_state
 from mixc.passes.shares import shares
 
 
-def fused_forward(program: Program, starts: tuple[str, ...] = ()) -> Launch:
-    """One launch for outs and final states; of `starts` it keeps what each segment receives."""
-    carries = tuple(Carry(s.name, s.leaf(), program.result("next", s.name), s.dims) for s in program.states)
-    stores = tuple(Store("rows", o.name, program.result("out", o.name), o.dims, "out") for o in program.outs)
-    launch = Launch(f"{program.name}_fwd", program, "chunks", False, carries, stores, starts,
-                    exact=in_exponents(program))
-    return _with_split(launch)
+def fused_forward(program: Program, keeps: tuple[str, ...] = ()) -> Launch:
+    """One launch for outs and final states; of `keeps` it stores what each segment receives."""
+    launch = Launch(f"{program.name}_fwd", program, "chunks", False, _states(program), _outs(program), keeps=keeps)
+    return _with_split(replace(launch, exact=in_exponents(program)))
 
 
 def fused_backward(forward: Program, backward: Program) -> Launch:
     """One launch, from the last chunk to the first, that carries the cotangents of the states."""
-    carries, stores = [], []
-    for s in forward.states:
-        leaf = cotangent_of_state(s.name, s.dims)
-        carries.append(Carry("d" + s.name, leaf, backward.result("next", s.name), s.dims))
-    for d in forward.ins:
-        stores.append(Store("rows", "d" + d.name, backward.result("grad", d.name), d.dims, "grad"))
-    for d in forward.params:
-        stores.append(Store("partial", "d" + d.name, backward.result("sum", d.name), d.dims, "sum"))
-    starts = _needed(forward, [c.next for c in carries] + [s.value for s in stores])
-    launch = Launch(f"{forward.name}_bwd", backward, "chunks", True, tuple(carries), tuple(stores), starts,
-                    _replay(forward, starts), exact=in_exponents(forward))
-    return _with_split(launch)
+    carries, stores = _cotangents(forward, backward), _gradients(forward, backward)
+    return _with_split(_reversed(forward, backward, "bwd", carries, stores))
+
+
+def split_forward(program: Program, keeps: tuple[str, ...] = ()) -> tuple[Launch, ...]:
+    """A launch for states, also those of `keeps`, and one for outs.  Empty where no out reads a state."""
+    stores, exact = _outs(program), in_exponents(program)
+    entering = _needed(_states(program), [s.value for s in stores])
+    if not entering:
+        return ()
+    kept = {*keeps, *(c.name for c in entering)}
+    states = Launch(f"{program.name}_fwd_states", program, "chunks", False, _states(program), (),
+                    keeps=tuple(s.name for s in program.states if s.name in kept), exact=exact)
+    outs = Launch(f"{program.name}_fwd_outs", program, "segment", False, entering, stores, exact=exact)
+    return _with_split(states), _with_split(outs)
+
+
+def split_backward(forward: Program, backward: Program) -> tuple[Launch, ...]:
+    """A launch for cotangents of states, and one for gradients.  Empty where no gradient reads such a cotangent."""
+    stores, carries = _gradients(forward, backward), _cotangents(forward, backward)
+    entering = _needed(carries, [s.value for s in stores])
+    if not entering:
+        return ()
+    states = replace(_reversed(forward, backward, "bwd_states", carries, ()), keeps=tuple(c.name for c in entering))
+    gradients = replace(_reversed(forward, backward, "bwd_grads", entering, stores), loop="segment")
+    return _with_split(states), _with_split(gradients)
+
+
+def backward_by_dims(forward: Program, backward: Program) -> tuple[Launch, ...]:
+    """A launch from the last chunk to the first for each dim along which gradients can be formed part by part: its
+    programs divide that dim, and no row is a partial sum.  Empty where one such launch, or none, has them all.
+
+    before: dq, dk of K and dv of V in one launch, whose programs hold all of K and of V
+    after:  dq, dk by programs that hold a part of K, dv by others that hold a part of V
+    """
+    left, carries = list(_gradients(forward, backward)), _cotangents(forward, backward)
+    found = dict[str, tuple[Store, ...]]()
+    for d in [d.name for d in forward.dims]:
+        own = tuple(s for s in left if d in s.dims and _apart(s, carries, d))
+        found |= {d: own} if own else {}
+        left = [s for s in left if s not in own]
+    if len(found) < 2 or any(s.dims for s in left):
+        return ()
+    most, out = max(found, key=lambda d: len(found[d])), list[Launch]()
+    found[most] += tuple(left)  # numbers, of which each program has a part
+    for d, stores in found.items():
+        read = _needed(carries, [s.value for s in stores])
+        out.append(_with_split(_reversed(forward, backward, f"bwd_of_{d}", read, stores), (d,)))
+    carried = {c.name for x in out for c in x.carries}
+    return tuple(out) if all(x.split for x in out) and len(carried) == len(carries) else ()
+
+
+def _apart(store: Store, carries: tuple[Carry, ...], d: str) -> bool:
+    """Is a part of it along `d` formed from parts along `d` alone?"""
+    read = _needed(carries, [store.value])
+    return bool(splittable(list(postorder([store.value, *(c.next for c in read)])), [d]))
+
+
+def of_a_chunk(launch: Launch) -> Launch:
+    """A launch that begins every segment anew, where a segment is one chunk: nothing is carried on, or formed again."""
+    read = set(postorder(s.value for s in launch.stores))
+    starts = tuple(n for n in launch.starts if launch.program.decl(n).leaf() in read)
+    carries = tuple(c for c in launch.carries if c.leaf in read)
+    return replace(launch, loop="chunk", carries=carries, starts=starts, replay=())
+
+
+def _states(program: Program) -> tuple[Carry, ...]:
+    return tuple(Carry(s.name, s.leaf(), program.result("next", s.name), s.dims) for s in program.states)
+
+
+def _cotangents(forward: Program, backward: Program) -> tuple[Carry, ...]:
+    return tuple(Carry("d" + s.name, cotangent_of_state(s.name, s.dims), backward.result("next", s.name), s.dims)
+                 for s in forward.states)
+
+
+def _outs(program: Program) -> tuple[Store, ...]:
+    return tuple(Store("rows", o.name, program.result("out", o.name), o.dims, "out") for o in program.outs)
+
+
+def _gradients(forward: Program, backward: Program) -> tuple[Store, ...]:
+    rows = (Store("rows", "d" + d.name, backward.result("grad", d.name), d.dims, "grad") for d in forward.ins)
+    sums = (Store("partial", "d" + d.name, backward.result("sum", d.name), d.dims, "sum") for d in forward.params)
+    return (*rows, *sums)
+
+
+def _reversed(forward: Program, backward: Program, name: str, carries: tuple[Carry, ...],
+              stores: tuple[Store, ...]) -> Launch:
+    """From the last chunk to the first, with the states that it reads."""
+    starts = _needed(_states(forward), [c.next for c in carries] + [s.value for s in stores])
+    return Launch(f"{forward.name}_{name}", backward, "chunks", True, carries, stores, tuple(c.name for c in starts),
+                  replay=_replay(forward, starts), exact=in_exponents(forward))
 
 
 def in_exponents(program: Program) -> frozenset[str]:
@@ -59,39 +139,37 @@ def in_exponents(program: Program) -> frozenset[str]:
     return frozenset(s.name for s in program.states if s.leaf() in seen)
 
 
-def _needed(forward: Program, roots: list[Node]) -> tuple[str, ...]:
-    """The states that `roots` read, and those that are needed to form these again."""
+def _needed(carries: tuple[Carry, ...], roots: list[Node]) -> tuple[Carry, ...]:
+    """What of `carries` the roots read, and what is needed to carry that on."""
     while True:
         below = set(postorder(roots))
-        found = [s for s in forward.states if s.leaf() in below]
-        more = [v for s in found if (v := forward.result("next", s.name)) not in below]
+        found = tuple(c for c in carries if c.leaf in below)
+        more = [c.next for c in found if c.next not in below]
         if not more:
-            return tuple(s.name for s in found)
+            return found
         roots = [*roots, *more]
 
 
-def _replay(forward: Program, starts: tuple[str, ...]) -> tuple[Node, ...]:
+def _replay(forward: Program, starts: tuple[Carry, ...]) -> tuple[Node, ...]:
     """What a chunk leaves of the states; it is a whole one, all its rows are tokens."""
     from mixc.passes.simplify import RULES, all_rows_live, rewrite
 
-    return tuple(rewrite([forward.result("next", s) for s in starts], (all_rows_live, *RULES)))
+    return tuple(rewrite([c.next for c in starts], (all_rows_live, *RULES)))
 
 
 def token_loop(step: Program) -> Launch:
     """The step itself, a token at a time: decode, and short sequences."""
-    carries = tuple(Carry(s.name, s.leaf(), step.result("next", s.name), s.dims) for s in step.states)
-    stores = tuple(Store("rows", o.name, step.result("out", o.name), o.dims, "out") for o in step.outs)
-    return _with_split(Launch(f"{step.name}_token", step, "tokens", False, carries, stores))
+    return _with_split(Launch(f"{step.name}_token", step, "tokens", False, _states(step), _outs(step)))
 
 
-def _with_split(launch: Launch) -> Launch:
-    """A dim may be split if nothing sums over it; in a backward also if only cotangents do.
+def _with_split(launch: Launch, only: tuple[str, ...] = ()) -> Launch:
+    """A dim (of `only`) may be split if nothing sums over it; in a backward also if only cotangents do.
 
     A backward is linear in its cotangents, so each program's sums over its own part of the dim add up
     to the whole: what has not the dim is then a partial sum."""
     nodes, program = launch.nodes(), launch.program
     used = {d for n in nodes for d in n.dims} | {d for s in launch.stores for d in s.dims}
-    dims = [d.name for d in program.dims if d.name in used]
+    dims = [d.name for d in program.dims if d.name in used and (not only or d.name in only)]
     whole = splittable(nodes, dims)
     if not launch.reverse:
         return replace(launch, split=whole)
@@ -99,7 +177,9 @@ def _with_split(launch: Launch) -> Launch:
     linear = depends(nodes, cots)
     partial = list[str]()
     for d in splittable([n for n in nodes if n not in linear], dims):
-        found = shares(launch.roots(), [c.leaf for c in launch.carries], d) if d not in whole else None
+        if d in whole or (launch.keeps and not all(d in c.dims for c in launch.carries)):  # what is kept is no part
+            continue
+        found = shares(launch.roots(), [c.leaf for c in launch.carries], d)
         if found is not None:
             partial.append(d)
             launch = launch.with_roots(found)

@@ -114,7 +114,7 @@ def test_what_programs_share_is_counted_once(kind):
     mixer = mixc.loads("mixer m(K, V) {\nin q[K], k[K], v[V], g where g <= 0\nstate S[K, V], n[K]\n"
                        f"{body}\nout o[V] = q @ S\nout z[K] = n\n}}")
     made = kernels(mixer.declared)
-    assert made.bwd.launch.summed == summed
+    assert made.kernel("bwd").launch.summed == summed
     emitted, outs = load_text(made.text(SMALL)), []
     for fn in (lambda **x: mixer(**x, backend="reference"), emitted.m):
         torch.manual_seed(0)

@@ -18,10 +18,10 @@ for target in targets:
     shape = {d.name: d.size or int(size) for d in step.dims}
     config = default_config(step, target, shape, "bf16")
     module = load_text(made.text(config))
-    for launch in made.kernels:
-        kernel = made.kernel(launch, config.tile(launch))
+    for launch, tile in config.tiles:
+        kernel = made.kernel_of(launch, tile, config.segment)
         sizes = {d: shape[d] for d in kernel.dims}
-        print(compile_kernel(module, kernel, sizes, config.tile(launch), target=target, segment=config.segment))
+        print(compile_kernel(module, kernel, sizes, tile, target=target, segment=config.segment))
 '''
 
 

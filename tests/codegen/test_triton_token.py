@@ -98,5 +98,6 @@ def test_every_cell_has_kernels():
 
 def test_lags_and_positions():
     mixer = mixc.loads("mixer m(K, V, W = 3) {\nin q[K], k[K], v[V]\nparam c[K, W]\nstate S[K, V]\n"
-                       "w = sum[W](c * lag[W](k))\nS = tanh(where(pos % 4 == 0, 0, 0.9 * S) + w * v)\nout o[V] = q @ S\n}")
+                       "w = sum[W](c * lag[W](k))\nS = tanh(where(pos % 4 == 0, 0, 0.9 * S) + w * v)\n"
+                       "out o[V] = q @ S\n}")
     check(mixer, 7, start=False)

@@ -1,0 +1,72 @@
+"""A launch of which every segment is a program's own, as the source of a Triton kernel.
+
+It begins with what another launch carried to the segment. Where a segment is one chunk nothing is carried on.
+"""
+
+from __future__ import annotations
+
+from mixc.codegen.kernel import KernelWriter, safe
+from mixc.codegen.lines import indented, plus
+from mixc.ir.launch import Carry, Launch, Store
+from mixc.ir.node import Node
+
+
+class SegmentWriter(KernelWriter):
+    """As `KernelWriter`, for launches that are `alone`."""
+
+    def __init__(self, launch: Launch, turned: str = ""):
+        super().__init__(launch, turned)
+        self.whole, self.ends = "piece", ()
+        self.entering = {c.leaf: c for c in launch.carries if launch.loop == "chunk"}
+        self.carry_of = {c.leaf: c for c in launch.carries if launch.loop != "chunk"}
+
+    @property
+    def _by_segment(self) -> bool:
+        return True
+
+    def _leaf(self, node: Node) -> str:
+        if node not in self.entering:
+            return super()._leaf(node)
+        name = safe(self.entering[node].name)
+        self.body.append(f"{name} = {self._entered(self.entering[node])}")
+        self.tiles.raw.add(node)
+        return name
+
+    def _entered(self, c: Carry) -> str:
+        """What was carried to this segment."""
+        load = f"tl.load({self.launch.kept(c.name)} + {self._segment_of(c.dims)}{plus(self._flat(c.dims))}{self._guard(c.dims, False)})"
+        return self._for_one(load, c)
+
+    def _segment_of(self, dims: tuple[str, ...]) -> str:
+        return f"(piece * H + head) * ({' * '.join(dims) or '1'})"
+
+    # ------------------------------------------------------------ arguments
+    def _kept_arguments(self) -> list[str]:
+        return [*super()._kept_arguments(), *(self.launch.kept(c.name) for c in self.launch.carries)]
+
+    def _sequence_arguments(self) -> list[str]:
+        return ["segment_at", "piece_of"]
+
+    # ------------------------------------------------------------ the whole
+    def _sequence(self) -> list[str]:
+        return ["piece, head = (pid // H).to(tl.int64), pid % H  # a segment, counted over all sequences",
+                "if RAGGED:",
+                "    seq = tl.load(piece_of + piece).to(tl.int64)",
+                "    first, length = tl.load(starts + seq).to(tl.int64), tl.load(lengths + seq).to(tl.int32)",
+                "    batch, token, first_segment = 0, first, tl.load(segment_at + seq)",
+                "else:",
+                "    seq = piece // tl.cdiv(T, SEGMENT)",
+                "    first, length, batch, token, first_segment = seq * T, T, seq, 0, seq * tl.cdiv(T, SEGMENT)",
+                "entered = (piece - first_segment).to(tl.int32) * SEGMENT  # rows before this segment"]
+
+    def _initial(self, sums: list[Store]) -> list[str]:
+        return [*(f"{safe(c.name)} = {self._entered(c)}.to(tl.float32)" for c in self.carry_of.values()), *self._sums(sums)]
+
+    def _loop(self) -> list[str]:
+        if self.launch.loop == "chunk":
+            return ["if entered < length:  # there is such a segment",
+                    *[indented(line, 1).rstrip("\n") for line in ["chunk = entered // C", *self._in_chunk()]]]
+        at = "chunks - 1 - i" if self.launch.reverse else "i"
+        return ["chunks = tl.cdiv(tl.maximum(tl.minimum(length - entered, SEGMENT), 0), C)",
+                "for i in tl.range(0, chunks, num_stages=STAGES, disable_licm=True):",
+                *[indented(line, 1).rstrip("\n") for line in [f"chunk = entered // C + {at}", *self._in_chunk()]]]

@@ -1,0 +1,105 @@
+"""The split schedule: states of all segments first, then every segment alone; equal to the fused one, and to tokens."""
+
+import pytest
+import torch
+
+import mixc
+from mixc.codegen.config import Config, Tile
+from mixc.codegen.offline import load_text
+from mixc.codegen.triton_program import kernels
+from mixc.runtime.draw import draw
+
+SPLIT = ("fwd_states", "fwd_outs", "bwd_states", "bwd_grads")
+
+
+def emitted(name, names, chunk, segment, blocks=()):
+    made = kernels(mixc.load(name).declared)
+    text = made.text(Config(tuple((n, Tile(chunk, blocks)) for n in names), segment))
+    return load_text(text)
+
+
+def outcome(module, step, cu=None, **options):
+    """Outs, final states and all gradients, of random cotangents."""
+    given = draw(step, **options)
+    given = {n: x.requires_grad_() for n, x in given.items()}
+    sequences = None
+    count = options["B"]
+    if cu is not None:
+        edges = torch.tensor(cu)
+        sequences, count = (edges[:-1].contiguous(), edges.diff().to(torch.int32)), len(cu) - 1
+    g = torch.Generator().manual_seed(1)
+    sizes = {d: n for x, decl in zip(given.values(), (*step.ins, *step.params), strict=True)
+             for d, n in zip(decl.dims, x.shape[-len(decl.dims):] if decl.dims else (), strict=True)}
+    states = {s.name: torch.randn(count, options["H"], *(sizes[d] for d in s.dims), generator=g).requires_grad_()
+              for s in step.states}
+    outs, final = module.run(*given.values(), initial_state=states, output_final_state=True, sequences=sequences)
+    found = [*outs, *final.values()]
+    loss = sum((x * torch.randn(x.shape, generator=g)).sum() for x in found)
+    grads = torch.autograd.grad(loss, [*given.values(), *states.values()], allow_unused=True)
+    names = [*(o.name for o in step.outs), *(f"{n}_final" for n in final), *(f"d{n}" for n in given)]
+    return dict(zip([*names, *(f"d{n}0" for n in states)], [*found, *grads], strict=True))
+
+
+SPECS = ["simple_gla", "gated_delta_rule", "gla", "kda", "linear_attention_normalised", "mamba1", "rwkv7", "gsa",
+         "mamba2", "mlstm_stabilised", "momentum_delta_rule"]
+
+
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("chunk,segment", [(16, 32), (16, 16)])
+def test_split_equals_fused(name, chunk, segment):
+    step = mixc.load(name).declared
+    options = dict(B=2, T=83, H=2, sizes={"K": 17, "V": 20, "N": 16, "D": 20})
+    one, other = (emitted(name, names, chunk, segment) for names in (("fwd", "bwd"), SPLIT))
+    want = outcome(one, step, **options)
+    for what, x in outcome(other, step, **options).items():
+        torch.testing.assert_close(x, want[what], rtol=1e-4, atol=1e-4, msg=lambda m, what=what: f"{what}: {m}")
+
+
+@pytest.mark.parametrize("names", [SPLIT, ("fwd", *SPLIT[2:]), (*SPLIT[:2], "bwd")])
+def test_ragged_sequences(names):
+    step = mixc.load("gated_delta_rule").declared
+    options = dict(B=1, T=100, H=2, sizes={"K": 17, "V": 20})
+    cu = [0, 0, 37, 37, 38, 70, 100, 100]
+    want = outcome(emitted("gated_delta_rule", ("fwd", "bwd"), 16, 32), step, cu, **options)
+    found = outcome(emitted("gated_delta_rule", names, 16, 32, (("V", 16),)), step, cu, **options)
+    for what, x in found.items():
+        torch.testing.assert_close(x, want[what], rtol=1e-4, atol=1e-4, msg=lambda m, what=what: f"{what}: {m}")
+
+
+BY_DIMS = {"gla": ("bwd_of_K", "bwd_of_V"), "rwkv6": ("bwd_of_K", "bwd_of_V"), "mamba1": ("bwd_of_D", "bwd_of_N")}
+
+
+@pytest.mark.parametrize("name", BY_DIMS)
+def test_gradients_of_each_dim_in_a_launch(name):
+    """Programs that hold a part of K form dq and dk, others that hold a part of V form dv: no partial sums."""
+    step = mixc.load(name).declared
+    made = kernels(step)
+    assert BY_DIMS[name] in made.cuts["bwd"]
+    assert all(made.kernel(n).launch.split == (n[-1],) and not made.kernel(n).launch.summed for n in BY_DIMS[name])
+    options = dict(B=2, T=83, H=2, sizes={"K": 17, "V": 20, "N": 16, "D": 20})
+    want = outcome(emitted(name, ("fwd", "bwd"), 16, 32), step, **options)
+    blocks = tuple((n[-1], 16) for n in BY_DIMS[name])
+    for what, x in outcome(emitted(name, ("fwd", *BY_DIMS[name]), 16, 32, blocks), step, **options).items():
+        torch.testing.assert_close(x, want[what], rtol=1e-4, atol=1e-4, msg=lambda m, what=what: f"{what}: {m}")
+
+
+def test_every_segment_has_a_program_and_the_state_is_carried_once():
+    made = kernels(mixc.load("gated_delta_rule").declared)
+    made.text(Config(tuple((n, Tile(16)) for n in SPLIT), 64))
+    (_, states), (_, outs) = made.fwd
+    assert not states.launch.stores and states.launch.keeps == ("S",) and not states.launch.alone
+    assert outs.launch.alone and [s.name for s in outs.launch.stores] == ["o"]
+    assert "dS = " in made.kernel("bwd_grads").text.split("if entered")[0]  # carried on inside its segment
+    single = made.kernel("bwd_grads", single=True)
+    assert "for i in" not in single.text and "dS_next" not in single.text  # a segment that is a chunk has no loop
+
+
+def test_a_step_without_states_has_one_cut():
+    made = kernels(mixc.loads(STATELESS).declared)
+    assert all(len(cuts) == 1 for cuts in made.cuts.values())
+
+
+STATELESS = """mixer gate(K) {
+  in x[K]
+  out y[K] = x * sigmoid(x)
+}"""
