@@ -107,8 +107,8 @@ class LaunchModel:
         self.warps, self.stages = term(warps), term(stages)
         C, segment = names["C"], names["SEGMENT"]
         self.names: dict[str, Any] = dict(names) | {
-            "chunks": shape.T if self.cells else ceil_div(shape.T, C), "keeps": C / term(segment),
-            "replays": (segment / term(C) - 1) * 0.5}
+            "chunks": shape.T if self.cells else segment / term(C) if kernel.launch.alone else ceil_div(shape.T, C),
+            "keeps": C / term(segment), "replays": (segment / term(C) - 1) * 0.5}
 
     # ------------------------------------------------------------ counts as terms
     def size(self, s: Size) -> Term:
@@ -126,8 +126,12 @@ class LaunchModel:
         return product(ceil_div(self.shape.of((d,)), b * self.turns if d == self.turned else b)
                        for d, b in self.blocks().items() if dims is None or d in dims)
 
+    def pieces(self) -> Term:
+        """Segments of a sequence of which each is a program's own; 1 where a program has them all."""
+        return ceil_div(self.shape.T, self.names["SEGMENT"]) if self.kernel.launch.alone else term(1)
+
     def programs(self) -> Term:
-        return self.groups() * self.shape.H * self.cuts()
+        return self.groups() * self.shape.H * self.pieces() * self.cuts()
 
     def groups(self) -> Term:
         """Sequences, or how many programs have a cell's."""
@@ -219,14 +223,14 @@ class LaunchModel:
         if kind in ("initial", "final"):
             carry = next(c for c in self.kernel.launch.carries if safe(c.name) == name or c.name == name)
             return term(sequences * shape.of(carry.dims) * 4)
-        if kind == "starts":
+        if kind in ("starts", "ends"):
             dims = program.decl(name).dims if any(d.name == name for d in program.decls) else \
                 next(c.dims for c in self.kernel.launch.carries if c.name.endswith(name))
             kept = 4 if name in self.kernel.launch.exact else shape.operand
             return ceil_div(shape.T, self.names["SEGMENT"]) * (sequences * shape.of(dims) * kept)
         for store in self.kernel.launch.stores:
             if store.name == name:
-                count = rows if store.kind == "rows" else self.groups() * shape.H
+                count = rows if store.kind == "rows" else self.groups() * self.pieces() * shape.H
                 parts = self.cuts([d for d in self.kernel.launch.summed if d not in store.dims])
                 width = term(4)
                 if store.kind == "rows":  # turn by turn the sum so far is read, and written again

@@ -4,10 +4,12 @@ import pytest
 import torch
 
 import mixc
+from mixc.autotune.tuner import schedule_of
 from mixc.codegen.config import Config, Tile
 from mixc.codegen.offline import load_text
 from mixc.codegen.triton_program import kernels
 from mixc.runtime.draw import draw
+from mixc.targets import find
 
 SPLIT = ("fwd_states", "fwd_outs", "bwd_states", "bwd_grads")
 
@@ -103,3 +105,16 @@ STATELESS = """mixer gate(K) {
   in x[K]
   out y[K] = x * sigmoid(x)
 }"""
+
+
+def test_few_sequences_and_heads_are_split():
+    """B=1 H=4 T=16k leaves a GPU idle where a program walks over a whole sequence."""
+    step, sizes = mixc.load("simple_gla").declared, {"K": 64, "V": 64}
+    few = schedule_of(step, find("h100"), {"B": 1, "T": 16384, "H": 4, **sizes}, "bf16")
+    config, chosen = few.default()
+    fused = schedule_of(step, find("h100"), {"B": 1, "T": 16384, "H": 4, **sizes}, "bf16", "fused").default()[1]
+    assert config.schedule == "split" and tuple(chosen) == SPLIT
+    assert sum(c.seconds for c in chosen.values()) < 0.5 * sum(c.seconds for c in fused.values())
+    assert chosen["bwd_grads"].programs % (16384 // config.segment * 4) == 0  # a program for every segment and head
+    many = schedule_of(step, find("h100"), {"B": 8, "T": 2048, "H": 16, **sizes}, "bf16").default()[0]
+    assert many.schedule == "fused"
