@@ -78,6 +78,11 @@ def kernels(step: Program) -> Module:
     from mixc.passes.classify import classify
 
     step = named(step)
+    told = {n for x in (*step.ins, *step.params) for n in x.dims} | {d.name for d in step.dims if d.size}
+    told |= {d.alias or "" for d in step.dims if d.name in told}
+    for d in step.dims:
+        if d.name not in told and d.alias not in told:
+            raise refuse(f"no in or param tells the size of {d.name}")
     inner = renamed(step, own_names(step))
     stages = classify(inner)
     if any(g.form == "sequential" for g in stages.groups):

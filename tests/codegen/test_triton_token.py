@@ -101,3 +101,10 @@ def test_lags_and_positions():
                        "w = sum[W](c * lag[W](k))\nS = tanh(where(pos % 4 == 0, 0, 0.9 * S) + w * v)\n"
                        "out o[V] = q @ S\n}")
     check(mixer, 7, start=False)
+
+
+def test_a_size_that_only_a_state_tells():
+    mixer = mixc.loads("mixer m(K, M) {\nin k[K]\nstate W[K, M]\nW = tanh(0.9 * W + k)\nout o[M] = k @ W\n}")
+    assert not backends.has_chunk_program(mixer)
+    with pytest.raises(mixc.SpecError, match=r"MX310.*no in or param tells the size of M"):
+        mixer(torch.zeros(1, 3, 1, 4), initial_state={"W": torch.zeros(1, 1, 4, 5)}, backend="triton")
