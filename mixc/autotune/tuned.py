@@ -153,7 +153,7 @@ def first(mixer: Mixer, step: Program, target: Target, sizes: Mapping[str, int],
     """The config of a first build: what `mixc tune` found for it, else the model's best that compiles without a spill.
 
     It is kept, so that it is made once on a machine; other processes wait for it. Said (logger "mixc"): that it takes
-    its time, and that every candidate spills, of which then the one that does least is taken.
+    its time, and that every candidate spills, of which then the fastest is taken, the spill counted.
 
     Args:
         step: of the mixer, as it is for these sizes and consts."""
@@ -178,7 +178,7 @@ def first(mixer: Mixer, step: Program, target: Target, sizes: Mapping[str, int],
 def _say_wrong(name: str, launches: list[dict[str, Any]]) -> None:
     for r in launches:
         if r["chosen"] and (r["failed"] or r["spill"]):
-            wrong = r["failed"] or f"the one that spills least ({r['spill']} bytes) is taken"
+            wrong = r["failed"] or f"all spill, one with {r['spill']} bytes is taken"
             LOG.warning("%s: no tile sizes for %s compile well: %s; `mixc tune` looks further", name, r["launch"],
                         wrong)
 

@@ -77,16 +77,20 @@ class Schedule:
 
     @cached_property
     def plans(self) -> list[tuple[str, ...]]:
-        """Launches that do the whole. Both directions in one launch each; and cut, where these leave the GPU idle or do
-        not fit on chip."""
+        """Launches that do the whole. Both directions in one launch each; split, where these leave the GPU idle; by dims,
+        where they leave partial sums; all, where they do not fit on chip."""
         if self.cut:
             return [FUSED] if self.cut == "fused" else [p for p in self._every_plan() if {*p} <= {*SPLIT}] or [FUSED]
         fused = [self._space(name) for name in FUSED]
-        found = [min(space.by_segment.values(), key=lambda f: f[0])[1]() for space in fused]
         if not all(space.fits for space in fused):
             return self._every_plan()
-        idle = any(c.programs < self.target.sms // 2 for c in found)
-        return [p for p in self._every_plan() if {*p} <= {*FUSED, *SPLIT}] if idle else [FUSED]
+        forward, backward = (min(space.by_segment.values(), key=lambda f: f[0])[1]() for space in fused)
+        idle = min(forward.programs, backward.programs) < self.target.sms // 2
+        summed = any(backward.tile.block(d, n) * backward.tile.turns < n for d, n in self.shape.dims
+                     if d in fused[1].kernel.launch.summed) or backward.tile.turns > 1
+        wanted = {*FUSED, *(SPLIT if idle else ()), *(n for n in self.module.cuts["bwd"][-1] if summed and "_of_" in n)}
+        found = [p for p in self._every_plan() if {*p} <= wanted] if len(wanted) > 2 else [FUSED]
+        return [p for p in found if all(self._space(n).fits for n in p)]
 
     def _every_plan(self) -> list[tuple[str, ...]]:
         return [fwd + bwd for fwd in self.module.cuts["fwd"] for bwd in self.module.cuts["bwd"]]
@@ -140,7 +144,7 @@ class Schedule:
             best: candidates of each launch; where all of a launch's spill, as many again, up to three times.
             workers: processes. limit: seconds a kernel. budget: seconds in all; what was not compiled by then is not
             chosen, and `stopped` says so. first: one of each launch, then two at a time until none spills, all with
-            the default's segment; of those that all do the one that does least.
+            the default's segment; where all spill the best of those, the spill counted.
         Raises:
             InputError: no candidate of some launch compiled well."""
         start = time.monotonic()
@@ -148,7 +152,7 @@ class Schedule:
         plans = [tuple(default)] if first else self.plans
         def candidates(names: Iterable[str]) -> dict[str, list[Candidate]]:
             return {n: [c for c in self._ranked(n) if not first or c.segment == config.segment] for n in names}
-        left = candidates(n for plan in plans for n in plan)
+        left = candidates(dict.fromkeys(n for plan in plans for n in plan))
         done, stopped = list[tuple[Candidate, Candidate]](), False
         counts, all_at_first = ([1, 2, 2, 2], 1) if first else ([min(2, best), best - 2, best, best], 2)
         for turn, count in enumerate(counts):
@@ -156,9 +160,9 @@ class Schedule:
             wide = turn < all_at_first
             if not wide and any(set.intersection(*(good[n] for n in plan)) for plan in plans):
                 break
-            if turn == all_at_first and not all(good.values()) and plans == [FUSED] and not (first or self.cut):
+            if turn == 2 and not all(good.values()) and FUSED in plans and not self.cut:  # some launch's always spill
                 plans = self.plans = self._every_plan()
-                left |= candidates(n for plan in plans for n in plan if n not in left)
+                left |= candidates(dict.fromkeys(n for plan in plans for n in plan if n not in left))
                 good |= {n: set() for n in left if n not in good}
             columns = []
             for n in left:
@@ -211,7 +215,7 @@ class Schedule:
         return done, any(c.failed == "no time was left" for _, c in done)
 
     def _choose(self, done: Iterable[Candidate], least: bool = False) -> tuple[dict[str, Candidate], int]:
-        """The segment whose launches take least, among what compiled well; `least`: else what spills least."""
+        """The segment whose launches take least, among what compiled well; `least`: else of all."""
         done = list(done)
         found = []
         for plan, segment in itertools.product(self.plans, SEGMENTS):
@@ -228,9 +232,9 @@ class Schedule:
         return chosen, segment
 
 
-def _worth(c: Candidate) -> tuple[float, float, float]:
-    """Less is better; of what compiled well the time alone counts."""
-    return bool(c.failed), c.spill, c.seconds
+def _worth(c: Candidate) -> tuple[float, float]:
+    """Less is better; of what compiled well the time alone counts, and 512 bytes of spill count as much as it."""
+    return bool(c.failed), c.seconds * (1 + c.spill / 512)
 
 
 def _next(left: list[Candidate], done: list[tuple[Candidate, Candidate]], count: int,

@@ -118,3 +118,12 @@ def test_few_sequences_and_heads_are_split():
     assert chosen["bwd_grads"].programs % (16384 // config.segment * 4) == 0  # a program for every segment and head
     many = schedule_of(step, find("h100"), {"B": 8, "T": 2048, "H": 16, **sizes}, "bf16").default()[0]
     assert many.schedule == "fused"
+
+
+def test_partial_sums_of_wide_heads_are_not_written():
+    """GLA with heads of 128: a launch for gradients of K, one for those of V, instead of partial sums over blocks of V."""
+    step, sizes = mixc.load("gla").declared, {"B": 8, "T": 2048, "H": 16, "K": 128, "V": 128}
+    config, chosen = schedule_of(step, find("h100"), sizes, "bf16").default()
+    fused = schedule_of(step, find("h100"), sizes, "bf16", "fused").default()[1]
+    assert config.schedule == "fused forward, backward by dims"
+    assert sum(c.bytes for c in chosen.values()) < 0.7 * sum(c.bytes for c in fused.values())
