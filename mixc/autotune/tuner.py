@@ -77,8 +77,8 @@ class Schedule:
 
     @cached_property
     def plans(self) -> list[tuple[str, ...]]:
-        """Launches that do the whole. Both directions in one launch each; split, where these leave the GPU idle; by dims,
-        where they leave partial sums; all, where they do not fit on chip."""
+        """Launches that do the whole. Both directions in one launch each; split, where these leave the GPU idle; by
+        dims, where they leave partial sums; all, where they do not fit on chip."""
         if self.cut:
             return [FUSED] if self.cut == "fused" else [p for p in self._every_plan() if {*p} <= {*SPLIT}] or [FUSED]
         fused = [self._space(name) for name in FUSED]
@@ -88,9 +88,10 @@ class Schedule:
         idle = min(forward.programs, backward.programs) < self.target.sms // 2
         summed = any(backward.tile.block(d, n) * backward.tile.turns < n for d, n in self.shape.dims
                      if d in fused[1].kernel.launch.summed) or backward.tile.turns > 1
+        if not idle and not summed:
+            return [FUSED]
         wanted = {*FUSED, *(SPLIT if idle else ()), *(n for n in self.module.cuts["bwd"][-1] if summed and "_of_" in n)}
-        found = [p for p in self._every_plan() if {*p} <= wanted] if len(wanted) > 2 else [FUSED]
-        return [p for p in found if all(self._space(n).fits for n in p)]
+        return [p for p in self._every_plan() if {*p} <= wanted and all(self._space(n).fits for n in p)]
 
     def _every_plan(self) -> list[tuple[str, ...]]:
         return [fwd + bwd for fwd in self.module.cuts["fwd"] for bwd in self.module.cuts["bwd"]]

@@ -121,7 +121,7 @@ def test_few_sequences_and_heads_are_split():
 
 
 def test_partial_sums_of_wide_heads_are_not_written():
-    """GLA with heads of 128: a launch for gradients of K, one for those of V, instead of partial sums over blocks of V."""
+    """GLA with heads of 128: a launch for gradients of K and one for those of V, no partial sums over blocks of V."""
     step, sizes = mixc.load("gla").declared, {"B": 8, "T": 2048, "H": 16, "K": 128, "V": 128}
     config, chosen = schedule_of(step, find("h100"), sizes, "bf16").default()
     fused = schedule_of(step, find("h100"), sizes, "bf16", "fused").default()[1]
