@@ -113,7 +113,10 @@ def _chunks(stages: Program, inner: Program, step: Program) -> Module:
 
     forward = chunk(stages)
     spec = None if is_complex(step) else step  # chunks are of planes
-    return Module(with_inverses(forward), with_inverses(differentiate(forward)), inner, spec)
+    made = Module(with_inverses(forward), with_inverses(differentiate(forward)), inner, spec)
+    for launch in ("fwd", "bwd"):  # written here: what has none is refused here
+        made.kernel(launch)
+    return made
 
 
 def default_config(step: Program, target: str, shape: Mapping[str, int], dtype: str) -> Config:
