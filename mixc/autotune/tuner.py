@@ -78,20 +78,19 @@ class Schedule:
     @cached_property
     def plans(self) -> list[tuple[str, ...]]:
         """Launches that do the whole. Both directions in one launch each; split, where these leave the GPU idle; by
-        dims, where they leave partial sums; all, where they do not fit on chip."""
+        dims, where they leave partial sums or do not fit on chip."""
         if self.cut:
             return [FUSED] if self.cut == "fused" else [p for p in self._every_plan() if {*p} <= {*SPLIT}] or [FUSED]
         fused = [self._space(name) for name in FUSED]
-        if not all(space.fits for space in fused):
-            return self._every_plan()
         forward, backward = (min(space.by_segment.values(), key=lambda f: f[0])[1]() for space in fused)
         idle = min(forward.programs, backward.programs) < self.target.sms // 2
         summed = any(backward.tile.block(d, n) * backward.tile.turns < n for d, n in self.shape.dims
-                     if d in fused[1].kernel.launch.summed) or backward.tile.turns > 1
+                     if d in fused[1].kernel.launch.summed) or backward.tile.turns > 1 or not fused[1].fits
         if not idle and not summed:
             return [FUSED]
         wanted = {*FUSED, *(SPLIT if idle else ()), *(n for n in self.module.cuts["bwd"][-1] if summed and "_of_" in n)}
-        return [p for p in self._every_plan() if {*p} <= wanted and all(self._space(n).fits for n in p)]
+        found = [p for p in self._every_plan() if {*p} <= wanted]
+        return [p for p in found if all(self._space(n).fits for n in p)] or found
 
     def _every_plan(self) -> list[tuple[str, ...]]:
         return [fwd + bwd for fwd in self.module.cuts["fwd"] for bwd in self.module.cuts["bwd"]]
