@@ -88,8 +88,17 @@ def recorded(call: Callable[[], Any]) -> list[Launch]:
     return found
 
 
+def as_there(launch: Launch, target: str) -> Launch:
+    """What a call on the target's own machine launches: a torch for AMD knows no TF32, and no limit on registers."""
+    if target.startswith("sm_"):
+        return launch
+    options = {n: x for n, x in launch.options.items() if n != "maxnreg"}
+    return Launch(launch.fn, launch.given | ({"PRECISION": "ieee"} if "PRECISION" in launch.given else {}), options)
+
+
 def compiled(launch: Launch, target: str) -> dict[str, Any]:
     """Seconds in Triton, registers a thread, bytes of stack (what spilled), shared memory."""
+    launch = as_there(launch, target)
     gpu = GPUTarget("cuda", int(target[3:]), 32) if target.startswith("sm_") else GPUTarget("hip", target, 64)
     start = time.perf_counter()
     done = triton.compile(launch.source(), target=gpu, options=launch.options)
