@@ -112,14 +112,16 @@ class LaunchSpace:
         """Rows from one kept state to the next: few need nothing formed again, and cost bytes and memory."""
         if self.kernel.launch.loop == "cells":
             return [64]  # every state is kept
-        shape, program, starts = self.shape, self.kernel.launch.program, self.kernel.launch.starts
-        kept = 2 * sum(shape.of(program.decl(s).dims) for s in starts)
+        shape, launch, program = self.shape, self.kernel.launch, self.kernel.launch.program
+        states = [program.decl(s).dims for s in launch.starts]
+        states += [c.dims for c in launch.carries if c.name in launch.keeps or launch.alone]
+        kept = 2 * sum(map(shape.of, states))
         moved = 3 * sum(shape.of(d.dims) for d in program.ins) + 2 * sum(shape.of(d.dims) for d in program.outs)
         # partial sums that fill the GPU with programs take their share: written, read to be added to, and merged
         parts = min(dict(shape.dims)[self.turned] // 16, self.target.sms // (shape.B * shape.H)) if self.turned else 0
         summed = 6 * parts * sum(shape.of(s.dims) for s in self.kernel.launch.stores
                                  if s.kind == "rows" and self.turned not in s.dims) if parts > 1 else 0
-        return [s for s in SEGMENTS if s >= 64 or (starts and kept <= (KEPT * moved - summed) * s)]
+        return [s for s in SEGMENTS if s >= 64 or (states and kept <= (KEPT * moved - summed) * s)]
 
     def _space(self, of: Variant, rows: list[int], counts: Counts, held: bool) -> tuple[Space, LaunchModel]:
         kernel = of.kernel

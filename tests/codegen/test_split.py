@@ -127,3 +127,10 @@ def test_partial_sums_of_wide_heads_are_not_written():
     fused = schedule_of(step, find("h100"), sizes, "bf16", "fused").default()[1]
     assert config.schedule == "fused forward, backward by dims"
     assert sum(c.bytes for c in chosen.values()) < 0.7 * sum(c.bytes for c in fused.values())
+
+
+def test_both_fused_launches_may_keep_a_state_every_32_rows():
+    step, sizes = mixc.load("gla").declared, {"B": 8, "T": 2048, "H": 16, "K": 64, "V": 64}
+    made = schedule_of(step, find("h100"), sizes, "bf16")
+    assert made.spaces["fwd"].segments() == made.spaces["bwd"].segments() == [32, 64, 128, 256]
+    assert made.default()[0].segment == 32
