@@ -138,11 +138,11 @@ def _pictures(step: Program, target: Target, sizes: dict[str, int]) -> str:
     if kernel_lines(step) and _modelled(step):
         for T in sorted({*lengths, sizes["T"]}):
             made = schedule_of(step, target, sizes | {"T": T}, "bf16").default()[1]
-            lines["kernels, forward"].append((T, made["fwd"].seconds))
-            lines["kernels, forward and backward"].append((T, made["fwd"].seconds + made["bwd"].seconds))
+            lines["kernels, forward"].append((T, sum(c.seconds for n, c in made.items() if n.startswith("fwd"))))
+            lines["kernels, forward and backward"].append((T, sum(c.seconds for c in made.values())))
             if sizes["T"] == T:
-                points = [(n, c.flops / c.bytes, c.flops / c.seconds) for n, c in
-                          (("forward", made["fwd"]), ("backward", made["bwd"])) if c.flops]
+                points = [(n.replace("fwd", "forward").replace("bwd", "backward").replace("_", ", "), c.flops / c.bytes,
+                           c.flops / c.seconds) for n, c in made.items() if c.flops]
     lines = {n: p for n, p in lines.items() if p}
     n = one.flops * B * H
     points += [("decode", one.flops / one.step_bytes, n / one.step_seconds(target, B, H)),
