@@ -50,7 +50,7 @@ def closed_forms(step: Program, target: Target) -> list[Closed]:
             for d in step.dims}
     shape: Any = _Symbolic(names["B"], names["T"], names["H"], dims)
     out = []
-    for launch, kernel in ((n, module.kernel(n)) for n in ("fwd", "bwd")):
+    for launch, kernel in module.kernels.items():
         chunk, counts = None, counts_of(text, kernel.launch.name, None, 2, tuple(kernel.dims))
         if counts is None:
             chunk, counts = FALLBACK, counts_of(text, kernel.launch.name, FALLBACK, 2, tuple(kernel.dims))

@@ -58,7 +58,7 @@ class Schedule:
     def _space(self, launch: str) -> LaunchSpace:
         """A launch with its variants: one that has every segment for itself may carry nothing on."""
         if launch not in self._spaces:
-            several = (False, True) if launch in ("fwd_outs", "bwd_grads") else (None,)
+            several = (False, True) if self.module.kernel(launch).launch.alone else (None,)
             variants = [Variant(self.module.kernel(launch, single=bool(s)), self._text(launch, bool(s)), s)
                         for s in several]
             self._spaces[launch] = LaunchSpace(launch, variants, self.target, self.shape)

@@ -202,7 +202,7 @@ def kernel_lines(step: Program) -> dict[str, tuple[list[str], str]]:
     if not has_kernels(classify(step)):
         return {}
     module, found = kernels(step), {}
-    for kind, k in ((n, module.kernel(n)) for n in ("fwd", "bwd")):
+    for kind, k in module.kernels.items():
         each = "chunk" if k.launch.loop == "chunks" else "token"
         way = f"from the last {each} to the first" if k.launch.reverse else f"from the first {each} to the last"
         loads = [*k.loads, *(f"the cotangent of {c}" for c in k.cots)]

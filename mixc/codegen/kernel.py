@@ -138,8 +138,7 @@ class KernelWriter:
         names = {s: safe(s) for s in launch.starts}
         for s in launch.starts:
             dims = self.program.decl(s).dims
-            self.body.append(f"{names[s]} = tl.load({s}_starts + {self._segment_of(dims)}{plus(self._flat(dims))}"
-                             f"{self._guard(dims, False)}){'.to(tl.float32)' if launch.replay else ''}")
+            self.body.append(f"{names[s]} = {self._kept(f'{s}_starts', dims)}{'.to(tl.float32)' if launch.replay else ''}")
         if launch.replay:
             self._form_again(names)
         for s in launch.starts:
@@ -182,6 +181,10 @@ class KernelWriter:
         if len(new) > 1:
             self.body += [f"{name}_next = {code}" for name, code in new]
         self.body += [f"{name} = {name + '_next' if len(new) > 1 else code}" for name, code in new]
+
+    def _kept(self, tensor: str, dims: tuple[str, ...]) -> str:
+        """What is kept of this segment, loaded."""
+        return f"tl.load({tensor} + {self._segment_of(dims)}{plus(self._flat(dims))}{self._guard(dims, False)})"
 
     def _segment_of(self, dims: tuple[str, ...]) -> str:
         """Where the state of this chunk's segment is kept."""

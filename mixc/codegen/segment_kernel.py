@@ -6,7 +6,7 @@ It begins with what another launch carried to the segment. Where a segment is on
 from __future__ import annotations
 
 from mixc.codegen.kernel import KernelWriter, safe
-from mixc.codegen.lines import indented, plus
+from mixc.codegen.lines import indented
 from mixc.ir.launch import Carry, Launch, Store
 from mixc.ir.node import Node
 
@@ -34,8 +34,7 @@ class SegmentWriter(KernelWriter):
 
     def _entered(self, c: Carry) -> str:
         """What was carried to this segment."""
-        load = f"tl.load({self.launch.kept(c.name)} + {self._segment_of(c.dims)}{plus(self._flat(c.dims))}{self._guard(c.dims, False)})"
-        return self._for_one(load, c)
+        return self._for_one(self._kept(self.launch.kept(c.name), c.dims), c)
 
     def _segment_of(self, dims: tuple[str, ...]) -> str:
         return f"(piece * H + head) * ({' * '.join(dims) or '1'})"

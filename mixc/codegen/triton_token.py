@@ -89,10 +89,7 @@ class TokenWriter(KernelWriter):
         if not self.launch.reverse:
             return [*self._first_segment("RAGGED and KEEP"), "for row_at in tl.range(0, length, num_stages=STAGES):",
                     *in_block([row, *self.body])]
-        kept = []
-        for s in self.launch.starts:
-            dims = self.program.decl(s).dims
-            kept.append(f"{safe(s)} = tl.load({s}_starts + {self._segment_of(dims)}{plus(self._flat(dims))}{self._guard(dims, False)})")
+        kept = [f"{safe(s)} = {self._kept(f'{s}_starts', self.program.decl(s).dims)}" for s in self.launch.starts]
         back = ["row_at = begin + some - 1 - i", row, *self.body]
         inner = ["segment = tl.cdiv(length, SEGMENT) - 1 - late", "begin = segment * SEGMENT",
                  "some = tl.minimum(SEGMENT, length - begin)", *kept,
