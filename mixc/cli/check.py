@@ -10,7 +10,7 @@ import typer
 
 from mixc.cli import output
 from mixc.cli.output import Files, Json, Pick, ShapeText, screen
-from mixc.errors import SpecError
+from mixc.errors import InputError, SpecError
 
 
 def check(files: Files, shape: ShapeText = None, mixer: Pick = None,
@@ -88,8 +88,9 @@ def _compare(m: Any, sizes: dict[str, int], dtype: Any, seed: int) -> dict[str, 
                     continue
                 try:
                     got = run(m, tensors, backend=backend, **options)
-                except SpecError as error:
-                    report["left_out"][backend] = error.diagnostics[0].message
+                except (SpecError, InputError) as error:  # what this backend does not take, in fp64 say
+                    report["left_out"][backend] = (error.diagnostics[0].message if isinstance(error, SpecError)
+                                                   else str(error))
                     continue
                 findings = judge(m.declared, got, want, dtype, lambda: run(Plain(m), tensors, **options))  # noqa: B023
                 report["cases"].append({"backend": backend, "case": case,

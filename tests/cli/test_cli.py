@@ -81,6 +81,12 @@ def test_check_compares_backends() -> None:
     assert names == {"o", "final S", "dq", "dk", "dv", "dg", "dS0"}
 
 
+def test_check_leaves_out_a_backend_that_does_not_take_the_dtype() -> None:
+    pytest.importorskip("triton")
+    (m,) = parsed("check", "simple_gla", "--shape", SMALL, "--dtype", "fp64")["mixers"]
+    assert m["ok"] and "fp64" in m["left_out"]["triton"] and {c["backend"] for c in m["cases"]} == {"torch"}
+
+
 def test_check_finds_a_backend_that_disagrees(monkeypatch: pytest.MonkeyPatch) -> None:
     def off(mixer: object, call: object) -> object:
         outs, states = backends.reference(mixer, call)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import torch
 import mixc
 from mixc.runtime import cells
 from mixc.runtime.cell_programs import compiled
-from tests.agree import assert_runs_agree, draw, normal, run
+from tests.agree import assert_runs_agree, draw, normal, ratio, run
 from tests.cell_specs import NAMES, spec
 
 EXAMPLES = ("lstm", "gru", "slstm")
@@ -126,3 +126,27 @@ def test_all_gates_in_one_product_and_few_calls_a_token():
 def test_a_state_that_nothing_reads_again():
     """Its factor from token to token is 0, a number for every row."""
     check(mixc.loads("mixer m(D) {\n in x[D]\n state h[D], g[D]\n g = 0.5 * x\n h = tanh(h) + x\n out o[D] = h\n}"))
+
+
+def test_a_state_on_the_kink_of_its_own_bound():
+    """`S / maximum(1, norm(S))` leaves norms of 1 up to rounding: whether a step that writes nothing (b = 0) divides
+    again, and so what the gradient to that b is, is the rounding's choice, in any precision.  All else agrees."""
+    mixer = mixc.loads("mixer m(K, V, N = 2) {\nin q[K], k[N, K], v[N, V], b[N] where 0 <= b <= 1\nstate S[K, V]\n"
+                       "for n in N {\nS = S + b[n] * k[n] * tanh(v[n] - k[n] @ S)\nS = S / maximum(1, norm[V](S))\n}\n"
+                       "out o[V] = q @ S\n}")
+    sizes = dict(K=5, V=4, N=2)
+
+    def grads(last, backend, dtype):
+        x = draw(mixer.declared, T=3, sizes=sizes, dtype=dtype, ends=0)
+        x["b"][..., 1] = last
+        start = {"S": 3 * normal([2, 2, 5, 4], 1, "S", dtype)}
+        return run(mixer, x, initial_state=start, backend=backend, wide=backend == "reference").grads
+
+    for dtype, bound in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
+        for last in (0.0, 1e-3):
+            want, got = grads(last, "reference", dtype), grads(last, "torch", dtype)
+            for name, g in want.items():
+                away = slice(None, None if last else 1) if name == "b" else slice(None)
+                assert ratio(got[name][..., away], g[..., away]) < bound, (name, last, dtype)
+    below, above = (grads(b, "reference", torch.float64)["b"][..., 1] for b in (-1e-6, 1e-6))
+    assert ratio(below, above) > 0.1  # the two sides of the kink
