@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from keyword import iskeyword
 from typing import Any
 
 from mixc.codegen.calls import HOST as CALLS
@@ -50,7 +51,7 @@ def own_names(p: Program) -> dict[str, str]:
     used = RESERVED | {made for d in dims for made in _of_dim(d)} | {made for n in names for made in _of_value(n)}
     found: dict[str, str] = {}
     for name in (*dims, *names):
-        if name in used:
+        if name in used or iskeyword("d" + name):
             fresh = name + "_"
             while fresh in used or fresh in (*dims, *names):
                 fresh += "_"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
+from keyword import kwlist
 
 from mixc.codegen.schedule import source
 from mixc.codegen.triton_reduce import batched_code, extremum_code, softmax_code
@@ -134,7 +135,7 @@ class Tiles:
                     self.spanned[a, n.args[2], n.attr("reach")].append(n)
         self.factors: dict[tuple[Node, str], str] = {}  # by logs of decays and reach: what `cut_factors` gives
         self.summed: set[str] = set()  # which running sums of vectors there were
-        self.taken = set(taken)
+        self.taken = {*taken, *kwlist}  # what `not` forms is no `not`
         self.rank = {d: i for i, d in enumerate((ROW, COL, "_u", *header))}
         self.raw: set[Node] = set()  # loaded tiles, still in the dtype of their tensor
 

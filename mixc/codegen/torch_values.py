@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
+from keyword import iskeyword
 
 from mixc.codegen import torch_prelude, torch_scan_prelude, torch_span_prelude
 from mixc.ir.node import COL, LEVEL, ROW, Node
@@ -25,7 +26,7 @@ _OURS = re.compile(r"[skhn]\d+|(buf|to)_\w+|\w+_(at|to|now|next|j)")  # names th
 
 def safe(name: str) -> str:
     """The spec's name in emitted code."""
-    return name + "_" if name in RESERVED or _OURS.fullmatch(name) else name
+    return name + "_" if name in RESERVED or _OURS.fullmatch(name) or iskeyword("d" + name) else name
 
 
 def size_of(dim: str) -> str:

@@ -31,6 +31,7 @@ NAMES = [
     ("K_", "M_", "dq", "dv", "dS", "dv_", "do"), ("BV", "SIGN", "rows", "pid", "head", "seq", "chunk"),
     ("B_", "has_B_", "in_B_", "v_ptr", "v_rep", "q_initial", "q_ptr"),
     ("V", "K", "device", "unit_inverse", "running_sum", "guard", "place"),
+    ("K", "V", "el", "ef", "a", "S", "o"),  # their gradients would be `del` and `def`
 ]
 
 
@@ -57,7 +58,7 @@ def test_only_what_clashes_is_called_otherwise():
         {"dq": "dq_", "dv": "dv__"},
         {n: n + "_" for n in ("SIGN", "rows", "pid", "head", "seq", "chunk")},
         {n: n + "_" for n in ("has_B_", "in_B_", "v_ptr", "v_rep", "q_initial", "q_ptr")},
-        {n: n + "_" for n in ("device", "unit_inverse", "running_sum")}]
+        {n: n + "_" for n in ("device", "unit_inverse", "running_sum")}, {"el": "el_", "ef": "ef_"}]
 
 
 CLASH = """mixer m(K, C) {
@@ -146,4 +147,13 @@ def test_a_state_may_have_any_name(state):
     text = TEXT.format("K", "V", "k", "g", "p", state, "o")
     cell = dict(length=17, size=3, heads="2/2", gates=1.0, dtype=torch.float32, rows="cu_seqlens", start=True)
     bad = [str(f) for f in cells.compare(mixc.loads(text), cell, "triton") if not f.ok]
+    assert not bad, "; ".join(bad)
+
+
+def test_what_a_condition_is_called():
+    """`and`, `or` and `not` are no names for what they form."""
+    mixer = mixc.loads("mixer m(D) {\nin x[D], f\nstate h[D]\na = (f > 0) and not (f > 1)\n"
+                       "h = where(a or f < -1, 0.5, 1) * h + a * x\nout o[D] = clamp(h, -1, 1)\n}")
+    cell = dict(length=5, size=3, heads="2", gates=1.0, dtype=torch.float32, rows="plain", start=True)
+    bad = [str(f) for f in cells.compare(mixer, cell, "triton") if not f.ok]
     assert not bad, "; ".join(bad)
