@@ -133,21 +133,20 @@ def adjoint(n: Node, c: Node) -> tuple[Node, Node, Node]:
     from mixc.ir.derivatives import gradient
 
     combine, back = n.attr("combine"), n.attr("reverse")
-    before = previous(n, n.args[2], back)
-    a, b, h = (make("saved", name=f"_{i}", dims=x.dims) for i, x in enumerate((*n.args[:2], before)))
-    known = {a: n.args[0], b: n.args[1], h: before}
+    a, b, start = n.args
+    h = previous(n, start, back)
     update = COMBINES[combine].update(a, b, h)
-    known[update] = n
-    factor = a if combine == "affine" else _or_zero(gradient([(update, expand(number(1), h.dims))], [h])[0])
-    (factor,) = substitute([factor], known)
-    if n.args[0].op == "live" or _has_live(n.args[1]):
+
+    def derivatives(c: Node) -> list[Node]:  # of the update, whose value is that of the row
+        found = [_or_zero(x) for x in gradient([(update, c)], [a, b, h])]
+        return substitute(found, {update: n})
+    factor = a if combine == "affine" else derivatives(expand(number(1), h.dims))[2]
+    if a.op == "live" or _has_live(b):
         factor = make("live", expand(factor, (ROW,)), fill=1.0)
     rows, behind = split_edge(c, 0 if back else -1)
     later = previous(expand(factor, (ROW,)), number(1), not back)
     d = scan("affine", later, rows, behind, n.attr("dims"), not back)
-    cot = make("saved", name="_d", dims=d.dims)
-    da, db = (_or_zero(x) for x in gradient([(update, cot)], [a, b]))
-    da, db = substitute([da, db], {**known, cot: d})
+    da, db, _ = derivatives(d)
     return da, db, at_edge(factor, back) * at_edge(d, back)
 
 

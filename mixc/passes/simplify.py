@@ -9,6 +9,7 @@ holds for every value that the ranges allow; tests evaluate both sides on random
 
 from __future__ import annotations
 
+import cmath
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -20,6 +21,7 @@ from mixc.ir.evaluate import elementwise
 from mixc.ir.node import Node, is_number, make, postorder
 from mixc.ir.ops import OPS
 from mixc.ir.program import Program
+from mixc.ir.ranges import bounds, proving
 from mixc.passes.tangent import without_tangents
 
 Rule = Callable[[Node], Node | None]
@@ -30,7 +32,7 @@ def simplify(program: Program, drop_live: bool = False, finite: bool = False) ->
     infinite."""
     roots = program.values()
     if finite:
-        roots = rewrite(roots, (guard_of_finite,))
+        roots = rewrite(roots, (guards_of_finite(program),))
     if drop_live:
         roots = rewrite(roots, (all_rows_live,))
     for _ in range(4):
@@ -73,16 +75,25 @@ def all_rows_live(n: Node) -> Node | None:
     return n.args[0] if n.op == "live" else None
 
 
-def guard_of_finite(n: Node) -> Node | None:
+def guards_of_finite(program: Program) -> Rule:
     """guard(c, d) = c * d, where d is finite for finite inputs"""
-    if n.op == "guard" and all(x.op in _FINITE for x in postorder([n.args[1]])):
-        return n.args[0] * n.args[1]
-    return None
+    with proving(program):
+        odd = {d.leaf() for d in program.states if bounds(d.leaf()).infinite}
+
+    def finite(x: Node) -> bool:
+        numbers = [x.attr("value")] if x.op == "number" else [x.attr("fill", 0.0)]
+        return (x.op in _FINITE or (x.op == "scan" and x.attr("combine") == "affine")) and x not in odd and not any(
+            map(cmath.isinf, numbers))
+
+    def rule(n: Node) -> Node | None:
+        return n.args[0] * n.args[1] if n.op == "guard" and all(map(finite, postorder([n.args[1]]))) else None
+    return rule
 
 
-_FINITE = frozenset(("number", "size", "const", "index", "in", "param", "add", "sub", "mul", "neg", "square", "rename",
-                     "expand", "live", "pick", "place", "contract", "sum", "sigmoid", "tanh", "logsigmoid", "softplus",
-                     "relu", "sin", "cos", "where", "lt", "le", "eq", "ne", "and", "or", "not", "to_number"))
+_FINITE = frozenset(("number", "size", "const", "index", "in", "param", "state", "add", "sub", "mul", "neg", "square",
+                     "rename", "expand", "live", "pick", "place", "contract", "sum", "sigmoid", "tanh", "logsigmoid",
+                     "softplus", "relu", "sin", "cos", "where", "lt", "le", "eq", "ne", "and", "or", "not", "to_number",
+                     "exp", "previous"))
 
 
 def live_twice(n: Node) -> Node | None:

@@ -82,6 +82,15 @@ def test_scans_whose_factor_changes_nothing():
     assert_runs_agree(mixer, *(run(mixer, x, backend=b) for b in ("triton", "reference")), torch.float32)
 
 
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+def test_the_gradient_to_a_factor_of_an_infinite_start(backend):
+    """It is m times a cotangent of 0, which was NaN where m is still infinite."""
+    mixer = mixc.loads("mixer m(D) {\nin x[D], d[D] where 0.1 <= d <= 1\nstate m[D] = inf\nm = minimum(d * m, x)\n"
+                       "out o[D] = m\n}")
+    x = draw(mixer.declared, B=2, T=5, H=1, sizes=dict(D=5), dtype=torch.float32)
+    assert_runs_agree(mixer, *(run(mixer, x, backend=b) for b in (backend, "reference")), torch.float32)
+
+
 def in_blocks(text, backward, **sizes):
     """Gradients of a spec whose dims are cut into blocks of 16; nothing that is not written is read."""
     mixer = mixc.loads(text)
