@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from mixc.codegen.host_values import depth_text
 from mixc.codegen.scalars import python_text
 from mixc.ir.node import postorder
 from mixc.ir.program import Decl, Program, Range
-from mixc.passes.planes import out_kind, part_names
+from mixc.passes.context import counts_tokens, looked_back
+from mixc.passes.planes import history_parts, out_kind, part_names
 
 HOST = '''
 
@@ -45,17 +47,19 @@ def accepted(given, headless):
 
 
 def accepted_states(given, sizes, count, headless):
-    """Initial states by name, each with an axis of heads."""
+    """Initial states and earlier values by name, each with an axis of heads, and how many tokens came before."""
     if torch.is_tensor(given) and len(STATES) == 1:
         given = {next(iter(STATES)): given}
     found = {}
     for name, x in (given or {}).items():
-        if name not in STATES:
-            raise ValueError(f"`initial_state`: no state `{name}`; there are {', '.join(STATES)}")
-        dims = (count, *(() if headless else (sizes["H"],)), *(sizes[ALIASES.get(d, d)] for d in STATES[name]))
-        if tuple(x.shape) != dims:
-            raise ValueError(f"`initial_state`: expected {name} {list(dims)}, got {list(x.shape)}")
-        found[name] = (x.unsqueeze(1) if headless else x).float()
+        if name not in STATES and name not in PAST:
+            raise ValueError(f"`initial_state`: no state `{name}`; there are {', '.join([*STATES, *PAST])}")
+        depth, axes = PAST.get(name) or (None, STATES.get(name, ()))
+        lead = (count,) if depth is None else (count, depth(sizes))
+        dims = (*lead, *(() if headless else (sizes["H"],)), *(sizes[ALIASES.get(d, d)] for d in axes)) if name != "pos" else lead
+        if tuple(x.shape) != dims or x.is_floating_point() == (name == "pos"):
+            raise ValueError(f"`initial_state`: expected {name} {list(dims)}, got {x.dtype} {list(x.shape)}")
+        found[name] = x.to(torch.int64) if name == "pos" else (x.unsqueeze(len(lead)) if headless else x).float()
     return found
 
 
@@ -102,7 +106,7 @@ def _called(given, consts, initial_state, want_final, cu_seqlens, mask, reverse,
         outs = [torch.empty_like(y).index_copy(1, order, y).view(B, T, *y.shape[2:]) for y in wide]
     if headless:
         outs = [y.squeeze(2) for y in outs]
-        final = final and {n: s.squeeze(1) for n, s in final.items()}
+        final = final and {n: s if n == "pos" else s.squeeze(2 if n in PAST else 1) for n, s in final.items()}
     return tuple(outs), final
 
 
@@ -128,22 +132,33 @@ def _planes(given, only=None):
 
 def _joined(names, found):
     """The same back, in the order of names."""
-    return {n: torch.complex(*(found[part].float() for part in PLANES[n])) if n in PLANES else found[n] for n in names}
+    return {n: torch.complex(*(found[part].float() for part in PLANES[n])) if n in PLANES else found[n] for n in names
+            if PLANES.get(n, (n,))[0] in found}
 '''
 
 
 def parts_of(p: Program) -> dict[str, tuple[str, str]]:
     """Of what is complex, the names of the real and imaginary parts."""
     complex_ = [d.name for d in p.decls if "complex" in (d.kind, out_kind(p, d) if d.role == "out" else "")]
-    return {n: part_names(p, n) for n in complex_}
+    return {n: part_names(p, n) for n in complex_} | history_parts(p)
+
+
+def past_of(p: Program) -> dict[str, str]:
+    """Of the state dict's entries that are no states, how many values each holds of a sequence, and their dims: text."""
+    root = {d.name: d.alias or d.name for d in p.dims}
+    found = {n: f"(lambda sizes: {depth_text(most, windows, lambda d: f'sizes[{root[d]!r}]')}, {x.dims!r})"
+             for n, (x, most, windows) in looked_back(p).items()}
+    return found | ({"pos": "None"} if counts_tokens(p) else {})
 
 
 def tables(p: Program) -> list[str]:
-    """INS, PARAMS and STATES: the axes of every tensor behind B, T, H; names of one size; fixed sizes."""
+    """INS, PARAMS and STATES: the axes of every tensor behind B, T, H; PAST: how many values are kept of what is looked
+    back at, and their axes; names of one size; fixed sizes."""
     def table(name: str, decls: Iterable[Decl]) -> str:
         return f"{name} = {{" + ", ".join(f"{d.name!r}: {d.dims!r}" for d in decls) + "}"
     aliases = {d.name: d.alias for d in p.dims if d.alias}
     return [table("INS", p.ins), table("PARAMS", p.params), table("STATES", p.states),
+            f"PAST = {{{', '.join(f'{n!r}: {text}' for n, text in past_of(p).items())}}}",
             f"ALIASES, SIZES = {aliases!r}, {({d.name: d.size for d in p.dims if d.size})!r}"]
 
 
@@ -190,7 +205,7 @@ def _limit(bound: object, r: Range, sign: int) -> str:
 
 def call_lines(p: Program) -> list[str]:
     """NAME and NAME_step."""
-    parts, states = parts_of(p), [s.name for s in p.states]
+    parts, states, kept = parts_of(p), [s.name for s in p.states], [*(s.name for s in p.states), *past_of(p)]
     tensors = [d.name for d in (*p.ins, *p.params)]
     consts = [c.name for c in p.consts]
     given, start, back = "{" + ", ".join(f"{n!r}: {n}" for n in tensors) + "}", "initial_state", list[str]()
@@ -198,7 +213,7 @@ def call_lines(p: Program) -> list[str]:
         given, start = f"_planes({given})", f"_planes(initial_state, {states[0]!r})" if len(states) == 1 else "_planes(initial_state)"
         inner = [part for o in p.outs for part in parts.get(o.name, (o.name,))]
         back = [f"    _outs = tuple(_joined({[o.name for o in p.outs]!r}, dict(zip({inner!r}, _outs))).values())",
-                f"    _final = _final and _joined({states!r}, _final)"]
+                f"    _final = _final and _joined({kept!r}, _final)"]
     passed = "{" + ", ".join(f"{c!r}: {c}" for c in consts) + "}"
     keywords = "".join(f"{c}=None, " for c in consts)
     single = len(p.outs) == 1
@@ -226,7 +241,9 @@ def call_lines(p: Program) -> list[str]:
 def _doc(p: Program) -> list[str]:
     rows = [f"{d.name} [{', '.join(['B, T, H' if d.role == 'in' else 'H', *d.dims])}]" for d in (*p.ins, *p.params)]
     outs = [f"{o.name} [{', '.join(['B, T, H', *o.dims])}]" for o in p.outs]
-    states = [f"{s.name} [B, H, {', '.join(s.dims)}]" if s.dims else f"{s.name} [B, H]" for s in p.states]
+    states = [f"{s.name} [{', '.join(['B, H', *s.dims])}]" for s in p.states]
+    states += [f"{n} [{', '.join(['B', depth_text(most, windows, str), 'H', *x.dims])}] (the last values)"
+               for n, (x, most, windows) in looked_back(p).items()] + ["pos [B]"] * counts_tokens(p)
     return [f'    """{", ".join(outs)} from {", ".join(rows)}.', "",
             "    The head count of a tensor divides H; without any axis of heads H is 1.",
             f"    initial_state: a dict of {', '.join(states)}; final states come so too, else None.",

@@ -18,14 +18,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from mixc.codegen.expressions import Expressions
 from mixc.ir.evaluate import Env, evaluate, heads
 from mixc.ir.node import Node, postorder
-from mixc.ir.ops import OPS
 from mixc.ir.program import Program
 
 Tensor = torch.Tensor
 Loop = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
-_PLAIN = {"add", "sub", "mul", "div", "neg", "lt", "le", "eq", "ne"}  # take Python numbers as they are
 _VARYING = {"in", "param", "state", "pos", "lag", "window"}
 
 
@@ -74,7 +73,7 @@ def _env(sizes: dict[str, int], consts: dict[str, float], dtype: torch.dtype) ->
     return Env(lambda n: torch.full((1, 1), consts[n.attr("name")], dtype=dtype), sizes, dtype=dtype, batch=2)
 
 
-class Writer:
+class Writer(Expressions):
     def __init__(self, program: Program, sizes: dict[str, int], consts: dict[str, float], dtype: torch.dtype):
         self.p = program
         self.constants: dict[str, Tensor] = {}
@@ -108,104 +107,48 @@ class Writer:
                  f"    for {', '.join(f'{n}_' for n in ins)}{',' if len(ins) == 1 else ''} in zip({rows}):",
                  *([f"        pos_ = torch.full((1, 1), float(len(found)), dtype=REAL, device={ins[0]}_.device)"] if "pos_" in self.names.values() else []),
                  *(f"        {line}" for line in body)]
-        outs = ", ".join(self._as(p.result("out", d.name), d.dims) for d in p.outs)
-        lines += [f"        {x}.append({self._name(n)})" for n, x in self.past.items()]
+        outs = ", ".join(self.over(p.result("out", d.name), d.dims) for d in p.outs)
+        lines += [f"        {x}.append({self.name(n)})" for n, x in self.past.items()]
         lines.append(f"        found.append(({outs},))")
         if states:
-            new = ", ".join(self._as(p.result("next", d.name), d.dims) for d in p.states)
+            new = ", ".join(self.over(p.result("next", d.name), d.dims) for d in p.states)
             lines.append(f"        {', '.join(f'{n}_' for n in states)} = {new}")
         lines.append("    return [torch.stack(x, 1) for x in zip(*found)]")
         return "\n".join(lines) + "\n"
 
     def _line(self, node: Node) -> str:
         name = f"x{len(self.names)}"
-        text = f"{name} = {self._rhs(node)}"
+        text = f"{name} = {self.expression(node)}"
         self.names[node] = name
         return text
 
-    def _name(self, node: Node, plain: bool = False) -> str:
-        """The name of a value; what does not vary is a number, or a tensor formed once."""
+    def name(self, node: Node) -> str:
+        """What does not vary is a tensor formed once."""
         if node in self.varies:
             return self.names[node]
-        value = self._constant(node)
-        if plain and not node.dims:
-            number = value.item()
-            return repr(number) if not isinstance(number, float) or math.isfinite(number) else f"float('{number}')"
         name = f"c{len(self.constants)}"
-        self.constants[name] = value
+        self.constants[name] = self._constant(node)
         return name
+
+    def number(self, node: Node) -> str | None:
+        if node in self.varies or node.dims:
+            return None
+        number = self._constant(node).item()
+        return repr(number) if not isinstance(number, float) or math.isfinite(number) else f"float('{number}')"
 
     def _constant(self, node: Node) -> Tensor:
         return evaluate([node], self.env)[0]
 
-    def _as(self, node: Node, want: tuple[str, ...], plain: bool = False) -> str:
-        """The value of `node` as [B, H, want...], of size 1 where it lacks a dim."""
-        name, have = self._name(node, plain), node.dims
-        if have == want or (plain and node not in self.varies and not have):
-            return name
-        inside = [d for d in want if d in have]
-        if tuple(inside) != have:
-            name = f"{name}.permute(0, 1, {', '.join(str(2 + have.index(d)) for d in inside)})"
-        picks = [":" if d in have else "None" for d in want]
-        while picks and picks[-1] == ":":
-            picks.pop()
-        return f"{name}[:, :, {', '.join(picks)}]" if "None" in picks else name
+    def size(self, dim: str) -> str:
+        return str(self.env.sizes[dim])
 
-    def _rhs(self, node: Node) -> str:
-        row, args = OPS[node.op], node.args
-        if node.op == "contract":
-            return self._product(node)
-        if row.elementwise and row.torch is not None:
-            wide = [self._as(a, node.dims, plain=node.op in _PLAIN) for a in args]
-            return row.torch.format(*wide, n=node.attr("n"))
-        x = self._name(args[0])
-        axes = [2 + args[0].dims.index(d) for d in node.attr("over", ())]
+    def back(self, node: Node) -> str:
         if node.op == "lag":
-            return self._ago(args[0], node.attr("n"))
-        if node.op == "window":
-            count = self.env.sizes[node.attr("dim")]
-            return f"torch.stack([{', '.join(self._ago(args[0], n) for n in range(count))}], 2)"
-        if node.op == "pick":
-            return f"{x}.select({2 + args[0].dims.index(node.attr('dim'))}, {node.attr('i')})"
-        if node.op == "rename":
-            return x
-        if node.op == "expand":
-            sizes = ", ".join(str(self.env.sizes[d]) for d in node.dims)
-            return f"{self._as(args[0], node.dims)}.expand(-1, -1, {sizes})"
-        if node.op == "norm":
-            return f"torch.linalg.vector_norm({x}, dim={axes})"
-        if node.op == "softmax" and len(axes) == 1:
-            return f"torch.softmax({x}, {axes[0]})"
-        if node.op in ("sum", "max", "min") and axes:
-            return f"{x}.{dict(sum='sum', max='amax', min='amin')[node.op]}({axes})"
-        raise NotImplementedError(f"the step uses {node.op}")
+            return self._ago(node.args[0], node.attr("n"))
+        count = self.env.sizes[node.attr("dim")]
+        return f"torch.stack([{', '.join(self._ago(node.args[0], n) for n in range(count))}], 2)"
 
     def _ago(self, x: Node, n: int) -> str:
         """x of n tokens ago, 0 before the start."""
-        now, past = self._name(x), self.past[x]
+        now, past = self.name(x), self.past[x]
         return f"({past}[-{n}] if len({past}) >= {n} else torch.zeros_like({now}))" if n else now
-
-    def _product(self, node: Node) -> str:
-        a, b = node.args
-        inner = [d for d in a.dims if d in b.dims and d not in node.dims]
-        both = [d for d in a.dims if d in b.dims and d in node.dims]
-        rows, cols = ([d for d in x.dims if d not in inner + both] for x in (a, b))
-        if len(inner) == 1 and not rows and not cols and node.dims == tuple(both):
-            return f"({self._as(a, (*both, *inner))} * {self._as(b, (*both, *inner))}).sum(-1)"
-        if len(inner) == 1 and not both and len(rows) <= 1 and len(cols) <= 1 and node.dims == (*rows, *cols):
-            left, right = self._alike(node, self._as(a, (*rows, *inner)), self._as(b, (*inner, *cols)))
-            left = left if rows else f"{left}.unsqueeze(-2)"
-            right = right if cols else f"{right}.unsqueeze(-1)"
-            squeeze = ".squeeze(-2)" if not rows else ".squeeze(-1)" if not cols else ""
-            return f"({left} @ {right}){squeeze}"
-        letters = {d: chr(ord("A") + i) for i, d in enumerate(dict.fromkeys((*a.dims, *b.dims)))}
-        left, right, out = ("".join(letters[d] for d in x.dims) for x in (a, b, node))
-        operands = ", ".join(self._alike(node, self._name(a), self._name(b)))
-        return f"torch.einsum('...{left},...{right}->...{out}', {operands})"
-
-    @staticmethod
-    def _alike(node: Node, *operands: str) -> list[str]:
-        """Operands of one kind: matrix products take no mixture."""
-        kinds = {a.kind for a in node.args}
-        return [f"({x} + 0j)" if len(kinds) > 1 and a.kind != "complex" else x
-                for x, a in zip(operands, node.args, strict=True)]

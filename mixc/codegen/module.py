@@ -14,8 +14,10 @@ from mixc.codegen.calls import HOST as CALLS
 from mixc.codegen.calls import call_lines, range_check, tables
 from mixc.codegen.config import Config, Tile
 from mixc.codegen.host import HOST, PIECES
+from mixc.codegen.host_values import past_lines, past_text
 from mixc.codegen.kernel import Kernel, KernelWriter, safe
 from mixc.codegen.prelude import ATAN2, PRELUDE
+from mixc.codegen.scalars import python_text
 from mixc.codegen.segment_kernel import SegmentWriter
 from mixc.codegen.starts import start_lines
 from mixc.codegen.triton_scan import scan_prelude
@@ -23,6 +25,7 @@ from mixc.codegen.triton_span import span_prelude
 from mixc.errors import SpecError
 from mixc.ir.launch import Launch
 from mixc.ir.program import Decl, Program
+from mixc.passes.context import Context, counts_tokens, looked_back
 from mixc.passes.partition import (
     backward_by_dims,
     fused_backward,
@@ -112,15 +115,20 @@ class Module:
         return [(n, self.kernel_of(n, config.tile(n), config.segment)) for n in names]
 
     # ------------------------------------------------------------ text
-    def text(self, config: Config, public: Program | None = None) -> str:
-        """The file, its launches with the sizes of `config`; `public`: the step of complex values whose parts these are."""
+    def text(self, config: Config, public: Program | None = None, seen: Context | None = None) -> str:
+        """The file, its launches with the sizes of `config`.
+
+        Args:
+            public: what the user calls: complex, perhaps. seen: the step of its parts, and how what it reads of earlier
+                tokens and of positions became inputs of this one."""
         self.config, self.public = config.named(self.own), public or self.spec
+        self.seen = seen or Context(self.spec, self.spec, {})
         self.fwd, self.bwd = self.parts("fwd", self.config), self.parts("bwd", self.config)
         written = [*(k for _, k in self.fwd), *([self.token] if self.token else []), *(k for _, k in self.bwd)]
         kernels = [x for k in written for x in (k.text, "\n\n")]
         angles = ATAN2 if any("atan2(" in k for k in kernels) else ""
         parts = [self._head(), HOST, CALLS, PRELUDE + angles, scan_prelude("".join(kernels)),
-                 span_prelude("".join(kernels)) + self._prelude(), "\n", *kernels, self._function(),
+                 span_prelude("".join(kernels)) + self._prelude() + past_text(self.seen.step), "\n", *kernels, self._function(),
                  "\n\n", self._calls()]
         return "".join(p if p.endswith("\n") else p + "\n" for p in parts)
 
@@ -140,7 +148,7 @@ class Module:
                   *(f"{_called(n)} = {self._tile(k, n)}" for n, k in (*self.fwd, *self.bwd)),
                   *([f"STEP = {self._tile(self.token, 'step')}  # one token"] if self.token else []),
                   *([f"SEGMENT = {self.config.segment}  # rows from one kept state to the next"] if any("SEGMENT" in k.constexprs for _, k in (*self.fwd, *self.bwd)) else []),
-                  *tables(self.spec)]
+                  *tables(self.seen.step)]
         return "\n".join(lines) + "\n"
 
     def _tile(self, kernel: Kernel, launch: str) -> str:
@@ -173,17 +181,17 @@ class Module:
         body += _indent(self._backward_body(names, consts), 2)
         return "\n".join(body)
 
-    def _sizes(self) -> list[str]:
+    def _sizes(self, tensors: list[Decl] | None = None) -> list[str]:
         """B, T, H and the size of every dim, read off the tensors."""
-        first = self.p.ins[0]
-        lines = [f"B, T = {safe(first.name)}.shape[:2]",
-                 "H = max(" + ", ".join(f"{safe(d.name)}.shape[{2 if d.role == 'in' else 0}]" for d in self._tensors()) + ", 1)"]
+        tensors = tensors or self._tensors()
+        lines = [f"B, T = {safe(tensors[0].name)}.shape[:2]",
+                 "H = max(" + ", ".join(f"{safe(d.name)}.shape[{2 if d.role == 'in' else 0}]" for d in tensors) + ", 1)"]
         known: set[str] = set()
         for d in self.p.dims:
             if d.size is not None:
                 lines.append(f"{d.name} = {d.size}")
                 known.add(d.name)
-        for decl in self._tensors():
+        for decl in tensors:
             for i, dim in enumerate(decl.dims):
                 if dim not in known:
                     lines.append(f"{dim} = {safe(decl.name)}.shape[{(3 if decl.role == 'in' else 1) + i}]")
@@ -390,42 +398,45 @@ class Module:
 
     # ------------------------------------------------------------ what a user calls
     def _calls(self) -> str:
-        own = [safe(d.name) for d in self._tensors()]
-        return "\n".join([*self._run(own), "", "", *range_check(self.public), "", "", *call_lines(self.public)])
+        return "\n".join([*self._run(), "", "", *range_check(self.public), "", "", *call_lines(self.public)])
 
-    def _run(self, names: list[str]) -> list[str]:
+    def _run(self) -> list[str]:
         """The same for programs: outs always a tuple, sequences as (first row, length)."""
         consts, states = [c.name for c in self.p.consts], [s.name for s in self.states]
+        outer = [*self.spec.ins, *self.spec.params]
+        given = [d for o, d in zip(outer, self._tensors(), strict=True) if o.name not in self.seen.given]
+        first = safe(given[0].name)
         keywords = "".join(f"{c.name}=None, " for c in self.spec.consts)
-        lines = [f"def run({', '.join(names)}, *, {keywords}initial_state=None, output_final_state=False, sequences=None,",
+        lines = [f"def run({', '.join(safe(d.name) for d in given)}, *, {keywords}initial_state=None, output_final_state=False, sequences=None,",
                  "        reverse=False):", '    """Outs as a tuple; sequences: the first row and the length of each."""']
-        body = [*self._const_lines(), f"B, T = {names[0]}.shape[:2]",
+        starts = start_lines(dict(zip((s.name for s in self.spec.states), self.states, strict=True)))
+        past, sizes = self._past_lines(), self._sizes(given)
+        if not starts and not past:
+            needed = {n for c in self.p.consts if c.init is not None for n in _sizes_in(c)}
+            sizes = [s for s in sizes if s.startswith("B,") or s.split(" =")[0] in needed]
+        body = [*sizes, *self._const_lines(),
                 "seqs = Sequences(B, T, *(sequences or (None, None)), reverse, output_final_state)",
-                "initial = dict(initial_state or {})", *self._start_lines(names[0])]
-        given = [*names, *(f"initial.get('{s.name}')" for s in self.spec.states)]
-        result = [safe(o.name) for o in self.outs] + [f"{s}_final" for s in states]
-        body.append(f"{', '.join(result)} = "
-                    f"{self._class}.apply(seqs, {_join(consts)}{', '.join(given)})")
+                "initial = dict(initial_state or {})", *([f"device = {first}.device"] if starts or past else []), *starts, *past]
+        tensors = [*(safe(d.name) for d in self._tensors()), *(f"initial.get('{s.name}')" for s in self.spec.states)]
+        outs = [safe(o.name) for o in self.outs]
+        result = [*outs, *(f"{s}_final" for s in states)]
+        body.append(f"{', '.join(result)} = {self._class}.apply(seqs, {_join(consts)}{', '.join(tensors)})")
         pairs = zip(self.spec.states, states, strict=True)
-        final = "{" + ", ".join(f"'{s.name}': {inner}_final" for s, inner in pairs) + "} if output_final_state else None"
-        outs = ", ".join(safe(o.name) for o in self.outs)
-        body.append(f"return ({outs},), {final}")
+        final = [*(f"'{s.name}': {inner}_final" for s, inner in pairs), *(["**past.kept()"] if looked_back(self.seen.step) else []),
+                 *(["'pos': past.counted()"] if counts_tokens(self.seen.step) else [])]
+        typed = next((d for d in given if d.role == "in" and d.dims), given[0])
+        outs = [f"{o}.to({safe(typed.name)}.dtype)" if f"{safe(typed.name)}.dtype" != self._out_dtype() else o for o in outs]
+        body.append(f"return ({', '.join(outs)},), {{{', '.join(final)}}} if output_final_state else None")
         return [*lines, *_indent(body, 1)]
 
-    def _start_lines(self, first: str) -> list[str]:
-        """Declared initial states; what their sizes and heads need stands before them."""
-        lines = start_lines(dict(zip((s.name for s in self.spec.states), self.states, strict=True)))
-        sizes = [s for s in self._sizes() if not s.startswith("B,")] + [f"device = {first}.device"]
-        return [*sizes, *lines] if lines else []
+    def _past_lines(self) -> list[str]:
+        """What the kernels read of earlier tokens and of positions."""
+        names = self.own | {o.name: safe(d.name) for o, d in zip((*self.spec.ins, *self.spec.params, *self.spec.consts),
+                                                                 (*self._tensors(), *self.p.consts), strict=True)}
+        return past_lines(self.seen, names.__getitem__)
 
     def _const_lines(self) -> list[str]:
-        from mixc.codegen.scalars import python_text
-
-        if not self.p.consts:
-            return []
-        sizes = [s for s in self._sizes() if not s.startswith(("B,", "H ="))]
-        needed = {n for c in self.p.consts if c.init is not None for n in _sizes_in(c)}
-        lines = [s for s in sizes if s.split(" =")[0] in needed]
+        lines = []
         for c, outer in zip(self.p.consts, self.spec.consts, strict=True):
             assert c.init is not None
             lines.append(f"{c.name} = {python_text(c.init)} if {outer.name} is None else float({outer.name})")

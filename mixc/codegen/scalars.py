@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from mixc.ir.node import Node
 
 _BINARY = {"add": "+", "sub": "-", "mul": "*", "div": "/", "pow": "**", "mod": "%", "floordiv": "//"}
 _UNARY = {"exp", "log", "log1p", "expm1", "sqrt", "sin", "cos", "tanh"}
 
 
-def python_text(node: Node) -> str:
-    """The expression as Python; names are those of consts and dims."""
+def python_text(node: Node, called: Callable[[str], str] = str) -> str:
+    """The expression as Python; names are those of consts and dims, as `called` says."""
     if node.op == "number":
         value = node.attr("value")
         return f"float('{value}')" if value in (float("inf"), float("-inf")) else repr(value)
     if node.op in ("size", "const"):
-        return str(node.attr("dim") or node.attr("name"))
-    args = [python_text(a) for a in node.args]
+        return called(node.attr("dim") or node.attr("name"))
+    args = [python_text(a, called) for a in node.args]
     if node.op in _BINARY:
         return f"({args[0]} {_BINARY[node.op]} {args[1]})"
     if node.op == "neg":

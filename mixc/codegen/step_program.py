@@ -76,7 +76,7 @@ class _Step(Writer):
         found, named = list[str](), list[Node]()
         for node in order:
             if uses[node] == 1 and node not in roots and node.op not in ("rename", "pick", "expand"):
-                self.names[node] = f"({self._rhs(node)})"
+                self.names[node] = f"({self.expression(node)})"
             else:
                 found.append(self._line(node))
                 named.append(node)
@@ -103,7 +103,7 @@ class _Step(Writer):
         return lines
 
     def _result(self, node: Node, d: Decl) -> str:
-        x = self._as(node, d.dims)
+        x = self.over(node, d.dims)
         if node.kind != "complex" and d.kind == "complex":
             x = f"({x} + 0j)"
         batch = next(f"{s.name}_" for s in (*self.p.states, *self.p.ins))
@@ -124,9 +124,9 @@ class _Step(Writer):
             value = value.to(self.dtype)
         return value.to(self.call.device)
 
-    def _rhs(self, node: Node) -> str:
+    def expression(self, node: Node) -> str:
         if node not in self.guarded or node.op not in RULES:
-            return super()._rhs(node)
+            return super().expression(node)
         rule, at = f"r{len(self.given)}", f"n{len(self.given)}"
         self.given |= {rule: RULES[node.op], at: node}
-        return f"{rule}({at}, [{', '.join(self._name(a) for a in node.args)}], run_env)"
+        return f"{rule}({at}, [{', '.join(self.name(a) for a in node.args)}], run_env)"

@@ -21,6 +21,10 @@ class CellWriter(KernelWriter):
         super().__init__(launch)
         self.tiles.through = self._through
 
+    def _emit(self, node: Node, line: str) -> None:
+        """What no token changes is formed in front of the loop, where no row is known."""
+        super()._emit(node, line if node in self.varying else line.replace(", row_at, ", ", 0, "))
+
     # ------------------------------------------------------------ addresses: pointers are one a row
     def _at(self, pointer: str, stride: str, dims: tuple[str, ...], row: str = "row") -> str:
         """Addresses of a tile: `pointer` and then `row` rows of `stride` further, in every sequence."""

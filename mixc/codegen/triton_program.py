@@ -20,7 +20,7 @@ from mixc.codegen.names import named, own_names, renamed
 from mixc.codegen.tiles import refuse
 from mixc.errors import Diagnostic, InputError, SpecError
 from mixc.ir.program import Program
-from mixc.passes.context import context, has_context
+from mixc.passes.context import Context, context, has_context
 from mixc.passes.lower import with_inverses
 from mixc.passes.planes import is_complex, planes
 from mixc.runtime.call import Call
@@ -39,19 +39,19 @@ _modules: WeakKeyDictionary[Any, dict[Any, ModuleType]] = WeakKeyDictionary()
 def refused(stages: Program) -> SpecError | None:
     """Why a group of states has no kernels; None: all have.  Found by writing them: nothing else knows all of it."""
     try:
-        kernels(_real(replace(stages, level="step", groups=())))
+        kernels(_real(replace(stages, level="step", groups=())).program)
     except SpecError as error:
         return error
     return None
 
 
-def _real(step: Program) -> Program:
-    """The step that runs where there are lags, positions and complex values: of inputs for these, and planes."""
-    step = context(step).program if has_context(step) else step
+def _real(step: Program) -> Context:
+    """The step that runs where there are lags, positions and complex values: of planes, and inputs for the others."""
     found = planes(step) if is_complex(step) else step
     if found is None:
         raise refuse("a complex value that has no planes of real ones")
-    return found
+    _sizes_told(found)
+    return context(found) if has_context(found) else Context(found, found, {})
 
 
 def has_kernels(stages: Program) -> bool:
@@ -65,9 +65,9 @@ def emit(step: Program, target: str = "h100", shape: Mapping[str, int] | None = 
     Args:
         target: of `mixc targets`. shape: B, T, H and dims that the tiles are for (not named: 8, 4096, 16 and 64).
         config: these sizes instead of those that the model chooses."""
-    real = planes(step) if is_complex(step) else None
-    config = config or default_config(real or step, target, shape or {}, dtype)
-    return kernels(real or step).text(config, named(step) if real else None)
+    real = _real(step)
+    config = config or default_config(real.program, target, shape or {}, dtype)
+    return kernels(real.program).text(config, named(step), real)
 
 
 @lru_cache(maxsize=64)
@@ -78,11 +78,7 @@ def kernels(step: Program) -> Module:
     from mixc.passes.classify import classify
 
     step = named(step)
-    told = {n for x in (*step.ins, *step.params) for n in x.dims} | {d.name for d in step.dims if d.size}
-    told |= {d.alias or "" for d in step.dims if d.name in told}
-    for d in step.dims:
-        if d.name not in told and d.alias not in told:
-            raise refuse(f"no in or param tells the size of {d.name}")
+    _sizes_told(step)
     inner = renamed(step, own_names(step))
     stages = classify(inner)
     if any(g.form == "sequential" for g in stages.groups):
@@ -93,6 +89,14 @@ def kernels(step: Program) -> Module:
         if error.diagnostics[0].code != "MX310":
             raise
         return TokenModule(inner, step, error.diagnostics[0].message.removeprefix("no kernel: "))
+
+
+def _sizes_told(step: Program) -> None:
+    told = {n for x in (*step.ins, *step.params) for n in x.dims} | {d.name for d in step.dims if d.size}
+    told |= {d.alias or "" for d in step.dims if d.name in told}
+    for d in step.dims:
+        if d.name not in told and d.alias not in told:
+            raise refuse(f"no in or param tells the size of {d.name}")
 
 
 def tuned_kernels(step: Program) -> Module:

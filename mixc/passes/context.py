@@ -27,15 +27,21 @@ class Context:
     """A step without lags and positions.
 
     Attributes:
+        step: the same with them.
         given: by name of an in that `program` has and the step has not: the step's value that it holds.
     """
 
+    step: Program
     program: Program
     given: dict[str, Node]
 
 
 def has_context(step: Program) -> bool:
     return any(n.op in ("lag", "window", "pos") for n in postorder(step.values()))
+
+
+def counts_tokens(step: Program) -> bool:
+    return any(n.op == "pos" for n in postorder(step.values()))
 
 
 def exact_nodes(order: Iterable[Node]) -> set[Node]:
@@ -57,7 +63,7 @@ def context(step: Program, sizes: dict[str, int] | None = None) -> Context:
     made = _Made(step)
     leaves = {n: made.leaf(n) for n in first_below(values, lambda n: n in placed or n.op in ("lag", "window"))}
     decls = [d for d in step.decls if d.role == "in"] + made.decls + [d for d in step.decls if d.role != "in"]
-    return Context(replace(step.with_values(substitute(values, leaves)), decls=tuple(decls)), made.given)
+    return Context(step, replace(step.with_values(substitute(values, leaves)), decls=tuple(decls)), made.given)
 
 
 class _Made:
@@ -86,6 +92,17 @@ def name_of(lag: Node) -> str:
     name = lag.attr("name") or lag.args[0].attr("name")
     assert isinstance(name, str), lag
     return name
+
+
+def looked_back(step: Program) -> dict[str, tuple[Node, int, tuple[str, ...]]]:
+    """By name of x in `lag(x, n)` and `lag[W](x)`: its node, the largest n (0: none), and the dims W."""
+    found: dict[str, tuple[Node, int, tuple[str, ...]]] = {}
+    for node in postorder(step.values()):
+        if node.op in ("lag", "window"):
+            x, most, windows = found.get(name_of(node), (node.args[0], 0, ()))
+            n, dim = (node.attr("n"), ()) if node.op == "lag" else (0, (node.attr("dim"),))
+            found[name_of(node)] = x, max(most, int(n)), tuple(dict.fromkeys((*windows, *dim)))
+    return found
 
 
 def _ranges(step: Program, n: Node) -> tuple[Range, ...]:

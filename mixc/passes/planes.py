@@ -15,6 +15,7 @@ from dataclasses import replace
 from mixc.ir.build import is_number, make, maybe_add, number
 from mixc.ir.node import ROW, Node, postorder
 from mixc.ir.program import Decl, Group, Program, Result
+from mixc.passes.context import exact_nodes, looked_back, name_of
 from mixc.passes.triangular import eliminate
 
 Planes = tuple[Node | None, Node | None]
@@ -33,6 +34,20 @@ def part_names(step: Program, name: str) -> tuple[str, str]:
     while any(base + p in taken for p in PARTS):
         base += "_"
     return base + PARTS[0], base + PARTS[1]
+
+
+def history_parts(step: Program) -> dict[str, tuple[str, str]]:
+    """Of complex values that are looked back at, the names of their planes."""
+    found = looked_back(step)
+    taken = {*found, *(d.name for d in step.decls), *(p for d in step.decls for p in part_names(step, d.name))}
+    names = {}
+    for name, (x, *_) in found.items():
+        if x.kind == "complex":
+            base = name
+            while x.op != "in" and any(base + p in taken for p in PARTS):
+                base += "_"
+            names[name] = part_names(step, name) if x.op == "in" else (base + PARTS[0], base + PARTS[1])
+    return names
 
 
 def out_kind(step: Program, d: Decl) -> str:
@@ -71,7 +86,7 @@ class Split:
     """The planes of values under the declarations of a program."""
 
     def __init__(self, step: Program):
-        self.step, self.known = step, dict[Node, Planes]()
+        self.step, self.known, self.histories = step, dict[Node, Planes](), history_parts(step)
 
     def decls(self, d: Decl) -> list[Decl]:
         inits = self(d.init) if d.init is not None else (None, None)
@@ -102,8 +117,15 @@ class Split:
         args = [self.known[a] for a in n.args]
         if all(im is None for _, im in args) and n.kind != "complex" and n.op not in ("real", "imag"):
             return _again(n, [_present(re, a.dims) for (re, _), a in zip(args, n.args, strict=True)]), None
+        if n.op in ("lag", "window"):
+            re, im = (make(n.op, _present(x, n.args[0].dims), span=n.span, **dict(n.attrs) | {"name": name})
+                      for x, name in zip(args[0], self.histories[name_of(n)], strict=True))
+            return re, im
         rule = _RULES.get(n.op)
         if rule is None:
+            below = list(postorder([n]))
+            if n in exact_nodes(below) and any(x.op == "pos" for x in below):
+                return make("real", n), make("imag", n)  # formed on the host
             raise NotImplementedError(n.op)
         return rule(n, args)
 

@@ -8,7 +8,6 @@ import torch
 
 from mixc.ir.node import Node
 from mixc.ir.program import Program
-from mixc.passes.context import name_of
 from mixc.runtime.plan import plan_of
 from mixc.runtime.rows import Rows
 
@@ -56,12 +55,9 @@ class Call:
 
 def histories(program: Program, sizes: dict[str, int]) -> dict[str, tuple[Node, int]]:
     """By name of x in `lag(x, n)` and `lag[W](x)`: its node, and how many values a history keeps."""
-    found: dict[str, tuple[Node, int]] = {}
-    for node in plan_of(program).lags:
-        (x,), name = node.args, name_of(node)
-        depth = node.attr("n") if node.op == "lag" else sizes[node.attr("dim")] - 1
-        found[name] = (x, max(int(depth), found[name][1] if name in found else 0))
-    return {name: (x, depth) for name, (x, depth) in found.items() if depth > 0}
+    found = plan_of(program).lags.items()
+    depths = {name: (x, max(n, *(sizes[d] - 1 for d in windows), 0)) for name, (x, n, windows) in found}
+    return {name: (x, depth) for name, (x, depth) in depths.items() if depth > 0}
 
 
 def counts_tokens(program: Program) -> bool:

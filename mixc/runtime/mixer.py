@@ -219,9 +219,6 @@ class Mixer:
             raise SpecError(Diagnostic("MX312", str(error.args[0]))) from None
         if not backends.has_chunk_program(self):
             raise backends.no_kernels(self)
-        if has_context(self.declared):
-            raise SpecError(Diagnostic("MX310", "a module with lags or positions is not emitted yet",
-                                       help='backend="triton" runs its kernels'))
         if isinstance(config, (str, Path)):
             from mixc.autotune.tuned import read
 

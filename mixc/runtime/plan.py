@@ -8,7 +8,7 @@ from functools import cached_property
 from mixc.ir.evaluate import Rule
 from mixc.ir.node import Node, depends, postorder
 from mixc.ir.program import Program, once_a_program
-from mixc.passes.context import exact_nodes
+from mixc.passes.context import exact_nodes, looked_back
 from mixc.runtime.guarded import rules_for
 from mixc.runtime.risk import guarded_nodes
 
@@ -22,7 +22,7 @@ class Plan:
         exact: what depends on nothing but pos, index, numbers and consts, as far as others read it.
         fixed: what reads no state, as far as the loop or the results read it.
         loop: what reads a state, arguments first; border: what the loop reads and does not compute.
-        lags: the `lag` and `lag[W]` nodes; counts_tokens: whether `pos` is read.
+        lags: what is looked back at, as `looked_back` gives it; counts_tokens: whether `pos` is read.
     """
 
     program: Program
@@ -33,7 +33,7 @@ class Plan:
     fixed: tuple[Node, ...]
     loop: tuple[Node, ...]
     border: tuple[Node, ...]
-    lags: tuple[Node, ...]
+    lags: dict[str, tuple[Node, int, tuple[str, ...]]]
     counts_tokens: bool
 
     @cached_property
@@ -65,6 +65,6 @@ def plan_of(program: Program) -> Plan:
     exact = exact_nodes(order)
     used = [a for n in order if n not in exact for a in n.args if a in exact] + [n for n in fixed if n in exact]
     return Plan(program, outs, states, inits, tuple(dict.fromkeys(used)), tuple(dict.fromkeys(fixed)), loop,
-                tuple(dict.fromkeys(border)), tuple(n for n in order if n.op in ("lag", "window")),
+                tuple(dict.fromkeys(border)), looked_back(program),
                 any(n.op == "pos" for n in order))
 

@@ -1,0 +1,197 @@
+"""Emitted modules of steps that read earlier inputs and positions, as a user calls them, against the step in fp64."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import cache, partial
+
+import pytest
+import torch
+
+import mixc
+from mixc.codegen.offline import load_text
+from mixc.runtime.agree import Plain
+from tests.agree import assert_runs_agree, draw, normal, run
+
+SPECS = {
+    "ar_net": None, "rotary_linear_attention": None, "short_conv": None,
+    "position_in_window": """mixer position_in_window(K, V, W) {
+        in q[K], k[K], v[V]
+        param c[K, W], a[W]
+        const far = 100
+        state S[K, V]
+        key = max[W](lag[W](k)) * cos((pos % 7) * far ** (-index[K] / K)) + sum[W](c * softmax[W](a) * lag[W](k))
+        S = 0.9 * S + key * where(pos % 4 == 0, 0, v)
+        out o[V] = q @ S
+    }""",
+    "turned": """mixer turned(N, J = N) {
+        in u[N] complex
+        in x[J], g where g <= 0
+        param w[N, J]
+        state z[N]
+        decay = exp(g)
+        turn = exp(1j * pos * 0.3) * u + (w @ x)
+        z = 0.9 * exp(1j * pos * 0.2) * z + lag(turn, 2) * lag(decay, 1) + lag(u, 3)
+        out o[N] = real(z) + imag(lag(u, 1)) + abs(turn)
+    }""",
+    "depths": """mixer depths(K, V, W = 3) {
+        in q[K], k[K], v[V]
+        in g[K] where g <= 0
+        param w[K]
+        state S[K, V]
+        u = tanh(w * k) / norm[K](1 + square(k)) + lag(k, 5) * (1 + pos % 3)
+        S = exp(g + lag(g, 2)) * S + lag(u, 3) * (v + lag(v, 1)) + where(pos < 2, 0, lag(k, 2)) * sum[W](lag[W](v))
+        out o[V] = q @ S
+        out p = sum(lag(u, 1) * q)
+    }""",
+    "cell": """mixer cell(D, E = D, W = 3) {
+        in x[D], f[D]
+        param R[D, E], c[D, W]
+        state h[D] = 0.5 * index[D] / D
+        u = silu(sum[W](c * lag[W](x)))
+        h = tanh(R @ h[E] + u) + 0.1 * lag(f, 2) * cos(pos)
+        out o[D] = h
+    }""",
+    "memory": """mixer memory(K, V) {
+        in q[K], k[K], v[V]
+        state S[K, V]
+        S = tanh(where(pos % 4 == 0, 0, 0.9 * S) + lag(k, 1) * v)
+        out o[V] = q @ S
+    }""",
+}
+
+
+@cache
+def spec(name):
+    text = SPECS[name]
+    return mixc.load(name) if text is None else mixc.loads(text)
+
+
+@cache
+def emitted(name):
+    return load_text(spec(name).emit(), name)
+
+
+class Emitted:
+    def __init__(self, name):
+        self.declared, self.function = spec(name).declared, getattr(emitted(name), name)
+
+    def __call__(self, backend, **given):
+        return self.function(check=True, **given)
+
+
+def sizes(name):
+    found = {d.name: d.size or 3 + i for i, d in enumerate(spec(name).declared.dims)}
+    return found | {d.name: found[d.alias] for d in spec(name).declared.dims if d.alias}
+
+
+def tensors(name, T, B=2, H=2, **more):
+    return draw(spec(name).declared, B=B, T=T, H=H, sizes=sizes(name), dtype=torch.float32, seed=T, **more)
+
+
+def state_of(name, x, N):
+    """States, histories and positions, as a call on some tokens leaves them."""
+    ins = {d.name for d in spec(name).declared.ins}
+    first = {n: t[:1, :1].repeat(N, 4, *[1] * (t.ndim - 2)) if n in ins else t for n, t in x.items()}
+    _, state = spec(name)(**first, output_final_state=True, backend="reference")
+    return {n: t + 11 if n == "pos" else t + 0.1 * normal(t.shape, 3, n, t.dtype) for n, t in state.items()}
+
+
+def check(name, T, B=2, H=2, x=None, begun=True, **options):
+    mixer = spec(name)
+    x = x or tensors(name, T, B, H)
+    start = state_of(name, x, len(options["cu_seqlens"]) - 1 if "cu_seqlens" in options else B) if begun else None
+    want = run(mixer, x, initial_state=start, wide=True, **options)
+    got = run(Emitted(name), x, initial_state=start, **options)
+    assert_runs_agree(mixer, got, want, torch.float32, partial(run, Plain(mixer), x, initial_state=start, **options))
+    assert set(got.states) == set(want.states)
+    assert {y.dtype for y in got.outs.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_dense(name):
+    check(name, 21, begun=False)
+    check(name, 19, reverse=True)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_ragged(name):
+    check(name, 23, B=1, cu_seqlens=torch.tensor([0, 0, 2, 5, 23, 23]))
+    check(name, 20, B=1, cu_seqlens=torch.tensor([0, 1, 20]), reverse=True, begun=False)
+    check(name, 11, mask=torch.arange(22).reshape(2, 11) % 3 > 0)
+    masked = torch.arange(20).reshape(1, 20) % 4 == 0
+    check(name, 20, B=1, cu_seqlens=torch.tensor([0, 0, 9, 20]), mask=~masked, reverse=True)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_no_tokens(name):
+    f, start = getattr(emitted(name), name), state_of(name, tensors(name, 1), 2)
+    _, state = f(**tensors(name, 0), initial_state=start, output_final_state=True)
+    for n, y in state.items():
+        torch.testing.assert_close(y, start[n])
+    _, state = f(**tensors(name, 0, B=1), output_final_state=True, cu_seqlens=torch.tensor([0, 0, 0]))
+    assert all(len(y) == 2 for y in state.values())
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_prefill_then_steps(name):
+    f, step = getattr(emitted(name), name), getattr(emitted(name), name + "_step")
+    x, ins = tensors(name, 9), {d.name for d in spec(name).declared.ins}
+    want, last = f(**x, output_final_state=True)
+    _, state = f(**{n: t[:, :5] if n in ins else t for n, t in x.items()}, output_final_state=True)
+    for t in range(5, 9):
+        o, state = step(state, **{n: y[:, t] if n in ins else y for n, y in x.items()})
+        for a, b in zip(several(o), several(want), strict=True):
+            torch.testing.assert_close(a, b[:, t], rtol=1e-4, atol=1e-5)
+    for n in last:
+        torch.testing.assert_close(state[n], last[n], rtol=1e-4, atol=1e-5)
+
+
+def several(o):
+    return [o] if torch.is_tensor(o) else o
+
+
+def test_groups_of_heads_and_none():
+    x = tensors("depths", 20, H=4)
+    check("depths", 20, H=4, x=x | {n: x[n][:, :, :g] for n, g in dict(k=2, v=1, g=2).items()})
+    x = {n: t[:, :, 0] if n in ("x", "f") else t[0] for n, t in tensors("cell", 9, H=1).items()}
+    check("cell", 9, x=x)
+
+
+def test_half_inputs_give_half_outs():
+    x = {n: t.bfloat16() for n, t in tensors("ar_net", 9).items()}
+    o, state = emitted("ar_net").ar_net(**x, output_final_state=True)
+    assert o.dtype == torch.bfloat16 and state["x"].dtype == torch.float32
+    o, _ = emitted("ar_net").ar_net(**x, initial_state=state)
+    assert o.dtype == torch.bfloat16
+
+
+def test_positions_are_exact_far_from_the_start():
+    x, start = tensors("depths", 8), {"pos": torch.tensor([1_000_000, 3])}
+    want, _ = spec("depths")(**x, initial_state=start, backend="reference")
+    for a, b in zip(emitted("depths").depths(**x, initial_state=start)[0], want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "state", "words"), [
+    ("short_conv", {"y": torch.zeros(1)}, "no state `y`; there are x"),
+    ("short_conv", {"x": torch.zeros(2, 3, 2, 4)}, r"expected x \[2, 3, 2, 3\]"),
+    ("depths", {"pos": torch.zeros(2)}, r"expected pos \[2\]"),
+])
+def test_bad_pasts_are_named(name, state, words):
+    with pytest.raises(ValueError, match=words):
+        getattr(emitted(name), name)(**tensors(name, 5), initial_state=state)
+
+
+@pytest.mark.parametrize("name", ["ar_net", "rotary_linear_attention", "short_conv", "turned"])
+def test_the_file_needs_torch_and_triton_only(name, tmp_path):
+    (tmp_path / "kernels.py").write_text(spec(name).emit())
+    x = tensors(name, 7)
+    torch.save([x, spec(name)(**x, backend="reference")[0]], tmp_path / "case.pt")
+    program = (f"import sys, torch\nsys.modules['mixc'] = None\nimport kernels\nx, want = torch.load('case.pt')\n"
+               f"o, _ = kernels.{name}(**x)\ntorch.testing.assert_close(o, want, rtol=1e-4, atol=1e-5)\n")
+    env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-1500:]
