@@ -117,11 +117,12 @@ def _example(folder: Path, mixer: mixc.Mixer, tiny: bool) -> dict[str, Any]:
 
 def _cases(mixer: mixc.Mixer, tiny: bool) -> list[dict[str, Any]]:
     """Small, with a state before; the usual sizes; ragged with empties, grouped heads, reversed, odd sizes."""
-    uneven = dim_sizes(mixer.declared, None, (20, 7, 33, 4))  # some of one tile's least size, some of more
+    kept = {n: s for n, s in dims(mixer, 64).items() if n in mixer.unrolled}
+    uneven = dim_sizes(mixer.declared, kept, (20, 7, 33, 4))  # some of one tile's least size, some of more
     small = dict(title="tiny", size=64, dims=uneven, B=2, T=21, H=2, before=True)
     if tiny:
         return [small]
-    odd = dim_sizes(mixer.declared, None, ODD)
+    odd = dim_sizes(mixer.declared, kept, ODD)
     ragged = dict(title="ragged", size=64, dims=odd, B=1, T=133, H=4, grouped=True, reverse=True,
                   cu_seqlens=[0, 0, 17, 18, 82, 82, 133])
     return [small, dict(title="D=64", size=64, dims=dims(mixer, 64, 64), B=2, T=130, H=2, before=True), ragged,

@@ -32,7 +32,9 @@ def load(path: Path) -> ModuleType:
 
 
 def to(x: Tensor, dtype: torch.dtype, device: str) -> Tensor:
-    """x in `dtype` (complex values in at least complex64) on `device`."""
+    """x in `dtype` (complex values in at least complex64, counts as they are) on `device`."""
+    if not (x.is_complex() or x.is_floating_point()):
+        return x.to(device)
     return x.to(device, torch.promote_types(dtype, torch.complex64) if x.is_complex() else dtype)
 
 
@@ -63,7 +65,8 @@ def check_case(module: ModuleType, entry: dict[str, Any], case: dict[str, Any], 
     """Outs, final states and all gradients of one case, each with its error and bound."""
     inputs = {n: to(x, DTYPES[dtype], device).requires_grad_() for n, x in case["inputs"].items()}
     before = case.get("initial_state")
-    start = {n: to(x, torch.float32, device).requires_grad_() for n, x in before.items()} if before else None
+    start = {n: to(x, torch.float32, device) for n, x in before.items()} if before else None
+    smooth = {n: x.requires_grad_() for n, x in (start or {}).items() if n != "pos"}
     ragged = case.get("cu_seqlens")
     options = {} if ragged is None else {"cu_seqlens": ragged.to(device)}
     if case.get("reverse"):
@@ -71,7 +74,7 @@ def check_case(module: ModuleType, entry: dict[str, Any], case: dict[str, Any], 
     o, state = getattr(module, entry["name"])(*inputs.values(), initial_state=start, output_final_state=True, **options)
     outs = outs_of(o, entry["outs"])
     roots = {n: x for n, x in (outs | state).items() if x.requires_grad}
-    leaves = inputs | {f"{n}0": x for n, x in (start or {}).items()}
+    leaves = inputs | {f"{n}0": x for n, x in smooth.items()}
     pulled = torch.autograd.grad(list(roots.values()), list(leaves.values()),
                                  [case["cotangents"][f"d{n}"].to(x) for n, x in roots.items()], allow_unused=True)
     found = {"outs": outs, "states": state,

@@ -37,7 +37,7 @@ def compile_file(file: File, target: GPU = "h100", shape: ShapeText = None, dtyp
             path.write_text(text, encoding="utf-8")
             at = " ".join(f"{n}={s}" for n, s in full.items())
             pages.append(_page(m, {"made for": gpu.title, "at": at, "of": dtype}))
-            written.append({"mixer": m.__name__, "path": str(path), "check": _check(m, out), "target": gpu.name,
+            written.append({"mixer": m.__name__, "path": str(path), "check": _check(m, out, full), "target": gpu.name,
                             "dtype": dtype, "shape": full, "lines": text.count("\n"),
                             "kernels": len(set(re.findall(rf"\b({m.__name__}_\w+)\[\(", text)))})
     (out / "README.md").write_text("\n".join(pages), encoding="utf-8")
@@ -50,12 +50,12 @@ def compile_file(file: File, target: GPU = "h100", shape: ShapeText = None, dtyp
                      f"no script checks {w['mixer']}: its step has no loop in plain torch", markup=False)
 
 
-def _check(m: Any, out: Path) -> str | None:
-    """Writes the script that checks the module, at small sizes; None where the step has no loop in plain torch."""
+def _check(m: Any, out: Path, shape: dict[str, int]) -> str | None:
+    """Writes the script that checks the module of that shape, at small sizes; None where plain torch has no loop."""
     from mixc.cli.beside import check_script
     from mixc.runtime.draw import dim_sizes
 
-    sizes = dim_sizes(m.declared, None, (24, 20, 3, 4))
+    sizes = dim_sizes(m.declared, {n: shape[n] for n in m.unrolled if n in shape}, (24, 20, 3, 4))
     path = out / f"check_{m.__name__}.py"
     try:
         step, consts = m.specialise(sizes, {})
@@ -83,7 +83,7 @@ def _complete(m: Any, sizes: dict[str, int]) -> dict[str, int]:
     """Sizes of the usual training shape for what is not given."""
     found = {"B": 8, "T": 4096, "H": 16}
     output.dims(m, sizes)
-    found |= {d.name: d.size or 64 for d in m.declared.dims if d.alias is None}
+    found |= {d.name: d.size or (2 if d.name in m.unrolled else 64) for d in m.declared.dims if d.alias is None}
     return found | sizes
 
 

@@ -115,14 +115,15 @@ class Module:
         return [(n, self.kernel_of(n, config.tile(n), config.segment)) for n in names]
 
     # ------------------------------------------------------------ text
-    def text(self, config: Config, public: Program | None = None, seen: Context | None = None) -> str:
+    def text(self, config: Config, public: Program | None = None, seen: Context | None = None,
+             fixed: frozenset[str] = frozenset()) -> str:
         """The file, its launches with the sizes of `config`.
 
         Args:
             public: what the user calls: complex, perhaps. seen: the step of its parts, and how what it reads of earlier
-                tokens and of positions became inputs of this one."""
+                tokens and of positions became inputs of this one. fixed: consts that are as they are declared."""
         self.config, self.public = config.named(self.own), public or self.spec
-        self.seen = seen or Context(self.spec, self.spec, {})
+        self.seen, self.fixed = seen or Context(self.spec, self.spec, {}), fixed
         self.fwd, self.bwd = self.parts("fwd", self.config), self.parts("bwd", self.config)
         written = [*(k for _, k in self.fwd), *([self.token] if self.token else []), *(k for _, k in self.bwd)]
         kernels = [x for k in written for x in (k.text, "\n\n")]
@@ -440,6 +441,9 @@ class Module:
         for c, outer in zip(self.p.consts, self.spec.consts, strict=True):
             assert c.init is not None
             lines.append(f"{c.name} = {python_text(c.init)} if {outer.name} is None else float({outer.name})")
+            if outer.name in self.fixed:
+                lines.append(f"if {c.name} != {python_text(c.init)}:\n"
+                             f'    raise ValueError("`{outer.name}`: this module was written for {python_text(c.init)}")')
         return lines
 
 

@@ -50,7 +50,11 @@ def _real(step: Program) -> Context:
     found = planes(step) if is_complex(step) else step
     if found is None:
         raise refuse("a complex value that has no planes of real ones")
-    _sizes_told(found)
+    told = {n for x in (*found.ins, *found.params) for n in x.dims} | {d.name for d in found.dims if d.size}
+    told |= {d.alias or "" for d in found.dims if d.name in told}
+    for d in found.dims:
+        if d.name not in told and d.alias not in told:
+            raise refuse(f"no in or param tells the size of {d.name}")
     return context(found) if has_context(found) else Context(found, found, {})
 
 
@@ -59,15 +63,15 @@ def has_kernels(stages: Program) -> bool:
 
 
 def emit(step: Program, target: str = "h100", shape: Mapping[str, int] | None = None, dtype: str = "bf16",
-         config: Config | None = None) -> str:
+         config: Config | None = None, fixed: frozenset[str] = frozenset()) -> str:
     """The text of the standalone module of a step whose states have kernels.
 
     Args:
         target: of `mixc targets`. shape: B, T, H and dims that the tiles are for (not named: 8, 4096, 16 and 64).
-        config: these sizes instead of those that the model chooses."""
+        config: these sizes instead of those that the model chooses. fixed: consts that the step was unrolled for."""
     real = _real(step)
     config = config or default_config(real.program, target, shape or {}, dtype)
-    return kernels(real.program).text(config, named(step), real)
+    return kernels(real.program).text(config, named(step), real, fixed)
 
 
 @lru_cache(maxsize=64)
@@ -77,8 +81,7 @@ def kernels(step: Program) -> Module:
     from mixc.codegen.token_module import TokenModule
     from mixc.passes.classify import classify
 
-    step = named(step)
-    _sizes_told(step)
+    step = named(_real(step).program)
     inner = renamed(step, own_names(step))
     stages = classify(inner)
     if any(g.form == "sequential" for g in stages.groups):
@@ -89,14 +92,6 @@ def kernels(step: Program) -> Module:
         if error.diagnostics[0].code != "MX310":
             raise
         return TokenModule(inner, step, error.diagnostics[0].message.removeprefix("no kernel: "))
-
-
-def _sizes_told(step: Program) -> None:
-    told = {n for x in (*step.ins, *step.params) for n in x.dims} | {d.name for d in step.dims if d.size}
-    told |= {d.alias or "" for d in step.dims if d.name in told}
-    for d in step.dims:
-        if d.name not in told and d.alias not in told:
-            raise refuse(f"no in or param tells the size of {d.name}")
 
 
 def tuned_kernels(step: Program) -> Module:
@@ -116,8 +111,7 @@ def _chunks(stages: Program, inner: Program, step: Program) -> Module:
     from mixc.passes.differentiate import differentiate
 
     forward = chunk(stages)
-    spec = None if is_complex(step) else step  # chunks are of planes
-    made = Module(with_inverses(forward), with_inverses(differentiate(forward)), inner, spec)
+    made = Module(with_inverses(forward), with_inverses(differentiate(forward)), inner, step)
     for launch in ("fwd", "bwd"):  # written here: what has none is refused here
         made.kernel(launch)
     return made

@@ -45,15 +45,20 @@ def loop_dims(mixer: MixerSyntax) -> set[str]:
     return set(_needs(mixer)[0])
 
 
+def unrolled_dims(mixer: MixerSyntax) -> set[str]:
+    """Those of them that are more than windows."""
+    return set(_needs(mixer)[2])
+
+
 def structural_consts(mixer: MixerSyntax) -> set[str]:
     """The consts whose values the step depends on: integer exponents, lag distances, bounds of ranges."""
     return set(_needs(mixer)[1])
 
 
 @lru_cache(maxsize=256)
-def _needs(mixer: MixerSyntax) -> tuple[frozenset[str], frozenset[str]]:
+def _needs(mixer: MixerSyntax) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
     scope = _elaborated(mixer, {}, {})[1]
-    return frozenset(scope.needed_sizes), frozenset(scope.structural)
+    return frozenset(scope.needed_sizes), frozenset(scope.structural), frozenset(scope.unrolled)
 
 
 def _elaborated(mixer: MixerSyntax, sizes: Mapping[str, int], consts: Mapping[str, float]) -> tuple[Program, Scope]:

@@ -120,7 +120,7 @@ def _lag(scope: Scope, e: Call, args: Args) -> Node | None:
             scope.error("MX215", f"`{b.name}` is {shown(x.dims)}: the window needs a dim of its own", e.span,
                         f"a new dim of the header, `mixer {scope.mixer.name}(..., W)`, and `lag[W]({b.name})`")
             return None
-        return make("window", x, span=e.span, dim=dim, n=scope.size(dim), **label)
+        return make("window", x, span=e.span, dim=dim, n=scope.size(dim, False), **label)
     n = _distance(scope, e, args[1])
     return x if n == 0 else None if n is None else make("lag", x, span=e.span, n=n, **label)
 

@@ -50,6 +50,7 @@ class Scope:
         self.later: dict[str, int] = {}  # name -> line where the body assigns it
         self.marks: dict[Node, Node] = {}  # a state's value at one line -> what was assigned there
         self.needed_sizes: set[str] = set()
+        self.unrolled: set[str] = set()  # of these, the dims that do more than measure a window
         self.structural: set[str] = set()
 
     # ------------------------------------------------------------ diagnostics
@@ -73,12 +74,13 @@ class Scope:
         size = self.dims[self.root(a)].size
         return self.root(a) == self.root(b) or (size is not None and size == self.dims[self.root(b)].size)
 
-    def size(self, dim: str) -> int | None:
-        """The size of a dim where it is known."""
+    def size(self, dim: str, unrolls: bool = True) -> int | None:
+        """The size of a dim where it is known; `unrolls`: does the step have another text for another size?"""
         fixed = self.dims[self.root(dim)].size
         if fixed is not None:
             return fixed
         self.needed_sizes.add(dim)
+        self.unrolled |= {dim} if unrolls else set()
         return next((self.given_sizes[d] for d in self.dims
                      if d in self.given_sizes and self.root(d) == self.root(dim)), None)
 

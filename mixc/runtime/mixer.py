@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import namedtuple
+from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,6 +164,13 @@ class Mixer:
         return frozenset(loop_dims(self._spec)), frozenset(structural_consts(self._spec))
 
     @cached_property
+    def unrolled(self) -> frozenset[str]:
+        """The dims whose size says what lines the step has: of loops, and in exponents, distances and bounds."""
+        from mixc.frontend import unrolled_dims
+
+        return frozenset() if isinstance(self._spec, Program) else frozenset(unrolled_dims(self._spec))
+
+    @cached_property
     def _staged(self) -> Program:
         from mixc.passes.classify import classify
 
@@ -204,7 +212,8 @@ class Mixer:
 
         Args:
             target: a GPU of `mixc targets`, or the path of a form of one's own. dtype: bf16, fp16 or fp32.
-            shape: sizes the tiles are chosen for.
+            shape: sizes the tiles are chosen for. A dim that a loop goes over, or an exponent names, keeps its size (2
+                where none is given): the module is of these lines.
             config: these tiles instead (`mixc.codegen.config`), or a file of `mixc tune`.
         Raises:
             SpecError: MX310, a state has no kernels; MX312, no such target.
@@ -223,7 +232,16 @@ class Mixer:
             from mixc.autotune.tuned import read
 
             config = read(Path(config)).config_for(self, gpu, shape, dtype)
-        return emit(self.declared, target, shape, dtype, config)
+        return emit(self._as_emitted(shape or {}), target, shape, dtype, config, self.structural_consts)
+
+    def _as_emitted(self, shape: dict[str, int]) -> Program:
+        """The step whose dims have sizes of their own where the step depends on them."""
+        alias = {d.name: d.alias or d.name for d in self.declared.dims}
+        sizes = {alias[d]: shape.get(d, shape.get(alias[d], 2)) for d in sorted(self.unrolled)}
+        if not sizes or isinstance(self._spec, Program):
+            return self.declared
+        step = _elaborate(self._spec, {d: sizes.get(alias[d], 2) for d in self.shaped_by[0]}, {})
+        return replace(step, dims=tuple(replace(d, size=sizes.get(d.name, d.size)) for d in step.dims))
 
     def explain(self) -> str:
         """Markdown: the step, the form of every state and why, the chunk's equations, its adjoint, its costs."""

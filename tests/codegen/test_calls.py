@@ -138,3 +138,21 @@ def test_complex_values_go_as_two_real_ones(given):
     params = {d.name: x[d.name] for d in mixer.declared.params}
     first, _ = step(start["x"], x["u"][:, 0], **params)
     torch.testing.assert_close(first, mixer.step(start, x["u"][:, 0], **params)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_loop_has_the_length_it_was_unrolled_for():
+    from mixc.runtime.draw import draw
+
+    mixer = mixc.load("deltaproduct")
+    x = draw(mixer.declared, B=1, T=9, H=1, sizes=dict(K=3, V=4, N=3))
+    same(load_text(mixer.emit(shape=dict(N=3))).deltaproduct(**x)[0], mixer(**x, backend="reference")[0])
+    with pytest.raises(ValueError, match=r"`k`: expected .* with N = 2"):
+        load_text(mixer.emit()).deltaproduct(**x)
+
+
+def test_a_const_that_shapes_the_step_keeps_its_value():
+    mixer = mixc.loads("mixer m(D) {\nin x[D]\nconst n = 2\nout o[D] = x ** n + lag(x, n)\n}")
+    run, x = load_text(mixer.emit()).m, torch.randn(1, 5, 1, 3)
+    same(run(x, n=2.0)[0], mixer(x, backend="reference")[0])
+    with pytest.raises(ValueError, match="`n`: this module was written for 2"):
+        run(x, n=3)
