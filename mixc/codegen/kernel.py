@@ -174,8 +174,8 @@ class KernelWriter:
         self.tiles, self.row, self.held = outer, "row", "held"
 
     def _assign(self, targets: list[tuple[str, Node, tuple[str, ...]]]) -> None:
-        """Carried tiles get their next values, all at once."""
-        new = [(name, self.tiles.ref(value, self.tile(dims))) for name, value, dims in targets]
+        """Carried tiles get their next values, all at once; what is no part of a block stays 0, as it is loaded."""
+        new = [(name, self.tiles.cleaned(value, self.tile(dims), dims)) for name, value, dims in targets]
         self.body += [line for name, value, _ in targets for line in self._formula(name + "'", value)]
         new = [(name, code) for name, code in new if code != name]
         if len(new) > 1:

@@ -55,6 +55,8 @@ def axes_of(node: Node) -> set[str]:
         return {to.get(d, d) for d in axes_of(node.args[0])}
     if node.op == "expand":
         return axes_of(node.args[0])
+    if node.op == "sum":
+        return axes_of(node.args[0]) - set(node.attr("over"))
     if not _entrywise(node):
         return set(node.dims)
     found: set[str] = set()
@@ -264,7 +266,7 @@ class Tiles:
         return f"tl.where({live}, {self.ref(node.args[0], order)}, {literal(node.attr('fill'))})"
 
     def _once(self, node: Node) -> str:
-        return f"tl.where(block_{node.attr('dim')} == 0, {self.ref(node.args[0], self.order(node))}, 0.0)"
+        return f"tl.where(block_{node.attr('dim')} == 0, {self.whole(node.args[0], self.order(node))}, 0.0)"
 
     def _ipow(self, node: Node) -> str:
         n, x = node.attr("n"), self.ref(node.args[0], self.order(node))
@@ -332,7 +334,7 @@ class Tiles:
                 back = {new: old for old, new in c.attr("to")}
                 order, c = tuple(back.get(d, d) for d in order), c.args[0]
             if self.added.get(c) is node:
-                return self._dot(c, order, f", {self.ref(x, self.order(node))}")
+                return self._dot(c, order, f", {self.whole(x, self.order(node))}")
         return OPS["add"].triton.format(*[self.ref(a, self.order(node)) for a in node.args])  # type: ignore[union-attr]
 
     def _contract(self, node: Node) -> str:

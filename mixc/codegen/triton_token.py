@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from mixc.codegen.kernel import KernelWriter, safe
 from mixc.codegen.lines import in_block, plus
-from mixc.codegen.tiles import zero_padded
 from mixc.ir.launch import Launch
 from mixc.ir.node import Node
 
@@ -60,18 +59,6 @@ class TokenWriter(KernelWriter):
             self.body.append(f"{name} = tl.load({self._aside(s, '(row_at - begin)')})")
             self.tiles.names[self.program.decl(s).leaf()] = name
         return names[node.attr("name")]
-
-    def _assign(self, targets: list[tuple[str, Node, tuple[str, ...]]]) -> None:
-        """Carried tiles get their next values, all at once; what is no part of a block stays 0."""
-        lines = []
-        for name, value, dims in targets:
-            self.body += self._formula(name + "'", value)
-            code = self.tiles.whole(value, self.tile(dims))
-            if not all(zero_padded(value, d) for d in dims):
-                code = f"tl.where({' & '.join(self._inside(dims))}, {code}, 0.0)"
-            self.body.append(f"{name}_next = {code}")
-            lines.append(f"{name} = {name}_next")
-        self.body += lines
 
     # ------------------------------------------------------------ the whole
     def _kept_arguments(self) -> list[str]:
