@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import mixc
-from mixc.runtime import chunked
+from mixc.runtime import agree, chunked
 from tests import cells
 from tests.generate import DECLARED
 
@@ -71,3 +71,12 @@ def test_a_learned_factor_before_a_token_s():
                        "state S[K, V]\nS = p * d * S + k * v\nout o[V] = q @ S\n}")
     cell = dict(length=20, size=5, heads="2", gates=1.0, dtype=torch.float64, rows="plain", start=True)
     assert all(f.ok for f in cells.compare(mixer, cell, "torch"))
+
+
+def test_a_const_that_is_one_less_itself_by_default():
+    """0.5 and 1 - 0.5 were merged, and stayed so at 0.2."""
+    mixer = mixc.loads("mixer m(K, V) {\nin q[K], k[K], v[V]\nconst c = 0.5\nstate S[K, V]\nold = q @ S\nS += k * v\n"
+                       "out o[V] = c * old + (1 - c) * (q @ S)\n}")
+    x = cells.given(mixer, dict(length=9, size=3, heads="1", gates=1.0, dtype=torch.float64, rows="plain", start=False))
+    want, got = (agree.run(mixer, x.tensors, backend=b, c=0.2) for b in ("reference", "torch"))
+    assert all(f.ok for f in agree.judge(mixer.declared, got, want, torch.float64))

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mixc.hashing.probes import Region, default_consts, draw, region
+from mixc.hashing.probes import Region, default_consts, draw, region, uniform
 from mixc.ir.evaluate import Env, evaluate
 from mixc.ir.node import COL, LEVEL, ROW, Node, depends, make, postorder
 from mixc.ir.program import Program
@@ -162,6 +162,9 @@ def _env(program: Program, roots: Sequence[Node], kind: Kind, dtype: torch.dtype
         sizes[d.name] = sizes[d.alias] if d.alias else d.size or max(
             [next(spare, 2), *(i for dim, i in taken if dim == d.name)])
     consts = default_consts(program.consts, sizes)
+    if kind is not NEAR:  # c and 1 - c are one number at 0.5, where alone c may start
+        consts = {n: (c or 1.0) * (1 + 0.1 * float(uniform(f"merge|{kind.name}|{n}", [1])[0]))
+                  for n, c in consts.items()}
     decls = {d.name: d for d in program.decls}
     every = {**sizes, ROW: ROWS, COL: ROWS, "_u": ROWS, LEVEL: (ROWS - 1).bit_length()}
 
