@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from mixc.codegen.expressions import PLAIN, Expressions
-from mixc.codegen.past import Past
+from mixc.codegen.past import Guarded, Past
 from mixc.codegen.scalars import python_text
 from mixc.ir.node import Node, depends, postorder
-from mixc.ir.program import Program
+from mixc.ir.ops import OPS
+from mixc.ir.program import Program, Result
 from mixc.passes.context import Context, exact_nodes, has_context, looked_back, name_of
+from mixc.runtime.risk import guarded_nodes
 
 _VARYING = ("in", "param", "pos", "index", "lag", "window")
 
@@ -111,7 +114,10 @@ class PastValues(HostValues):
 
     def __init__(self, found: Context, called: Callable[[str], str]):
         self.history = looked_back(found.step)
-        super().__init__([*found.given.values(), *(x for x, *_ in self.history.values())], called)
+        roots = [*found.given.values(), *(x for x, *_ in self.history.values())]
+        super().__init__(roots, called)
+        results = tuple(Result("out", str(i), x) for i, x in enumerate(roots))
+        self.guarded = guarded_nodes(replace(found.step, decls=(*found.step.ins, *found.step.params), results=results))
         self.followed: set[str] = set()
         for name, node in found.given.items():
             x = self.value(node) if node.op not in ("lag", "window") else self._own(node)  # inputs stay in their dtype and heads
@@ -138,6 +144,15 @@ class PastValues(HostValues):
         return f"past.ago({name!r}, {node.attr('n')})" if node.op == "lag" else \
             f"past.window({name!r}, {self.size(node.attr('dim'))})"
 
+    def expression(self, node: Node) -> str:
+        if node not in self.guarded or node in self.exact or not OPS[node.op].elementwise:
+            return super().expression(node)
+        plain = node.op in PLAIN
+        wide = [self.over(a, node.dims, plain) for a in node.args]
+        tensors = {x: f"_a{i}" for i, x in enumerate(wide) if not (plain and self.number(node.args[i]))}
+        text = self.template(node).format(*(tensors.get(x, x) for x in wide), n=node.attr("n"))
+        return f"Guarded.apply(lambda {', '.join(tensors.values())}: {text}, {', '.join(tensors)})"
+
     def _follow(self, name: str, x: Node) -> None:
         if name not in self.followed:
             self.followed.add(name)
@@ -146,8 +161,8 @@ class PastValues(HostValues):
 
 
 def past_text(step: Program) -> str:
-    """The class that a module of this step needs."""
-    return "\n\n" + inspect.getsource(Past) if has_context(step) else ""
+    """The classes that a module of this step needs."""
+    return "".join("\n\n" + inspect.getsource(c) for c in (Guarded, Past)) if has_context(step) else ""
 
 
 def past_lines(found: Context, called: Callable[[str], str]) -> list[str]:

@@ -28,7 +28,7 @@ RESERVED = frozenset([
     "ctx", "seqs", "device", "count", "tile", "keep", "bound", "has_initial", "has_final", "parts", "initial",
     "lane", "there", "group", "longest", "late", "begin", "some", "segment", "weights", "HELD", "STARTED", "piece", "pieces", "piece_of",
     "entered", "torch", "math", "os", "run", "block", "operand", "precision", "merged", "add_parts", "over_group", "features_packed",
-    "registers", "through", *FUNCTIONS, "Sequences", "Past", "pieces_of", "FORWARD", "BACKWARD", "FORWARD_STATES", "FORWARD_OUTS",
+    "registers", "through", *FUNCTIONS, "Sequences", "Past", "Guarded", "pieces_of", "FORWARD", "BACKWARD", "FORWARD_STATES", "FORWARD_OUTS",
     "BACKWARD_STATES", "BACKWARD_GRADS", "INTERPRETED",
 ])
 _HOST = frozenset(re.findall(r"^(?:def|class) (\w+)", HOST + CALLS + PRELUDE, re.MULTILINE)) | {

@@ -7,6 +7,28 @@ import torch
 # mypy: disable-error-code="no-untyped-def"
 
 
+class Guarded(torch.autograd.Function):
+    """f of every entry, with a gradient of 0 wherever the cotangent is exactly 0, the derivative finite or not."""
+
+    @staticmethod
+    def forward(ctx, f, *xs):
+        ctx.f = f
+        ctx.save_for_backward(*xs)
+        return f(*xs)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, cot):
+        xs = ctx.saved_tensors
+        with torch.enable_grad():
+            wide = [x.detach().expand(cot.shape).requires_grad_(x.dtype != torch.bool) for x in xs]
+            smooth = [x for x in wide if x.requires_grad]
+            found = iter(torch.autograd.grad(ctx.f(*wide), smooth, cot, allow_unused=True))
+        def kept(x, g):
+            return None if g is None else torch.where(cot == 0, 0.0, g).sum_to_size(x.shape)
+        return None, *(kept(xs[i], next(found)) if x.requires_grad else None for i, x in enumerate(wide))
+
+
 class Past:
     """What came before the tokens of a call: earlier values, by name, and how many tokens.
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from mixc.codegen.host_values import PastValues
-from mixc.codegen.past import Past
+from mixc.codegen.past import Guarded, Past
 from mixc.ir.node import postorder
 from mixc.ir.program import Program, once_a_program
 from mixc.passes.context import Context, context, has_context
@@ -35,7 +35,7 @@ def _context(step: Program, sizes: tuple[tuple[str, int], ...]) -> tuple[Context
     if not has_context(step):
         return None
     found = context(step, dict(sizes))
-    scope: dict[str, Any] = {"torch": torch}
+    scope: dict[str, Any] = {"torch": torch, "Guarded": Guarded}
     exec(compile(_text(found), f"<what {step.name} looks back at>", "exec"), scope)  # our own text, names checked
     return found, scope["form"]
 

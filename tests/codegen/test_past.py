@@ -70,13 +70,14 @@ def spec(name):
 
 
 @cache
-def emitted(name):
-    return load_text(spec(name).emit(), name)
+def emitted(mixer):
+    mixer = spec(mixer) if isinstance(mixer, str) else mixer
+    return load_text(mixer.emit(), mixer.__name__)
 
 
 class Emitted:
-    def __init__(self, name):
-        self.declared, self.function = spec(name).declared, getattr(emitted(name), name)
+    def __init__(self, mixer):
+        self.declared, self.function = mixer.declared, getattr(emitted(mixer), mixer.__name__)
 
     def __call__(self, backend, **given):
         return self.function(check=True, **given)
@@ -104,7 +105,7 @@ def check(name, T, B=2, H=2, x=None, begun=True, **options):
     x = x or tensors(name, T, B, H)
     start = state_of(name, x, len(options["cu_seqlens"]) - 1 if "cu_seqlens" in options else B) if begun else None
     want = run(mixer, x, initial_state=start, wide=True, **options)
-    got = run(Emitted(name), x, initial_state=start, **options)
+    got = run(Emitted(mixer), x, initial_state=start, **options)
     assert_runs_agree(mixer, got, want, torch.float32, partial(run, Plain(mixer), x, initial_state=start, **options))
     assert set(got.states) == set(want.states)
     assert {y.dtype for y in got.outs.values()} == {torch.float32}
@@ -173,6 +174,18 @@ def test_positions_are_exact_far_from_the_start():
     want, _ = spec("depths")(**x, initial_state=start, backend="reference")
     for a, b in zip(emitted("depths").depths(**x, initial_state=start)[0], want, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["torch", "module"])
+def test_a_cotangent_of_zero_stays_zero(backend):
+    """Also where what is looked back at has an infinite derivative."""
+    mixer = mixc.loads("mixer m(D) {\nin x[D], y[D] where y >= 0\nparam p[D]\nconst c = 0.5\nstate h[D]\n"
+                       "u = where(y > 0, log(y) * p + c / y, maximum(c, p))\n"
+                       "h = 0.5 * h + lag(u, 1)\nout o[D] = h * x\n}")
+    x = draw(mixer.declared, B=2, T=40, H=2)
+    assert (x["y"] == 0).any()
+    got = run(Emitted(mixer) if backend == "module" else mixer, x, backend=backend)
+    assert_runs_agree(mixer, got, run(mixer, x, wide=True), torch.float32, partial(run, Plain(mixer), x))
 
 
 @pytest.mark.parametrize(("name", "state", "words"), [
