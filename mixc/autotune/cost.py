@@ -228,6 +228,8 @@ class LaunchModel:
                 next(c.dims for c in self.kernel.launch.carries if c.name.endswith(name))
             kept = 4 if name in self.kernel.launch.exact else shape.operand
             return ceil_div(shape.T, self.names["SEGMENT"]) * (sequences * shape.of(dims) * kept)
+        if name in self.kernel.given:
+            return term(rows * shape.of(self.kernel.given[name]) * shape.operand)
         for store in self.kernel.launch.stores:
             if store.name == name:
                 count = rows if store.kind == "rows" else self.groups() * self.pieces() * shape.H

@@ -26,6 +26,7 @@ from mixc.targets import Target
 
 Say = Callable[[str], None]
 FUSED, SPLIT = ("fwd", "bwd"), ("fwd_states", "fwd_outs", "bwd_states", "bwd_grads")
+SHORT = 256  # rows in which a walk is too short for more launches to save time
 WIDTHS = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 
@@ -83,17 +84,17 @@ class Schedule:
             return [FUSED] if self.cut == "fused" else [p for p in self._every_plan() if {*p} <= {*SPLIT}] or [FUSED]
         fused = [self._space(name) for name in FUSED]
         forward, backward = (min(space.by_segment.values(), key=lambda f: f[0])[1]() for space in fused)
-        idle = min(forward.programs, backward.programs) < self.target.sms // 2
+        idle = self.shape.T > SHORT and min(forward.programs, backward.programs) < self.target.sms // 2
         summed = any(backward.tile.block(d, n) * backward.tile.turns < n for d, n in self.shape.dims
                      if d in fused[1].kernel.launch.summed) or backward.tile.turns > 1 or not fused[1].fits
         if not idle and not summed:
             return [FUSED]
-        wanted = {*FUSED, *(SPLIT if idle else ()), *(n for n in self.module.cuts["bwd"][-1] if summed and "_of_" in n)}
-        found = [p for p in self._every_plan() if {*p} <= wanted]
+        wanted = {*FUSED, *(SPLIT if idle else ())}
+        found = [p for p in self._every_plan() if {*p} <= wanted or (summed and not {*p} & {*SPLIT})]
         return [p for p in found if all(self._space(n).fits for n in p)] or found
 
     def _every_plan(self) -> list[tuple[str, ...]]:
-        return [fwd + bwd for fwd in self.module.cuts["fwd"] for bwd in self.module.cuts["bwd"]]
+        return [fwd + bwd for fwd, bwd in self.module.plans]
 
     @property
     def spaces(self) -> dict[str, LaunchSpace]:
@@ -184,7 +185,8 @@ class Schedule:
 
     def _path(self, c: Candidate) -> Path:
         """A file of a module that has the candidate's kernel."""
-        text = self._text(c.launch, c.launch not in FUSED and c.tile.chunk == c.segment, c.tile.turned)
+        alone = self.module.kernel(c.launch).launch.alone
+        text = self._text(c.launch, alone and c.tile.chunk == c.segment, c.tile.turned)
         if text not in self.paths:
             self.paths[text] = write_text(text)
         return self.paths[text]

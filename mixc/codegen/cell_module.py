@@ -5,6 +5,7 @@ from __future__ import annotations
 from mixc.codegen.kernel import Kernel, safe
 from mixc.codegen.module import Module, _shape
 from mixc.codegen.triton_cell import WEIGHTS, CellWriter, product_text
+from mixc.ir.launch import Store
 from mixc.ir.program import Decl, Program
 from mixc.passes.cell_launches import cell_launches
 
@@ -39,6 +40,10 @@ class CellModule(Module):
         """Tensors in which states are kept that are no out."""
         return [k for k in dict.fromkeys(self.made.kept.values()) if k not in {o.name for o in self.outs}]
 
+    @property
+    def _handed(self) -> list[Store]:
+        return []  # rows of states, see `_kept_lines`
+
     def _saved(self) -> list[str]:
         return [*dict.fromkeys(self.made.kept.values()), *(f"{s}_first" for s in self.starts)]
 
@@ -63,9 +68,7 @@ class CellModule(Module):
     def _gradient_buffers(self, kernel: Kernel) -> list[str]:
         lines = [x for x in super()._gradient_buffers(kernel) if x.split(" = ")[0] not in {f"d{d.name}" for d in self.p.params}]
         for s in self.made.backward.stores:
-            if s.result == "save":
-                lines.append(f"{s.name} = torch.empty({_shape('B, T, H', s.dims)}, dtype={self._out_dtype()}, device=device)")
-            elif s.kind == "partial":
+            if s.kind == "partial":
                 lead = ", ".join(self._programs(self.kernel("bwd"), "BACKWARD"))
                 lines.append(f"{s.name} = torch.empty({_shape(lead, s.dims)}, dtype=torch.float32, device=device)")
         return lines

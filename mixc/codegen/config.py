@@ -53,7 +53,8 @@ class Config:
             backward forms the states between them again, a split launch has a program for each.
         tiles: by launch: "fwd", "bwd" where a launch walks over the chunks of a sequence with the state on chip (fused);
             "fwd_states", "fwd_outs", "bwd_states", "bwd_grads" where the states of all segments come first and then every
-            segment by a program of its own (split); "bwd_of_K", "bwd_of_V", … where each forms the gradients of a dim (by dims).
+            segment by a program of its own (split); "bwd_of_K", "bwd_of_V", … where each forms the gradients of a dim (by dims);
+            "fwd_for_K", "bwd_for_K", "bwd_along_K" where rows are handed on to programs that divide a dim (along K).
     """
 
     tiles: tuple[tuple[str, Tile], ...] = ()
@@ -68,6 +69,9 @@ class Config:
     def schedule(self) -> str:
         """In words."""
         names = [name for name, _ in self.tiles]
+        along = [n.removeprefix("bwd_") for n in names if n.startswith("bwd_along_")]
+        if along:
+            return along[0].replace("_", " ")
         cuts = ["split" if f"{d}_states" in names else "by dims" if any(n.startswith(d + "_") for n in names) else "fused"
                 for d in ("fwd", "bwd")]
         return cuts[0] if cuts[0] == cuts[1] else f"{cuts[0]} forward, backward {cuts[1]}"

@@ -41,6 +41,7 @@ class Kernel:
     cots: list[str] = field(default_factory=list)  # outs whose cotangents it reads
     alive: list[list[tuple[tuple[str, ...], float]]] = field(default_factory=list)
     vectors: int = 0  # alive at once, at most
+    given: dict[str, tuple[str, ...]] = field(default_factory=dict)  # rows of other launches that it reads, and their dims
     turned: str = ""  # the dim of which a program takes TURNS blocks one after the other
 
 
@@ -57,18 +58,19 @@ class KernelWriter:
         self.alive: list[list[tuple[tuple[str, ...], float]]] = []
         self.vectors = 0
         nodes = launch.nodes()
-        self.varying = _varying(nodes, launch)
+        self.varying = launch.varying()
         self.before: list[str] = []
         self.body: list[str] = []
         self.loaded: dict[str, Decl] = {}
         self.cots: list[str] = []
+        self.given: dict[str, tuple[str, ...]] = {}  # rows that another launch stored, and their dims
         dims = {d for n in nodes for d in n.dims} | {d for s in launch.stores for d in s.dims}
         dims |= {d for c in launch.carries for d in c.dims} | {n.attr("dim") for n in nodes if n.op == "size"}
         self.dims = [d.name for d in self.program.dims if d.name in dims]
         self.consts = [c.name for c in self.program.consts if any(n is c.leaf() for n in nodes)]
         taken = {*RESERVED, *(d.name for d in self.program.decls), *self.dims, *(f"{x}_{d}" for d in self.dims for x in ("in", "has")),
                  *(c.name for c in launch.carries), *(s.name for s in launch.stores),
-                 *("d" + d.name for d in self.program.decls)}
+                 *("d" + d.name for d in self.program.decls), *(n.attr("name") for n in nodes if n.op == "saved")}
         self.header = tuple(d.name for d in self.program.dims)
         self.tiles = Tiles(self._emit, self._leaf, taken, launch.body(), launch.roots(), self.header)
         self.whole, self.ends = "seq", launch.carries  # what its loop is over, and what has an initial and a final value there
@@ -92,10 +94,10 @@ class KernelWriter:
         if node in self.carry_of:
             return safe(self.carry_of[node].name)
         load = {"in": self._load_rows, "cot": self._load_cotangent, "param": self._load_param,
-                "state": self._load_start, "index": self._index}.get(node.op)
+                "saved": self._load_given, "state": self._load_start, "index": self._index}.get(node.op)
         if load is not None:
             name = load(node)
-            if node.op in ("in", "cot", "param", "state"):
+            if node.op != "index":
                 self.tiles.raw.add(node)
             return name
         if node.op == "const":
@@ -116,11 +118,19 @@ class KernelWriter:
         return name
 
     def _load_cotangent(self, node: Node) -> str:
-        name = "d" + node.attr("name")
         self.cots.append(node.attr("name"))
-        stride = self._row_stride(node.dims)
-        self.body.append(f"{name} = tl.load({name}_ptr + row * {group(stride)}{plus(self._row_offset(stride, node.dims))}"
-                         f"{self._guard(node.dims, rows=True)})")
+        return self._load_own("d" + node.attr("name"), node.dims)
+
+    def _load_given(self, node: Node) -> str:
+        self.given[node.attr("name")] = tuple(d for d in node.dims if d != ROW)
+        return self._load_own(node.attr("name"), node.dims)
+
+    def _load_own(self, tensor: str, dims: tuple[str, ...]) -> str:
+        """Rows of a tensor [B, T, H, dims...] of the module's own."""
+        name = tensor if self.row == "row" else self.tiles.fresh(f"{tensor}_{self.row}")
+        stride, past = self._row_stride(dims), self.row != "row"
+        self.body.append(f"{name} = tl.load({tensor}_ptr + {self.row} * {group(stride)}"
+                         f"{plus(self._row_offset(stride, dims))}{self._guard(dims, rows=not past)})")
         return name
 
     def _load_param(self, node: Node) -> str:
@@ -266,7 +276,12 @@ class KernelWriter:
         stride = self._row_stride(dims)
         target = f"{s.name}_ptr + row * {group(stride)}{plus(self._row_offset(stride, dims))}"
         value, mask = self.tiles.whole(s.value, self.tile(dims)), self._mask(dims, rows=True)
-        return [f"tl.store({target}, {value}{self._earlier(target, mask, s.dims)}{mask})"]
+        line = f"tl.store({target}, {value}{self._earlier(target, mask, s.dims)}{mask})"
+        return [f"if KEEP:\n    {line}"] if self._only_kept(s) else [line]
+
+    def _only_kept(self, s: Store) -> bool:
+        """Is it stored for the backward, thus only where gradients are asked for?"""
+        return s.result == "save" and not self.launch.reverse
 
     def _earlier(self, target: str, mask: str, dims: tuple[str, ...]) -> str:
         """What the blocks before this one have left there, if it is their sum."""
@@ -331,7 +346,7 @@ class KernelWriter:
         head += wrapped(arguments) + wrapped([f"{c}: tl.constexpr" for c in constexprs]) + "):\n"
         text = head + "".join(indented(line, 1) for line in self._lines(sums))
         return Kernel(launch, text, arguments, constexprs, list(self.loaded), self.dims, self.cots, self.alive,
-                      self.vectors, self.turned)
+                      self.vectors, self.given, self.turned)
 
     def _lines(self, sums: list[Store]) -> list[str]:
         d = self.turned
@@ -348,7 +363,7 @@ class KernelWriter:
         return ["HAS_INITIAL", "STORE_FINAL"] if self.ends else []
 
     def _keeping(self) -> list[str]:
-        return [*(["SEGMENT"] if self._by_segment else []), *(["KEEP"] if self.launch.keeps and self.launch.stores else [])]
+        return [*(["SEGMENT"] if self._by_segment else []), *(["KEEP"] if self.launch.stores and (self.launch.keeps or any(map(self._only_kept, self.launch.stores))) else [])]
 
     @property
     def _by_segment(self) -> bool:
@@ -363,7 +378,7 @@ class KernelWriter:
             out += [f"{name}_ptr", f"{name}_rep"]
             if d.role == "in":
                 out += [f"{name}_sb", f"{name}_st", f"{name}_sh"]
-        out += [f"d{name}_ptr" for name in self.cots]
+        out += [f"{name}_ptr" for name in (*(f"d{n}" for n in self.cots), *self.given)]
         out += [f"{s.name}_ptr" for s in launch.stores]
         for c in self.ends:
             out += [f"{c.name}_initial", f"{c.name}_final"]
@@ -389,12 +404,12 @@ class KernelWriter:
         for name, decl in self.loaded.items():
             if decl.role == "in":
                 lines.append(f"{name}_ptr += batch * {name}_sb + token * {name}_st + (head // {name}_rep) * {name}_sh")
-        for name in self.cots:
-            dims = self.program.decl(name).dims
-            lines.append(f"d{name}_ptr += (first * H + head)" + times(dims))
+        own = {f"d{n}": self.program.decl(n).dims for n in self.cots} | self.given
+        lines += [f"{name}_ptr += (first * H + head){times(dims)}" for name, dims in own.items()]
         for s in self.launch.stores:
             if s.kind == "rows":
-                lines.append(f"{s.name}_ptr += (first * H + head)" + times(s.dims))
+                line = f"{s.name}_ptr += (first * H + head){times(s.dims)}"
+                lines.append(f"if KEEP:\n    {line}" if self._only_kept(s) else line)
             if parts := self.launch.partial_over(s.dims):
                 lines.append(f"{s.name}_ptr += {self._part(parts)} * {s.name}_part  # a partial sum over {', '.join(parts)}")
         for c in self.ends:
@@ -479,12 +494,3 @@ _NOMINAL: defaultdict[str, int] = defaultdict(lambda: 64)  # sizes of blocks by 
 
 def numbers(dims: tuple[str, ...], sizes: Mapping[str, int]) -> int:
     return math.prod(sizes[ROW if d in (ROW, COL, "_u") else d] for d in dims if d != PART)
-
-
-def _varying(nodes: list[Node], launch: Launch) -> set[Node]:
-    """What differs from chunk to chunk: below it, the body of the loop."""
-    out: set[Node] = set()
-    for n in nodes:
-        if n.op in ("in", "cot", "state", "pos", "live") or ROW in n.dims or any(a in out for a in n.args):
-            out.add(n)
-    return out

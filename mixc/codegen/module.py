@@ -23,18 +23,10 @@ from mixc.codegen.starts import start_lines
 from mixc.codegen.triton_scan import scan_prelude
 from mixc.codegen.triton_span import span_prelude
 from mixc.errors import SpecError
-from mixc.ir.launch import Launch
+from mixc.ir.launch import Launch, Store
 from mixc.ir.program import Decl, Program
 from mixc.passes.context import Context, counts_tokens, looked_back
-from mixc.passes.partition import (
-    backward_by_dims,
-    fused_backward,
-    fused_forward,
-    of_a_chunk,
-    split_backward,
-    split_forward,
-    token_loop,
-)
+from mixc.passes.partition import fused_backward, fused_forward, of_a_chunk, plans, token_loop
 
 LICENSE = "SPDX-License-Identifier: Apache-2.0"
 
@@ -67,17 +59,15 @@ class Module:
         return {outer.name: inner.name for outer, inner in zip(self.spec.dims, self.p.dims, strict=True)}
 
     @cached_property
-    def cuts(self) -> dict[str, list[tuple[str, ...]]]:
-        """The launches that a direction may be cut into, by names."""
-        found: dict[str, list[tuple[str, ...]]] = {"fwd": [("fwd",)], "bwd": [("bwd",)]}
+    def plans(self) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+        """The launches that the forward and the backward may be cut into, by names."""
         if self.backward is None:
-            return found
-        for whole, cut in (("fwd", split_forward(self.p, self.starts)), ("bwd", split_backward(self.p, self.backward)),
-                           ("bwd", backward_by_dims(self.p, self.backward))):
+            return [(("fwd",), ("bwd",))]
+        def named(cut: tuple[Launch, ...]) -> tuple[str, ...]:
             names = tuple(launch.name.removeprefix(self.name + "_") for launch in cut)
-            self.launches |= dict(zip(names, cut, strict=True))
-            found[whole] += [names] if names else []
-        return found
+            self.launches |= {n: launch for n, launch in zip(names, cut, strict=True) if n not in self.launches}
+            return names
+        return [(named(fwd), named(bwd)) for fwd, bwd in plans(self.p, self.backward, self.starts)]
 
     def sizes(self, sizes: Mapping[str, int], operand: int) -> Config:
         """Those of `by_rule`.
@@ -95,7 +85,7 @@ class Module:
         """Of the launch so named; `turned`: whose programs take blocks of that dim in turn; `single`: where a segment is
         one chunk, if that makes a difference."""
         if launch not in self.launches:
-            assert self.cuts  # which adds what it finds
+            assert self.plans  # which adds what it finds
         found = self.launches[launch]
         key = launch, turned, single and found.alone
         if key not in self._written:
@@ -107,12 +97,11 @@ class Module:
         """The one that runs with this tile."""
         return self.kernel(launch, tile.turned if tile.turns > 1 else "", tile.chunk == segment)
 
-    def parts(self, direction: str, config: Config) -> list[tuple[str, Kernel]]:
-        """The launches of "fwd" or "bwd" with this config, in order."""
-        given = dict(config.tiles)
-        names = next((cut for cut in self.cuts[direction] if cut[0] in given), (direction,)) if \
-            any(n.startswith(direction + "_") for n in given) else (direction,)
-        return [(n, self.kernel_of(n, config.tile(n), config.segment)) for n in names]
+    def parts(self, config: Config) -> list[list[tuple[str, Kernel]]]:
+        """The launches of the forward and of the backward with this config, in order."""
+        given = {n for n, _ in config.tiles}
+        whole = next((p for p in self.plans if {*p[0], *p[1]} <= given), None) if given - {"fwd", "bwd"} else None
+        return [[(n, self.kernel_of(n, config.tile(n), config.segment)) for n in cut] for cut in whole or (("fwd",), ("bwd",))]
 
     # ------------------------------------------------------------ text
     def text(self, config: Config, public: Program | None = None, seen: Context | None = None,
@@ -124,7 +113,7 @@ class Module:
                 tokens and of positions became inputs of this one. fixed: consts that are as they are declared."""
         self.config, self.public = config.named(self.own), public or self.spec
         self.seen, self.fixed = seen or Context(self.spec, self.spec, {}), fixed
-        self.fwd, self.bwd = self.parts("fwd", self.config), self.parts("bwd", self.config)
+        self.fwd, self.bwd = self.parts(self.config)
         written = [*(k for _, k in self.fwd), *([self.token] if self.token else []), *(k for _, k in self.bwd)]
         kernels = [x for k in written for x in (k.text, "\n\n")]
         angles = ATAN2 if any("atan2(" in k for k in kernels) else ""
@@ -213,7 +202,7 @@ class Module:
 
     def _forward_body(self, names: list[str], initial: list[str], consts: list[str]) -> list[str]:
         lines = [*self._sizes(), "device, count = " + f"{names[0]}.device, seqs.count",
-                 *(["keep = any(ctx.needs_input_grad)"] if self.starts else [])]
+                 *(["keep = any(ctx.needs_input_grad)"] if self.starts or self._handed else [])]
         lines += [f"{n} = features_packed({n}, {3 if d.role == 'in' else 1})" if d.role == "in" else f"{n} = {n}.contiguous()"
                   for n, d in zip(names, self._tensors(), strict=True)]
         for o in self.outs:
@@ -222,6 +211,8 @@ class Module:
             lines.append(f"{s.name}_final = torch.empty({_shape('count, H', s.dims)}, dtype=torch.float32, device=device)")
         if (self.starts or self._splits) and not self.kept_later:
             lines += self._kept_lines()
+        lines += [f"{s.name} = torch.empty({_shape('B, T, H', s.dims)}, dtype={self._out_dtype()}, device=device) if keep else None"
+                  for s in self._handed]
         if initial:
             lines.append(f"has_initial = {' or '.join(f'{n} is not None' for n in initial)}")
             lines += [f"if has_initial:\n    {s.name}_initial = {s.name}_final.new_zeros({s.name}_final.shape) "
@@ -255,12 +246,18 @@ class Module:
         return []
 
     def _forward_tile(self) -> str:
-        return "tile = dict(FORWARD, C=16) if seqs.T <= 16 else FORWARD"
+        sizes = _called(self.fwd[0][0])
+        return f"tile = dict({sizes}, C=16) if seqs.T <= 16 else {sizes}"
 
     def _saved(self) -> list[str]:
         """What the forward keeps for the backward, besides what it was given."""
         at = self.starts or any(k.launch.alone for _, k in self.bwd)
-        return [*(f"{s}_starts" for s in self.starts), *(["segment_at"] if at else [])]
+        return [*(f"{s}_starts" for s in self.starts), *(["segment_at"] if at else []), *(s.name for s in self._handed)]
+
+    @property
+    def _handed(self) -> list[Store]:
+        """Rows that the forward stores for the backward."""
+        return [s for _, k in self.fwd for s in k.launch.stores if s.result == "save"]
 
     def _kept_lines(self) -> list[str]:
         """Room for the state at the start of every segment."""
@@ -383,7 +380,8 @@ class Module:
 
     def _gradient_buffers(self, kernel: Kernel) -> list[str]:
         """What a kernel forms: gradients of the ins a row a token and head, of the params one a sequence and head."""
-        lines = []
+        lines = [f"{s.name} = torch.empty({_shape('B, T, H', s.dims)}, dtype={self._out_dtype()}, device=device)"
+                 for s in kernel.launch.stores if s.result == "save"]
         ins, params = ([d for d in of if self._maker(f"d{d.name}") is kernel] for of in (self.p.ins, self.p.params))
         for d in ins:
             n, parts = safe(d.name), self._parts(kernel, d.dims)

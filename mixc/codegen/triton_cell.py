@@ -97,7 +97,7 @@ class CellWriter(KernelWriter):
         value = self.tiles.whole(s.value, self.tile((ROW, *s.dims)))
         line = (f"tl.store({self._at(f'{s.name}_ptr', self._row_stride(s.dims), s.dims)}, {value}, "
                 f"mask={self._masked(s.dims, 'live')})")
-        return [f"if KEEP:\n    {line}"] if s.result == "save" and not self.launch.reverse else [line]
+        return [f"if KEEP:\n    {line}"] if self._only_kept(s) else [line]
 
     def _assign(self, targets: list[tuple[str, Node, tuple[str, ...]]]) -> None:
         """A sequence that has ended keeps its state; what is no part of a block stays 0."""
@@ -126,7 +126,7 @@ class CellWriter(KernelWriter):
         return self._assemble(sums)
 
     def _keeping(self) -> list[str]:
-        keep = not self.launch.reverse and any(s.result == "save" for s in self.launch.stores)
+        keep = any(map(self._only_kept, self.launch.stores))
         started = self.launch.reverse and bool(self.launch.starts)
         return ["KEEP"] * keep + ["HELD"] * self.weights + ["STARTED"] * started
 
@@ -153,8 +153,7 @@ class CellWriter(KernelWriter):
                 "longest = tl.max(length, 0)"]
 
     def _where(self) -> list[str]:
-        saves = tuple(f"{s.name}_ptr +=" for s in self.launch.stores if s.result == "save" and not self.launch.reverse)
-        lines = [f"if KEEP:\n    {line}" if line.startswith(saves) else line for line in super()._where()]
+        lines = super()._where()
         if self.launch.reverse:
             lines += [f"{s}_kept += (first * H + head){times(self.program.decl(s).dims)}" for s in self.launch.starts]
         return lines

@@ -6,6 +6,7 @@ they go (its stores), what it carries from one chunk to the next, and which dims
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from mixc.ir.node import COL, ROW, Node, postorder
@@ -94,11 +95,23 @@ class Launch:
         return replace(self, carries=tuple(replace(c, next=x) for c, x in zip(self.carries, roots[:n], strict=True)),
                        stores=tuple(replace(s, value=x) for s, x in zip(self.stores, roots[n:], strict=True)))
 
+    def with_nodes(self, formed: Callable[[list[Node]], list[Node]]) -> Launch:
+        """The same with other values, also where it forms states again."""
+        return replace(self.with_roots(formed(self.roots())), replay=tuple(formed(list(self.replay))))
+
     def body(self) -> list[Node]:
         return list(postorder(self.roots()))
 
     def nodes(self) -> list[Node]:
         return list(postorder([*self.roots(), *self.replay]))
+
+    def varying(self) -> set[Node]:
+        """What differs from chunk to chunk: below it, the body of the loop."""
+        out: set[Node] = set()
+        for n in self.nodes():
+            if n.op in ("in", "cot", "saved", "state", "pos", "live") or ROW in n.dims or any(a in out for a in n.args):
+                out.add(n)
+        return out
 
 
 def feature_dims(node: Node) -> tuple[str, ...]:

@@ -14,13 +14,30 @@ capacities: values computed again cost no bytes, values kept cost a write and a 
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from mixc.ir.launch import Carry, Launch, Store, splittable
-from mixc.ir.node import Node, depends, postorder
+from mixc.ir.node import ROW, Node, depends, make, postorder, substitute
 from mixc.ir.program import Program
 from mixc.passes.differentiate import cotangent_of_state
-from mixc.passes.shares import shares
+from mixc.passes.shares import Along, shares
+
+Plan = tuple[tuple[Launch, ...], tuple[Launch, ...]]
+
+
+def plans(forward: Program, backward: Program, keeps: tuple[str, ...]) -> list[Plan]:
+    """The launches that the forward and the backward may be cut into, the fused ones first; of `keeps` the forward
+    keeps what each segment receives."""
+    forwards = [(fused_forward(forward, keeps),), split_forward(forward, keeps)]
+    backwards = [(fused_backward(forward, backward),), split_backward(forward, backward),
+                 backward_by_dims(forward, backward)]
+    found = list(itertools.product(filter(None, forwards), filter(None, backwards)))
+    fused = backwards[0][0]
+    dims = [d.name for d in forward.dims if d.name not in fused.split or d.name in fused.summed]
+    handed = (handed_on(forward, backward, d, keeps) for d in dims)
+    return found + [(cut[:1], cut[1:]) for cut in handed if cut]
 
 
 def fused_forward(program: Program, keeps: tuple[str, ...] = ()) -> Launch:
@@ -83,6 +100,53 @@ def backward_by_dims(forward: Program, backward: Program) -> tuple[Launch, ...]:
     return tuple(out) if all(x.split for x in out) and len(carried) == len(carries) else ()
 
 
+def handed_on(forward: Program, backward: Program, d: str, keeps: tuple[str, ...] = ()) -> tuple[Launch, ...]:
+    """A forward and a backward of launches that hand rows on, so that those of the last divide `d`; empty where that
+    does not do, or needs no such rows.
+
+    before: dq, dk by programs that hold all of K, as u = solve(k k', ...) and dv want it
+    after:  u stored by the forward, dv by programs that hold all of K; dq, dk by others that hold a part of K
+    """
+    carries, stores, states = _cotangents(forward, backward), _gradients(forward, backward), _states(forward)
+    roots = [c.next for c in (*carries, *states)] + [s.value for s in stores]
+    count = itertools.count()
+    found = Along(roots, [c.leaf for c in carries], d, lambda n: make("saved", name=f"row {next(count)}", dims=n.dims))
+    own = found.formed.keys() - found.handed.keys()
+    mine = tuple(s for s in stores if s.value in own and (d in s.dims or not s.dims))
+    read = _needed(carries, [s.value for s in mine])
+    formed = [c.next for c in (*read, *_needed(states, [c.next for c in read] + [s.value for s in mine]))]
+    if not any(d in s.dims for s in mine) or any(n not in found.formed for n in formed):
+        return ()
+    last = _reversed(forward, backward, f"bwd_along_{d}", read, mine, lambda values: [found.part(x) for x in values])
+    shared = any(d not in dims for dims in (*(c.dims for c in last.carries), *(s.dims for s in last.stores)))
+    last = replace(last, split=(d,), summed=(d,) if shared else ())
+    left, used = tuple(s for s in stores if s not in mine), set(last.nodes())
+    rows = _rows([n for n, leaf in found.handed.items() if leaf in used], left, forward)
+    if not rows:
+        return ()
+    saved = {n: make("saved", name=s.name, dims=n.dims) for n, s in rows.items()}
+    early = {n: leaf for n, leaf in saved.items() if n not in found.linear}
+    stores = (*left, *(s for n, s in rows.items() if n not in early and s not in left))
+    read = _needed(carries, [s.value for s in stores])
+    first = _reversed(forward, backward, f"bwd_for_{d}", read, stores, lambda values: substitute(values, early))
+    last = last.with_nodes(lambda values: substitute(values, {found.handed[n]: leaf for n, leaf in saved.items()}))
+    fused = fused_forward(forward, keeps)
+    fused = replace(fused, name=f"{forward.name}_fwd_for_{d}", stores=(*fused.stores, *(rows[n] for n in early)))
+    whole = {s.name for s in rows.values()}
+    return (_with_split(fused), *([_with_split(first, whole=whole)] if stores else []), last)
+
+
+def _rows(values: list[Node], stores: tuple[Store, ...], program: Program) -> dict[Node, Store]:
+    """The rows that hold each of `values`: a gradient's, or its own, under a name that nothing has."""
+    taken, rows = {d.name for d in program.dims} | {d.name for d in program.decls}, dict[Node, Store]()
+    for n in values:
+        name = next(x for i in itertools.count(1) if (x := f"handed{i}" if i > 1 else "handed") not in taken)
+        own = Store("rows", name, n, tuple(x for x in n.dims if x != ROW), "save")
+        rows[n] = next((s for s in stores if s.value is n), own)
+        taken.add(rows[n].name)
+    return rows
+
+
 def _apart(store: Store, carries: tuple[Carry, ...], d: str) -> bool:
     """Is a part of it along `d` formed from parts along `d` alone?"""
     read = _needed(carries, [store.value])
@@ -117,11 +181,12 @@ def _gradients(forward: Program, backward: Program) -> tuple[Store, ...]:
 
 
 def _reversed(forward: Program, backward: Program, name: str, carries: tuple[Carry, ...],
-              stores: tuple[Store, ...]) -> Launch:
-    """From the last chunk to the first, with the states that it reads."""
-    starts = _needed(_states(forward), [c.next for c in carries] + [s.value for s in stores])
-    return Launch(f"{forward.name}_{name}", backward, "chunks", True, carries, stores, tuple(c.name for c in starts),
-                  replay=_replay(forward, starts), exact=in_exponents(forward))
+              stores: tuple[Store, ...], formed: Callable[[list[Node]], list[Node]] = list) -> Launch:
+    """From the last chunk to the first, with the states that it reads; `formed`: what its programs form of values."""
+    launch = Launch(f"{forward.name}_{name}", backward, "chunks", True, carries, stores, exact=in_exponents(forward))
+    launch = launch.with_roots(formed(launch.roots()))
+    starts = _needed(_states(forward), launch.roots())
+    return replace(launch, starts=tuple(c.name for c in starts), replay=_replay(formed([c.next for c in starts])))
 
 
 def in_exponents(program: Program) -> frozenset[str]:
@@ -150,11 +215,11 @@ def _needed(carries: tuple[Carry, ...], roots: list[Node]) -> tuple[Carry, ...]:
         roots = [*roots, *more]
 
 
-def _replay(forward: Program, starts: tuple[Carry, ...]) -> tuple[Node, ...]:
+def _replay(after: list[Node]) -> tuple[Node, ...]:
     """What a chunk leaves of the states; it is a whole one, all its rows are tokens."""
     from mixc.passes.simplify import RULES, all_rows_live, rewrite
 
-    return tuple(rewrite([c.next for c in starts], (all_rows_live, *RULES)))
+    return tuple(rewrite(after, (all_rows_live, *RULES)))
 
 
 def token_loop(step: Program) -> Launch:
@@ -162,25 +227,27 @@ def token_loop(step: Program) -> Launch:
     return _with_split(Launch(f"{step.name}_token", step, "tokens", False, _states(step), _outs(step)))
 
 
-def _with_split(launch: Launch, only: tuple[str, ...] = ()) -> Launch:
-    """A dim (of `only`) may be split if nothing sums over it; in a backward also if only cotangents do.
+def _with_split(launch: Launch, only: tuple[str, ...] = (), whole: Iterable[str] = ()) -> Launch:
+    """A dim (of `only`) may be split if nothing sums over it; in a backward also if only cotangents do, and no store
+    that `whole` names is a partial sum.
 
     A backward is linear in its cotangents, so each program's sums over its own part of the dim add up
     to the whole: what has not the dim is then a partial sum."""
     nodes, program = launch.nodes(), launch.program
     used = {d for n in nodes for d in n.dims} | {d for s in launch.stores for d in s.dims}
     dims = [d.name for d in program.dims if d.name in used and (not only or d.name in only)]
-    whole = splittable(nodes, dims)
+    own = splittable(nodes, dims)
     if not launch.reverse:
-        return replace(launch, split=whole)
+        return replace(launch, split=own)
+    needed = [c.dims for c in launch.carries if launch.keeps] + [s.dims for s in launch.stores if s.name in whole]
     cots = [n for n in nodes if n.op == "cot"]
     linear = depends(nodes, cots)
     partial = list[str]()
     for d in splittable([n for n in nodes if n not in linear], dims):
-        if d in whole or (launch.keeps and not all(d in c.dims for c in launch.carries)):  # what is kept is no part
+        if d in own or not all(d in x for x in needed):  # what others read is no part
             continue
         found = shares(launch.roots(), [c.leaf for c in launch.carries], d)
         if found is not None:
             partial.append(d)
             launch = launch.with_roots(found)
-    return replace(launch, split=(*whole, *partial), summed=tuple(partial))
+    return replace(launch, split=(*own, *partial), summed=tuple(partial))

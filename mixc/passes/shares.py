@@ -1,32 +1,98 @@
-"""Launch -> Launch: programs divide a dim, and what they leave of a value without it adds up to the whole.
+"""A launch whose programs divide a dim: what each forms of every value.
 
 before: dk = sum over V of dS v + dn           dn, the cotangent of an out without V, is the same in every program
 after:  dk = sum over V of dS v + once(dn)     its part of the sum in each, the rest in the first one alone
+
+Along a dim a value is a program's own part (it has the dim), the same in every program, or a share: the sum over the
+programs is the value.  What is not linear in a share cannot be formed there.  If it is a row a token, another launch,
+whose programs have the dim whole, may hand it on:
+
+before: u = solve(L, v - k S);  dv = solve(L', ...);  dk = S dv + dS u + ...     L = k k' sums over all of K
+after:  dk with u and dv loaded, by programs that hold a part of K
 """
 
 from __future__ import annotations
 
-from mixc.ir.node import Node, depends, make, postorder
+from collections.abc import Callable
+
+from mixc.ir.launch import splittable
+from mixc.ir.node import ROW, Node, depends, make, postorder
+from mixc.ir.ops import OPS
+
+_ADDS_UP = {"sum", "contract", "span_contract"}  # a sum over a dim is the sum of those over its parts
+_JOINTLY = {"add": (0, 1), "sub": (0, 1), "where": (1, 2), "previous": (0, 1)}  # linear in these together
+
+
+class Along:
+    """Values as a program forms them that has a part of the dim `d`.
+
+    Args:
+        carried: cotangents of states: what has not the dim enters one program, and is a share from then on.
+        leaf: of a value that may be handed on, what is read in its place (None: nothing is).
+
+    Attributes:
+        formed: by value, what a program forms of it; what is not there cannot be formed.
+        handed: by value that is loaded instead, its leaf."""
+
+    def __init__(self, roots: list[Node], carried: list[Node], d: str, leaf: Callable[[Node], Node] | None = None):
+        self.d, self.formed, self.handed = d, dict[Node, Node](), dict[Node, Node]()
+        self.linear = depends(roots, [n for n in postorder(roots) if n.op == "cot"])
+        self._shares = {n for n in carried if d not in n.dims}
+        for n in postorder(roots):
+            new = self._form(n)
+            if new is None and leaf is not None and _is_row(n):
+                new = self.handed[n] = leaf(n)
+            if new is not None:
+                self.formed[n] = new
+
+    def share(self, n: Node) -> Node:
+        """A formed value as a program's share of it."""
+        new = self.formed[n]
+        return new if self.d in n.dims or n in self._shares else make("once", new, dim=self.d)
+
+    def part(self, n: Node) -> Node:
+        """The same of a value that is linear in cotangents; another is the same in every program."""
+        return self.share(n) if n in self.linear else self.formed[n]
+
+    def _form(self, n: Node) -> Node | None:
+        if not n.args:
+            return n if n.op != "index" or self.d not in n.dims else None
+        if any(a not in self.formed for a in n.args):
+            return None
+        shares = [i for i, a in enumerate(n.args) if a in self._shares]
+        summed = self.d not in n.dims and any(self.d in a.dims for a in n.args)
+        if not shares and not summed:
+            return self._of(n, ()) if splittable([n], [self.d]) else None
+        if self.d in n.dims or (summed and shares):
+            return None
+        joint = self._jointly(n, shares, summed)
+        if joint is None:
+            return None
+        self._shares.add(n)
+        return self._of(n, joint)
+
+    def _jointly(self, n: Node, shares: list[int], summed: bool) -> tuple[int, ...] | None:
+        """The arguments of which a share is taken; None where the value is not linear in those that are shares."""
+        if n in self.linear and all(n.args[i] in self.linear for i in shares):
+            return () if summed else tuple(i for i, a in enumerate(n.args) if a in self.linear)
+        if summed:
+            return () if n.op in _ADDS_UP else None
+        if n.op in _JOINTLY:
+            return _JOINTLY[n.op] if {*shares} <= {*_JOINTLY[n.op]} else None
+        return tuple(shares) if len(shares) == 1 and shares[0] in OPS[n.op].linear_in and not n.attr("fill") else None
+
+    def _of(self, n: Node, joint: tuple[int, ...]) -> Node:
+        new = [self.share(a) if i in joint else self.formed[a] for i, a in enumerate(n.args)]
+        return n if tuple(new) == n.args else make(n.op, *new, span=n.span, **dict(n.attrs))
+
+
+def _is_row(n: Node) -> bool:
+    """Is it a row a token, which a tensor can hold?"""
+    inner = [d for d in n.dims if d.startswith("_")]
+    return n.kind == "real" and n.op not in ("rename", "expand") and inner == [ROW]
 
 
 def shares(roots: list[Node], carried: list[Node], d: str) -> list[Node] | None:
-    """`roots`, linear in cotangents, each as the programs' parts of it along `d`; None where one is needed whole.
-
-    Args:
-        carried: cotangents of states: what has not the dim enters one program, and is a part from then on."""
-    linear = depends(roots, [n for n in postorder(roots) if n.op == "cot"])
-    parts, done = {n for n in carried if d not in n.dims}, dict[Node, Node]()
-
-    def part_of(n: Node) -> Node:
-        return done[n] if done[n] in parts or n not in linear or d in n.dims else make("once", done[n], dim=d)
-    for n in postorder(roots):
-        args = [a for a in n.args if a in linear]
-        partial = any(done[a] in parts for a in args)
-        if (d in n.dims and partial) or (n.op == "rename" and args and d in {x for pair in n.attr("to") for x in pair}):
-            return None
-        summed = d not in n.dims and (partial or any(d in a.dims for a in args))
-        new = [part_of(a) if summed else done[a] for a in n.args]
-        done[n] = n if tuple(new) == n.args else make(n.op, *new, span=n.span, **dict(n.attrs))
-        if summed:
-            parts.add(done[n])
-    return [part_of(r) for r in roots]
+    """`roots`, linear in cotangents, each as the programs' parts of it along `d`; None where one is needed whole."""
+    found = Along(roots, carried, d)
+    return None if any(r not in found.formed for r in roots) else [found.part(r) for r in roots]

@@ -77,12 +77,32 @@ def test_gradients_of_each_dim_in_a_launch(name):
     """Programs that hold a part of K form dq and dk, others that hold a part of V form dv: no partial sums."""
     step = mixc.load(name).declared
     made = kernels(step)
-    assert BY_DIMS[name] in made.cuts["bwd"]
+    assert (("fwd",), BY_DIMS[name]) in made.plans
     assert all(made.kernel(n).launch.split == (n[-1],) and not made.kernel(n).launch.summed for n in BY_DIMS[name])
     options = dict(B=2, T=83, H=2, sizes={"K": 17, "V": 20, "N": 16, "D": 20})
     want = outcome(emitted(name, ("fwd", "bwd"), 16, 32), step, **options)
     blocks = tuple((n[-1], 16) for n in BY_DIMS[name])
     for what, x in outcome(emitted(name, ("fwd", *BY_DIMS[name]), 16, 32, blocks), step, **options).items():
+        torch.testing.assert_close(x, want[what], rtol=1e-4, atol=1e-4, msg=lambda m, what=what: f"{what}: {m}")
+
+
+ALONG = {"kda": "K", "gated_delta_rule": "K", "delta_rule": "K", "rwkv7": "K", "gsa": "M", "gated_oja_rule": "V",
+         "gated_deltaproduct": "K", "titans_linear": "K"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in ("gated_delta_rule", "gsa") else [pytest.mark.slow])
+                                  for n in ALONG])
+def test_rows_handed_on_to_programs_that_divide_a_dim(name):
+    """What needs all of K, a solve, is formed by launches that have it; those that divide K load its rows."""
+    d, step = ALONG[name], mixc.load(name).declared
+    names = (f"fwd_for_{d}", f"bwd_for_{d}", f"bwd_along_{d}")
+    made = kernels(step)
+    assert (names[:1], names[1:]) in made.plans
+    assert made.kernel(names[2]).launch.split == (d,) and made.kernel(names[2]).given
+    assert "unit_inverse" not in made.kernel(names[2]).text
+    options = dict(B=2, T=83, H=2, sizes={"K": 37, "V": 36, "N": 16, "D": 20, "M": 36})
+    want = outcome(emitted(name, ("fwd", "bwd"), 16, 32), step, **options)
+    for what, x in outcome(emitted(name, names, 16, 32, ((d, 16),)), step, **options).items():
         torch.testing.assert_close(x, want[what], rtol=1e-4, atol=1e-4, msg=lambda m, what=what: f"{what}: {m}")
 
 
@@ -99,7 +119,7 @@ def test_every_segment_has_a_program_and_the_state_is_carried_once():
 
 def test_a_step_without_states_has_one_cut():
     made = kernels(mixc.loads(STATELESS).declared)
-    assert all(len(cuts) == 1 for cuts in made.cuts.values())
+    assert len(made.plans) == 1
 
 
 STATELESS = """mixer gate(K) {
