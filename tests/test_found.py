@@ -26,6 +26,7 @@ FOUND = {  # what was wrong: the body
     "a param's decay and a row's": "S = exp(ek) * S\nS = sigmoid(f) * S + q * u\nout o[V] = q @ S",
     "elimination summed over the columns' own dim":
         "S -= bk * u * (S @ u)\nS += b * u * (q - (S @ u))\nout o[V] = q @ S",
+    "a choice of two values without a dim of the condition's": "S += k * v\nout o[V] = where(q @ S > 0, b, c)",
     "a decay above 0 that is no scan": "S += (elu(k) + 1) * v\nout o[V] = (elu(q) + 1) @ S",
 }
 

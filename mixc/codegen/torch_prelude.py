@@ -179,7 +179,7 @@ def select(cond: Tensor, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
         to.sub_(x)
         to.addcmul_(to, yes, value=-1).add_(x)
     else:
-        torch.sub(x, y, out=to).mul_(yes).add_(y)
+        torch.sub(x.expand_as(to), y, out=to).mul_(yes).add_(y)
     return out
 
 
