@@ -88,7 +88,7 @@ def merged() -> None:
     from mixc.passes.merge import merge, merges
     from mixc.passes.simplify import simplify
 
-    print(f"{'':30s}{'':10s} merges  values          entries formed   operations       CPU time")
+    print(f"{'':30s}{'':10s} merges  values          bytes formed (fp32)   operations       CPU time")
     for name in shipped():
         m = mixc.load(name)
         if not m.form or set(m.form.values()) - {"chunk", "scan"}:
@@ -101,7 +101,7 @@ def merged() -> None:
             if found:
                 (a, b), (c, d) = _work(p), _work(merge(p))
                 print(f"{name:30s}{what:10s} {len(found):3d}  {len(list(postorder(p.values()))):6d} values  "
-                      f"{a:8.0f} -> {c:8.0f} {b:8.0f} -> {d:8.0f} {spent * 1e3:6.0f} ms")
+                      f"{4 * a:9.0f} -> {4 * c:9.0f} {b:8.0f} -> {d:8.0f} {spent * 1e3:6.0f} ms")
 
 
 def _work(p: Program) -> tuple[float, float]:

@@ -447,8 +447,10 @@ class Module:
 
 def _called(launch: str) -> str:
     """What the sizes of a launch are called."""
-    direction, of, dim = launch.partition("_of_")
-    return direction.replace("fwd", "FORWARD").replace("bwd", "BACKWARD").upper() + of.upper() + dim
+    direction, _, rest = launch.partition("_")
+    words, _, dim = rest.rpartition("_")  # the dim keeps its letters: FORWARD_FOR_K
+    name = {"fwd": "FORWARD", "bwd": "BACKWARD"}[direction]
+    return "_".join(filter(None, (name, words.upper(), dim if words else dim.upper())))
 
 
 def _count(kernel: Kernel, d: str, tile: str) -> str:

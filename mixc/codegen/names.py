@@ -61,8 +61,9 @@ def own_names(p: Program) -> dict[str, str]:
 
 
 def _of_dim(d: str) -> set[str]:
-    """Names that stand for something of a dim: its blocks, places in it, programs along it."""
-    return {"B" + d, *(f"{x}_{d}" for x in ("in", "has", "block", "group", "first", "more", "parts"))}
+    """Names that stand for something of a dim: its blocks, places in it, programs along it, and the sizes of these."""
+    sizes = {f"{x}_{d}" for x in ("BACKWARD_OF", "FORWARD_FOR", "BACKWARD_FOR", "BACKWARD_ALONG")}
+    return {"B" + d, *(f"{x}_{d}" for x in ("in", "has", "block", "group", "first", "more", "parts")), *sizes}
 
 
 def _of_value(name: str) -> set[str]:
