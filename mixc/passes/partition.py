@@ -113,7 +113,10 @@ def handed_on(forward: Program, backward: Program, d: str, keeps: tuple[str, ...
     found = Along(roots, [c.leaf for c in carries], d, lambda n: make("saved", name=f"row {next(count)}", dims=n.dims))
     own = found.formed.keys() - found.handed.keys()
     mine = tuple(s for s in stores if s.value in own and (d in s.dims or not s.dims))
-    read = _needed(carries, [s.value for s in mine])
+    needed = _needed(carries, [s.value for s in stores])
+    unread = [c for c in carries if c not in needed]  # of initial states alone
+    read = _needed(carries, [s.value for s in mine] + [c.next for c in unread])
+    read = tuple(c for c in carries if c in read or c in unread)
     formed = [c.next for c in (*read, *_needed(states, [c.next for c in read] + [s.value for s in mine]))]
     if not any(d in s.dims for s in mine) or any(n not in found.formed for n in formed):
         return ()

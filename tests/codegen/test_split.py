@@ -106,6 +106,23 @@ def test_rows_handed_on_to_programs_that_divide_a_dim(name):
         torch.testing.assert_close(x, want[what], rtol=1e-4, atol=1e-4, msg=lambda m, what=what: f"{what}: {m}")
 
 
+def test_what_no_gradient_reads_is_carried_by_every_cut():
+    """The gradients to initial Z and L were memory that no launch had written."""
+    made = kernels(mixc.loads("""mixer m(K, V) {
+        in k[K], v[V], h where h <= 0
+        param D[V]
+        state S[K, V], M[K, V], Z[K, V], L[V]
+        Z = -0.5 * Z
+        L = v
+        M = sigmoid(k @ S @ D) * M
+        S = exp(h) * S + k * v
+        out o[V] = k @ M
+    }""").declared)
+    assert (("fwd_for_V",), ("bwd_for_V", "bwd_along_V")) in made.plans
+    for _, cut in made.plans:
+        assert {c.name for n in cut for c in made.launches[n].carries} == {"dS", "dM", "dZ", "dL"}
+
+
 def test_every_segment_has_a_program_and_the_state_is_carried_once():
     made = kernels(mixc.load("gated_delta_rule").declared)
     made.text(Config(tuple((n, Tile(16)) for n in SPLIT), 64))
