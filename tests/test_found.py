@@ -27,6 +27,8 @@ FOUND = {  # what was wrong: the body
     "elimination summed over the columns' own dim":
         "S -= bk * u * (S @ u)\nS += b * u * (q - (S @ u))\nout o[V] = q @ S",
     "a choice of two values without a dim of the condition's": "S += k * v\nout o[V] = where(q @ S > 0, b, c)",
+    "a condition that the loop over chunks formed, read after it":
+        "Z = where(q @ L > 0, 0.5, 1) * Z\nr = q @ Z\nZ = exp(g) * Z\nL += k\nout o[V] = r * r",
     "a decay above 0 that is no scan": "S += (elu(k) + 1) * v\nout o[V] = (elu(q) + 1) @ S",
 }
 

@@ -309,8 +309,8 @@ class _Function:
         w.lines += [f"            {x}," for x in sources] + ["            strict=True):"]
         w.lines += inner.lines
         w.lines += ["        if finish is not None:", "            finish()"]
-        for n in s.kept:
-            w.values[n] = Value(w.fixed[n], n.dims)
+        for n in s.kept:  # buffers hold numbers, conditions too
+            w.values[n] = Value(w.fixed[n] if n.kind != "bool" else f"({w.fixed[n]} != 0)", n.dims)
         w.absorbed = inner.absorbed
         w.release(self.loop_reads)
 

@@ -174,13 +174,14 @@ class Writer:
     def line(self, n: Node, code: str, axes: Dims, out: str | None = None, note: Node | None = None) -> Value:
         """Emits `name = code`; `out` goes into the call."""
         name = self.names.fresh(n)
+        whole = set(axes) == set(n.dims) and n.kind != "bool"  # buffers hold numbers
         if out is not None:
             code = f"{code[:-1]}, out={out})"
-        elif n in self.fixed and set(axes) == set(n.dims):
+        elif n in self.fixed and whole:
             code = f"{Value(self.fixed[n], n.dims).over(axes)}.copy_({code})"
         comment = f"  # sum over {', '.join(_summed(note))}" if note is not None else ""
         self.lines.append(f"{self.indent}{name} = {code}{comment}")
-        if n in self.fixed and set(axes) != set(n.dims):  # it repeats along some of its dims
+        if n in self.fixed and not whole:  # it repeats along some of its dims, or is a condition
             self.lines.append(f"{self.indent}{self.fixed[n]}.copy_({Value(name, axes).over(n.dims)})")
         return Value(name, axes, None if n in self.fixed else out)  # what is kept is not overwritten
 
