@@ -83,3 +83,10 @@ def test_a_const_that_is_one_less_itself_by_default():
     x = cells.given(mixer, dict(length=9, size=3, heads="1", gates=1.0, dtype=torch.float64, rows="plain", start=False))
     want, got = (agree.run(mixer, x.tensors, backend=b, c=0.2) for b in ("reference", "torch"))
     assert all(f.ok for f in agree.judge(mixer.declared, got, want, torch.float64))
+
+
+def test_the_last_row_of_a_scan_is_not_overwritten():
+    """It was a view of the scan's buffer, which tanh was written to; the state left was tanh(S)."""
+    mixer = mixc.loads("mixer m(K) {\nin q[K]\nstate S[K], M[K]\nS = maximum(0.9 * S, q)\nM = tanh(S)\nout o[K] = q\n}")
+    cell = dict(length=17, size=3, heads="1", gates=1.0, dtype=torch.float64, rows="plain", start=False)
+    assert all(f.ok for f in cells.compare(mixer, cell, "torch"))

@@ -153,7 +153,9 @@ def pick(w: Writer, n: Node) -> Value:
     dims, dim = n.args[0].dims, n.attr("dim")
     if dim == PART:
         return emit_component(w, n)
-    return w.line(n, f"{w.full(n.args[0], dims)}.select({1 + dims.index(dim)}, {n.attr('i')})", n.dims)
+    text = f"{w.full(n.args[0], dims)}.select({1 + dims.index(dim)}, {n.attr('i')})"
+    lent = w.value(n.args[0]).scratch is not None  # its buffer may be another value's before n is read
+    return w.line(n, text + ".clone()" * lent, n.dims)
 
 
 def place(w: Writer, n: Node) -> Value:
