@@ -8,7 +8,6 @@ knows where the launch came from.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -16,7 +15,7 @@ from mixc.codegen.lines import group, in_block, indented, plus, times, wrapped
 from mixc.codegen.names import RESERVED
 from mixc.codegen.names import safe as safe
 from mixc.codegen.notation import formula, is_decay, span_formula
-from mixc.codegen.schedule import schedule, source
+from mixc.codegen.schedule import nominal_sizes, schedule, source
 from mixc.codegen.tiles import Tiles, refuse
 from mixc.ir.blocks import PART
 from mixc.ir.launch import Carry, Launch, Store
@@ -219,8 +218,9 @@ class KernelWriter:
             return 0.0 if len(n.dims) < 2 else 0.5 if n not in held and (not n.args or n in tiles.operands) else 1.0
         def within(n: Node) -> float:
             """The factors of four levels, and what they multiply."""
-            return 6.0 * numbers(n.args[2].dims, _NOMINAL) if n.op == "span_contract" else 0.0
-        found = schedule(roots, held, lambda n: part(n) * numbers(n.dims, _NOMINAL), tiles.grouped, kept, within)
+            return 6.0 * numbers(n.args[2].dims, nominal) if n.op == "span_contract" else 0.0
+        nominal = nominal_sizes(self.launch)
+        found = schedule(roots, held, lambda n: part(n) * numbers(n.dims, nominal), tiles.grouped, kept, within)
         placed = {*found.statements, *held}
         for n, there in found.alive:
             formed = [n, *(x for x in postorder(n.args, placed) if x not in placed)]
@@ -489,7 +489,6 @@ class KernelWriter:
         return [self._store_state(f"{s.name}_sum", f"{s.name}_ptr", f"{self.whole} * H + head", s.dims) for s in sums]
 
 
-_NOMINAL: defaultdict[str, int] = defaultdict(lambda: 64)  # sizes of blocks by which statements are ordered
 
 
 def numbers(dims: tuple[str, ...], sizes: Mapping[str, int]) -> int:
