@@ -134,6 +134,8 @@ def given(mixer: mixc.Mixer, cell: dict[str, Any], seed: int = 0) -> Given:
     options: dict[str, Any] = {"cu_seqlens": torch.tensor(cell["length"])} if ragged else {}
     if "reverse" in cell["rows"]:
         options["reverse"] = True
+    if cell.get("consts") is not None:
+        options |= {d.name: cell["consts"] for d in step.consts if d.init is not None and d.init.op == "number"}
     if "mask" in cell["rows"]:
         options["mask"] = torch.rand(B, T, generator=generator(seed, "mask")) > 0.3
     return Given(x, start if cell["start"] and start else None, options)
