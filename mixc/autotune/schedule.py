@@ -7,7 +7,7 @@ target's limits and from what the trace of the kernel's own text counts.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -75,10 +75,11 @@ class LaunchSpace:
     """The space of one launch of a module.
 
     Args:
-        name: as a Config names it."""
+        name: as a Config names it. chunks: rows of a chunk that are searched."""
 
-    def __init__(self, name: str, variants: list[Variant], target: Target, shape: Shape):
-        self.name, self.variants, self.target, self.shape = name, variants, target, shape
+    def __init__(self, name: str, variants: list[Variant], target: Target, shape: Shape,
+                 chunks: Sequence[int] = CHUNKS):
+        self.name, self.variants, self.target, self.shape, self.chunks = name, variants, target, shape, chunks
         self.kernel = variants[0].kernel
 
     def traces(self, of: Variant) -> list[tuple[list[int], Counts, bool]]:
@@ -86,12 +87,14 @@ class LaunchSpace:
         rows are sequences, and there is a trace for weights that are held, one for those that are read every token."""
         launch, sizes = of.kernel.launch, dict(self.shape.dims)
         cells = launch.loop == "cells"
-        rows = [c for c in CHUNKS if c <= max(16, padded(self.shape.B if cells else self.shape.T))]
+        rows = [c for c in self.chunks if c <= max(16, padded(self.shape.B if cells else self.shape.T))]
         whole = tuple((f"B{d}", padded(sizes[d])) for d in of.kernel.dims if d not in launch.split) if cells else ()
         def counts(C: int | None, held: bool) -> Counts | None:
             return counts_of(of.text, launch.name, C, self.shape.operand, tuple(of.kernel.dims),
                              (("HELD", held), *whole))
         found = list[tuple[list[int], Counts, bool]]()
+        if not rows:
+            return found
         for held in (True, False) if "HELD" in of.kernel.constexprs else (False,):
             for_all = counts(None, held)
             each = [(rows, for_all)] if for_all is not None else [([c], counts(c, held)) for c in rows]

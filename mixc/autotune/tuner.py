@@ -16,8 +16,8 @@ from typing import Any
 
 from mixc.autotune.compiling import Failed, compile_all
 from mixc.autotune.cost import Shape
-from mixc.autotune.schedule import SEGMENTS, Candidate, LaunchSpace, Variant
-from mixc.codegen.config import Config, Tile
+from mixc.autotune.schedule import CHUNKS, SEGMENTS, Candidate, LaunchSpace, Variant
+from mixc.codegen.config import Config, Tile, hands_on
 from mixc.codegen.module import Module
 from mixc.codegen.offline import Job, job_of, write_text
 from mixc.errors import InputError
@@ -52,18 +52,20 @@ class Schedule:
     def __init__(self, module: Module, target: Target, shape: Shape, dtype: str, cut: str = ""):
         """`cut`: "fused" or "split", and nothing else is searched."""
         self.module, self.target, self.shape, self.dtype, self.cut = module, target, shape, dtype, cut
-        self._spaces: dict[str, LaunchSpace] = {}
+        self._spaces: dict[tuple[str, int], LaunchSpace] = {}
         self.texts: dict[tuple[Any, ...], str] = {}
         self.paths: dict[str, Path] = {}
 
-    def _space(self, launch: str) -> LaunchSpace:
-        """A launch with its variants: one that has every segment for itself may carry nothing on."""
-        if launch not in self._spaces:
+    def _space(self, launch: str, chunk: int = 0) -> LaunchSpace:
+        """A launch with its variants: one that has every segment for itself may carry nothing on. `chunk`: only so many
+        rows are searched (0: any)."""
+        if (launch, chunk) not in self._spaces:
             several = (False, True) if self.module.kernel(launch).launch.alone else (None,)
             variants = [Variant(self.module.kernel(launch, single=bool(s)), self._text(launch, bool(s)), s)
                         for s in several]
-            self._spaces[launch] = LaunchSpace(launch, variants, self.target, self.shape)
-        return self._spaces[launch]
+            chunks = [chunk] if chunk else CHUNKS
+            self._spaces[launch, chunk] = LaunchSpace(launch, variants, self.target, self.shape, chunks)
+        return self._spaces[launch, chunk]
 
     def _text(self, launch: str, single: bool = False, turned: str = "") -> str:
         """A module that has the launch."""
@@ -91,7 +93,7 @@ class Schedule:
             return [FUSED]
         wanted = {*FUSED, *(SPLIT if idle else ())}
         found = [p for p in self._every_plan() if {*p} <= wanted or (summed and not {*p} & {*SPLIT})]
-        return [p for p in found if all(self._space(n).fits for n in p)] or found
+        return [p for p in found if any(all(self._space(n, c).fits for n in p) for c in _common_chunks(p))] or found
 
     def _every_plan(self) -> list[tuple[str, ...]]:
         return [fwd + bwd for fwd, bwd in self.module.plans]
@@ -105,25 +107,29 @@ class Schedule:
 
         Raises:
             Infeasible: the limits of the target leave none."""
-        _, segment, names = min(self._totals())
-        chosen = {name: self.spaces[name].by_segment[segment][1]() for name in names}
+        _, segment, names, chunk = min(self._totals())
+        chosen = {name: self._space(name, chunk).by_segment[segment][1]() for name in names}
         return config_of(chosen, segment), chosen
 
-    def _totals(self) -> Iterator[tuple[float, int, tuple[str, ...]]]:
-        """Seconds of every plan with every segment."""
+    def _totals(self) -> Iterator[tuple[float, int, tuple[str, ...], int]]:
+        """Seconds of every plan with every segment, and the one chunk that its launches have (0: each its own)."""
         for plan in self.plans:
-            each = [self.spaces[name].by_segment for name in plan]
-            for segment in SEGMENTS:
-                if all(segment in found for found in each):
-                    yield sum(found[segment][0] for found in each), segment, plan
+            for chunk in _common_chunks(plan):
+                spaces = [self._space(name, chunk) for name in plan]
+                if chunk and not all(space.fits for space in spaces):
+                    continue
+                each = [space.by_segment for space in spaces]
+                for segment in SEGMENTS:
+                    if all(segment in found for found in each):
+                        yield sum(found[segment][0] for found in each), segment, plan, chunk
 
     def _ranked(self, name: str) -> Iterator[Candidate]:
         """Candidates of a launch, by their time and that of the best launches beside it with the same segment; of those
         that differ only in how far ahead they load the best one."""
         others: dict[int, float] = {}
-        for seconds, segment, plan in self._totals():
+        for seconds, segment, plan, chunk in self._totals():
             if name in plan:
-                beside = seconds - self.spaces[name].by_segment[segment][0]
+                beside = seconds - self._space(name, chunk).by_segment[segment][0]
                 others[segment] = min(beside, others.get(segment, beside))
         joint = sorted(((seconds + others[segment], i, make)
                         for i, (seconds, segment, make) in enumerate(self.spaces[name].best())
@@ -152,7 +158,8 @@ class Schedule:
         config, default = self.default()
         plans = [tuple(default)] if first else self.plans
         def candidates(names: Iterable[str]) -> dict[str, list[Candidate]]:
-            return {n: [c for c in self._ranked(n) if not first or c.segment == config.segment] for n in names}
+            return {n: [c for c in self._ranked(n) if not first or (c.segment == config.segment and (
+                not config.hands_on or c.tile.chunk == config.tiles[0][1].chunk))] for n in names}
         left = candidates(dict.fromkeys(n for plan in plans for n in plan))
         done, stopped = list[tuple[Candidate, Candidate]](), False
         counts, all_at_first = ([1, 2, 2, 2], 1) if first else ([min(2, best), best - 2, best, best], 2)
@@ -161,8 +168,8 @@ class Schedule:
             wide = turn < all_at_first
             if not wide and any(set.intersection(*(good[n] for n in plan)) for plan in plans):
                 break
-            if turn == 2 and not all(good.values()) and FUSED in plans and not self.cut:  # some launch's always spill
-                plans = self.plans = self._every_plan()
+            if turn == 2 and not all(good.values()) and (first or FUSED in plans) and not self.cut:  # some always spill
+                plans = self.plans = [*plans, FUSED] if config.hands_on else self._every_plan()
                 left |= candidates(dict.fromkeys(n for plan in plans for n in plan if n not in left))
                 good |= {n: set() for n in left if n not in good}
             columns = []
@@ -220,9 +227,10 @@ class Schedule:
         """The segment whose launches take least, among what compiled well; `least`: else of all."""
         done = list(done)
         found = []
-        for plan, segment in itertools.product(self.plans, SEGMENTS):
-            good = {name: min((c for c in done if c.launch == name and c.segment == segment and (c.good or least)),
-                              key=_worth, default=None) for name in plan}
+        ways = [(plan, chunk) for plan in self.plans for chunk in _common_chunks(plan)]
+        for (plan, chunk), segment in itertools.product(ways, SEGMENTS):
+            good = {name: min((c for c in done if c.launch == name and c.segment == segment and (c.good or least)
+                               and chunk in (0, c.tile.chunk)), key=_worth, default=None) for name in plan}
             chosen = {name: c for name, c in good.items() if c is not None}
             if len(chosen) == len(good):
                 found.append((tuple(map(sum, zip(*map(_worth, chosen.values()), strict=True))), segment, chosen))
@@ -232,6 +240,11 @@ class Schedule:
             raise InputError("no candidate compiled well\n" + "\n".join(f"  {t}" for t in told[:12]))
         _, segment, chosen = min(found, key=lambda f: f[:2])
         return chosen, segment
+
+
+def _common_chunks(plan: tuple[str, ...]) -> list[int]:
+    """The chunks that all launches of a plan may have: what is handed on goes by its chunk (0: each its own)."""
+    return CHUNKS if hands_on(plan) else [0]
 
 
 def _worth(c: Candidate) -> tuple[float, float]:

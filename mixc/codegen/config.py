@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,6 +64,13 @@ class Config:
         for name, tile in self.tiles:
             if tile.chunk < 16 or tile.chunk & (tile.chunk - 1) or self.segment % tile.chunk:
                 raise ValueError(f"{name}: a chunk of {tile.chunk} rows in segments of {self.segment}")
+        if self.hands_on and len({tile.chunk for _, tile in self.tiles}) > 1:
+            raise ValueError("launches that hand rows on have chunks of one size: what a row holds goes by its chunk")
+
+    @property
+    def hands_on(self) -> bool:
+        """Do its launches hand rows on?"""
+        return hands_on(name for name, _ in self.tiles)
 
     @property
     def schedule(self) -> str:
@@ -90,6 +97,11 @@ class Config:
     @staticmethod
     def of(found: Mapping[str, Any]) -> Config:
         return Config(tuple((name, Tile.of(t)) for name, t in found["tiles"].items()), found["segment"])
+
+
+def hands_on(launches: Iterable[str]) -> bool:
+    """Do launches of these names hand rows on?"""
+    return any("_along_" in name for name in launches)
 
 
 def padded(size: int) -> int:

@@ -123,6 +123,16 @@ def test_what_no_gradient_reads_is_carried_by_every_cut():
         assert {c.name for n in cut for c in made.launches[n].carries} == {"dS", "dM", "dZ", "dL"}
 
 
+def test_what_hands_rows_on_has_chunks_of_one_size():
+    """A row that is handed on may hold what its chunk has added up so far (the first of two micro-steps)."""
+    with pytest.raises(ValueError, match="chunks of one size"):
+        Config((("fwd_for_K", Tile(16)), ("bwd_for_K", Tile(16)), ("bwd_along_K", Tile(32))), 64)
+    step = mixc.load("gated_deltaproduct").declared
+    sizes = {"B": 5, "T": 70, "H": 1, "K": 5, "V": 4, "N": 2}
+    config, chosen = schedule_of(step, find("h100"), sizes, "fp32").default()
+    assert not config.hands_on or len({c.tile.chunk for c in chosen.values()}) == 1
+
+
 def test_every_segment_has_a_program_and_the_state_is_carried_once():
     made = kernels(mixc.load("gated_delta_rule").declared)
     made.text(Config(tuple((n, Tile(16)) for n in SPLIT), 64))
