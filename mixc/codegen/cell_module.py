@@ -44,6 +44,9 @@ class CellModule(Module):
     def _handed(self) -> list[Store]:
         return []  # rows of states, see `_kept_lines`
 
+    def _room(self, s: Store) -> str:
+        return f"{s.name} = torch.empty({_shape('B, T, H', s.dims)}, dtype={self._out_dtype()}, device=device)"
+
     def _saved(self) -> list[str]:
         return [*dict.fromkeys(self.made.kept.values()), *(f"{s}_first" for s in self.starts)]
 

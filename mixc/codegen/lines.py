@@ -31,3 +31,14 @@ def wrapped(names: list[str]) -> str:
 
 def indented(code: str, depth: int) -> str:
     return "".join("    " * depth + line + "\n" for line in code.rstrip("\n").split("\n"))
+
+
+def packed(items: list[str], width: int) -> list[str]:
+    """Items after each other, separated by commas, in lines of at most so many characters."""
+    out, line = list[str](), ""
+    for item in items:
+        if line and len(line) + len(item) + 2 > width:
+            out.append(line.rstrip())
+            line = ""
+        line += item + ", "
+    return [*out, line.rstrip()] if line else out

@@ -16,6 +16,7 @@ from mixc.codegen.config import Config, Tile
 from mixc.codegen.host import HOST, PIECES
 from mixc.codegen.host_values import past_lines, past_text
 from mixc.codegen.kernel import Kernel, KernelWriter, safe
+from mixc.codegen.lines import packed
 from mixc.codegen.prelude import ATAN2, PRELUDE
 from mixc.codegen.scalars import python_text
 from mixc.codegen.segment_kernel import SegmentWriter
@@ -211,8 +212,7 @@ class Module:
             lines.append(f"{s.name}_final = torch.empty({_shape('count, H', s.dims)}, dtype=torch.float32, device=device)")
         if (self.starts or self._splits) and not self.kept_later:
             lines += self._kept_lines()
-        lines += [f"{s.name} = torch.empty({_shape('B, T, H', s.dims)}, dtype={self._out_dtype()}, device=device) if keep else None"
-                  for s in self._handed]
+        lines += [f"{self._room(s)} if keep else None" for s in self._handed]
         if initial:
             lines.append(f"has_initial = {' or '.join(f'{n} is not None' for n in initial)}")
             lines += [f"if has_initial:\n    {s.name}_initial = {s.name}_final.new_zeros({s.name}_final.shape) "
@@ -253,6 +253,11 @@ class Module:
         """What the forward keeps for the backward, besides what it was given."""
         at = self.starts or any(k.launch.alone for _, k in self.bwd)
         return [*(f"{s}_starts" for s in self.starts), *(["segment_at"] if at else []), *(s.name for s in self._handed)]
+
+    def _room(self, s: Store) -> str:
+        """Room for rows that are handed on: in fp16 for none, whose range what is between may leave."""
+        dtype = f"torch.float32 if {self._out_dtype()} == torch.float16 else {self._out_dtype()}" if s.dims else "torch.float32"
+        return f"{s.name} = torch.empty({_shape('B, T, H', s.dims)}, dtype={dtype}, device=device)"
 
     @property
     def _handed(self) -> list[Store]:
@@ -300,7 +305,7 @@ class Module:
         pairs += [f"OPERAND=operand({self._out_dtype()})", f"PRECISION=precision({self._out_dtype()})",
                   f"STAGES={tile}['stages']", f"num_warps={tile}['warps']", f"**registers({tile}['warps'])"]
         call = [f"if {grid} > 0:", f"    {kernel.launch.name}[({grid},)]("]
-        call += [f"        {line}" for line in _lines([*given, *pairs], 100)]
+        call += [f"        {line}" for line in packed([*given, *pairs], 100)]
         return [*call, "    )"]
 
     def _argument(self, a: str, kernel: Kernel) -> str:
@@ -380,8 +385,7 @@ class Module:
 
     def _gradient_buffers(self, kernel: Kernel) -> list[str]:
         """What a kernel forms: gradients of the ins a row a token and head, of the params one a sequence and head."""
-        lines = [f"{s.name} = torch.empty({_shape('B, T, H', s.dims)}, dtype={self._out_dtype()}, device=device)"
-                 for s in kernel.launch.stores if s.result == "save"]
+        lines = [self._room(s) for s in kernel.launch.stores if s.result == "save"]
         ins, params = ([d for d in of if self._maker(f"d{d.name}") is kernel] for of in (self.p.ins, self.p.params))
         for d in ins:
             n, parts = safe(d.name), self._parts(kernel, d.dims)
@@ -487,13 +491,3 @@ def _shape(lead: str, dims: tuple[str, ...]) -> str:
 
 def _indent(lines: list[str], depth: int) -> list[str]:
     return ["    " * depth + x for line in lines for x in line.split("\n")]
-
-
-def _lines(items: list[str], width: int) -> list[str]:
-    out, line = [], ""
-    for item in items:
-        if line and len(line) + len(item) + 2 > width:
-            out.append(line.rstrip())
-            line = ""
-        line += item + ", "
-    return [*out, line.rstrip()] if line else out
