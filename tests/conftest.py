@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported anywhere
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers whose threads wait for each other take four times as long
 
 import importlib.util
 

@@ -15,7 +15,6 @@ from tests.agree import assert_agree, assert_runs_agree, draw, normal, run
 from tests.oracles import more, scans  # noqa: F401  (more cases)
 from tests.oracles.cases import CASES, Case
 
-torch.set_num_threads(1)
 NEEDS = ("fla", "flashrnn", "mlstm_kernels", "accelerated_scan")
 
 

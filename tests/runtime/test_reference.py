@@ -18,7 +18,6 @@ from mixc.runtime.risk import guarded_nodes
 from . import specs
 from .specs import delta_inputs, gated_delta_loop
 
-torch.set_num_threads(1)
 close = torch.testing.assert_close
 
 
