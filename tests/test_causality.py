@@ -34,7 +34,7 @@ def test_torch(name):
     check(name, 70, 33, "torch", 5, cu_seqlens=torch.tensor([0, 20, 33, 33, 70]))
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (i % 2)) for i, n in enumerate(KERNELS)])
 def test_triton_interpreted(name):
     T, t = (20, 17) if kernels(name) is cells.KERNELS else (9, 5)
     check(name, T, t, "triton", 5 if T == 20 else 2)

@@ -198,7 +198,8 @@ def test_bad_pasts_are_named(name, state, words):
         getattr(emitted(name), name)(**tensors(name, 5), initial_state=state)
 
 
-@pytest.mark.parametrize("name", ["ar_net", "rotary_linear_attention", "short_conv", "turned"])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "rotary_linear_attention" else [pytest.mark.slow])
+                                  for n in ("ar_net", "rotary_linear_attention", "short_conv", "turned")])
 def test_the_file_needs_torch_and_triton_only(name, tmp_path):
     (tmp_path / "kernels.py").write_text(spec(name).emit())
     x = tensors(name, 7)
