@@ -1,7 +1,7 @@
 """Specs that nobody wrote, on random calls: form, outs, states and gradients against the step in fp64.
 
-MIXC_SPECS: how many specs of the scalar-decay class, and twice as many as of the whole affine one (150 by default), six
-times as many as of coupled ones and of cells; the slow target runs ten thousand of each.
+MIXC_SPECS: how many specs of the scalar-decay class (300 by default), four times as many as of the whole affine one,
+twelve times as many as of coupled ones and of cells; the slow target runs ten thousand of each.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests import cells
 from tests.generate import Spec, specs
 
 PER_SEED = 25
-SPECS = int(os.environ.get("MIXC_SPECS", "150"))
+SPECS = int(os.environ.get("MIXC_SPECS", "300"))
 QUIET = settings(max_examples=PER_SEED, deadline=None, database=None, phases=(Phase.generate, Phase.shrink),
                  suppress_health_check=list(HealthCheck))
 
@@ -59,7 +59,7 @@ def test_scalar_decay(number: int) -> None:
     run()
 
 
-@pytest.mark.parametrize("number", seeds(SPECS // 2))
+@pytest.mark.parametrize("number", seeds(SPECS // 4))
 def test_affine(number: int) -> None:
     @seed(number)
     @QUIET
@@ -69,7 +69,7 @@ def test_affine(number: int) -> None:
     run()
 
 
-@pytest.mark.parametrize("number", seeds(SPECS // 6))
+@pytest.mark.parametrize("number", seeds(SPECS // 12))
 def test_coupled(number: int) -> None:
     @seed(number)
     @QUIET
@@ -80,7 +80,7 @@ def test_coupled(number: int) -> None:
     run()
 
 
-@pytest.mark.parametrize("number", seeds(SPECS // 6))
+@pytest.mark.parametrize("number", seeds(SPECS // 12))
 def test_cells(number: int) -> None:
     @seed(number)
     @QUIET

@@ -22,7 +22,7 @@ from mixc.cli import app
 from mixc.codegen import triton_program
 from mixc.codegen.config import Config, Tile
 from mixc.codegen.offline import Job, Report
-from mixc.errors import InputError, SpecError
+from mixc.errors import InputError
 from mixc.runtime.load import shipped
 from mixc.targets import find, form
 
@@ -41,16 +41,6 @@ def schedule(name: str = "simple_gla", target: str = "h100", **sizes: int) -> tu
     mixer = mixc.load(name)
     found = SIZES | {d.name: 64 for d in mixer.declared.dims} | sizes
     return tuner.schedule_of(mixer.declared, find(target), found, "bf16")
-
-
-def with_kernels() -> Iterator[str]:
-    for name in sorted(shipped()):
-        mixer = mixc.load(name)
-        try:
-            mixer.emit()
-        except SpecError:
-            continue
-        yield name
 
 
 def test_a_token_loop_by_hand() -> None:
@@ -113,7 +103,7 @@ def test_bytes_and_products_by_hand() -> None:
     assert model.estimated.flops.evaluate(halves) == 2 * rows * (2 * K * V + 2 * C * K + C * V)
 
 
-@pytest.mark.parametrize("name", list(with_kernels()))
+@pytest.mark.parametrize("name", sorted(shipped()))
 def test_a_default_for_every_example(name: str) -> None:
     for size in (32, 256):
         s = schedule(name, K=size, V=size)
