@@ -70,7 +70,7 @@ def _seconds(step: Program) -> list[float | None]:
         made = schedule_of(step, find("h100"), SIZES | {d.name: d.size or 64 for d in step.dims}, "bf16").default()[1]
     except mixc.SpecError:
         return [None, None]
-    return [made[launch].seconds for launch in ("fwd", "bwd")]
+    return [sum(c.seconds for n, c in made.items() if n.startswith(direction)) for direction in ("fwd", "bwd")]
 
 
 def gallery() -> str:
