@@ -489,7 +489,5 @@ class KernelWriter:
         return [self._store_state(f"{s.name}_sum", f"{s.name}_ptr", f"{self.whole} * H + head", s.dims) for s in sums]
 
 
-
-
 def numbers(dims: tuple[str, ...], sizes: Mapping[str, int]) -> int:
     return math.prod(sizes[ROW if d in (ROW, COL, "_u") else d] for d in dims if d != PART)

@@ -255,7 +255,7 @@ class Module:
         return [*(f"{s}_starts" for s in self.starts), *(["segment_at"] if at else []), *(s.name for s in self._handed)]
 
     def _room(self, s: Store) -> str:
-        """Room for rows that are handed on: in fp16 for none, whose range what is between may leave."""
+        """Room for rows that are handed on: never in fp16, whose range they may leave."""
         dtype = f"torch.float32 if {self._out_dtype()} == torch.float16 else {self._out_dtype()}" if s.dims else "torch.float32"
         return f"{s.name} = torch.empty({_shape('B, T, H', s.dims)}, dtype={dtype}, device=device)"
 
