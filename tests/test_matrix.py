@@ -27,11 +27,6 @@ KERNELS = [n for n in NAMES if backends.has_chunk_program(load(n))]
 KNOWN = {
     "mamba2-(0,16,33,33,96,160,160)-100-4-10.0-float32-plain-False":
         "dA at log decays of -1000: the running sum of row sums less column sums cancels (2.8e-5)",
-    "deltaproduct-15-5-none-1.0-bfloat16-step-True":
-        "o and S 5.9e-3 for 5e-3: a solve of two writes a token, its operands in bf16, sums of five terms",
-    "preconditioned_delta_rule-130-5-2-0.1-bfloat16-mask,reverse-True":
-        "dA0 1.08e-2 for 8e-3, on kernels: A starts with either sign, and one that passes by 0 has 1 / (|A| + 1e-6) of "
-        "the error of its row; most other seeds are worse, and almost all are good where A starts above 0",
 }
 
 

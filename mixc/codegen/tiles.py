@@ -74,10 +74,15 @@ def dot_axes(node: Node) -> tuple[str, str] | None:
 
 
 def _sharp(node: Node) -> bool:
-    """A product of ways from row to row, or with an inverse that may be large: what is rounded in one is wrong for all
-    that passes it."""
-    return all(not feature_dims(a) for a in node.args) or any(
-        source(a).op == "unit_inverse" and not source(a).attr("small") for a in node.args)
+    """A product of ways from row to row: what is rounded in one is wrong for all that passes it."""
+    return all(not feature_dims(a) for a in node.args)
+
+
+def operand_of(nodes: Iterable[Node]) -> str:
+    """The dtype that products round their operands to.  Where an inverse may be large no range proves that a step
+    shrinks what was rounded before it: the errors of half operands add up, so these products are formed in TF32."""
+    large = any(n.op == "unit_inverse" and not n.attr("small") for n in nodes)
+    return "tl.float32" if large else "OPERAND"
 
 
 def _entrywise(node: Node) -> bool:
@@ -127,7 +132,8 @@ class Tiles:
         self.through: Callable[[str, Node, tuple[str, str], str], str] | None = None  # how rows are multiplied by a param
         self.added, self.before = _added(nodes, self.uses), rows_before(nodes)
         self.reduced = {n.args[0] for n in nodes if n.op == "sum"}  # products that are summed stand in the sum
-        self.operands = _only_operands(nodes, roots)
+        self.operand = operand_of(nodes)
+        self.operands = _only_operands(nodes, roots) if self.operand == "OPERAND" else set()
         self.names: dict[Node, str] = {}
         self.spans = Counter((n.args[2], n.attr("reach")) for n in nodes if n.op == "span_contract")
         self.spanned: dict[tuple[Node, Node, str], list[Node]] = defaultdict(list)  # by matrix, logs of decays and reach
@@ -365,7 +371,7 @@ class Tiles:
         x, y = order
         if x not in a.dims:
             a, b = b, a
-        operand = "tl.float32" if _sharp(node) else "OPERAND"
+        operand = "tl.float32" if _sharp(node) else self.operand
         plus = f"{operand}, PRECISION{plus}"
         if x == ROW and self.through is not None and (code := self.through(self._operand(a, (x, z), z), b, (z, y), plus)):
             return code
