@@ -267,3 +267,6 @@ OPS: dict[str, Op] = {
     "previous": Op(2, over_rows, joined, "x of the row before (reverse: behind), `edge` where there is none",
                    linear_in=(0, 1), level="chunk"),
 }
+
+# what chooses between values: where the choice turns, the derivative jumps
+CHOICES = frozenset(("lt", "le", "eq", "ne", "maximum", "minimum", "clamp", "relu", "abs", "sign", "max", "min"))

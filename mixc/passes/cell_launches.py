@@ -19,7 +19,7 @@ from mixc.ir.program import Decl, Program
 from mixc.ir.ranges import proving
 from mixc.passes.cell import cell
 from mixc.passes.differentiate import cotangent_of_state, differentiate
-from mixc.passes.partition import in_exponents
+from mixc.passes.partition import in_full
 from mixc.passes.simplify import simplify
 
 
@@ -61,7 +61,7 @@ def cell_launches(step: Program) -> CellLaunches:
         leaves[p.right] for p in products if p.before}
     starts = tuple(n for n, leaf in leaves.items() if leaf in read)
     back = Launch(f"{step.name}_bwd", replace(bwd, decls=step.decls), "cells", True, carries, tuple(stores), starts)
-    exact = in_exponents(fwd)
+    exact = in_full(fwd)
     kept = {s: _kept_in(fwd, step.decl(s), s in exact, step.outs) for s in starts}
     products = [replace(p, right=kept[p.right]) if p.before else p for p in products]
     return CellLaunches(_split(_forward(step, fwd, kept)), _split(back), kept, exact, tuple(products))

@@ -23,6 +23,7 @@ import torch
 from mixc.hashing.probes import Region, default_consts, draw, region, uniform
 from mixc.ir.evaluate import Env, evaluate
 from mixc.ir.node import COL, LEVEL, ROW, Node, depends, make, postorder
+from mixc.ir.ops import CHOICES
 from mixc.ir.program import Program
 from mixc.ir.ranges import bounds, proving
 from mixc.passes.simplify import simplify
@@ -237,8 +238,7 @@ def _decided(n: Node, runs: Sequence[Mapping[Node, Tensor]]) -> bool:
     return n.op not in _DECIDING or all(bool(s) for s in seen)
 
 
-_DECIDING = frozenset(("lt", "le", "eq", "ne", "and", "or", "not", "maximum", "minimum", "clamp", "relu", "abs", "sign",
-                       "elu", "max", "min"))
+_DECIDING = CHOICES | {"and", "or", "not", "elu"}
 
 
 def _sides(n: Node, runs: Sequence[Mapping[Node, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:

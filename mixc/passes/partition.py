@@ -20,6 +20,7 @@ from dataclasses import replace
 
 from mixc.ir.launch import Carry, Launch, Store, splittable
 from mixc.ir.node import ROW, Node, depends, make, postorder, substitute
+from mixc.ir.ops import CHOICES
 from mixc.ir.program import Program
 from mixc.passes.differentiate import cotangent_of_state
 from mixc.passes.shares import Along, shares
@@ -43,7 +44,7 @@ def plans(forward: Program, backward: Program, keeps: tuple[str, ...]) -> list[P
 def fused_forward(program: Program, keeps: tuple[str, ...] = ()) -> Launch:
     """One launch for outs and final states; of `keeps` it stores what each segment receives."""
     launch = Launch(f"{program.name}_fwd", program, "chunks", False, _states(program), _outs(program), keeps=keeps)
-    return _with_split(replace(launch, exact=in_exponents(program)))
+    return _with_split(replace(launch, exact=in_full(program)))
 
 
 def fused_backward(forward: Program, backward: Program) -> Launch:
@@ -54,7 +55,7 @@ def fused_backward(forward: Program, backward: Program) -> Launch:
 
 def split_forward(program: Program, keeps: tuple[str, ...] = ()) -> tuple[Launch, ...]:
     """A launch for states, also those of `keeps`, and one for outs.  Empty where no out reads a state."""
-    stores, exact = _outs(program), in_exponents(program)
+    stores, exact = _outs(program), in_full(program)
     entering = _needed(_states(program), [s.value for s in stores])
     if not entering:
         return ()
@@ -186,25 +187,36 @@ def _gradients(forward: Program, backward: Program) -> tuple[Store, ...]:
 def _reversed(forward: Program, backward: Program, name: str, carries: tuple[Carry, ...],
               stores: tuple[Store, ...], formed: Callable[[list[Node]], list[Node]] = list) -> Launch:
     """From the last chunk to the first, with the states that it reads; `formed`: what its programs form of values."""
-    launch = Launch(f"{forward.name}_{name}", backward, "chunks", True, carries, stores, exact=in_exponents(forward))
+    launch = Launch(f"{forward.name}_{name}", backward, "chunks", True, carries, stores, exact=in_full(forward))
     launch = launch.with_roots(formed(launch.roots()))
     starts = _needed(_states(forward), launch.roots())
     return replace(launch, starts=tuple(c.name for c in starts), replay=_replay(formed([c.next for c in starts])))
 
 
-def in_exponents(program: Program) -> frozenset[str]:
-    """States whose absolute error an exponential sees: rounding them by half a percent changes a factor by far more."""
+def in_full(program: Program) -> frozenset[str]:
+    """States kept in fp32: those whose absolute error an exponential sees, where half a percent of a state is far more
+    of a factor, and those of which something is chosen: rounded, they choose another, whose gradient it then is.
+
+    The operands of products are rounded anyway."""
     def above(n: Node) -> set[Node]:
+        ends = ("contract",) if _chooses(n) else ("contract", "tanh", "sigmoid")
         found, stack = set[Node](), [n]
         while stack:
             x = stack.pop()
             if x not in found:
                 found.add(x)
-                stack += [] if x.op in ("contract", "tanh", "sigmoid") else x.args
+                stack += [] if x.op in ends else x.args
         return found
-    seen = set[Node]().union(*(above(n) for n in postorder(program.values())
-                               if n.op in ("exp", "expm1", "logaddexp") or n.attr("combine") == "log+"))
+    seen = set[Node]().union(*(above(n) for n in postorder(program.values()) if _chooses(n) or _magnifies(n)))
     return frozenset(s.name for s in program.states if s.leaf() in seen)
+
+
+def _magnifies(n: Node) -> bool:
+    return n.op in ("exp", "expm1", "logaddexp") or n.attr("combine") == "log+"
+
+
+def _chooses(n: Node) -> bool:
+    return n.op in CHOICES or n.attr("combine") in ("max+", "maxx", "min+", "minx")
 
 
 def _needed(carries: tuple[Carry, ...], roots: list[Node]) -> tuple[Carry, ...]:

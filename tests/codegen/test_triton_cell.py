@@ -42,6 +42,14 @@ def test_dtypes_and_blocks(dtype):
     check(mixc.load("lstm"), 6, B=3, dtype=dtype, size=33)
 
 
+@pytest.mark.parametrize("body", ["param A[E, D]\nstate h[D]\nh = max[E](h[E] + A) + x",
+                                  "state h[D]\nh = clamp(h + h * (1 - h) + 0.1 * x, 0.01, 0.99)"])
+def test_states_that_are_chosen_from_in_half_precision(body):
+    """Kept in bf16, h had another entry for its maximum, and a gradient 0.1 off."""
+    mixer = mixc.loads(f"mixer m(D, E = D) {{\nin x[D]\n{body}\nout o[D] = h\n}}")
+    check(mixer, 19, H=1, dtype=torch.bfloat16, size=20)
+
+
 def test_more_sequences_than_a_program_has():
     check(mixc.load("slstm"), 3, B=19, start=False)
     check(mixc.load("sru_full"), 3, B=18, size=70)  # and more features than a block
