@@ -32,8 +32,8 @@ def run(call: Call, backend: Callable[[Call], Results]) -> Results:
         return found
 
     def joined(tensors: dict[str, Tensor], decls: tuple[Decl, ...], kind: Callable[[Decl], str]) -> dict[str, Tensor]:
-        return {d.name: torch.complex(*(tensors[p] for p in part_names(step, d.name))) if kind(d) == "complex"
-                else tensors[d.name] for d in decls}
+        return {d.name: torch.complex(*(tensors[p].to(call.dtype) for p in part_names(step, d.name)))
+                if kind(d) == "complex" else tensors[d.name] for d in decls}
 
     dtypes = {p: call.dtype for d in step.outs if out_kind(step, d) == "complex" for p in part_names(step, d.name)}
     dtypes |= {n: t for n, t in call.out_dtypes.items() if out_kind(step, step.decl(n)) != "complex"}

@@ -83,6 +83,17 @@ def test_cells(name):
         assert_runs_agree(mixer, run(mixer, x, backend=backend), want)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_complex_outs_of_half_inputs(backend, dtype):
+    """complex64: their planes came in bf16, which torch makes no complex value of."""
+    mixer = body("in q[K], k[K], v[V]\nparam th[K]\nstate S[K, V]\nS = exp(1j * th) * S + k * v\nout o[V] = q @ S")
+    x = draw(mixer.declared, B=1, T=17, dtype=dtype)
+    want, got = run(mixer, x), run(mixer, x, backend=backend)
+    assert got.outs["o"].dtype == torch.complex64
+    assert_runs_agree(mixer, got, want, dtype)
+
+
 MATRIX = """in q[K] complex, k[K] complex, v[V] complex, u[V], th[K], t1, tv[V]
 in y[K] where norm[K](y) <= 1
 in a[K] where a <= 0
