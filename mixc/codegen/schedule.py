@@ -17,7 +17,7 @@ from mixc.ir.launch import Launch
 from mixc.ir.node import ROW, Node, postorder
 
 _ALIAS = ("rename", "expand")
-_WIDTH = 100
+_WIDTH, _WIDE = 100, 128  # orders that are followed at once, up to so many statements; of more fewer, as time allows
 _BLOCK = 6  # statements that are moved together, at most
 
 
@@ -126,6 +126,7 @@ class _Problem:
     def search(self) -> tuple[int, ...]:
         """The best order found."""
         live = sum(self.size[i] for i in _bits(self.first))
+        width = _WIDTH if self.count <= _WIDE else max(_WIDTH * _WIDE**2 // self.count**2, 8)
         beam: list[_Place] = [(live, 0.0, (), 0, self.first, live)]
         for _ in range(self.count):
             found: dict[int, _Place] = {}
@@ -143,7 +144,7 @@ class _Problem:
                 for new in ready:
                     if new[3] not in found or new[:3] < found[new[3]][:3]:
                         found[new[3]] = new
-            beam = sorted(found.values(), key=lambda s: s[:3])[:_WIDTH]
+            beam = sorted(found.values(), key=lambda s: s[:3])[:width]
         return beam[0][2]
 
     def earlier(self, path: tuple[int, ...]) -> tuple[int, ...]:
