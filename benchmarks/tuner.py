@@ -1,6 +1,8 @@
 """The tuner's figures: solver, defaults, model against the meter's counts, tuning time, tuned against default.
 
     python benchmarks/tuner.py solver defaults            seconds, needs nothing
+    python benchmarks/tuner.py spills --sizes 64 128      the defaults compiled: registers, spills (hours; kept in the
+                                                          cache's folder, so that a second run is quick)
     python benchmarks/tuner.py counts                     bytes and FLOPs of the model over the meter's (a minute)
     python benchmarks/tuner.py tune --names gated_delta_rule
     python benchmarks/tuner.py rank                       model and meter over candidates of five specs (slow)
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import statistics
 import subprocess
@@ -20,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +31,12 @@ import kernels as cases
 from gpu_cases import target_shape
 
 import mixc
-from mixc.autotune import narrow
+from mixc.autotune import cache, narrow
+from mixc.autotune.compiling import Failed, compile_all
 from mixc.autotune.schedule import Candidate
 from mixc.autotune.tuner import Schedule, label, schedule_of
 from mixc.codegen.config import Config
+from mixc.codegen.offline import Report
 from mixc.errors import SpecError
 from mixc.runtime.load import shipped
 from mixc.targets import find
@@ -103,6 +109,37 @@ def defaults(names: list[str]) -> dict[str, Any]:
         print(f"{name:30} {size:4} {seconds * 1e3:6.1f} ms  {told}", flush=True)
     print(f"median {statistics.median(times.values()) * 1e3:.1f} ms, slowest {max(times.values()) * 1e3:.1f} ms")
     return times
+
+
+# ------------------------------------------------------------ what the compiler makes of them
+def reports(s: Schedule, chosen: list[Candidate], workers: int, limit: float) -> list[Report | Failed]:
+    """Each compiled for the target; by kernel text and sizes each is compiled once on a machine."""
+    jobs = [s.job(c) for c in chosen]
+    keys = [asdict(job) | {"path": cache.digest(Path(job.path).read_text()), "label": "", "triton": cache.versions()["triton"]}
+            for job in jobs]
+    kept = [cache.get(k) for k in keys]
+    found: list[Report | Failed] = [
+        Failed("not compiled") if k is None else Failed(k["failed"]) if "failed" in k else Report(**k) for k in kept]
+    left = [i for i, k in enumerate(kept) if k is None]
+    for i, report in compile_all([jobs[i] for i in left], workers, limit):
+        found[left[i]] = report
+        cache.put(keys[left[i]], {"failed": str(report)} if isinstance(report, Failed) else asdict(report))
+    return found
+
+
+def spills(names: list[str], sizes: tuple[int, ...], workers: int, limit: float) -> dict[str, Any]:
+    """Registers that the model says and that the compiler takes, and what it spills, of every default's launches."""
+    found = {}
+    for name, size in itertools.product(names or sorted(shipped()), sizes):
+        for s in schedules([name], (size,)).values():
+            _, chosen = s.default()
+            for (launch, c), report in zip(chosen.items(), reports(s, [*chosen.values()], workers, limit), strict=True):
+                found[f"{name} {size} {launch}"] = asdict(report) if isinstance(report, Report) else {"failed": str(report)}
+                told = f"{report.registers:4} registers, {report.spill:6} B spilled" if isinstance(report, Report) else report
+                print(f"{name:28} {size:4} {launch:11} {label(c):34} {c.registers:5.0f} estimated, {told}", flush=True)
+    spilled = [n for n, r in found.items() if r.get("spill", 1)]
+    print(f"{len(spilled)} of {len(found)} spill or failed: {', '.join(spilled)}")
+    return found
 
 
 # ------------------------------------------------------------ against the meter
@@ -228,10 +265,13 @@ def tune(names: list[str], budget: float) -> dict[str, Any]:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("what", nargs="+", choices=["solver", "defaults", "counts", "tune", "rank"])
+    options.add_argument("what", nargs="+", choices=["solver", "defaults", "spills", "counts", "tune", "rank"])
     options.add_argument("--names", nargs="*", default=[], help="shipped specs; all with kernels")
     options.add_argument("--meter", type=Path, default=cases.METER)
     options.add_argument("--budget", type=float, default=55.0, help="seconds of one tuning")
+    options.add_argument("--sizes", nargs="*", type=int, default=SIZES, help="of heads, for spills")
+    options.add_argument("--workers", type=int, default=1, help="processes that compile, for spills")
+    options.add_argument("--limit", type=float, default=120.0, help="seconds of one compile, for spills")
     options.add_argument("--out", type=Path, metavar="FILE", help="figures as JSON")
     given = options.parse_args()
     found: dict[str, Any] = {}
@@ -240,6 +280,8 @@ def main() -> None:
             print(f"no meter at {given.meter}: {what} was left out")
         elif what in ("counts", "rank"):
             found[what] = (counts if what == "counts" else rank)(given.names, given.meter)
+        elif what == "spills":
+            found[what] = spills(given.names, given.sizes, given.workers, given.limit)
         elif what == "tune":
             found[what] = tune(given.names, given.budget)
         else:

@@ -220,7 +220,14 @@ class KernelWriter:
             """The factors of four levels, and what they multiply."""
             return 6.0 * numbers(n.args[2].dims, nominal) if n.op == "span_contract" else 0.0
         nominal = nominal_sizes(self.launch)
-        found = schedule(roots, held, lambda n: part(n) * numbers(n.dims, nominal), tiles.grouped, kept, within)
+        def wide(n: Node) -> bool | None:
+            """Has the product that a statement forms more columns than rows, where those are few (16 or 32 tokens)?"""
+            inner = [x for a in n.args if a.op in ("rename", "expand") or tiles.grouped(a) if (x := wide(a)) is not None]
+            if tiles.rows_of_tokens(n):
+                d = tiles.order(n)[1]
+                inner.append(d not in (ROW, COL, "_u") and nominal[d] > 32)
+            return any(inner) if inner else None
+        found = schedule(roots, held, lambda n: part(n) * numbers(n.dims, nominal), tiles.grouped, kept, within, wide)
         placed = {*found.statements, *held}
         for n, there in found.alive:
             formed = [n, *(x for x in postorder(n.args, placed) if x not in placed)]

@@ -46,14 +46,16 @@ class Order:
 
 def schedule(roots: list[Node], held: set[Node], size: Callable[[Node], float],
              inside: Callable[[Node], bool] = lambda n: False, kept: tuple[Node, ...] = (),
-             within: Callable[[Node], float] = lambda n: 0.0) -> Order:
+             within: Callable[[Node], float] = lambda n: 0.0,
+             wide: Callable[[Node], bool | None] = lambda n: None) -> Order:
     """Every statement below `roots`, ordered.
 
     Args:
         held: tiles that are there from the beginning (what the loop carries).
         size: of a node's tile. inside: does a node stand in the expression that uses it?
         kept: roots that stay alive to the end; the others are stored as soon as they are formed.
-        within: what a statement needs while it runs, beside what it takes and makes."""
+        within: what a statement needs while it runs, beside what it takes and makes.
+        wide: has the product that a statement forms more columns than rows, if its rows are tokens?"""
     order, needs = [], dict[Node, set[Node]]()
     for n in postorder(roots):
         needs[n] = set().union(*(needs[a] if _passes(a, inside) and a not in held else {a} for a in n.args))
@@ -61,7 +63,7 @@ def schedule(roots: list[Node], held: set[Node], size: Callable[[Node], float],
             order.append(n)
     big = [n for n in order if n.args and n not in held and (size(n) >= 1 or any(size(a) >= 1 for a in needs[n]))]
     problem = _Problem(big, needs, held, size, {source(k) for k in kept}, within)
-    path = problem.earlier(problem.search())
+    path = problem.wide_last(problem.earlier(problem.search()), [wide(n) for n in big])
     made = [big[i] for i in path]
     statements = _with_the_rest(made, order, needs, held, roots)
     return Order(statements, list(zip(made, problem.alive(path), strict=True)), _vectors(statements, needs))
@@ -165,6 +167,28 @@ class _Problem:
                         path, best = moved, cost
                         break
         return path
+
+    def wide_last(self, path: tuple[int, ...], wide: list[bool | None]) -> tuple[int, ...]:
+        """The same with narrow products before the last wide one, where they do not need it.
+
+        Triton gives all products of a loop that have few rows one layout, by the last: if that is wide the warps divide
+        the columns of each among them, else every warp forms all of all (8 warps, 16 rows: 8 times the registers)."""
+        at = max((k for k, i in enumerate(path) if wide[i]), default=len(path))
+        behind, first = list(path[at + 1:]), list[int]()
+        for i in path[at + 1:]:
+            chain = self._chain(i, behind) if wide[i] is False else []
+            if not any(self.needs_computed[j] >> path[at] & 1 for j in chain):
+                first += [j for j in chain if j not in first]
+        return (*path[:at], *first, *path[at:at + 1], *(i for i in behind if i not in first))
+
+    def _chain(self, i: int, among: list[int]) -> list[int]:
+        """A statement behind those of `among` that it needs."""
+        wanted, out = {i}, list[int]()
+        for j in reversed(among):
+            if j in wanted:
+                out.append(j)
+                wanted |= set(_bits(self.needs_computed[j]))
+        return out[::-1]
 
     def _cost(self, path: tuple[int, ...]) -> tuple[float, float]:
         """Peak and sum of live sizes."""
