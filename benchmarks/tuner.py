@@ -115,7 +115,8 @@ def defaults(names: list[str]) -> dict[str, Any]:
 def reports(s: Schedule, chosen: list[Candidate], workers: int, limit: float) -> list[Report | Failed]:
     """Each compiled for the target; by kernel text and sizes each is compiled once on a machine."""
     jobs = [s.job(c) for c in chosen]
-    keys = [asdict(job) | {"path": cache.digest(Path(job.path).read_text()), "label": "", "triton": cache.versions()["triton"]}
+    triton = cache.versions()["triton"]
+    keys = [asdict(job) | {"path": cache.digest(Path(job.path).read_text()), "label": "", "triton": triton}
             for job in jobs]
     kept = [cache.get(k) for k in keys]
     found: list[Report | Failed] = [
@@ -133,10 +134,12 @@ def spills(names: list[str], sizes: tuple[int, ...], workers: int, limit: float)
     for name, size in itertools.product(names or sorted(shipped()), sizes):
         for s in schedules([name], (size,)).values():
             _, chosen = s.default()
-            for (launch, c), report in zip(chosen.items(), reports(s, [*chosen.values()], workers, limit), strict=True):
-                found[f"{name} {size} {launch}"] = asdict(report) if isinstance(report, Report) else {"failed": str(report)}
-                told = f"{report.registers:4} registers, {report.spill:6} B spilled" if isinstance(report, Report) else report
-                print(f"{name:28} {size:4} {launch:11} {label(c):34} {c.registers:5.0f} estimated, {told}", flush=True)
+            for c, report in zip(chosen.values(), reports(s, [*chosen.values()], workers, limit), strict=True):
+                good = isinstance(report, Report)
+                found[f"{name} {size} {c.launch}"] = asdict(report) if good else {"failed": str(report)}
+                told = f"{report.registers:4} registers, {report.spill:6} B spilled" if good else report
+                print(f"{name:28} {size:4} {c.launch:11} {label(c):34} {c.registers:5.0f} estimated, {told}",
+                      flush=True)
     spilled = [n for n, r in found.items() if r.get("spill", 1)]
     print(f"{len(spilled)} of {len(found)} spill or failed: {', '.join(spilled)}")
     return found
