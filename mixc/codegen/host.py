@@ -50,7 +50,11 @@ def precision(dtype):
     return "tf32" if dtype != torch.float32 or torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
 
 
-def operand(dtype):
+def operand(dtype, *summed):
+    """What products round their operands to: TF32 beside the inverse of sums over few entries, whose rounding would not
+    average out."""
+    if min(summed, default=32) < 32:
+        return tl.float32
     return {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}[dtype]
 
 

@@ -302,7 +302,8 @@ class Module:
             pairs.append(f"HAS_INITIAL={'has_final' if reverse else 'has_initial'}")
             wanted = any(self._maker(c.name + "_initial") is kernel for c in kernel.launch.carries) if reverse else True
             pairs.append(f"STORE_FINAL={('any(ctx.has_initial)' if wanted else False) if reverse else 'seqs.want_final'}")
-        pairs += [f"OPERAND=operand({self._out_dtype()})", f"PRECISION=precision({self._out_dtype()})",
+        over = "".join(f", {d}" for d in kernel.launch.inverse_over())
+        pairs += [f"OPERAND=operand({self._out_dtype()}{over})", f"PRECISION=precision({self._out_dtype()})",
                   f"STAGES={tile}['stages']", f"num_warps={tile}['warps']", f"**registers({tile}['warps'])"]
         call = [f"if {grid} > 0:", f"    {kernel.launch.name}[({grid},)]("]
         call += [f"        {line}" for line in packed([*given, *pairs], 100)]

@@ -91,8 +91,10 @@ def job_of(path: str, kernel: Kernel, sizes: dict[str, int], blocks: dict[str, i
 
     Args:
         sizes: of every dim the kernel names; blocks: their blocks. dtype: of the tensors."""
+    narrow = min((sizes[d] for d in kernel.launch.inverse_over()), default=32) < 32  # as `operand` of an emitted module has it
     given: dict[str, Any] = {**sizes, "C": C, **{f"B{d}": blocks[d] for d in sizes}, "TURNS": turns, "SIGN": 1, "RAGGED": False,
-                             "KEEP": keep, "HELD": held, "STARTED": False, "SEGMENT": segment, "HAS_INITIAL": False, "STORE_FINAL": False, "OPERAND": dtype,
+                             "KEEP": keep, "HELD": held, "STARTED": False, "SEGMENT": segment, "HAS_INITIAL": False, "STORE_FINAL": False,
+                             "OPERAND": "fp32" if narrow else dtype,
                              "PRECISION": "ieee" if not target.startswith("sm_") else "tf32" if dtype != "fp32" else "tf32x3",
                              "STAGES": stages}
     types = signature(kernel, dtype)

@@ -79,10 +79,9 @@ def _sharp(node: Node) -> bool:
 
 
 def operand_of(nodes: Iterable[Node]) -> str:
-    """The dtype that products round their operands to.  Where an inverse may be large no range proves that a step
-    shrinks what was rounded before it: the errors of half operands add up, so these products are formed in TF32."""
-    large = any(n.op == "unit_inverse" and not n.attr("small") for n in nodes)
-    return "tl.float32" if large else "OPERAND"
+    """The dtype that products round their operands to.  Where no range proves that a step keeps errors from growing
+    those of half operands would add up: these products are formed in TF32."""
+    return "tl.float32" if any(n.op == "unit_inverse" and n.attr("grows") for n in nodes) else "OPERAND"
 
 
 def _entrywise(node: Node) -> bool:

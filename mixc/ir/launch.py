@@ -105,6 +105,11 @@ class Launch:
     def nodes(self) -> list[Node]:
         return list(postorder([*self.roots(), *self.replay]))
 
+    def inverse_over(self) -> list[str]:
+        """The dims that the products inside inverses sum over."""
+        inside = postorder([n for n in self.nodes() if n.op == "unit_inverse"])
+        return sorted({d for n in inside if n.op == "contract" for d in feature_dims(n.args[0]) if d not in n.dims})
+
     def varying(self) -> set[Node]:
         """What differs from chunk to chunk: below it, the body of the loop."""
         out: set[Node] = set()

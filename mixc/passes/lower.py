@@ -9,23 +9,42 @@ Forward and backward then share the inverse, and the factors of every decay.
 from __future__ import annotations
 
 from mixc.ir.build import at_col, contract, make, rename
-from mixc.ir.node import COL, ROW, Node
+from mixc.ir.launch import feature_dims
+from mixc.ir.node import COL, ROW, Node, postorder
 from mixc.ir.program import Program
 from mixc.ir.ranges import magnitude, proving
 from mixc.passes.simplify import rewrite, simplify
 from mixc.passes.tangent import without_tangents
 
 
+DECAYS = ("segsum", "segprod", "span_contract")  # over the rows between two
+
+
 def solve_by_inverse(n: Node) -> Node | None:
     """M^-1 y as a product with the inverse, where one matrix serves all columns.  (`small`: no entry of L exceeds 1,
-    so that products of TF32 form it to 1e-3.)"""
+    so that products of TF32 form it to 1e-3; `grows`: nothing says that a step keeps errors from growing.)"""
     if n.op != "solve" or len(n.args[0].dims) > 2:
         return None
-    X, y = make("unit_inverse", n.args[0], small=magnitude(n.args[0]) <= 1), n.args[1]
+    small = magnitude(n.args[0]) <= 1
+    X, y = make("unit_inverse", n.args[0], small=small, grows=not small or not _shrinks(n.args[0])), n.args[1]
     if COL not in y.dims:
         return contract(rename(X, **{ROW: COL, COL: ROW}) if n.attr("transposed") else X, at_col(y), y.dims)
     X = rename(X, **({ROW: "_u", COL: ROW} if n.attr("transposed") else {COL: "_u"}))
     return contract(X, rename(y, **{ROW: "_u"}), y.dims)
+
+
+def _shrinks(L: Node) -> bool:
+    """Whether the steps that L is made of have decays, or write where they erase: I - b k k^T, but not I + b a^T."""
+    below = list(postorder([L]))
+    products = [n.args for n in below if n.op == "contract"]
+    return any(n.op in DECAYS for n in below) or all(_address(a) is _address(b) for a, b in products)
+
+
+def _address(n: Node) -> Node:
+    """Without strengths, and on whichever row."""
+    while n.op in ("rename", "neg", "mul"):
+        n = next((a for a in n.args if feature_dims(a)), n.args[0])
+    return n
 
 
 def span_by_factors(n: Node) -> Node | None:
