@@ -16,7 +16,6 @@ from mixc.ir.ranges import magnitude, proving
 from mixc.passes.simplify import rewrite, simplify
 from mixc.passes.tangent import without_tangents
 
-
 DECAYS = ("segsum", "segprod", "span_contract")  # over the rows between two
 
 
