@@ -77,6 +77,44 @@ def remember_types() -> None:
     interpreter._get_np_dtype = numpy_type
 
 
+def remember_shapes() -> None:
+    """The shape of a value, found once for every type; operands of one shape are not broadcast to it, nor those of the
+    dtype of a result cast to it."""
+    import triton.language as tl
+    from triton.language import semantic
+
+    types, shapes = dict[tuple[int, ...], Any](), dict[tuple[int, ...], tuple[Any, Any]]()
+    new_type, new_tensor = tl.block_type.__init__, tl.tensor.__init__
+    broadcast, convert = semantic.TritonSemantic.broadcast_impl_value, semantic.TritonSemantic.cast
+
+    def block_type(self: Any, element_ty: Any, shape: Any) -> None:
+        key = (id(element_ty), *(getattr(size, "value", size) for size in shape))
+        if key in types:
+            self.__dict__.update(types[key].__dict__)
+        else:
+            new_type(self, element_ty, shape)
+            types[key] = self  # which holds the element type, so that its id stays its own
+
+    def tensor(self: Any, handle: Any, type: Any) -> None:
+        key = (*type.shape,) if type.is_block() else ()
+        if key in shapes:
+            self.handle, self.type, self.dtype = handle, type, type.scalar
+            self.shape, self.numel = shapes[key]
+        else:
+            new_tensor(self, handle, type)
+            shapes[key] = self.shape, self.numel
+
+    def broadcast_impl_value(self: Any, lhs: Any, rhs: Any) -> tuple[Any, Any]:
+        return (lhs, rhs) if lhs.shape is rhs.shape else broadcast(self, lhs, rhs)
+
+    def cast(self: Any, value: Any, to: Any, *rest: Any) -> Any:
+        return value if value.dtype is to else convert(self, value, to, *rest)
+
+    semantic.TritonSemantic.cast = cast
+    tl.block_type.__init__, tl.tensor.__init__ = block_type, tensor
+    semantic.TritonSemantic.broadcast_impl_value = broadcast_impl_value
+
+
 def amend() -> None:
     """For the rest of the process."""
     from triton.runtime import interpreter
@@ -85,6 +123,7 @@ def amend() -> None:
 
     patch_once()
     remember_types()
+    remember_shapes()
     interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
     ScanOps.generic_scan = scan_by_rows
 
