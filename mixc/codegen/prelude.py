@@ -10,6 +10,13 @@ def dot(a, b, OPERAND: tl.constexpr, PRECISION: tl.constexpr, x=None):
 
 
 @triton.jit
+def formed(x):
+    """x itself. The left side of a product Triton forms, from what is loaded on, where the product wants it: in every
+    warp that has its rows, that is in all. What stands in a sum, here of one term, is formed once."""
+    return tl.sum(x[None, :, :], 0)
+
+
+@triton.jit
 def inside(index, SIZE: tl.constexpr, BLOCK: tl.constexpr):
     """Which entries of a block lie in their dim: all, where blocks divide it."""
     if SIZE % BLOCK == 0:

@@ -112,6 +112,21 @@ def _only_operands(nodes: list[Node], roots: list[Node]) -> set[Node]:
     return {n for n in used - others if n.args and len(n.dims) == 2}
 
 
+def _worked_out(node: Node) -> bool:
+    """Is a matrix formed, entry by entry, of several that are loaded, or of one by more than scaling it?"""
+    loads, stack, more = set[Node](), [node], False
+    while stack:
+        n = stack.pop()
+        if len(n.dims) < 2:
+            continue
+        if n.args and n.op not in ("rename", "expand") and not _entrywise(n):
+            return False
+        loads |= set() if n.args else {n}
+        more = more or bool(n.args) and n.op not in ("mul", "neg", "live", "rename", "expand")
+        stack += n.args
+    return more and bool(loads) or len(loads) > 1
+
+
 class Tiles:
     """Writes values into `lines`; `names` maps a node to the tile that holds it.
 
@@ -145,6 +160,7 @@ class Tiles:
         self.taken = {*taken, *kwlist}  # what `not` forms is no `not`
         self.rank = {d: i for i, d in enumerate((ROW, COL, "_u", *header))}
         self.raw: set[Node] = set()  # loaded tiles, still in the dtype of their tensor
+        self.lefts = {source(left) for n in nodes if (left := self.rows_of_tokens(n))}
 
     # ------------------------------------------------------------ names
     def fresh(self, base: str) -> str:
@@ -188,6 +204,8 @@ class Tiles:
                 self.names[node] = self.leaf(node)
             else:
                 code = self.expression(node)
+                if node in self.operands and node in self.lefts and _worked_out(node):
+                    code = f"formed({code})"
                 if node in self.operands:
                     code = f"{_atom(code)}.to(OPERAND)"
                 if node not in self.names:  # or formed together with another

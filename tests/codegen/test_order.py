@@ -1,0 +1,38 @@
+"""What Triton makes of products with few rows depends on how a kernel's statements stand: see `wide_last`, `formed`."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+
+import mixc
+from mixc.autotune.trace import Trace
+from mixc.codegen.config import Config, Tile
+from mixc.codegen.triton_program import kernels
+
+ALONG = ("fwd_for_K", "bwd_for_K", "bwd_along_K")
+
+
+def text_of(name: str, launches: tuple[str, ...]) -> str:
+    return kernels(mixc.load(name).declared).text(Config(tuple((n, Tile(16)) for n in launches)))
+
+
+@pytest.mark.parametrize("name,launch", [
+    ("delta_rule", "bwd_along_K"), ("comba", "bwd_along_K"), ("mlstm", "bwd_along_K"), ("titans_linear", "bwd"),
+    ("gated_oja_rule", "fwd"), ("simple_gla", "bwd"), ("gated_delta_rule", "bwd")])
+def test_the_last_product_with_few_rows_is_wide(name: str, launch: str) -> None:
+    """It gives all of them its layout: warps divide the columns, or each forms all."""
+    tree = ast.parse(text_of(name, ALONG if launch in ALONG else ("fwd", "bwd")))
+    products = Trace(tree, f"{name}_{launch}", 16, 2, ["K", "V", "D", "N"]).counts.products
+    few = [columns for rows, columns, _, times, _ in products if rows == (16.0, ()) and times[1] == ("chunks",)]
+    assert (16.0, ()) in few  # there are narrow ones
+    assert few[-1][1], "the last one has as many columns as rows"
+
+
+@pytest.mark.parametrize("name,formed", [("linear_attention_normalised", True), ("rotary_linear_attention", True),
+                                         ("simple_gla", False), ("delta_rule", False)])
+def test_a_left_side_that_takes_work_is_formed_once(name: str, formed: bool) -> None:
+    """And one that is only scaled stands as it is."""
+    kernel = text_of(name, ("fwd", "bwd")).partition(f"def {name}_bwd(")[2]
+    assert ("formed(" in kernel) is formed
