@@ -122,9 +122,9 @@ def _worked_out(node: Node) -> bool:
         if n.args and n.op not in ("rename", "expand") and not _entrywise(n):
             return False
         loads |= set() if n.args else {n}
-        more = more or bool(n.args) and n.op not in ("mul", "neg", "live", "rename", "expand")
+        more = more or (bool(n.args) and n.op not in ("mul", "neg", "live", "rename", "expand"))
         stack += n.args
-    return more and bool(loads) or len(loads) > 1
+    return (more and bool(loads)) or len(loads) > 1
 
 
 class Tiles:
