@@ -19,6 +19,7 @@ from mixc.autotune.trace import counts_of
 from mixc.codegen.config import Config
 from mixc.codegen.names import own_names
 from mixc.ir.program import Program
+from mixc.passes.context import has_context
 from mixc.targets import Target
 
 FALLBACK = 32  # rows of a chunk where the number of products depends on it
@@ -139,4 +140,6 @@ def explained(step: Program) -> str:
         return ""
     at = ", ".join(f"{n} = {s}" for n, s in sizes.items())
     head = "16-bit tensors, whole blocks, a state kept for the backward every L rows; at " + at + ", C = 32, L = 64:"
+    if has_context(step):
+        lines.append("- before them torch forms what is read of earlier tokens and of positions; neither its bytes nor the bound count that")
     return "\n".join(["", "## What the launches move and multiply", "", head, "", *lines, ""])

@@ -12,7 +12,6 @@ import torch
 
 from mixc.errors import Diagnostic, InputError, Source, SpecError
 from mixc.ir.program import Program
-from mixc.passes.context import has_context
 from mixc.runtime import arguments, backends, checks, describe, library, quick
 from mixc.runtime.call import Call, histories
 
@@ -248,7 +247,7 @@ class Mixer:
         from mixc.codegen.derivation import explain
 
         text = explain(self.declared)
-        if not (backends.has_torch_program(self) and backends.has_chunk_program(self)) or has_context(self.declared):
+        if not backends.has_chunk_program(self):
             return text
         from mixc.autotune.closed import explained
 

@@ -42,3 +42,10 @@ def test_explain_says_them() -> None:
 @pytest.mark.parametrize("name", ["mamba1", "lru"])
 def test_inputs_called_B_and_C_are_no_sizes(name: str) -> None:
     assert "at this shape" in mixc.load(name).explain()
+
+
+def test_steps_that_look_back_have_costs_and_say_what_these_leave_out() -> None:
+    for name in ("short_conv", "rotary_linear_attention"):
+        text = mixc.load(name).explain()
+        assert "## What the launches move and multiply" in text
+        assert "neither its bytes nor the bound count that" in text
