@@ -141,5 +141,6 @@ def explained(step: Program) -> str:
     at = ", ".join(f"{n} = {s}" for n, s in sizes.items())
     head = "16-bit tensors, whole blocks, a state kept for the backward every L rows; at " + at + ", C = 32, L = 64:"
     if has_context(step):
-        lines.append("- before them torch forms what is read of earlier tokens and of positions; neither its bytes nor the bound count that")
+        lines.append("- before them torch forms what is read of earlier tokens and of positions; "
+                     "neither the bytes nor the bound count that")
     return "\n".join(["", "## What the launches move and multiply", "", head, "", *lines, ""])

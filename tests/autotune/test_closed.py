@@ -48,4 +48,4 @@ def test_steps_that_look_back_have_costs_and_say_what_these_leave_out() -> None:
     for name in ("short_conv", "rotary_linear_attention"):
         text = mixc.load(name).explain()
         assert "## What the launches move and multiply" in text
-        assert "neither its bytes nor the bound count that" in text
+        assert "neither the bytes nor the bound count that" in text
