@@ -54,6 +54,26 @@ _BODIES = {
         state h[D]
         h = where(r > 0.5, 0, f * h) + x
         out o[D] = h""",
+    "best_since_a_reset": """
+        in r, x[D]
+        state h[D] = -inf
+        h = where(r > 0.5, x, maximum(h - 0.1, x))
+        out o[D] = h""",
+    "log_sum_since_a_reset": """
+        in r, x[D], a[D] where a <= 0
+        state h[D] = -inf
+        h = logaddexp(a + where(r > 0.5, -inf, h), x)
+        out o[D] = h""",
+    "what_was_there_last": """
+        in r[D], x[D]
+        state h[D] = -inf
+        h = where(r > 0.2, x, h)
+        out o[D] = where(h > -100, h, 0)""",
+    "since_when": """
+        in r, x[D]
+        state n = inf
+        n = where(r > 0.5, 0, n + 1)
+        out o[D] = exp(-n) * x""",
     "between": """
         in f[D], x[D]
         state h[D]

@@ -16,6 +16,7 @@ from mixc.ir.blocks import block_scan, component
 from mixc.ir.build import expand, is_number, make, number, plus, times, where
 from mixc.ir.node import ROW, Node, depends
 from mixc.ir.program import Decl, Program
+from mixc.ir.ranges import bounds
 from mixc.ir.scans import at_edge, previous
 
 MOST = 3
@@ -38,6 +39,9 @@ def block_rows(step: Program, states: list[Decl]) -> list[Row] | None:
 
 
 def affine_rows(step: Program, states: list[Decl]) -> list[Row] | None:
+    """None also where one starts at an infinity, which a factor of 0 does not forget.  Call inside `proving(step)`."""
+    if any(bounds(s.leaf()).infinite for s in states):
+        return None
     walk = _Walk(step, states)
     rows = [walk.row(step.result("next", s.name)) for s in states]
     found = [r for r in rows if r is not None]

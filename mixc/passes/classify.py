@@ -13,7 +13,7 @@ from dataclasses import replace
 from mixc.errors import Diagnostic, Span
 from mixc.ir.node import Node, number, postorder
 from mixc.ir.program import Decl, Group, Program
-from mixc.ir.ranges import proving
+from mixc.ir.ranges import bounds, proving
 from mixc.passes.advice import advice
 from mixc.passes.affine import Affine, AffineForms
 from mixc.passes.block import MOST, block_rows
@@ -192,6 +192,9 @@ def why_not_chunk(step: Program, states: list[Decl]) -> tuple[str, Span | None] 
         return f"{several} is complex", states[0].span
     if len(states) > MOST or any(set(s.dims) != set(states[0].dims) for s in states):
         return f"{several} are coupled: each is read by the next one's update", states[0].span
+    for s in states:
+        if bounds(s.leaf()).infinite:
+            return f"{s.name} starts at an infinity, which no factor of 0 forgets", s.span
     forms = affine_forms(step, states)
     found: list[Affine] = []
     for s in states:

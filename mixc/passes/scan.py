@@ -36,8 +36,9 @@ def scan_form(step: Program, state: Decl) -> ScanForm | None:
     if rows is not None and state.leaf() in set(postorder([update])):
         return ScanForm("affine", rows[0].a[0], rows[0].b)
     for combine, rules in _RULES.items():
-        form = _Walk(step, state, combine, rules).form(update)
-        if form is not None:
+        walk = _Walk(step, state, combine, rules)
+        form = walk.form(update)
+        if form is not None and form.b is not walk.nothing:
             return form
     return None
 
@@ -153,6 +154,22 @@ def _joined(op: str) -> Rule:
     return rule
 
 
+def _chosen(w: _Walk, n: Node) -> ScanForm | None:
+    """where(c, h, x), `c` and `x` free: x forgets all that was there by an infinity, which a start at the other one is
+    not forgotten by."""
+    cond, *sides = n.args
+    start = bounds(number(0) if w.state.init is None else w.state.init)
+    if start.infinite and w.nothing.attr("value") in (-start.low, -start.high):
+        return None
+    found = [w.of(w.nothing, x) if w.free(x) else w.form(x) for x in sides]
+    x, y = found
+    if x is None or y is None or not w.free(cond):
+        return None
+    if w.nothing in sides and (x.b is w.nothing) != (y.b is w.nothing):  # ties, whose gradient a maximum would split
+        return None
+    return w.of(*(p if p is q else make("where", cond, p, q) for p, q in ((x.a, y.a), (x.b, y.b))))
+
+
 def _log_of_sum(w: _Walk, n: Node) -> ScanForm | None:
     """log(exp(h + a) + exp(b)) = logaddexp(h + a, b)"""
     total = n.args[0]
@@ -167,7 +184,8 @@ def _log_of_sum(w: _Walk, n: Node) -> ScanForm | None:
 
 
 def _tropical(op: str, times: bool) -> dict[str, Rule]:
-    moved: dict[str, Rule] = {"mul": _scaled} if times else {"add": _shifted, "sub": _shifted_back}
+    moved: dict[str, Rule] = {"mul": _scaled} if times else {
+        "add": _shifted, "sub": _shifted_back, "where": _chosen}
     return {**moved, op: _joined(op), "expand": _same}
 
 

@@ -52,6 +52,11 @@ def test_blocks_of_two_or_three_states():
     ("in x[D], a[D]\nstate h[D]\nh = h - a * (h - x) / 2\nout o[D] = h", "scan"),
     ("in x[D], a[D], r\nstate h[D]\nh = where(r > 0, a * h, x)\nout o[D] = h", "scan"),
     ("in x[D], a[D]\nstate h[D]\nh = where(h > 0, a * h, x)\nout o[D] = h", "sequential"),
+    # a factor of 0 forgets no infinity, a term of the other one does
+    ("in x[D], r\nstate h[D] = -inf\nh = where(r > 0, x, h)\nout o[D] = h", "scan"),
+    ("in x[D], r\nstate h[D] = inf\nh = where(r > 0, x, maximum(h, x))\nout o[D] = h", "sequential"),
+    ("in x[D], r\nstate h[D] = -inf\nh = where(r > 0, 0, 0.5 * h) + x\nout o[D] = h", "sequential"),
+    ("in x[D], r\nstate h[D]\nh = where(r > 0, x, maximum(h, x))\nout o[D] = h", "scan"),
 ])
 def test_forms(text, form):
     assert set(body(text).form.values()) == {form}
