@@ -118,18 +118,19 @@ class KernelWriter:
 
     def _load_cotangent(self, node: Node) -> str:
         self.cots.append(node.attr("name"))
-        return self._load_own("d" + node.attr("name"), node.dims)
+        return self._load_own("d" + node.attr("name"), node.dims, 0)
 
     def _load_given(self, node: Node) -> str:
         self.given[node.attr("name")] = tuple(d for d in node.dims if d != ROW)
-        return self._load_own(node.attr("name"), node.dims)
+        return self._load_own(node.attr("name"), node.dims, node.attr("behind"))
 
-    def _load_own(self, tensor: str, dims: tuple[str, ...]) -> str:
-        """Rows of a tensor [B, T, H, dims...] of the module's own."""
+    def _load_own(self, tensor: str, dims: tuple[str, ...], behind: float | None) -> str:
+        """Rows of a tensor [B, T, H, dims...] of the module's own; behind the end 0, or the last one, if any may stand there."""
         name = tensor if self.row == "row" else self.tiles.fresh(f"{tensor}_{self.row}")
-        stride, past = self._row_stride(dims), self.row != "row"
-        self.body.append(f"{name} = tl.load({tensor}_ptr + {self.row} * {group(stride)}"
-                         f"{plus(self._row_offset(stride, dims))}{self._guard(dims, rows=not past)})")
+        stride, masked = self._row_stride(dims), self.row == "row" and behind is not None
+        offset = self._row_offset(stride, dims) if masked else self._row_offset(stride, dims, self.held)
+        self.body.append(f"{name} = tl.load({tensor}_ptr + {self.row} * {group(stride)}{plus(offset)}"
+                         f"{self._guard(dims, rows=masked)})")
         return name
 
     def _load_param(self, node: Node) -> str:

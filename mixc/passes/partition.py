@@ -128,7 +128,9 @@ def handed_on(forward: Program, backward: Program, d: str, keeps: tuple[str, ...
     rows = _rows([n for n, leaf in found.handed.items() if leaf in used], left, forward)
     if not rows:
         return ()
-    saved = {n: make("saved", name=s.name, dims=n.dims) for n, s in rows.items()}
+    # behind the end, cotangents are 0; other values are divided by, or worse
+    behind = {n: 0 if n in found.linear else None for n in rows}
+    saved = {n: make("saved", name=s.name, dims=n.dims, behind=behind[n]) for n, s in rows.items()}
     early = {n: leaf for n, leaf in saved.items() if n not in found.linear}
     stores = (*left, *(s for n, s in rows.items() if n not in early and s not in left))
     read = _needed(carries, [s.value for s in stores])

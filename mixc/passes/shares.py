@@ -57,7 +57,7 @@ class Along:
     def _form(self, n: Node) -> Node | None:
         if not n.args:
             return n if n.op != "index" or self.d not in n.dims else None
-        if any(a not in self.formed for a in n.args):
+        if any(a not in self.formed for a in n.args) or self._picks(n):
             return None
         shares = [i for i, a in enumerate(n.args) if a in self._shares]
         summed = self.d not in n.dims and any(self.d in a.dims for a in n.args)
@@ -70,6 +70,10 @@ class Along:
             return None
         self._shares.add(n)
         return self._of(n, joint)
+
+    def _picks(self, n: Node) -> bool:
+        """Which entries are the largest, which was loaded: formed again, to the last bit, perhaps none is."""
+        return n.op == "eq" and any(_bare(a).op in ("max", "min") and _bare(a) in self.handed for a in n.args)
 
     def _jointly(self, n: Node, shares: list[int], summed: bool) -> tuple[int, ...] | None:
         """The arguments of which a share is taken; None where the value is not linear in those that are shares."""
@@ -84,6 +88,12 @@ class Along:
     def _of(self, n: Node, joint: tuple[int, ...]) -> Node:
         new = [self.share(a) if i in joint else self.formed[a] for i, a in enumerate(n.args)]
         return n if tuple(new) == n.args else make(n.op, *new, span=n.span, **dict(n.attrs))
+
+
+def _bare(n: Node) -> Node:
+    while n.op in ("rename", "expand"):
+        n = n.args[0]
+    return n
 
 
 def _is_row(n: Node) -> bool:

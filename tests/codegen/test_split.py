@@ -106,6 +106,27 @@ def test_rows_handed_on_to_programs_that_divide_a_dim(name):
         torch.testing.assert_close(x, want[what], rtol=1e-4, atol=1e-4, msg=lambda m, what=what: f"{what}: {m}")
 
 
+LOADED = {  # what was wrong of rows that are handed on: the body
+    "which entry is the largest, of values formed again":
+        ("K", "m = maximum(m - 0.05, k)\nS = S + k * v\nout o[V] = q @ S\nout top = max(m)"),
+    "zeros behind the end, that are divided by":
+        ("V", "m = m + k\nS = S + 0.5 * k * (v - k @ S)\nr = q @ S\nout o[V] = r * (q @ m)\nout top = max(r)"),
+}
+
+
+@pytest.mark.parametrize("what", LOADED)
+def test_rows_that_are_loaded_again(what):
+    """Their gradients were 0 / 0."""
+    d, body = LOADED[what]
+    step = mixc.loads(f"mixer m(K, V) {{\nin q[K], k[K], v[V]\nstate S[K, V], m[K]\n{body}\n}}").declared
+    made, names = kernels(step), (f"fwd_for_{d}", f"bwd_for_{d}", f"bwd_along_{d}")
+    assert (names[:1], names[1:]) in made.plans
+    want, got = (outcome(load_text(made.text(Config(tuple((n, Tile(16, ((d, 16),))) for n in launches), 32))), step,
+                         B=2, T=37, H=1, sizes=dict(K=17, V=20)) for launches in (("fwd", "bwd"), names))
+    for what, x in got.items():
+        torch.testing.assert_close(x, want[what], rtol=1e-3, atol=1e-3, msg=lambda m, what=what: f"{what}: {m}")
+
+
 def test_what_no_gradient_reads_is_carried_by_every_cut():
     """The gradients to initial Z and L were memory that no launch had written."""
     made = kernels(mixc.loads("""mixer m(K, V) {
