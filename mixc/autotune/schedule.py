@@ -75,11 +75,10 @@ class LaunchSpace:
     """The space of one launch of a module.
 
     Args:
-        name: as a Config names it. chunks: rows of a chunk that are searched."""
+        name: as a Config names it."""
 
-    def __init__(self, name: str, variants: list[Variant], target: Target, shape: Shape,
-                 chunks: Sequence[int] = CHUNKS):
-        self.name, self.variants, self.target, self.shape, self.chunks = name, variants, target, shape, chunks
+    def __init__(self, name: str, variants: list[Variant], target: Target, shape: Shape):
+        self.name, self.variants, self.target, self.shape = name, variants, target, shape
         self.kernel = variants[0].kernel
 
     def traces(self, of: Variant) -> list[tuple[list[int], Counts, bool]]:
@@ -87,7 +86,7 @@ class LaunchSpace:
         rows are sequences, and there is a trace for weights that are held, one for those that are read every token."""
         launch, sizes = of.kernel.launch, dict(self.shape.dims)
         cells = launch.loop == "cells"
-        rows = [c for c in self.chunks if c <= max(16, padded(self.shape.B if cells else self.shape.T))]
+        rows = [c for c in CHUNKS if c <= max(16, padded(self.shape.B if cells else self.shape.T))]
         whole = tuple((f"B{d}", padded(sizes[d])) for d in of.kernel.dims if d not in launch.split) if cells else ()
         def counts(C: int | None, held: bool) -> Counts | None:
             return counts_of(of.text, launch.name, C, self.shape.operand, tuple(of.kernel.dims),
@@ -163,16 +162,37 @@ class LaunchSpace:
         return space, model
 
     @cached_property
-    def by_segment(self) -> dict[int, tuple[float, Callable[[], Candidate]]]:
-        """The best of every segment.
+    def _fitting(self) -> dict[tuple[int, int], tuple[float, Callable[[], Candidate]]]:
+        """By rows of a chunk and of a segment: the best point that keeps the estimates."""
+        found = dict[tuple[int, int], tuple[float, Callable[[], Candidate]]]()
+        for space, model in self.spaces:
+            for seconds, point in space.ranked(lambda model=model: model.estimated.rank):
+                key = point["C"], point["segment"]
+                if key not in found or seconds < found[key][0]:
+                    found[key] = seconds, partial(self.candidate, point, model, model.estimated)
+        return found
+
+    def fits(self, chunk: int = 0) -> bool:
+        """Has it a point that keeps the estimates? `chunk`: with so many rows (0: any)."""
+        return any(chunk in (0, C) for C, _ in self._fitting)
+
+    def by_segment(self, chunk: int = 0) -> dict[int, tuple[float, Callable[[], Candidate]]]:
+        """The best of every segment, with so many rows a chunk (0: any).
 
         Raises:
             Infeasible: the limits of the target leave none."""
         found: dict[int, tuple[float, Callable[[], Candidate]]] = {}
+        for (C, segment), (seconds, make) in self._fitting.items():
+            if chunk in (0, C) and (segment not in found or seconds < found[segment][0]):
+                found[segment] = seconds, make
+        return found or self._smallest
+
+    @cached_property
+    def _smallest(self) -> dict[int, tuple[float, Callable[[], Candidate]]]:
+        """The best of every segment where no point keeps the estimates."""
+        found: dict[int, tuple[float, Callable[[], Candidate]]] = {}
         for seconds, segment, make in self.best():
             found.setdefault(segment, (seconds, make))
-            if len(found) == len(self.segments()):
-                break
         if not found:
             raise self.infeasible()
         return found
@@ -181,11 +201,6 @@ class LaunchSpace:
         """Every point by modelled time."""
         each = [self._ranked(space, model) for space, model in self.spaces]
         yield from self._or_smallest(heapq.merge(*each, key=lambda found: found[0]))
-
-    @cached_property
-    def fits(self) -> bool:
-        """Has it a point that keeps the estimates?"""
-        return any(next(self._ranked(space, model), None) is not None for space, model in self.spaces)
 
     def _or_smallest(self, found: Iterator[Ranked]) -> Iterator[Ranked]:
         """Where no point keeps the estimates, those with few registers, the best first: a compiler may find room."""

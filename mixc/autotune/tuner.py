@@ -52,20 +52,18 @@ class Schedule:
     def __init__(self, module: Module, target: Target, shape: Shape, dtype: str, cut: str = ""):
         """`cut`: "fused" or "split", and nothing else is searched."""
         self.module, self.target, self.shape, self.dtype, self.cut = module, target, shape, dtype, cut
-        self._spaces: dict[tuple[str, int], LaunchSpace] = {}
+        self._spaces: dict[str, LaunchSpace] = {}
         self.texts: dict[tuple[Any, ...], str] = {}
         self.paths: dict[str, Path] = {}
 
-    def _space(self, launch: str, chunk: int = 0) -> LaunchSpace:
-        """A launch with its variants: one that has every segment for itself may carry nothing on. `chunk`: only so many
-        rows are searched (0: any)."""
-        if (launch, chunk) not in self._spaces:
+    def _space(self, launch: str) -> LaunchSpace:
+        """A launch with its variants: one that has every segment for itself may carry nothing on."""
+        if launch not in self._spaces:
             several = (False, True) if self.module.kernel(launch).launch.alone else (None,)
             variants = [Variant(self.module.kernel(launch, single=bool(s)), self._text(launch, bool(s)), s)
                         for s in several]
-            chunks = [chunk] if chunk else CHUNKS
-            self._spaces[launch, chunk] = LaunchSpace(launch, variants, self.target, self.shape, chunks)
-        return self._spaces[launch, chunk]
+            self._spaces[launch] = LaunchSpace(launch, variants, self.target, self.shape)
+        return self._spaces[launch]
 
     def _text(self, launch: str, single: bool = False, turned: str = "") -> str:
         """A module that has the launch."""
@@ -85,15 +83,15 @@ class Schedule:
         if self.cut:
             return [FUSED] if self.cut == "fused" else [p for p in self._every_plan() if {*p} <= {*SPLIT}] or [FUSED]
         fused = [self._space(name) for name in FUSED]
-        forward, backward = (min(space.by_segment.values(), key=lambda f: f[0])[1]() for space in fused)
-        idle = self.shape.T > SHORT and min(forward.programs, backward.programs) < self.target.sms // 2
-        summed = any(backward.tile.block(d, n) * backward.tile.turns < n for d, n in self.shape.dims
-                     if d in fused[1].kernel.launch.summed) or backward.tile.turns > 1 or not fused[1].fits
+        best = [min(space.by_segment().values(), key=lambda f: f[0])[1]() for space in fused if space.fits()]
+        idle = self.shape.T > SHORT and any(c.programs < self.target.sms // 2 for c in best)
+        summed = not fused[1].fits() or best[-1].tile.turns > 1 or any(
+            best[-1].tile.block(d, n) < n for d, n in self.shape.dims if d in fused[1].kernel.launch.summed)
         if not idle and not summed:
             return [FUSED]
         wanted = {*FUSED, *(SPLIT if idle else ())}
         found = [p for p in self._every_plan() if {*p} <= wanted or (summed and not {*p} & {*SPLIT})]
-        return [p for p in found if any(all(self._space(n, c).fits for n in p) for c in _common_chunks(p))] or found
+        return [p for p in found if any(all(self._space(n).fits(c) for n in p) for c in _common_chunks(p))] or found
 
     def _every_plan(self) -> list[tuple[str, ...]]:
         return [fwd + bwd for fwd, bwd in self.module.plans]
@@ -108,17 +106,17 @@ class Schedule:
         Raises:
             Infeasible: the limits of the target leave none."""
         _, segment, names, chunk = min(self._totals())
-        chosen = {name: self._space(name, chunk).by_segment[segment][1]() for name in names}
+        chosen = {name: self._space(name).by_segment(chunk)[segment][1]() for name in names}
         return config_of(chosen, segment), chosen
 
     def _totals(self) -> Iterator[tuple[float, int, tuple[str, ...], int]]:
         """Seconds of every plan with every segment, and the one chunk that its launches have (0: each its own)."""
         for plan in self.plans:
             for chunk in _common_chunks(plan):
-                spaces = [self._space(name, chunk) for name in plan]
-                if chunk and not all(space.fits for space in spaces):
+                spaces = [self._space(name) for name in plan]
+                if chunk and not all(space.fits(chunk) for space in spaces):
                     continue
-                each = [space.by_segment for space in spaces]
+                each = [space.by_segment(chunk) for space in spaces]
                 for segment in SEGMENTS:
                     if all(segment in found for found in each):
                         yield sum(found[segment][0] for found in each), segment, plan, chunk
@@ -129,7 +127,7 @@ class Schedule:
         others: dict[int, float] = {}
         for seconds, segment, plan, chunk in self._totals():
             if name in plan:
-                beside = seconds - self._space(name, chunk).by_segment[segment][0]
+                beside = seconds - self._space(name).by_segment(chunk)[segment][0]
                 others[segment] = min(beside, others.get(segment, beside))
         joint = sorted(((seconds + others[segment], i, make)
                         for i, (seconds, segment, make) in enumerate(self.spaces[name].best())
