@@ -83,8 +83,8 @@ class Schedule:
         if self.cut:
             return [FUSED] if self.cut == "fused" else [p for p in self._every_plan() if {*p} <= {*SPLIT}] or [FUSED]
         fused = [self._space(name) for name in FUSED]
-        few = self.target.sms // 2
-        idle = self.shape.T > SHORT and self.shape.B * self.shape.H < few and any(_first(s).programs < few for s in fused)
+        few, sequences = self.target.sms // 2, self.shape.B * self.shape.H
+        idle = self.shape.T > SHORT and sequences < few and any(_first(s).programs < few for s in fused)
         summed = not fused[1].fits() or _first(fused[1]).tile.turns > 1 or any(
             _first(fused[1]).tile.block(d, n) < n for d, n in self.shape.dims if d in fused[1].kernel.launch.summed)
         if not idle and not summed:
