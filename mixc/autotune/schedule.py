@@ -166,7 +166,7 @@ class LaunchSpace:
         """By rows of a chunk and of a segment: the best point that keeps the estimates."""
         found = dict[tuple[int, int], tuple[float, Callable[[], Candidate]]]()
         for space, model in self.spaces:
-            for seconds, point in space.ranked(lambda model=model: model.estimated.rank):
+            for seconds, point in space.ranked(partial(_rank, model)):
                 key = point["C"], point["segment"]
                 if key not in found or seconds < found[key][0]:
                     found[key] = seconds, partial(self.candidate, point, model, model.estimated)
@@ -222,7 +222,7 @@ class LaunchSpace:
                     break
 
     def _ranked(self, space: Space, model: LaunchModel) -> Iterator[Ranked]:
-        for rank, point in space.ranked(lambda: model.estimated.rank):
+        for rank, point in space.ranked(partial(_rank, model)):
             yield rank, point["segment"], partial(self.candidate, point, model, model.estimated)
 
     def candidate(self, point: dict[str, int], model: LaunchModel, costs: Costs) -> Candidate:
@@ -263,6 +263,10 @@ class LaunchSpace:
 
     def infeasible(self) -> Infeasible:
         return self.spaces[0][0].infeasible()
+
+
+def _rank(model: LaunchModel) -> Term:
+    return model.estimated.rank
 
 
 def whole(t: Term, known: dict[int, Term] | None = None) -> Term:
