@@ -94,11 +94,7 @@ SMALL = calls(length=(17, 40, 1, 16, (0, 0, 3, 3, 37)), size=(3, 5), heads=("1",
               dtype=(torch.float32,))  # in bf16 what is rounded falls on the other side of abs and where
 
 
-CELL = pytest.mark.xfail(reason="a final state 1.1e-5 off for 1e-5, in fp32; why is not known yet")
-
-
-@pytest.mark.parametrize("kind,number", [*((k, n) for k in ("scalar", "wide") for n in range(2)),
-                                         ("cells", 1), pytest.param("cells", 0, marks=CELL)])
+@pytest.mark.parametrize("kind,number", [(k, n) for k in ("scalar", "wide", "cells") for n in range(2)])
 def test_interpreted(kind: str, number: int) -> None:
     @seed(number)
     @settings(QUIET, max_examples=3, phases=(Phase.generate,))  # shrinking what is interpreted takes minutes

@@ -123,6 +123,14 @@ def expm1(x):
 
 
 @triton.jit
+def tanh(x):
+    """2 sigmoid(2x) - 1; a series where the difference would cancel."""
+    s = x * x
+    series = x * (1.0 - s * (0.33333333 - s * (0.13333333 - s * (0.053968254 - s * 0.021869489))))
+    return tl.where(tl.abs(x) < 0.25, series, 2.0 * tl.sigmoid(2.0 * x) - 1.0)
+
+
+@triton.jit
 def logaddexp(a, b):
     top = tl.maximum(a, b)
     low = tl.minimum(a, b)

@@ -188,7 +188,7 @@ OPS: dict[str, Op] = {
     "angle": _ew(2, "torch.atan2({0}, {1})", "atan2({0}, {1})", "the angle of {1} + i {0}; no gradient", real),
     "sin": _ew(1, "torch.sin({0})", "tl.sin({0})", "sine"),
     "cos": _ew(1, "torch.cos({0})", "tl.cos({0})", "cosine"),
-    "tanh": _ew(1, "torch.tanh({0})", "2.0 * tl.sigmoid(2.0 * {0}) - 1.0", "hyperbolic tangent"),
+    "tanh": _ew(1, "torch.tanh({0})", "tanh({0})", "hyperbolic tangent"),
     "sigmoid": _ew(1, "torch.sigmoid({0})", "tl.sigmoid({0})", "1 / (1 + exp(-x))"),
     "logsigmoid": _ew(1, "F.logsigmoid({0})", "logsigmoid({0})", "log(sigmoid(x))"),
     "softplus": _ew(1, "F.softplus({0})", "softplus({0})", "log(1 + exp(x))"),
