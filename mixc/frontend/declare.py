@@ -143,6 +143,9 @@ def fit(scope: Scope, x: Node, dims: tuple[str, ...], target: str, span: Span) -
 
 def _fit_help(scope: Scope, have: tuple[str, ...], want: tuple[str, ...], target: str) -> str:
     extra, missing = [d for d in have if d not in want], [d for d in want if d not in have]
+    same = next(((a, b) for a in extra for b in want if scope.one_size(a, b)), None)
+    if not missing and same and len(want) == 1 and target.startswith("state "):
+        return f"a product sums over what both have: to sum over {same[0]}, write `... @ {target[6:]}[{same[0]}]`"
     if not missing:
         return f"sum what is left over, `sum[{', '.join(extra)}](...)`, or declare `{target}{shown(have, '')}`"
     twin = next(((a, b) for b in missing for a in have if scope.one_size(a, b)), None)

@@ -94,6 +94,8 @@ BAD: list[tuple[str, str, int, int, str, str]] = [
     (last("S = k"), "MX211", 5, 5, "is [K], and state S is [K, V]", "is repeated"),
     (last("out p[V] = S"), "MX211", 5, 12, "is [K, V], and out p is [V]", "sum[K](...)"),
     (last("out p[K] = v"), "MX211", 5, 12, "is [V], and out p is [K]", "did you mean `out p[V]`"),
+    (body("h = tanh(x + R @ h)\nout o[D] = h", "D, E = D", "in x[D]\nparam R[D, E]\nstate h[D]"), "MX211", 5, 5,
+     "is [D, E], and state h is [D]", "... @ h[E]"),
     (body("out o[D] = h[E]", "D, E = D", "in h[D]"), "MX211", 5, 12, "is [E]", "rename"),
     (last("y = k[V]"), "MX217", 5, 5, "may have another size", "V = K"),
     (last("y = S[V]"), "MX217", 5, 5, "names 1 of its dims", "all remaining dims"),
