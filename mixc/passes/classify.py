@@ -192,9 +192,6 @@ def why_not_chunk(step: Program, states: list[Decl]) -> tuple[str, Span | None] 
         return f"{several} is complex", states[0].span
     if len(states) > MOST or any(set(s.dims) != set(states[0].dims) for s in states):
         return f"{several} are coupled: each is read by the next one's update", states[0].span
-    for s in states:
-        if bounds(s.leaf()).infinite:
-            return f"{s.name} starts at an infinity, which no factor of 0 forgets", s.span
     forms = affine_forms(step, states)
     found: list[Affine] = []
     for s in states:
@@ -207,7 +204,7 @@ def why_not_chunk(step: Program, states: list[Decl]) -> tuple[str, Span | None] 
         refusal = _one_state(s, form)
         if refusal is not None:
             return refusal
-    return _two_sides(states, forms, found) or _crossed(states, forms, found)
+    return _two_sides(states, forms, found) or _crossed(states, forms, found) or _endless(states)
 
 
 def _itself(states: list[Decl]) -> str:
@@ -260,6 +257,11 @@ def _two_sides(states: list[Decl], forms: AffineForms, found: list[Affine]) -> t
         is_ = f"{states[0].name} is" if len(states) == 1 else f"{_itself(states)} are"
         return f"{is_} corrected along both sides: {text_of(a)} and {text_of(b)}", b.span
     return None
+
+
+def _endless(states: list[Decl]) -> tuple[str, Span | None] | None:
+    return next(((f"{s.name} starts at an infinity, which no factor of 0 forgets", s.span) for s in states
+                 if bounds(s.leaf()).infinite), None)
 
 
 def _blame(forms: AffineForms, node: Node) -> Node:

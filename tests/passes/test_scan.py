@@ -62,6 +62,12 @@ def test_forms(text, form):
     assert set(body(text).form.values()) == {form}
 
 
+def test_why_names_the_infinite_start_last():
+    words = {"h = 0.5 * h + x": "starts at an infinity", "h = tanh(h) + x": "is not affine in it: `tanh(h)`"}
+    for update, why in words.items():
+        assert why in body(f"in x[D]\nstate h[D] = -inf\n{update}\nout o[D] = h").why["h"]
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("T,C", [(1, 4), (13, 8), (16, 4)])
 def test_chunks_equal_tokens_forward_and_backward(name, T, C):
