@@ -159,6 +159,10 @@ class LaunchSpace:
             largest = maximum(512, *[model.size(m) * model.size(n) for m, n, *_ in counts.products])
             wide = 16 if model.cells else 32
             space.require(whole(largest) >= warps * (16 * wide), f"every warp has 16 x {wide} results of some product")
+            widest = maximum(0, *[model.size(n) for _, n, *_ in counts.products if n[1]])
+            if not model.cells:
+                space.require((target.full_rows <= C) | (warps * 16 <= C) | (whole(widest) > C),
+                              "of products with few rows one has more columns, or every warp forms all (`wide_last`)")
         return space, model
 
     @cached_property
