@@ -13,6 +13,7 @@ SIZES = (32, 64, 96, 128, 256)
 SPILLS: dict[str, dict[int, str]] = {
     "abc": {64: "bwd_along_M 92 B", 128: "bwd_along_M 208 B"},
     "comba": {128: "bwd_along_K 80 B"},
+    "delta_rule": {96: "bwd_along_K 16 B"},
     "deltaproduct": {64: "fwd 724 B, bwd not in 40 s", 128: "fwd not in 40 s, bwd not in 40 s"},
     "dplr": {64: "bwd_along_K 468 B", 128: "fwd_for_K 232 B, bwd_for_K 140 B, bwd_along_K 364 B"},
     "gated_delta_rule": {64: "bwd 16 B", 96: "fwd_for_K 88 B, bwd_along_K 188 B",
@@ -20,22 +21,23 @@ SPILLS: dict[str, dict[int, str]] = {
     "gated_deltaproduct": {64: "fwd 344 B, bwd not in 40 s", 128: "fwd 4112 B, bwd not in 40 s"},
     "gated_oja_rule": {128: "fwd 56 B, bwd 5056 B"},
     "gdn2": {64: "bwd_along_K 340 B", 128: "fwd_for_K 16 B, bwd_along_K 474 B"},
-    "gla": {96: "bwd_of_K 64 B", 128: "bwd_of_K 96 B",
-            256: "fwd 316 B, bwd_of_K 128 B, bwd_of_V 344 B"},
+    "gla": {96: "bwd_of_K 64 B", 128: "bwd_of_K 96 B", 256: "fwd 316 B, bwd_of_K 128 B, bwd_of_V 344 B"},
     "gsa": {64: "bwd_for_K 308 B", 128: "bwd_for_M 76 B, bwd_along_M 256 B"},
     "iplr": {64: "bwd 100 B", 128: "fwd_for_K 64 B, bwd_for_K 148 B, bwd_along_K 448 B"},
-    "kda": {32: "bwd_along_K 144 B", 96: "bwd_along_K 528 B",
-            128: "fwd_for_K 40 B, bwd_along_K 492 B", 256: "fwd_for_K 276 B, bwd_for_K 132 B, bwd_along_K 3380 B"},
+    "kda": {32: "bwd_along_K 144 B", 96: "bwd_along_K 528 B", 128: "fwd_for_K 40 B, bwd_along_K 492 B",
+            256: "fwd_for_K 276 B, bwd_for_K 132 B, bwd_along_K 3380 B"},
     "lightnet": {128: "bwd_of_K 100 B"},
     "lightning_attention2": {64: "fwd 44 B, bwd 180 B", 128: "fwd 100 B, bwd 156 B"},
-    "linear_attention": {128: "bwd_of_V 80 B"},
+    "linear_attention": {96: "bwd_of_V 80 B", 128: "bwd_of_V 80 B", 256: "bwd_of_V 96 B"},
     "linear_attention_normalised": {128: "fwd_for_K 48 B"},
     "lru": {64: "fwd 6272 B, bwd 17092 B", 128: "fwd 6272 B, bwd 17092 B"},
-    "mlstm": {128: "bwd_for_K 16 B"},
+    "mamba2": {256: "bwd 40 B"},
+    "mlstm": {96: "bwd_for_K 64 B", 128: "bwd_for_K 16 B", 256: "bwd_for_K 372 B, bwd_along_K 48 B"},
     "momentum_delta_rule": {64: "bwd 1232 B", 128: "bwd 1768 B"},
     "preconditioned_delta_rule": {64: "bwd_along_K 684 B", 128: "bwd_along_K 540 B"},
+    "retnet": {256: "bwd 32 B"},
     "rotary_linear_attention": {128: "fwd 332 B"},
-    "rwkv6": {128: "bwd_of_K 96 B"},
+    "rwkv6": {96: "bwd_of_K 128 B", 128: "bwd_of_K 96 B", 256: "fwd 280 B, bwd_of_K 144 B, bwd_of_V 298 B"},
     "rwkv7": {64: "bwd_for_K 72 B, bwd_along_K 696 B", 128: "fwd_for_K 584 B, bwd_for_K 1030 B, bwd_along_K 300 B"},
     "s5": {64: "fwd 6204 B, bwd 17228 B", 128: "fwd 6204 B, bwd 17228 B"},
     "simple_gla": {32: "bwd 140 B", 256: "bwd 32 B"},
@@ -43,7 +45,9 @@ SPILLS: dict[str, dict[int, str]] = {
     "titans_linear": {64: "bwd 1236 B", 128: "bwd not in 40 s"},
 }
 # sizes beside 64 and 128 of which it is known whether anything spills
-COMPILED = {"gated_delta_rule": (32, 96, 256), "gla": (32, 96, 256), "kda": (32, 96, 256), "simple_gla": (32, 96, 256)}
+COMPILED = {"delta_rule": (96, 256), "gated_delta_rule": (32, 96, 256), "gla": (32, 96, 256), "kda": (32, 96, 256),
+            "linear_attention": (96, 256), "mamba2": (96, 256), "mlstm": (96, 256), "retnet": (96, 256),
+            "rwkv6": (96, 256), "simple_gla": (32, 96, 256)}
 
 
 def cases() -> list[object]:
