@@ -225,8 +225,7 @@ class KernelWriter:
             """Has the product that a statement forms more columns than rows, where those are few (16 or 32 tokens)?"""
             inner = [x for a in n.args if a.op in ("rename", "expand") or tiles.grouped(a) if (x := wide(a)) is not None]
             if tiles.rows_of_tokens(n):
-                d = tiles.order(n)[1]
-                inner.append(d not in (ROW, COL, "_u") and nominal[d] > 32)
+                inner.append((d := tiles.order(n)[1]) not in (ROW, COL, "_u") and nominal[d] > 32)
             return any(inner) if inner else None
         found = schedule(roots, held, lambda n: part(n) * numbers(n.dims, nominal), tiles.grouped, kept, within, wide)
         placed = {*found.statements, *held}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from keyword import kwlist
 
 from mixc.codegen.schedule import source
-from mixc.codegen.triton_reduce import batched_code, extremum_code, softmax_code
+from mixc.codegen.triton_reduce import batched_code, extremum_code, softmax_code, worked_out
 from mixc.codegen.triton_scan import component_name, is_factor_behind, pick_code, previous_code, rows_before, scan_code
 from mixc.codegen.triton_span import running_sum_code, solve_code, span_contract_code, unit_inverse_code
 from mixc.errors import Diagnostic, SpecError
@@ -112,21 +112,6 @@ def _only_operands(nodes: list[Node], roots: list[Node]) -> set[Node]:
     return {n for n in used - others if n.args and len(n.dims) == 2}
 
 
-def _worked_out(node: Node) -> bool:
-    """Is a matrix formed, entry by entry, of several that are loaded, or of one by more than scaling it?"""
-    loads, stack, more = set[Node](), [node], False
-    while stack:
-        n = stack.pop()
-        if len(n.dims) < 2:
-            continue
-        if n.args and n.op not in ("rename", "expand") and not _entrywise(n):
-            return False
-        loads |= set() if n.args else {n}
-        more = more or (bool(n.args) and n.op not in ("mul", "neg", "live", "rename", "expand"))
-        stack += n.args
-    return (more and bool(loads)) or len(loads) > 1
-
-
 class Tiles:
     """Writes values into `lines`; `names` maps a node to the tile that holds it.
 
@@ -204,10 +189,9 @@ class Tiles:
                 self.names[node] = self.leaf(node)
             else:
                 code = self.expression(node)
-                if node in self.operands and node in self.lefts and _worked_out(node):
-                    code = f"formed({code})"
                 if node in self.operands:
-                    code = f"{_atom(code)}.to(OPERAND)"
+                    code = f"formed({code})" if node in self.lefts and worked_out(node) else _atom(code)
+                    code = f"{code}.to(OPERAND)"
                 if node not in self.names:  # or formed together with another
                     self.names[node] = self.fresh(suggest(node))
                     self.emit(node, f"{self.names[node]} = {code}")
