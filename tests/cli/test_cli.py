@@ -30,6 +30,11 @@ def parsed(*args: str, code: int = 0) -> Any:
     return json.loads(done.stdout)
 
 
+def test_as_a_module_of_python() -> None:
+    done = subprocess.run([sys.executable, "-m", "mixc", "targets"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "h100" in done.stdout, done.stderr
+
+
 def test_targets() -> None:
     assert "h100" in mixc("targets")
     assert parsed("targets")["mi300x"]["arch"] == "gfx942"

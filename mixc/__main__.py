@@ -1,0 +1,5 @@
+"""`python -m mixc`: the command line."""
+
+from mixc.cli import app
+
+app()

@@ -1,3 +1,0 @@
-from mixc.cli import app
-
-app()
