@@ -189,7 +189,9 @@ def why_not_chunk(step: Program, states: list[Decl]) -> tuple[str, Span | None] 
     one side; else the term to blame, and where it stands."""
     several = ", ".join(s.name for s in states)
     if any(s.kind == "complex" for s in states) and not _turns(step, states):
-        return f"{several} is complex", states[0].span
+        return (f"{several} is complex" if len(states) == 1 else
+                f"{several} are complex and need each other: {2 * len(states)} coupled states in real and imaginary "
+                f"planes, where at most {MOST} are solved"), states[0].span
     if len(states) > MOST or any(set(s.dims) != set(states[0].dims) for s in states):
         return f"{several} are coupled: each is read by the next one's update", states[0].span
     forms = affine_forms(step, states)
@@ -299,4 +301,4 @@ def _whole(step: Program, groups: list[Group]) -> list[Group]:
 def _note(step: Program, group: Group) -> Diagnostic:
     names = ", ".join(group.states)
     span = step.decl(group.states[0]).span
-    return Diagnostic("MX301", f"{names} runs token by token: {group.why}", span, None, "note")
+    return Diagnostic("MX301", f"{names} {'runs' if len(group.states) == 1 else 'run'} token by token: {group.why}", span, None, "note")
