@@ -300,5 +300,5 @@ def _whole(step: Program, groups: list[Group]) -> list[Group]:
 
 def _note(step: Program, group: Group) -> Diagnostic:
     names = ", ".join(group.states)
-    span = step.decl(group.states[0]).span
-    return Diagnostic("MX301", f"{names} {'runs' if len(group.states) == 1 else 'run'} token by token: {group.why}", span, None, "note")
+    span, runs = step.decl(group.states[0]).span, "runs" if len(group.states) == 1 else "run"
+    return Diagnostic("MX301", f"{names} {runs} token by token: {group.why}", span, None, "note")
