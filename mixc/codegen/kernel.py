@@ -15,11 +15,11 @@ from mixc.codegen.lines import group, in_block, indented, plus, times, wrapped
 from mixc.codegen.names import RESERVED
 from mixc.codegen.names import safe as safe
 from mixc.codegen.notation import formula, is_decay, span_formula
-from mixc.codegen.schedule import nominal_sizes, schedule, source
+from mixc.codegen.schedule import nominal_sizes, schedule
 from mixc.codegen.tiles import Tiles, refuse
 from mixc.ir.blocks import PART
 from mixc.ir.launch import Carry, Launch, Store
-from mixc.ir.node import COL, ROW, Node, postorder
+from mixc.ir.node import COL, ROW, Node, postorder, source
 from mixc.ir.program import Decl
 
 WARPS = "_w"  # among the dims of a tile: as many copies as there are warps

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from mixc.ir.launch import Launch
-from mixc.ir.node import ROW, Node, postorder
+from mixc.ir.node import ALIASES, ROW, Node, postorder, source
 
-_ALIAS = ("rename", "expand")
 _WIDTH, _WIDE = 100, 128  # orders that are followed at once, up to so many statements; of more fewer, as time allows
 _BLOCK = 6  # statements that are moved together, at most
 
@@ -26,12 +25,6 @@ def nominal_sizes(launch: Launch) -> Mapping[str, int]:
     if not any(n.op == "saved" for n in launch.nodes()):
         return defaultdict(lambda: 64)
     return defaultdict(lambda: 128, {ROW: 32} | dict.fromkeys(launch.split, 32))
-
-
-def source(node: Node) -> Node:
-    while node.op in _ALIAS:
-        node = node.args[0]
-    return node
 
 
 @dataclass(frozen=True)
@@ -81,7 +74,7 @@ def _vectors(statements: list[Node], needs: dict[Node, set[Node]]) -> int:
 
 
 def _passes(n: Node, inside: Callable[[Node], bool]) -> bool:
-    return n.op in (*_ALIAS, "number", "size", "const") or (bool(n.args) and inside(n))
+    return n.op in (*ALIASES, "number", "size", "const") or (bool(n.args) and inside(n))
 
 
 # peak, sum of live sizes, path, done, live tiles, their size

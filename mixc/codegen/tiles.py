@@ -12,14 +12,14 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from keyword import kwlist
 
-from mixc.codegen.schedule import source
-from mixc.codegen.triton_reduce import batched_code, extremum_code, softmax_code, worked_out
+from mixc.codegen.operands import added, dot_axes, entrywise, only_operands, operand_of, sharp, worked_out
+from mixc.codegen.triton_reduce import batched_code, extremum_code, softmax_code
 from mixc.codegen.triton_scan import component_name, is_factor_behind, pick_code, previous_code, rows_before, scan_code
 from mixc.codegen.triton_span import running_sum_code, solve_code, span_contract_code, unit_inverse_code
 from mixc.errors import Diagnostic, SpecError
 from mixc.ir.blocks import PART
 from mixc.ir.launch import feature_dims
-from mixc.ir.node import COL, ROW, Node
+from mixc.ir.node import COL, ROW, Node, source
 from mixc.ir.ops import OPS
 
 _ZERO_AT_ZERO = {"square", "abs", "sqrt", "sin", "tanh", "relu", "silu", "gelu", "elu", "expm1", "log1p", "sign",
@@ -57,59 +57,12 @@ def axes_of(node: Node) -> set[str]:
         return axes_of(node.args[0])
     if node.op == "sum":
         return axes_of(node.args[0]) - set(node.attr("over"))
-    if not _entrywise(node):
+    if not entrywise(node):
         return set(node.dims)
     found: set[str] = set()
     for a in node.args:
         found |= axes_of(a) if len(found) < len(node.dims) else set()
     return found
-
-
-def dot_axes(node: Node) -> tuple[str, str] | None:
-    """(axes of the value that a and b bring) where a contraction is a product of two matrices; else None."""
-    if node.op != "contract" or not all(len(n.dims) == 2 for n in (node, *node.args)):
-        return None
-    a, b = node.args
-    return (next(d for d in a.dims if d not in b.dims), next(d for d in b.dims if d not in a.dims))
-
-
-def _sharp(node: Node) -> bool:
-    """A product of ways from row to row: what is rounded in one is wrong for all that passes it."""
-    return all(not feature_dims(a) for a in node.args)
-
-
-def operand_of(nodes: Iterable[Node]) -> str:
-    """The dtype that products round their operands to.  Where no range proves that a step keeps errors from growing
-    those of half operands would add up: these products are formed in TF32."""
-    return "tl.float32" if any(n.op == "unit_inverse" and n.attr("grows") for n in nodes) else "OPERAND"
-
-
-def _entrywise(node: Node) -> bool:
-    return bool(node.args) and (OPS[node.op].elementwise or node.op == "mask")
-
-
-def _added(nodes: list[Node], uses: Counter[Node]) -> dict[Node, Node]:
-    """Sums that a product adds to its own, by the product: `dot(a, b, ..., x)` for x + a @ b."""
-    found: dict[Node, Node] = {}
-    for n in nodes:
-        if n.op == "add":
-            for c, x in (n.args[::-1], n.args):
-                once = uses[c] == 1
-                while c.op == "rename":
-                    c = c.args[0]
-                    once = once and uses[c] == 1
-                if dot_axes(c) and once and set(x.dims) == set(n.dims) and x.op not in ("expand", "number"):
-                    found[c] = n
-                    break
-    return found
-
-
-def _only_operands(nodes: list[Node], roots: list[Node]) -> set[Node]:
-    """Matrices that nothing but products use: kept in the dtype of operands, half the registers."""
-    others = {source(a) for n in nodes if (not dot_axes(n) or _sharp(n)) and n.op != "rename" for a in n.args}
-    others |= {source(r) for r in roots}
-    used = {source(a) for n in nodes if dot_axes(n) for a in n.args}
-    return {n for n in used - others if n.args and len(n.dims) == 2}
 
 
 class Tiles:
@@ -129,10 +82,10 @@ class Tiles:
         self.user = {a: n for n in nodes for a in n.args if self.uses[a] == 1}
         self.rows = True  # are there rows, so that a tile has few other axes?
         self.through: Callable[[str, Node, tuple[str, str], str], str] | None = None  # how rows are multiplied by a param
-        self.added, self.before = _added(nodes, self.uses), rows_before(nodes)
+        self.added, self.before = added(nodes, self.uses), rows_before(nodes)
         self.reduced = {n.args[0] for n in nodes if n.op == "sum"}  # products that are summed stand in the sum
         self.operand = operand_of(nodes)
-        self.operands = _only_operands(nodes, roots) if self.operand == "OPERAND" else set()
+        self.operands = only_operands(nodes, roots) if self.operand == "OPERAND" else set()
         self.names: dict[Node, str] = {}
         self.spans = Counter((n.args[2], n.attr("reach")) for n in nodes if n.op == "span_contract")
         self.spanned: dict[tuple[Node, Node, str], list[Node]] = defaultdict(list)  # by matrix, logs of decays and reach
@@ -243,7 +196,7 @@ class Tiles:
     def grouped(self, node: Node) -> bool:
         """Does the node belong to the statement that uses it: formed with it, entry by entry, or never?"""
         user = self.user.get(node)
-        return self.absorbed(node) or (user is not None and _entrywise(node) and (_entrywise(user) or user.op == "sum"))
+        return self.absorbed(node) or (user is not None and entrywise(node) and (entrywise(user) or user.op == "sum"))
 
     def _inline(self, node: Node) -> bool:
         """Small expressions used once stand where they are used; large ones get a name."""
@@ -372,7 +325,7 @@ class Tiles:
         x, y = order
         if x not in a.dims:
             a, b = b, a
-        operand = "tl.float32" if _sharp(node) else self.operand
+        operand = "tl.float32" if sharp(node) else self.operand
         plus = f"{operand}, PRECISION{plus}"
         if x == ROW and self.through is not None and (code := self.through(self._operand(a, (x, z), z), b, (z, y), plus)):
             return code

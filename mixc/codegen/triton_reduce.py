@@ -5,25 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mixc.ir.node import Node
-from mixc.ir.ops import OPS
 
 if TYPE_CHECKING:
     from mixc.codegen.tiles import Tiles
-
-
-def worked_out(node: Node) -> bool:
-    """Is a matrix formed, entry by entry, of several that are loaded, or of one by more than scaling it?"""
-    loads, stack, more = set[Node](), [node], False
-    while stack:
-        n = stack.pop()
-        if len(n.dims) < 2:
-            continue
-        if n.args and n.op not in ("rename", "expand") and not (OPS[n.op].elementwise or n.op == "mask"):
-            return False
-        loads |= set() if n.args else {n}
-        more = more or (bool(n.args) and n.op not in ("mul", "neg", "live", "rename", "expand"))
-        stack += n.args
-    return (more and bool(loads)) or len(loads) > 1
 
 
 def extremum_code(w: Tiles, node: Node, fn: str, fill: str) -> str:

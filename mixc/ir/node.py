@@ -124,6 +124,16 @@ def is_number(node: Node, value: float | None = None) -> bool:
     return node.op == "number" and (value is None or node.attr("value") == value)
 
 
+ALIASES = ("rename", "expand")  # the same values under other axes
+
+
+def source(node: Node) -> Node:
+    """What the node is another view of, or itself."""
+    while node.op in ALIASES:
+        node = node.args[0]
+    return node
+
+
 def postorder(roots: Iterable[Node], stop: Container[Node] = ()) -> Iterator[Node]:
     """Every node below `roots` once, arguments first; nothing below what is in `stop`."""
     seen: set[Node] = set()

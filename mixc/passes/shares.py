@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mixc.ir.launch import splittable
-from mixc.ir.node import ROW, Node, depends, make, postorder
+from mixc.ir.node import ROW, Node, depends, make, postorder, source
 from mixc.ir.ops import OPS
 
 _ADDS_UP = {"sum", "contract", "span_contract"}  # a sum over a dim is the sum of those over its parts
@@ -73,7 +73,7 @@ class Along:
 
     def _picks(self, n: Node) -> bool:
         """Which entries are the largest, which was loaded: formed again, to the last bit, perhaps none is."""
-        return n.op == "eq" and any(_bare(a).op in ("max", "min") and _bare(a) in self.handed for a in n.args)
+        return n.op == "eq" and any(source(a).op in ("max", "min") and source(a) in self.handed for a in n.args)
 
     def _jointly(self, n: Node, shares: list[int], summed: bool) -> tuple[int, ...] | None:
         """The arguments of which a share is taken; None where the value is not linear in those that are shares."""
@@ -88,12 +88,6 @@ class Along:
     def _of(self, n: Node, joint: tuple[int, ...]) -> Node:
         new = [self.share(a) if i in joint else self.formed[a] for i, a in enumerate(n.args)]
         return n if tuple(new) == n.args else make(n.op, *new, span=n.span, **dict(n.attrs))
-
-
-def _bare(n: Node) -> Node:
-    while n.op in ("rename", "expand"):
-        n = n.args[0]
-    return n
 
 
 def _is_row(n: Node) -> bool:

@@ -1,0 +1,73 @@
+"""Products of matrices in kernels: which contractions are one, what their operands are rounded to, what is kept so, and
+what is formed before it is multiplied."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from mixc.ir.launch import feature_dims
+from mixc.ir.node import ALIASES, Node, source
+from mixc.ir.ops import OPS
+
+
+def dot_axes(node: Node) -> tuple[str, str] | None:
+    """(axes of the value that a and b bring) where a contraction is a product of two matrices; else None."""
+    if node.op != "contract" or not all(len(n.dims) == 2 for n in (node, *node.args)):
+        return None
+    a, b = node.args
+    return (next(d for d in a.dims if d not in b.dims), next(d for d in b.dims if d not in a.dims))
+
+
+def sharp(node: Node) -> bool:
+    """A product of ways from row to row: what is rounded in one is wrong for all that passes it."""
+    return all(not feature_dims(a) for a in node.args)
+
+
+def operand_of(nodes: Iterable[Node]) -> str:
+    """The dtype that products round their operands to.  Where no range proves that a step keeps errors from growing
+    those of half operands would add up: these products are formed in TF32."""
+    return "tl.float32" if any(n.op == "unit_inverse" and n.attr("grows") for n in nodes) else "OPERAND"
+
+
+def entrywise(node: Node) -> bool:
+    return bool(node.args) and (OPS[node.op].elementwise or node.op == "mask")
+
+
+def added(nodes: list[Node], uses: Counter[Node]) -> dict[Node, Node]:
+    """Sums that a product adds to its own, by the product: `dot(a, b, ..., x)` for x + a @ b."""
+    found: dict[Node, Node] = {}
+    for n in nodes:
+        if n.op == "add":
+            for c, x in (n.args[::-1], n.args):
+                once = uses[c] == 1
+                while c.op == "rename":
+                    c = c.args[0]
+                    once = once and uses[c] == 1
+                if dot_axes(c) and once and set(x.dims) == set(n.dims) and x.op not in ("expand", "number"):
+                    found[c] = n
+                    break
+    return found
+
+
+def only_operands(nodes: list[Node], roots: list[Node]) -> set[Node]:
+    """Matrices that nothing but products use: kept in the dtype of operands, half the registers."""
+    others = {source(a) for n in nodes if (not dot_axes(n) or sharp(n)) and n.op != "rename" for a in n.args}
+    others |= {source(r) for r in roots}
+    used = {source(a) for n in nodes if dot_axes(n) for a in n.args}
+    return {n for n in used - others if n.args and len(n.dims) == 2}
+
+
+def worked_out(node: Node) -> bool:
+    """Is a matrix formed, entry by entry, of several that are loaded, or of one by more than scaling it?"""
+    loads, stack, more = set[Node](), [node], False
+    while stack:
+        n = stack.pop()
+        if len(n.dims) < 2:
+            continue
+        if n.args and n.op not in ALIASES and not entrywise(n):
+            return False
+        loads |= set() if n.args else {n}
+        more = more or (bool(n.args) and n.op not in ("mul", "neg", "live", *ALIASES))
+        stack += n.args
+    return (more and bool(loads)) or len(loads) > 1
