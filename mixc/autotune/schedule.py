@@ -192,6 +192,17 @@ class LaunchSpace:
         return found or self._smallest
 
     @cached_property
+    def first(self) -> Candidate:
+        """The best of all."""
+        return min(self.by_segment().values(), key=lambda f: f[0])[1]()
+
+    @property
+    def leaves_parts(self) -> bool:
+        """Does the best of all leave partial sums to be added up?"""
+        tile, summed = self.first.tile, self.kernel.launch.summed
+        return tile.turns > 1 or any(tile.block(d, n) < n for d, n in self.shape.dims if d in summed)
+
+    @cached_property
     def _smallest(self) -> dict[int, tuple[float, Callable[[], Candidate]]]:
         """The best of every segment where no point keeps the estimates."""
         found: dict[int, tuple[float, Callable[[], Candidate]]] = {}

@@ -84,9 +84,8 @@ class Schedule:
             return [FUSED] if self.cut == "fused" else [p for p in self._every_plan() if {*p} <= {*SPLIT}] or [FUSED]
         fused = [self._space(name) for name in FUSED]
         few, sequences = self.target.sms // 2, self.shape.B * self.shape.H
-        idle = self.shape.T > SHORT and sequences < few and any(_first(s).programs < few for s in fused)
-        summed = not fused[1].fits() or _first(fused[1]).tile.turns > 1 or any(
-            _first(fused[1]).tile.block(d, n) < n for d, n in self.shape.dims if d in fused[1].kernel.launch.summed)
+        idle = self.shape.T > SHORT and sequences < few and any(s.first.programs < few for s in fused)
+        summed = not fused[1].fits() or fused[1].leaves_parts
         if not idle and not summed:
             return [FUSED]
         wanted = {*FUSED, *(SPLIT if idle else ())}
@@ -238,10 +237,6 @@ class Schedule:
             raise InputError("no candidate compiled well\n" + "\n".join(f"  {t}" for t in told[:12]))
         _, segment, chosen = min(found, key=lambda f: f[:2])
         return chosen, segment
-
-
-def _first(space: LaunchSpace) -> Candidate:
-    return min(space.by_segment().values(), key=lambda f: f[0])[1]()
 
 
 def _common_chunks(plan: tuple[str, ...]) -> list[int]:

@@ -1,5 +1,6 @@
 """What an emitted module needs on the host: sequences, strides, blocks. Text, like the prelude."""
 
+NARROW = 32  # entries of a key: a sum over fewer does not average out what is rounded in it
 HOST = '''
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -53,7 +54,7 @@ def precision(dtype):
 def operand(dtype, *summed):
     """What products round their operands to: TF32 beside the inverse of sums over few entries, whose rounding would not
     average out."""
-    if min(summed, default=32) < 32:
+    if min(summed, default=$NARROW) < $NARROW:
         return tl.float32
     return {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}[dtype]
 
@@ -95,7 +96,7 @@ def over_group(grad, like, axis):
         return grad.to(like.dtype)
     shape = (*grad.shape[:axis], G, grad.shape[axis] // G, *grad.shape[axis + 1:])
     return grad.view(shape).sum(axis + 1).to(like.dtype)
-'''
+'''.replace("$NARROW", str(NARROW))
 
 PIECES = '''
 

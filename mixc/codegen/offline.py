@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from mixc.codegen.config import Tile
+from mixc.codegen.host import NARROW
 from mixc.codegen.kernel import Kernel, safe
 
 
@@ -91,7 +92,7 @@ def job_of(path: str, kernel: Kernel, sizes: dict[str, int], blocks: dict[str, i
 
     Args:
         sizes: of every dim the kernel names; blocks: their blocks. dtype: of the tensors."""
-    narrow = min((sizes[d] for d in kernel.launch.inverse_over()), default=32) < 32  # as `operand` of an emitted module has it
+    narrow = min((sizes[d] for d in kernel.launch.inverse_over()), default=NARROW) < NARROW  # as `operand` says
     given: dict[str, Any] = {**sizes, "C": C, **{f"B{d}": blocks[d] for d in sizes}, "TURNS": turns, "SIGN": 1, "RAGGED": False,
                              "KEEP": keep, "HELD": held, "STARTED": False, "SEGMENT": segment, "HAS_INITIAL": False, "STORE_FINAL": False,
                              "OPERAND": "fp32" if narrow else dtype,
