@@ -102,6 +102,9 @@ def told(forms: list[Closed], step: Program, sizes: Mapping[str, int], target: T
                   f"  - FLOPs `{f.flops}`{fixed}",
                   f"  - lower bound on bytes `{f.bound}`" + (f" + {more / 1e6:.0f} MB of states" if more else "")
                   + f"; at this shape {moved / 1e6:.0f} MB, {moved / (bound + more):.2f} times the bound"]
+    if has_context(step):
+        lines.append("- before them torch forms what is read of earlier tokens and of positions; "
+                     "neither the bytes nor the bound count that")
     return lines
 
 
@@ -140,7 +143,4 @@ def explained(step: Program) -> str:
         return ""
     at = ", ".join(f"{n} = {s}" for n, s in sizes.items())
     head = "16-bit tensors, whole blocks, a state kept for the backward every L rows; at " + at + ", C = 32, L = 64:"
-    if has_context(step):
-        lines.append("- before them torch forms what is read of earlier tokens and of positions; "
-                     "neither the bytes nor the bound count that")
     return "\n".join(["", "## What the launches move and multiply", "", head, "", *lines, ""])
