@@ -225,14 +225,18 @@ def _cumsum(n: Node, c: Node) -> Cotangents:
     return (cumsum(c, reverse=not n.attr("reverse"), exclusive=n.attr("exclusive")),)
 
 
-def _segsum(n: Node, c: Node) -> Cotangents:
-    """c[t, s] belongs to rows s+1..t: sums over t and s meet in one running sum from the end.
+def _between(c: Node, reach: str) -> Node:
+    """[j]: the sum of c[t, s] over t >= j > s (reach excl: t > j > s), by a product with a triangle of ones.
 
-    The span of t = s is empty: left in, it would cancel, and take with it the digits of what strong decays leave."""
-    c = make("mask", c, keep="strict") if n.attr("reach") == "incl" else c
-    row, col = total(c, [COL]), rename(total(c, [ROW]), **{COL: ROW})
-    dg = cumsum(row - col, reverse=True)
-    return (dg - row if n.attr("reach") == "excl" else dg,)
+    Sums over all s less sums over all t, summed from the end, are the same and cancel: one rounding reaches every
+    earlier row, and a param of the decay adds it up."""
+    ones = make("mask", expand(number(1), (ROW, COL)), keep="strict")
+    earlier = contract(rename(c, **{COL: _MID}), rename(ones, **{ROW: COL, COL: _MID}), c.dims)  # [t, j]: over s < j
+    return rename(total(make("mask", earlier, keep="strict" if reach == "excl" else "incl"), [ROW]), **{COL: ROW})
+
+
+def _segsum(n: Node, c: Node) -> Cotangents:
+    return (_between(c, n.attr("reach")),)
 
 
 def _segprod(n: Node, c: Node) -> Cotangents:
@@ -245,16 +249,21 @@ def _segprod(n: Node, c: Node) -> Cotangents:
 
 
 def _span_contract(n: Node, c: Node) -> Cotangents:
-    """Of x, y and c, one varies along t and d, one along s and d: their products with their own cotangents are the
-    sums over s and over t of all that g[j] took part in, j being between (Yang et al. 2024, arXiv 2312.06635)."""
+    """Of x, y and c, one varies along t and s: its product with its own cotangent is all that the numbers g took part
+    in.  One varies along t and d, one along s and d: theirs are the sums over s and over t of what the vectors g[j]
+    took part in, j being between (Yang et al. 2024, arXiv 2312.06635)."""
     x, y, g = n.args
     reach = n.attr("reach")
 
     def with_role(of: Node, other: Node) -> Node:
         return make("span_contract", c, other, g, out=of.dims, reach=reach)
     dx, dy = with_role(x, y), with_role(y, x)
+    pairs = ((x, dx), (y, dy), (c, n))
+    if g.dims == (ROW,):
+        a, b = next((a, b) for a, b in pairs if {ROW, COL} <= set(a.dims))
+        return dx, dy, _between(total(a * b, [e for e in a.dims if e not in (ROW, COL)]), reach)
     rows = {d: total(a * b, [e for e in a.dims if e not in (d, *g.dims) or e == ROW != d])
-            for a, b in ((x, dx), (y, dy), (c, n)) for d in (ROW, COL) if {ROW, COL} & set(a.dims) == {d}}
+            for a, b in pairs for d in (ROW, COL) if {ROW, COL} & set(a.dims) == {d}}
     later, earlier = rows[ROW], rename(rows[COL], **{COL: ROW})
     dg = cumsum(later - earlier, reverse=True)
     return dx, dy, dg - later if reach == "excl" else dg

@@ -14,6 +14,7 @@ import torch
 import mixc
 from mixc.runtime import agree, backends
 from mixc.runtime.draw import draw, normal
+from tests import cells
 
 BACKENDS = ("torch", pytest.param("triton", marks=pytest.mark.slow))  # interpreted
 HALF = torch.bfloat16
@@ -152,3 +153,14 @@ def test_gates_near_zero_for_long(name):
     x = tensors_of(mixer, 1, T=10_000, K=4, V=4)
     x["g"] = 1e-4 * x["g"]
     judged(mixer, x, "torch", ["long"])
+
+
+# ---------------------------------------------------------------- what every token's decay has a part in
+@pytest.mark.parametrize("phase", ["", " + 1j * th"], ids=["real", "complex"])
+def test_a_param_of_the_decay(phase):
+    """One rounding in the gradient of a decay reached all earlier rows of its chunk, and the param's added them up."""
+    mixer = mixc.loads("mixer m(K, V) {\nin q[K], k[K], v[V], a, th[K]\nparam A\nstate S[K, V]\n"
+                       f"S = exp(-exp(A) * softplus(a){phase}) * S + k * v\nout o[V] = real(q @ S)\n}}")
+    cell = dict(length=257, size=4, heads="1", gates=1.0, dtype=torch.float32, rows="plain", start=True)
+    found = [f for seed in range(12) for f in cells.compare(mixer, cell, "torch", seed)]
+    assert max(f.error / f.bound for f in found if f.name == "dA") < 0.7
