@@ -132,9 +132,13 @@ def _decided(c: Constraint) -> bool:
 
 def explained(step: Program) -> str:
     """The section of `explain`: an H100 at the usual training shape."""
+    from mixc.codegen.triton_program import parts_of
     from mixc.errors import SpecError
     from mixc.targets import find
 
+    parts = parts_of(step)
+    if len(parts) > 1:
+        return "".join(explained(p).replace("multiply\n", f"multiply: `{p.name}`\n", 1) for p in parts)
     target, sizes = find("h100"), {"B": 8, "T": 4096, "H": 16}
     sizes |= {d.name: d.size or sizes.get(d.alias or "", 64) for d in step.dims}
     try:

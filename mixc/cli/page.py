@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from html import escape
 from typing import Any
@@ -10,9 +11,10 @@ from mixc.autotune.closed import closed_forms, state_traffic, told
 from mixc.autotune.token_cost import token_cost
 from mixc.autotune.tuner import schedule_of
 from mixc.cli.pictures import over_T, roofline
-from mixc.codegen.derivation import kernel_lines, lowered, split
+from mixc.codegen.derivation import in_order, kernel_lines, lowered, split
 from mixc.codegen.latex import aligned
 from mixc.codegen.mathml import equations, name, written
+from mixc.codegen.triton_program import parts_of
 from mixc.ir.program import Program
 from mixc.targets import Target
 
@@ -49,8 +51,14 @@ def page(m: Any, target: Target, sizes: dict[str, int]) -> str:
     if made:
         lines = [(f"<msub><mtext>{escape(kind)}</mtext>{name(state)}</msub>", value) for kind, state, value in made]
         parts.append(_section("What was there, and what is added", _math(written(step, lines))))
-    parts += _derived(m)
-    parts += _kernels(step, target, sizes)
+    programs = parts_of(step)
+    if len(programs) > 1:
+        said, _, *listed = in_order(programs)
+        parts.append(_section("What runs in which order", f"<p>{said}</p>" + _listed(
+            re.sub("`(.*?)`", r"<code>\1</code>", escape(x.removeprefix("- "))) for x in listed)))
+    for p in programs:
+        parts += [f"<h2 class='part'>{escape(p.name)}</h2>", _math(equations(p))] if len(programs) > 1 else []
+        parts += [*_derived(p), *_kernels(p, target, sizes)]
     parts.append(_section("Time over T", _pictures(step, target, sizes)))
     body = "\n".join(parts)
     return ("<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><meta name='viewport' "
@@ -79,7 +87,7 @@ def _forms(m: Any) -> str:
                    + [escape(n.help) for n in m.notes if n.help])
 
 
-def _derived(m: Any) -> list[str]:
+def _derived(step: Program) -> list[str]:
     """The equations of a chunk, or of a token where the state is not linear, and their adjoint."""
     from mixc.passes.cell import cell
     from mixc.passes.chunk import chunk
@@ -87,8 +95,8 @@ def _derived(m: Any) -> list[str]:
     from mixc.passes.differentiate import differentiate
     from mixc.passes.simplify import plain
 
-    real = lowered(m.declared)
-    if "sequential" not in m.form.values():
+    real = lowered(step)
+    if all(g.form != "sequential" for g in classify(step).groups):
         forward = chunk(classify(real))
         kept = "the inputs" + (", and the state at the start of every segment of chunks; the chunks between are formed "
                                "again." if real.states else ".")
@@ -135,7 +143,7 @@ def _pictures(step: Program, target: Target, sizes: dict[str, int]) -> str:
              "decode, a launch a token": [(T, T * one.step_seconds(target, B, H)) for T in lengths],
              "eager loop, forward": [(T, T * one.eager_seconds(target, B, H)) for T in lengths]}
     points = []
-    if kernel_lines(step) and _modelled(step):
+    if len(parts_of(step)) == 1 and kernel_lines(step) and _modelled(step):
         for T in sorted({*lengths, sizes["T"]}):
             made = schedule_of(step, target, sizes | {"T": T}, "bf16").default()[1]
             lines["kernels, forward"].append((T, sum(c.seconds for n, c in made.items() if n.startswith("fwd"))))

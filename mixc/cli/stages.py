@@ -49,7 +49,16 @@ def stages(step: Any) -> dict[str, str]:
             break  # it runs as it is, token by token
         program = run(program)
         found[name] = print_program(program)
+        if program.parts:
+            return found | _of_parts(found[name], name, [stages(p) for p in program.parts])
     return found
+
+
+def _of_parts(whole: str, name: str, parts: list[dict[str, str]]) -> dict[str, str]:
+    """Those of programs that run one after another; after the pass that made them, behind the whole."""
+    later = dict.fromkeys(n for p in parts for n in p if n not in ("step", name))
+    return {name: "\n".join([whole, *(p[name] for p in parts)])} | {
+        n: "\n".join(p[n] for p in parts if n in p) for n in later}
 
 
 def _pipeline() -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from mixc.codegen.kernel import Kernel, safe
-from mixc.codegen.module import Module, _shape
+from mixc.codegen.lines import shape
+from mixc.codegen.module import Module
 from mixc.codegen.triton_cell import WEIGHTS, CellWriter, product_text
 from mixc.ir.launch import Store
 from mixc.ir.program import Decl, Program
@@ -26,7 +27,7 @@ class CellModule(Module):
         self.partial = {s.name for s in made.backward.stores if s.kind == "partial"}
 
     # ------------------------------------------------------------ text
-    def _prelude(self) -> str:
+    def prelude(self) -> str:
         held = WEIGHTS if self.weights else ""
         return held + "".join(product_text(n) for n in sorted({len(lefts) for lefts in self._groups().values()}))
 
@@ -34,7 +35,7 @@ class CellModule(Module):
         return [f"triton.cdiv(count, {tile}['C'])", "H"]
 
     def _forward_tile(self) -> str:
-        return "tile = FORWARD"
+        return f"tile = {self._called('fwd')}"
 
     def _rows(self) -> list[str]:
         """Tensors in which states are kept that are no out."""
@@ -45,7 +46,7 @@ class CellModule(Module):
         return []  # rows of states, see `_kept_lines`
 
     def _room(self, s: Store) -> str:
-        return f"{s.name} = torch.empty({_shape('B, T, H', s.dims)}, dtype={self._out_dtype()}, device=device)"
+        return f"{s.name} = torch.empty({shape('B, T, H', s.dims)}, dtype={self._out_dtype()}, device=device)"
 
     def _saved(self) -> list[str]:
         return [*dict.fromkeys(self.made.kept.values()), *(f"{s}_first" for s in self.starts)]
@@ -57,7 +58,7 @@ class CellModule(Module):
         for k in self._rows():
             s = state[k]
             dtype = "torch.float32" if s in self.made.exact else self._out_dtype()
-            lines.append(f"{k} = torch.empty({_shape('B, T, H', self.p.decl(s).dims)}, dtype={dtype}, device=device) if keep else None")
+            lines.append(f"{k} = torch.empty({shape('B, T, H', self.p.decl(s).dims)}, dtype={dtype}, device=device) if keep else None")
         return [*lines, *(f"{s}_first = {s}_initial if has_initial and keep else None" for s in self.starts)]
 
     def _argument(self, a: str, kernel: Kernel) -> str:
@@ -72,8 +73,8 @@ class CellModule(Module):
         lines = [x for x in super()._gradient_buffers(kernel) if x.split(" = ")[0] not in {f"d{d.name}" for d in self.p.params}]
         for s in self.made.backward.stores:
             if s.kind == "partial":
-                lead = ", ".join(self._programs(self.kernel("bwd"), "BACKWARD"))
-                lines.append(f"{s.name} = torch.empty({_shape(lead, s.dims)}, dtype=torch.float32, device=device)")
+                lead = ", ".join(self._programs(self.kernel("bwd"), self._called("bwd")))
+                lines.append(f"{s.name} = torch.empty({shape(lead, s.dims)}, dtype=torch.float32, device=device)")
         return lines
 
     def _groups(self) -> dict[tuple[str, bool, tuple[str, ...]], list[str]]:

@@ -48,11 +48,7 @@ def lowered(step: Program) -> Program:
 
 def explain(step: Program) -> str:
     """Markdown: the step, the form of every state and why, the chunk's equations, and its adjoint."""
-    from mixc.codegen.triton_program import has_kernels
-    from mixc.passes.chunk import chunk
     from mixc.passes.classify import classify
-    from mixc.passes.differentiate import differentiate
-    from mixc.passes.simplify import plain
 
     stages = classify(step)
     forms = [f"- `{', '.join(g.states)}`: **{g.form}** — {g.why}" for g in stages.groups]
@@ -60,10 +56,34 @@ def explain(step: Program) -> str:
              *_section("Form", forms or ["- no state"])]
     parts = [f"{kind}, {state}: {Spelling({}, whole=True).text(n)}" for kind, state, n in split(step)]
     lines += _formulas("What it was split into", parts) if parts else []
-    step = lowered(step)
+    if stages.parts:
+        lines += ["", *in_order(stages.parts)]
+    for part in stages.parts:
+        lines += [*_formulas(f"Part `{part.name}`", equations(part)), *(f"#{x}" if x.startswith("## ") else x for x in _runs(part))]
+    return "\n".join([*lines, *([] if stages.parts else _runs(step))]) + "\n"
+
+
+def in_order(parts: tuple[Program, ...]) -> list[str]:
+    """Which parts a step runs in, and what each hands on."""
+    lines = ["It runs in parts, one after another; what one hands on goes through memory, a row a token in fp32:", ""]
+    for p in parts:
+        handed = ", ".join(f"`{o.name}[{', '.join(o.dims)}]`" for o in p.outs if o.exact)
+        states = ", ".join(f"`{s.name}`" for s in p.states)
+        lines.append(f"- `{p.name}`: {states}" + (f"; hands on {handed}" if handed else ""))
+    return lines
+
+
+def _runs(step: Program) -> list[str]:
+    """What one program is: its equations and adjoint, kernels, costs."""
+    from mixc.codegen.triton_program import has_kernels
+    from mixc.passes.chunk import chunk
+    from mixc.passes.classify import classify
+    from mixc.passes.differentiate import differentiate
+    from mixc.passes.simplify import plain
+
+    stages, step = classify(step), lowered(step)
     if any(g.form == "sequential" for g in stages.groups):
-        token = "It runs token by token; `mixer.why` names the term that decided it."
-        return "\n".join([*lines, "", token, *_cell(step, has_kernels(stages))]) + "\n"
+        return ["", "It runs token by token; `mixer.why` names the term that decided it.", *_cell(step, has_kernels(stages))]
     forward = chunk(classify(step))
     backward = differentiate(forward)
     rows = "Rows t and s of a chunk, x[s] is a value of row s; primed states are what the next chunk receives."
@@ -72,11 +92,10 @@ def explain(step: Program) -> str:
             "- kept for the backward: the inputs" + ", and the state at the start of every chunk" * bool(step.states),
             "- decode: the step on one token",
             *(f"- `{k}` {line}" for k, (told, _) in kernel_lines(step).items() for line in told)]
-    lines += [*_formulas("One chunk of tokens", equations(plain(forward)), rows, ""),
-              *_formulas("Its adjoint, from the last chunk to the first", equations(plain(backward), "d")),
-              *_section("What runs", runs),
-              *_section("Bytes and FLOPs of the products", _costs(forward, backward))]
-    return "\n".join(lines) + "\n"
+    return [*_formulas("One chunk of tokens", equations(plain(forward)), rows, ""),
+            *_formulas("Its adjoint, from the last chunk to the first", equations(plain(backward), "d")),
+            *_section("What runs", runs),
+            *_section("Bytes and FLOPs of the products", _costs(forward, backward))]
 
 
 def _instead(step: Program) -> str:
@@ -146,6 +165,9 @@ def split(step: Program) -> list[tuple[str, str, Node]]:
     from mixc.passes.planes import is_complex, planes
     from mixc.passes.scan import scan_form
 
+    parts = classify(step).parts
+    if parts:
+        return [line for p in parts for line in split(p)]
     real = planes(context(step).program) if is_complex(step) else step
     if real is None:
         return []

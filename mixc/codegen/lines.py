@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import keyword
+
 
 def in_block(lines: list[str]) -> list[str]:
     return [indented(line, 1).rstrip("\n") for line in lines]
@@ -42,3 +44,23 @@ def packed(items: list[str], width: int) -> list[str]:
             line = ""
         line += item + ", "
     return [*out, line.rstrip()] if line else out
+
+
+def camel(name: str) -> str:
+    return "".join(w.capitalize() for w in name.split("_")) + ("_" if keyword.iskeyword(name) else "")
+
+
+def join(names: list[str]) -> str:
+    return "".join(f"{n}, " for n in names)
+
+
+def tuple_text(names: list[str]) -> str:
+    return f"({', '.join(names)}{',' * bool(names)})"
+
+
+def shape(lead: str, dims: tuple[str, ...]) -> str:
+    return ", ".join([lead, *dims])
+
+
+def indent(lines: list[str], depth: int) -> list[str]:
+    return ["    " * depth + x for line in lines for x in line.split("\n")]

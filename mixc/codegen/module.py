@@ -6,9 +6,9 @@ which come from the launches, and the names, which are the spec's own.
 
 from __future__ import annotations
 
-import keyword
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from typing import Any
 
 from mixc.codegen.calls import HOST as CALLS
 from mixc.codegen.calls import call_lines, range_check, tables
@@ -16,7 +16,7 @@ from mixc.codegen.config import Config, Tile
 from mixc.codegen.host import HOST, PIECES
 from mixc.codegen.host_values import past_lines, past_text
 from mixc.codegen.kernel import Kernel, KernelWriter, safe
-from mixc.codegen.lines import packed
+from mixc.codegen.lines import camel, indent, join, packed, shape, tuple_text
 from mixc.codegen.prelude import ATAN2, PRELUDE
 from mixc.codegen.scalars import python_text
 from mixc.codegen.segment_kernel import SegmentWriter
@@ -112,35 +112,43 @@ class Module:
         Args:
             public: what the user calls: complex, perhaps. seen: the step of its parts, and how what it reads of earlier
                 tokens and of positions became inputs of this one. fixed: consts that are as they are declared."""
-        self.config, self.public = config.named(self.own), public or self.spec
-        self.seen, self.fixed = seen or Context(self.spec, self.spec, {}), fixed
-        self.fwd, self.bwd = self.parts(self.config)
-        written = [*(k for _, k in self.fwd), *([self.token] if self.token else []), *(k for _, k in self.bwd)]
-        kernels = [x for k in written for x in (k.text, "\n\n")]
-        angles = ATAN2 if any("atan2(" in k for k in kernels) else ""
-        parts = [self._head(), HOST, CALLS, PRELUDE + angles, scan_prelude("".join(kernels)),
-                 span_prelude("".join(kernels)) + self._prelude() + past_text(self.seen.step), "\n", *kernels, self._function(),
-                 "\n\n", self._calls()]
-        return "".join(p if p.endswith("\n") else p + "\n" for p in parts)
+        self.sized(config, seen, fixed)
+        calls = "\n".join([*self.run_lines(), "", "", *range_check(public or self.spec), "", "", *call_lines(public or self.spec)])
+        return file_text(self.name, self.p.doc, [self], self.seen.step, calls)
 
-    def _prelude(self) -> str:
+    def sized(self, config: Config, seen: Context | None = None, fixed: frozenset[str] = frozenset(), prefix: str = "") -> None:
+        """Sets what the text is written for; `prefix`: of what its sizes are called, in a file of several parts."""
+        self.prefix = prefix
+        self.config, self.seen, self.fixed = config.named(self.own), seen or Context(self.spec, self.spec, {}), fixed
+        self.fwd, self.bwd = self.parts(self.config)
+
+    def kernel_texts(self) -> list[str]:
+        return [k.text for k in (*(k for _, k in self.fwd), *([self.token] if self.token else []), *(k for _, k in self.bwd))]
+
+    def prelude(self) -> str:
         return PIECES if self._splits else ""
 
     @property
     def _splits(self) -> bool:
         return any(k.launch.alone for _, k in (*self.fwd, *self.bwd))
 
-    def _head(self) -> str:
-        doc = self.p.doc.strip()
-        lines = [f'"""{self.name}: kernels emitted by mixc from a one-token step.', ""]
-        if doc:
-            lines += [*doc.splitlines(), ""]
-        lines += [LICENSE, '"""', "import collections", "import math", "import os", "", "import torch", "import triton", "import triton.language as tl", "",
-                  *(f"{_called(n)} = {self._tile(k, n)}" for n, k in (*self.fwd, *self.bwd)),
-                  *([f"STEP = {self._tile(self.token, 'step')}  # one token"] if self.token else []),
-                  *([f"SEGMENT = {self.config.segment}  # rows from one kept state to the next"] if any("SEGMENT" in k.constexprs for _, k in (*self.fwd, *self.bwd)) else []),
-                  *tables(self.seen.step)]
-        return "\n".join(lines) + "\n"
+    def size_lines(self) -> list[str]:
+        kernels = (*self.fwd, *self.bwd)
+        kept = any("SEGMENT" in k.constexprs for _, k in kernels)
+        return [*(f"{self._called(n)} = {self._tile(k, n)}" for n, k in kernels),
+                *([f"{self.prefix}STEP = {self._tile(self.token, 'step')}  # one token"] if self.token else []),
+                *([f"{self._segment} = {self.config.segment}  # rows from one kept state to the next"] if kept else [])]
+
+    @property
+    def _segment(self) -> str:
+        return self.prefix + "SEGMENT"
+
+    def _called(self, launch: str) -> str:
+        """What the sizes of a launch are called."""
+        direction, _, rest = launch.partition("_")
+        words, _, dim = rest.rpartition("_")  # the dim keeps its letters: FORWARD_FOR_K
+        name = {"fwd": "FORWARD", "bwd": "BACKWARD"}[direction]
+        return self.prefix + "_".join(filter(None, (name, words.upper(), dim if words else dim.upper())))
 
     def _tile(self, kernel: Kernel, launch: str) -> str:
         tile = self.config.tile(launch)
@@ -155,21 +163,21 @@ class Module:
     @property
     def _class(self) -> str:
         """What the autograd function is called: the mixer's name in capitals, and no name of the spec."""
-        name = _camel(self.name)
+        name = camel(self.name)
         return name + "_" if name in {*(d.name for d in self.p.dims), *(d.name for d in self.p.decls)} else name
 
-    def _function(self) -> str:
+    def function(self) -> str:
         names = [safe(d.name) for d in self._tensors()]
         finals = [f"{s.name}_initial" for s in self.states]
         consts = [c.name for c in self.p.consts]
         body = [f"class {self._class}(torch.autograd.Function):",
                 f'    """{", ".join(o.name for o in self.outs)} and final states of {self.name}; derivatives by its own kernels."""', "",
                 "    @staticmethod",
-                f"    def forward(ctx, seqs, {_join(consts)}{', '.join([*names, *finals])}):"]
-        body += _indent(self._forward_body(names, finals, consts), 2)
+                f"    def forward(ctx, seqs, {join(consts)}{', '.join([*names, *finals])}):"]
+        body += indent(self._forward_body(names, finals, consts), 2)
         body += ["", "    @staticmethod", "    @torch.autograd.function.once_differentiable",
                  f"    def backward(ctx, {', '.join(['d' + o.name for o in self.outs] + ['d' + s.name + '_final' for s in self.states])}):"]
-        body += _indent(self._backward_body(names, consts), 2)
+        body += indent(self._backward_body(names, consts), 2)
         return "\n".join(body)
 
     def _sizes(self, tensors: list[Decl] | None = None) -> list[str]:
@@ -207,9 +215,9 @@ class Module:
         lines += [f"{n} = features_packed({n}, {3 if d.role == 'in' else 1})" if d.role == "in" else f"{n} = {n}.contiguous()"
                   for n, d in zip(names, self._tensors(), strict=True)]
         for o in self.outs:
-            lines.append(f"{o.name} = torch.empty({_shape('B, T, H', o.dims)}, dtype={self._out_dtype()}, device=device)")
+            lines.append(f"{o.name} = torch.empty({shape('B, T, H', o.dims)}, dtype={self._out_dtype(o)}, device=device)")
         for s in self.states:
-            lines.append(f"{s.name}_final = torch.empty({_shape('count, H', s.dims)}, dtype=torch.float32, device=device)")
+            lines.append(f"{s.name}_final = torch.empty({shape('count, H', s.dims)}, dtype=torch.float32, device=device)")
         if (self.starts or self._splits) and not self.kept_later:
             lines += self._kept_lines()
         lines += [f"{self._room(s)} if keep else None" for s in self._handed]
@@ -221,9 +229,10 @@ class Module:
             lines += self._kept_lines()
         whole = self._forward_launches()
         if self.token:
-            one = [*self._blocks(self.token, "STEP"), *self._launch(self.token, "STEP")]
-            lines += ["if seqs.T == 1 and not seqs.ragged and not any(ctx.needs_input_grad):", *_indent(one, 1), "else:",
-                      *_indent(whole, 1)]
+            step = self.prefix + "STEP"
+            one = [*self._blocks(self.token, step), *self._launch(self.token, step)]
+            lines += ["if seqs.T == 1 and not seqs.ragged and not any(ctx.needs_input_grad):", *indent(one, 1), "else:",
+                      *indent(whole, 1)]
         else:
             lines += whole
         outs = [o.name for o in self.outs] + [f"{s.name}_final" for s in self.states]
@@ -238,7 +247,7 @@ class Module:
 
     def _forward_launches(self) -> list[str]:
         if len(self.fwd) > 1:
-            return [x for n, k in self.fwd for x in (*self._blocks(k, _called(n)), *self._launch(k, _called(n)))]
+            return [x for n, k in self.fwd for x in (*self._blocks(k, self._called(n)), *self._launch(k, self._called(n)))]
         (_, kernel), = self.fwd
         return [self._forward_tile(), *self._blocks(kernel, "tile"), *self._launch(kernel, "tile")]
 
@@ -246,7 +255,7 @@ class Module:
         return []
 
     def _forward_tile(self) -> str:
-        sizes = _called(self.fwd[0][0])
+        sizes = self._called(self.fwd[0][0])
         return f"tile = dict({sizes}, C=16) if seqs.T <= 16 else {sizes}"
 
     def _saved(self) -> list[str]:
@@ -257,7 +266,7 @@ class Module:
     def _room(self, s: Store) -> str:
         """Room for rows that are handed on: never in fp16, whose range they may leave."""
         dtype = f"torch.float32 if {self._out_dtype()} == torch.float16 else {self._out_dtype()}" if s.dims else "torch.float32"
-        return f"{s.name} = torch.empty({_shape('B, T, H', s.dims)}, dtype={dtype}, device=device)"
+        return f"{s.name} = torch.empty({shape('B, T, H', s.dims)}, dtype={dtype}, device=device)"
 
     @property
     def _handed(self) -> list[Store]:
@@ -268,19 +277,23 @@ class Module:
         """Room for the state at the start of every segment."""
         kept = self.fwd[0][1].launch.keeps
         always = len(self.fwd) > 1 or not self.starts
-        lines = ["bound, segment_at = seqs.pieces(SEGMENT)" + ("" if always else " if keep else (0, None)")]
+        lines = [f"bound, segment_at = seqs.pieces({self._segment})" + ("" if always else " if keep else (0, None)")]
         lines += ["piece_of = pieces_of(segment_at, bound)"] if len(self.fwd) > 1 else []
         def dtype(s: str) -> str:
             return "torch.float32" if s in self.launches["fwd"].exact else self._out_dtype()
-        return [*lines, *(f"{s}_starts = torch.empty({_shape('bound, H', self.p.decl(s).dims)}, dtype={dtype(s)}, "
+        return [*lines, *(f"{s}_starts = torch.empty({shape('bound, H', self.p.decl(s).dims)}, dtype={dtype(s)}, "
                           "device=device)" for s in kept)]
 
     def _programs(self, kernel: Kernel, tile: str) -> list[str]:
         """Factors of the number of programs, but for split dims."""
         return ["bound" if kernel.launch.alone else "count", "H"]
 
-    def _out_dtype(self) -> str:
-        first = next((d for d in self.p.ins if d.dims), self.p.ins[0])
+    def _out_dtype(self, out: Decl | None = None) -> str:
+        """That of what is kept and of operands; of an out what it is allocated in."""
+        if out is not None and out.exact:
+            return "torch.float32"
+        given = [d for d in self.p.ins if not d.exact] or [*self.p.params, *self.p.ins]
+        first = next((d for d in given if d.dims), given[0])
         return f"{safe(first.name)}.dtype"
 
     def _grid(self, kernel: Kernel, tile: str) -> str:
@@ -296,7 +309,7 @@ class Module:
         reverse = kernel.launch.reverse
         pairs = [*(f"{d}={d}" for d in kernel.dims), f"C={tile}['C']", *(f"B{d}=B{d}" for d in kernel.dims), *([f"TURNS={tile}['turns']"] if kernel.turned else []), "SIGN=seqs.sign",
                  "RAGGED=seqs.ragged"]
-        pairs += ["SEGMENT=SEGMENT"] * ("SEGMENT" in kernel.constexprs) + ["KEEP=keep"] * ("KEEP" in kernel.constexprs)
+        pairs += [f"SEGMENT={self._segment}"] * ("SEGMENT" in kernel.constexprs) + ["KEEP=keep"] * ("KEEP" in kernel.constexprs)
         pairs += self._held(kernel)
         if "HAS_INITIAL" in kernel.constexprs:
             pairs.append(f"HAS_INITIAL={'has_final' if reverse else 'has_initial'}")
@@ -335,16 +348,16 @@ class Module:
                  f"seqs{''.join(', ' + c for c in consts)} = ctx.seqs{''.join(', ctx.' + c for c in consts)}",
                  *self._sizes(), f"device, count = {names[0]}.device, seqs.count"]
         for o in self.outs:
-            lines.append(f"d{o.name} = torch.zeros({_shape('B, T, H', o.dims)}, dtype={self._out_dtype()}, device=device) "
+            lines.append(f"d{o.name} = torch.zeros({shape('B, T, H', o.dims)}, dtype={self._out_dtype(o)}, device=device) "
                          f"if d{o.name} is None else d{o.name}.contiguous()")
         if self.states:
             lines.append(f"has_final = {' or '.join(f'd{s.name}_final is not None' for s in self.states)}")
         if any(k.launch.alone for _, k in self.bwd):
-            lines += ["bound = seqs.pieces(SEGMENT)[0]", "piece_of = pieces_of(segment_at, bound)"]
+            lines += [f"bound = seqs.pieces({self._segment})[0]", "piece_of = pieces_of(segment_at, bound)"]
         for name, kernel in self.bwd:
-            lines += self._blocks(kernel, _called(name))
-            lines += [f"parts_{d} = {_count(kernel, d, _called(name))}" for d in kernel.launch.summed]
-            lines += [*self._state_buffers(kernel), *self._gradient_buffers(kernel), *self._launch(kernel, _called(name))]
+            lines += self._blocks(kernel, self._called(name))
+            lines += [f"parts_{d} = {_count(kernel, d, self._called(name))}" for d in kernel.launch.summed]
+            lines += [*self._state_buffers(kernel), *self._gradient_buffers(kernel), *self._launch(kernel, self._called(name))]
         grads = [f"over_group({self._summed('d' + d.name, d.dims, safe(d.name))}, {safe(d.name)}, 2)" for d in self.p.ins]
         grads += [f"over_group({self._param_gradient(d)}, {safe(d.name)}, 0)" for d in self.p.params]
         grads += [f"{self._summed(f'd{s.name}_initial', s.dims)} if ctx.has_initial[{i}] else None"
@@ -364,12 +377,12 @@ class Module:
         launch, lines = kernel.launch, list[str]()
         for s in self.states:
             if self._maker(f"d{s.name}_initial") is kernel:
-                lines += [f"d{s.name}_initial = torch.empty({_shape(self._parts(kernel, s.dims) + 'count, H', s.dims)}, "
+                lines += [f"d{s.name}_initial = torch.empty({shape(self._parts(kernel, s.dims) + 'count, H', s.dims)}, "
                           "dtype=torch.float32, device=device)",
                           f"if has_final:\n    d{s.name}_final = torch.zeros_like(d{s.name}_initial) if d{s.name}_final is None "
                           f"else d{s.name}_final.contiguous()"]
         kept = [c for c in launch.carries if c.name in launch.keeps]
-        return lines + [f"{launch.kept(c.name)} = torch.empty({_shape('bound, H', c.dims)}, dtype={self._out_dtype()}, "
+        return lines + [f"{launch.kept(c.name)} = torch.empty({shape('bound, H', c.dims)}, dtype={self._out_dtype()}, "
                         "device=device)" for c in kept]
 
     def _param_gradient(self, d: Decl) -> str:
@@ -394,25 +407,22 @@ class Module:
             whole = f"{n}.shape[2] == H" + (f" and {parts[:-2]} == 1" if parts else "")
             added = kernel.turned and kernel.turned not in d.dims
             dtype = "torch.float32" if added else f"{n}.dtype if {whole} else torch.float32"
-            lines.append(f"d{d.name} = torch.empty({_shape(lead, d.dims)}, dtype={dtype}, device=device)")
+            lines.append(f"d{d.name} = torch.empty({shape(lead, d.dims)}, dtype={dtype}, device=device)")
         for d in params:
             lead = f"{self._parts(kernel, d.dims)}{'bound' if kernel.launch.alone else 'count'}, H"
-            lines.append(f"d{d.name} = torch.empty({_shape(lead, d.dims)}, dtype=torch.float32, device=device)")
+            lines.append(f"d{d.name} = torch.empty({shape(lead, d.dims)}, dtype=torch.float32, device=device)")
         return lines
 
     # ------------------------------------------------------------ what a user calls
-    def _calls(self) -> str:
-        return "\n".join([*self._run(), "", "", *range_check(self.public), "", "", *call_lines(self.public)])
-
-    def _run(self) -> list[str]:
+    def run_lines(self, name: str = "run") -> list[str]:
         """The same for programs: outs always a tuple, sequences as (first row, length)."""
         consts, states = [c.name for c in self.p.consts], [s.name for s in self.states]
         outer = [*self.spec.ins, *self.spec.params]
         given = [d for o, d in zip(outer, self._tensors(), strict=True) if o.name not in self.seen.given]
         first = safe(given[0].name)
         keywords = "".join(f"{c.name}=None, " for c in self.spec.consts)
-        lines = [f"def run({', '.join(safe(d.name) for d in given)}, *, {keywords}initial_state=None, output_final_state=False, sequences=None,",
-                 "        reverse=False):", '    """Outs as a tuple; sequences: the first row and the length of each."""']
+        lines = [f"def {name}({', '.join(safe(d.name) for d in given)}, *, {keywords}initial_state=None, output_final_state=False, sequences=None,",
+                 f"{' ' * (5 + len(name))}reverse=False):", '    """Outs as a tuple; sequences: the first row and the length of each."""']
         starts = start_lines(dict(zip((s.name for s in self.spec.states), self.states, strict=True)))
         past, sizes = self._past_lines(), self._sizes(given)
         if not starts and not past:
@@ -424,14 +434,15 @@ class Module:
         tensors = [*(safe(d.name) for d in self._tensors()), *(f"initial.get('{s.name}')" for s in self.spec.states)]
         outs = [safe(o.name) for o in self.outs]
         result = [*outs, *(f"{s}_final" for s in states)]
-        body.append(f"{', '.join(result)} = {self._class}.apply(seqs, {_join(consts)}{', '.join(tensors)})")
+        body.append(f"{', '.join(result)} = {self._class}.apply(seqs, {join(consts)}{', '.join(tensors)})")
         pairs = zip(self.spec.states, states, strict=True)
         final = [*(f"'{s.name}': {inner}_final" for s, inner in pairs), *(["**past.kept()"] if looked_back(self.seen.step) else []),
                  *(["'pos': past.counted()"] if counts_tokens(self.seen.step) else [])]
-        typed = next((d for d in given if d.role == "in" and d.dims), given[0])
-        outs = [f"{o}.to({safe(typed.name)}.dtype)" if f"{safe(typed.name)}.dtype" != self._out_dtype() else o for o in outs]
-        body.append(f"return ({', '.join(outs)},), {{{', '.join(final)}}} if output_final_state else None")
-        return [*lines, *_indent(body, 1)]
+        typed = next((d for d in given if d.role == "in" and d.dims and not d.exact), given[0])
+        outs = [f"{o}.to({safe(typed.name)}.dtype)" if not d.exact and f"{safe(typed.name)}.dtype" != self._out_dtype() else o
+                for o, d in zip(outs, self.outs, strict=True)]
+        body.append(f"return {tuple_text(outs)}, {{{', '.join(final)}}} if output_final_state else None")
+        return [*lines, *indent(body, 1)]
 
     def _past_lines(self) -> list[str]:
         """What the kernels read of earlier tokens and of positions."""
@@ -448,14 +459,6 @@ class Module:
                 lines.append(f"if {c.name} != {python_text(c.init)}:\n"
                              f'    raise ValueError("`{outer.name}`: this module was written for {python_text(c.init)}")')
         return lines
-
-
-def _called(launch: str) -> str:
-    """What the sizes of a launch are called."""
-    direction, _, rest = launch.partition("_")
-    words, _, dim = rest.rpartition("_")  # the dim keeps its letters: FORWARD_FOR_K
-    name = {"fwd": "FORWARD", "bwd": "BACKWARD"}[direction]
-    return "_".join(filter(None, (name, words.upper(), dim if words else dim.upper())))
 
 
 def _count(kernel: Kernel, d: str, tile: str) -> str:
@@ -478,17 +481,18 @@ def _token_kernel(step: Program) -> Kernel | None:
         return None
 
 
-def _camel(name: str) -> str:
-    return "".join(w.capitalize() for w in name.split("_")) + ("_" if keyword.iskeyword(name) else "")
+def file_text(name: str, doc: str, modules: list[Any], step: Program, calls: str) -> str:
+    """The file: what its kernels share, their sizes, they, autograd functions, and what is called.
 
-
-def _join(names: list[str]) -> str:
-    return "".join(f"{n}, " for n in names)
-
-
-def _shape(lead: str, dims: tuple[str, ...]) -> str:
-    return ", ".join([lead, *dims])
-
-
-def _indent(lines: list[str], depth: int) -> list[str]:
-    return ["    " * depth + x for line in lines for x in line.split("\n")]
+    Args:
+        modules: `sized` ones. step: what the tables of tensors are of, and what looks back at earlier tokens."""
+    kernels = [text for m in modules for text in m.kernel_texts()]
+    written, preludes = "\n\n".join(kernels), dict.fromkeys(m.prelude() for m in modules)
+    doc = doc.strip()
+    head = [f'"""{name}: kernels emitted by mixc from a one-token step.', "", *([*doc.splitlines(), ""] if doc else []), LICENSE, '"""',
+            "import collections", "import math", "import os", "", "import torch", "import triton", "import triton.language as tl", "",
+            *(line for m in modules for line in m.size_lines()), *tables(step)]
+    parts = ["\n".join(head), HOST, CALLS, PRELUDE + (ATAN2 if "atan2(" in written else ""), scan_prelude(written),
+             span_prelude(written) + "".join(preludes) + past_text(step), "\n",
+             *(x for text in kernels for x in (text, "\n\n")), *(x for m in modules for x in (m.function(), "\n\n")), calls]
+    return "".join(p if p.endswith("\n") else p + "\n" for p in parts)

@@ -47,11 +47,11 @@ class TokenModule(Module):
             return Tile(16, tuple(blocks.items()), min(16, 1 << max(values() // 512 - 1, 0).bit_length()), 1)
         return Config((("fwd", tile(self.kernel("fwd"))), ("bwd", tile(self.kernel("bwd")))), SEGMENT)
 
-    def _prelude(self) -> str:
+    def prelude(self) -> str:
         return WEIGHTS if any("HELD" in k.constexprs for k in self.kernels.values()) else ""
 
     def _forward_tile(self) -> str:
-        return "tile = FORWARD"
+        return f"tile = {self._called('fwd')}"
 
     def _held(self, kernel: Kernel) -> list[str]:
         """Do a head's matrices fit into the registers, beside the state?"""
@@ -62,8 +62,8 @@ class TokenModule(Module):
     def _gradient_buffers(self, kernel: Kernel) -> list[str]:
         """Also where every program puts the states of a segment aside."""
         lines = super()._gradient_buffers(kernel)
-        grid = self._grid(kernel, "BACKWARD")
+        grid = self._grid(kernel, self._called("bwd"))
         for s in self.starts:
-            size = " * ".join([grid, "SEGMENT", *(f"B{d}" for d in self.p.decl(s).dims)])
+            size = " * ".join([grid, self._segment, *(f"B{d}" for d in self.p.decl(s).dims)])
             lines.append(f"{s}_aside = torch.empty({size}, dtype=torch.float32, device=device)")
         return lines

@@ -39,7 +39,8 @@ _modules: WeakKeyDictionary[Any, dict[Any, ModuleType]] = WeakKeyDictionary()
 def refused(stages: Program) -> SpecError | None:
     """Why a group of states has no kernels; None: all have.  Found by writing them: nothing else knows all of it."""
     try:
-        kernels(_real(replace(stages, level="step", groups=())).program)
+        for part in parts_of(_real(replace(stages, level="step", groups=(), parts=())).program):
+            kernels(part)
     except SpecError as error:
         return error
     return None
@@ -69,9 +70,24 @@ def emit(step: Program, target: str = "h100", shape: Mapping[str, int] | None = 
     Args:
         target: of `mixc targets`. shape: B, T, H and dims that the tiles are for (not named: 8, 4096, 16 and 64).
         config: these sizes instead of those that the model chooses. fixed: consts that the step was unrolled for."""
-    real = _real(step)
-    config = config or default_config(real.program, target, shape or {}, dtype)
-    return kernels(real.program).text(config, named(step), real, fixed)
+    from mixc.codegen.staged_module import StagedModule
+
+    real, sizes = _real(step), shape or {}
+    parts = parts_of(named(real.program))
+    if len(parts) == 1:
+        return kernels(real.program).text(config or default_config(real.program, target, sizes, dtype), named(step), real, fixed)
+    if config is not None:
+        raise InputError(f"`config`: {step.name} runs in {len(parts)} parts, whose sizes the model chooses")
+    configs = [default_config(part, target, sizes, dtype) for part in parts]
+    return StagedModule(named(real.program), parts, list(map(kernels, parts))).text(configs, named(step), real, fixed)
+
+
+@lru_cache(maxsize=64)
+def parts_of(step: Program) -> tuple[Program, ...]:
+    """The steps whose kernels run after each other."""
+    from mixc.passes.classify import classify
+
+    return classify(step).parts or (step,)
 
 
 @lru_cache(maxsize=64)
@@ -99,6 +115,8 @@ def tuned_kernels(step: Program) -> Module:
 
     Raises:
         SpecError: it has none."""
+    if len(parts_of(step)) > 1:
+        raise SpecError(Diagnostic("MX310", f"{step.name} runs in {len(parts_of(step))} parts: the model gives their sizes, none is tuned"))
     made = kernels(step)
     if made.by_rule:
         raise SpecError(Diagnostic("MX310", f"{step.name} runs token by token: a rule gives its sizes, none is tuned"))
@@ -138,7 +156,7 @@ def module(mixer: Mixer, call: Call) -> ModuleType:
     from mixc.codegen.offline import load_text
 
     p = call.program
-    dtype = next((call.ins[d.name].dtype for d in p.ins if d.dims), call.dtype)
+    dtype = next((call.ins[d.name].dtype for d in p.ins if d.dims and not d.exact), call.dtype)
     few = call.rows.N * call.H < 64 and call.rows.T >= 2048
     found = _modules.setdefault(mixer, {})
     kind = (p, dtype, few, tuple(call.sizes.items()), call.device.type)

@@ -45,6 +45,7 @@ class Decl:
     """A declared name. `role`: "in", "param", "const", "state" or "out".
 
     `init`: the initial value of a state (None: 0), or the value of a const.
+    `exact`: its values have the precision of the body, whatever the inputs' dtype: what one part hands to the next.
     `dims` is the order of the tensor's axes, as declared."""
 
     role: str
@@ -54,6 +55,7 @@ class Decl:
     ranges: tuple[Range, ...] = ()
     init: Node | None = None
     span: Span | None = field(default=None, compare=False)
+    exact: bool = False
 
     def leaf(self) -> Node:
         """The node that reads this name at the token level."""
@@ -93,6 +95,7 @@ class Program:
         reverse: a chunk program whose loop runs from the last chunk to the first.
         groups: from "stages" on, the states in the order in which they are found.
         origin: the step of complex values whose real and imaginary planes this step has.
+        parts: where one program does not hold all states: steps that run one after another (`passes/parts.py`).
     """
 
     level: str
@@ -106,6 +109,7 @@ class Program:
     notes: tuple[Diagnostic, ...] = ()
     source: Source | None = field(default=None, compare=False)
     origin: Program | None = None
+    parts: tuple[Program, ...] = ()
 
     def of(self, role: str) -> tuple[Decl, ...]:
         return tuple(d for d in self.decls if d.role == role)

@@ -19,6 +19,7 @@ from mixc.passes.affine import Affine, AffineForms
 from mixc.passes.block import MOST, block_rows
 from mixc.passes.block import reason as coupled_reason
 from mixc.passes.context import context
+from mixc.passes.parts import divided
 from mixc.passes.planes import Split, is_complex, part_names, planes
 from mixc.passes.scan import is_scan, reason
 from mixc.passes.separate import factors_of
@@ -36,9 +37,12 @@ def classify(step: Program) -> Program:
         if whole is not None:
             return replace(step, level="stages", groups=Split(whole).groups())
     with proving(step):
-        groups = _whole(step, _fed(step, [_group(step, names) for names in components(step)]))
+        groups = _fed(step, [_group(step, names) for names in components(step)])
+    parts = _parts(step, groups)
+    groups = [g for part in parts for g in part.groups] if parts else _whole(step, groups)
     notes = tuple(_note(step, g) for g in groups if g.form == "sequential")
-    return replace(step, level="stages", groups=tuple(groups), notes=(*step.notes, *notes))
+    return replace(step, level="stages", groups=tuple(groups), notes=(*step.notes, *notes),
+                   parts=tuple(replace(p, level="step", groups=(), notes=()) for p in parts))
 
 
 def components(step: Program) -> list[list[str]]:
@@ -283,6 +287,21 @@ def text_of(node: Node) -> str:
     return f"`{line[node.span.column - 1:node.span.end - 1]}` (line {node.span.line})"
 
 
+def _parts(step: Program, groups: list[Group]) -> list[Program]:
+    """The parts of a step whose states are not all sequential, nor all parallel over time; none: it is one program."""
+    alone = frozenset(s for g in groups if g.form != "sequential" for s in g.states)
+    turned = frozenset(d.name for d in step.states if d.kind == "complex")  # by their planes, perhaps: tried out
+    for parallel in dict.fromkeys((alone | turned, alone)):
+        while parallel and len(parallel) < len(step.states):
+            parts, found = divided(step, [g.states for g in groups], parallel)
+            stages = [classify(p) for p in parts] if len(parts) > 1 else []
+            wrong = {s for p in stages for g in p.groups if g.form == "sequential" for s in g.states} & found
+            if not wrong:
+                return [inner for p in stages for inner in (map(classify, p.parts) if p.parts else [p])]
+            parallel = found - wrong
+    return []
+
+
 def _whole(step: Program, groups: list[Group]) -> list[Group]:
     """What no chunk program holds yet makes every state sequential: they run in one loop."""
     reason = None
@@ -292,7 +311,7 @@ def _whole(step: Program, groups: list[Group]) -> list[Group]:
     if reason is None:
         reason = next((g.why for g in groups if g.form == "sequential"), None)
         if reason:
-            reason = "it runs in one loop with a sequential state: " + reason
+            reason = "it shares a matrix of every token with a sequential state, and its loop: " + reason
     if reason is None:
         return groups
     return [g if g.form == "sequential" else Group(g.states, "sequential", reason) for g in groups]

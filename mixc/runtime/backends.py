@@ -18,7 +18,7 @@ import torch
 
 from mixc.errors import Diagnostic, InputError, SpecError
 from mixc.passes.planes import is_complex
-from mixc.runtime import cells, chunked, context, planes, sequential, shared
+from mixc.runtime import cells, chunked, context, parts, planes, sequential, shared
 from mixc.runtime.call import Call
 from mixc.runtime.once import differentiable_once
 
@@ -35,19 +35,21 @@ def reference(mixer: Mixer, call: Call) -> Results:
     return sequential.run(call, torch.float64, careful=True)
 
 
-def torch_backend(mixer: Mixer, call: Call) -> Results:
+def torch_backend(mixer: Mixer, call: Call, fused: bool = False) -> Results:
     """The chunk program where the form has one, else the step token by token, with a note said once."""
-    if has_torch_program(mixer):
-        return context.run(call, lambda c: _of_planes(c, chunked.run))
-    if not mixer.noted:
+    all_parallel = has_torch_program(mixer)
+    if not all_parallel and not mixer.noted:
         mixer.noted = True
         for note in mixer.notes:
             warnings.warn(str(note), stacklevel=5)
+    call = call if all_parallel else differentiable_once(call)
     if not mixer.form:  # nothing is carried: all tokens at once
-        return sequential.run(differentiable_once(call))
+        return sequential.run(call)
     if is_complex(call.program) and planes.real_program(call.program) is None:
-        return sequential.run(differentiable_once(call))
-    return context.run(differentiable_once(call), lambda c: _of_planes(c, cells.run))
+        return sequential.run(call)
+    def parallel(part: Call) -> Results:
+        return _of_planes(part, lambda real: chunked.run(real, fused=fused))
+    return context.run(call, lambda c: parts.run(c, parallel, lambda part: _of_planes(part, cells.run)))
 
 
 def compiled_backend(mixer: Mixer, call: Call) -> Results:
@@ -56,12 +58,12 @@ def compiled_backend(mixer: Mixer, call: Call) -> Results:
     Raises:
         SpecError: MX313, no C++ compiler.
     """
-    if not has_torch_program(mixer):
+    if not {"chunk", "scan"} & set(mixer.form.values()):
         return torch_backend(mixer, call)
     if call.device.type == "cpu" and not _cpp_compiler():
         raise SpecError(Diagnostic("MX313", 'backend="torch.compile" needs a C++ compiler, and finds none',
                                    help='install g++ or clang++, or name one in CXX; backend="torch" needs none'))
-    return context.run(call, lambda c: _of_planes(c, lambda real: chunked.run(real, fused=True)))
+    return torch_backend(mixer, call, fused=True)
 
 
 def _cpp_compiler() -> bool:
@@ -84,10 +86,13 @@ def triton_backend(mixer: Mixer, call: Call) -> Results:
         raise no_kernels(mixer)
     if importlib.util.find_spec("triton") is None:
         raise SpecError(Diagnostic("MX311", "triton is not installed", help='backend="torch" needs none'))
-    same = shared.twin(mixer)
-    if same is not None:
-        return same.run(run, differentiable_once(call))
-    return context.run(differentiable_once(call), lambda c: _of_planes(c, lambda real: run(mixer, real)))
+    call, same = differentiable_once(call), shared.twin(mixer)
+
+    def kernels(owner: Mixer, call: Call) -> Results:
+        def of_part(part: Call) -> Results:
+            return _of_planes(part, lambda real: run(owner, real))
+        return parts.run(call, of_part, of_part)
+    return same.run(kernels, call) if same is not None else context.run(call, lambda c: kernels(mixer, c))
 
 
 def no_kernels(mixer: Mixer) -> SpecError:

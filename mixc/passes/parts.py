@@ -1,0 +1,152 @@
+"""Stages -> parts: programs that run one after another, where one loop need not hold all states.
+
+before: S = exp(g) * S + k * v;  h = tanh(R @ h[W] + q @ S)
+after:  1. S = exp(g) * S + k * v, its read `S_read = q @ S` an out;  2. h = tanh(R @ h[W] + S_read), `S_read` an in
+
+States that are parallel over time and those that are not stand in parts of their own, in the order of the
+condensation.  What a part reads of an earlier one's states is handed on, a row a token: at most a vector, else a matrix
+would be stored for every token, and the states stay in one loop.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Container
+from dataclasses import replace
+
+from mixc.ir.node import Node, depends, first_below, number, postorder, substitute
+from mixc.ir.program import Decl, Program, Range, Result
+from mixc.ir.ranges import bounds, proving
+
+WIDEST = 1  # dims of what is handed on
+
+
+class Whole(Exception):
+    """`states`, parallel over time by themselves, share a matrix of every token with a loop."""
+
+    def __init__(self, states: frozenset[str]):
+        self.states = states
+
+
+def divided(step: Program, order: list[tuple[str, ...]], parallel: frozenset[str]
+            ) -> tuple[list[Program], frozenset[str]]:
+    """The parts, and which of the states `parallel` can be so; `order`: the groups of states as they are found."""
+    with proving(step):
+        while True:
+            try:
+                return _Parts(step, order, parallel).found(), parallel
+            except Whole as whole:
+                parallel -= whole.states
+
+
+class _Parts:
+    def __init__(self, step: Program, order: list[tuple[str, ...]], parallel: frozenset[str]):
+        self.step, self.order, self.parallel = step, order, parallel
+        self.leaves = {d.leaf(): d.name for d in step.states}
+        self.part: dict[str, int] = {}
+        for names in order:  # even parts are parallel, odd ones are not
+            below = postorder([step.result("next", n) for n in names])
+            first = max([self.part.get(self.leaves[n], 0) for n in below if n in self.leaves], default=0)
+            self.part |= dict.fromkeys(names, first + (first % 2 == (names[0] in parallel)))
+        self.level: dict[Node, int] = {}  # of what reads a state: the part that can form it
+        for n in postorder(step.values()):
+            found = [self.level[a] for a in n.args if a in self.level]
+            if found or n in self.leaves:
+                self.level[n] = max(found) if found else self.part[self.leaves[n]]
+        # what reads a size is formed where its dims are
+        sizes = depends(self.level, [n for n in postorder(self.level) if n.op in ("size", "const")])
+        self.sized = {n for n in self.level if any(a in sizes and a not in self.level for a in n.args)}
+        self.taken = {*(d.name for d in step.decls), *(d.name for d in step.dims)}
+
+    def found(self) -> list[Program]:
+        used = sorted(set(self.part.values()))
+        results: dict[int, list[Result]] = {p: [] for p in used}
+        for r in self.step.results:
+            results[self.part[r.name] if r.role == "next" else self.level.get(r.value, used[0])].append(r)
+        handed: dict[Node, Decl] = {}
+        given: dict[int, dict[Node, Decl]] = {}
+        for p in reversed(used):
+            nodes = self._given([r.value for r in results[p]], p, handed)
+            for n in nodes:
+                if n not in handed:
+                    handed[n] = self._decl(n)
+                    results[self.level[n]].append(Result("out", handed[n].name, n))
+            given[p] = {n: handed[n] for n in nodes}
+        rest = {d.name for d in (*self.step.ins, *self.step.params)}
+        made = []
+        for i, p in enumerate(used):
+            values = substitute([r.value for r in results[p]], {n: d.leaf() for n, d in given[p].items()})
+            named = [replace(r, value=v) for r, v in zip(results[p], values, strict=True)]
+            made.append(self._program(i + 1, named, list(given[p].values()), rest, i == len(used) - 1))
+        return made
+
+    # ------------------------------------------------------------ what is handed on
+    def _given(self, roots: list[Node], part: int, handed: Container[Node]) -> list[Node]:
+        """What a part reads of earlier ones; `handed`: to later parts, and so at hand."""
+        found: list[Node] = []
+        for _ in range(2):  # then without what can be formed of the others
+            found = first_below(roots, self._hands(part, handed, found))
+        whole = first_below(roots, lambda n: n in self.leaves and self.part[self.leaves[n]] < part, found)
+        if whole:
+            raise Whole(self._parallel_of(self.leaves[whole[0]], roots))
+        return found
+
+    def _hands(self, part: int, handed: Container[Node], found: Container[Node]) -> Callable[[Node], bool]:
+        """Is this value handed on?  A loop is given as much of its work as can be done before it.  Others get what
+        earlier parts form for their states anyway, else the first vectors on the way: no decay, but its exponent."""
+        loop = part % 2 == 1
+        formed = set(postorder([self.step.result("next", s) for s, p in self.part.items() if p < part and not loop]))
+        enough: dict[Node, bool] = {}  # are there other values that it can be formed of?
+        for n in self.level:
+            below = [a for a in n.args if a in self.level]
+            enough[n] = bool(below) and n not in self.sized and all(
+                enough[a] or a in handed or a in found or (_narrow(a) and not loop) for a in below)
+        return lambda n: self.level.get(n, part) < part and _narrow(n) and (
+            n in formed or n in handed or not enough[n])
+
+    def _parallel_of(self, state: str, roots: list[Node]) -> frozenset[str]:
+        """The group of a state that is handed on whole, or else those that read it."""
+        readers = {s for s in self.part if state in self.parallel or self.step.result("next", s) in roots}
+        groups = [g for g in self.order if (state in g if state in self.parallel else readers & set(g))]
+        return frozenset(s for g in groups for s in g) & self.parallel or self.parallel
+
+    def _decl(self, n: Node) -> Decl:
+        state = next(self.leaves[x] for x in postorder([n]) if x in self.leaves)
+        name, i = f"{state}_read", 2
+        while name in self.taken:
+            name, i = f"{state}_read_{i}", i + 1
+        self.taken.add(name)
+        lies = bounds(n)
+        low, high = (None if math.isinf(x) else number(x) for x in (lies.low, lies.high))
+        known = (Range(low=low, high=high),) if low or high else ()
+        return Decl("in", name, n.dims, n.kind, known, span=n.span, exact=True)
+
+    # ------------------------------------------------------------ one part
+    def _program(self, place: int, results: list[Result], given: list[Decl], rest: set[str], last: bool) -> Program:
+        """`rest`: ins and params that no part has read yet; the last one gets them."""
+        step, mine = self.step, {r.name for r in results}
+        states = [d for d in step.states if d.name in mine]
+        order = list(postorder([*(r.value for r in results), *(d.init for d in states if d.init is not None)]))
+        consts = {n.attr("name") for n in order if n.op == "const"}
+        for c in reversed(step.consts):  # one may read those before it
+            if c.name in consts and c.init is not None:
+                inner = list(postorder([c.init]))
+                order += inner
+                consts |= {n.attr("name") for n in inner if n.op == "const"}
+        read = consts | {n.attr("name") for n in order if n.op in ("in", "param")}
+        rest -= read
+        read |= rest if last else set()
+        outs = [d for d in step.outs if d.name in mine]
+        outs += [Decl("out", r.name, r.value.dims, span=r.value.span, exact=True) for r in results
+                 if r.role == "out" and r.name not in {d.name for d in outs}]
+        ins, params, known = ([d for d in of if d.name in read] for of in (step.ins, step.params, step.consts))
+        ins = ins or ([] if given else list(step.ins[:1]))  # whose tokens are counted
+        decls = (*ins, *given, *params, *known, *states, *outs)
+        dims = {*(d for n in order for d in (*n.dims, n.attr("dim"))), *(n for d in decls for n in d.dims)}
+        dims |= {d.alias for d in step.dims if d.name in dims}
+        return replace(step, name=f"{step.name}_{place}", decls=decls, results=tuple(results), groups=(), notes=(),
+                       origin=None, dims=tuple(d for d in step.dims if d.name in dims))
+
+
+def _narrow(n: Node) -> bool:
+    return len(n.dims) <= WIDEST and n.kind != "bool"
