@@ -340,6 +340,23 @@ class _Writer:
             self.lines.append(f"{state} = {self.cell(state)}")
         self.lines.append(self.cell_out())
 
+    def mixed(self) -> None:
+        """A cell that matrices read, and one that reads them."""
+        names = ("Y", *("S", "M")[:self.of(1, 2)], *(["Z"] if self.chance(70) else []))
+        self.states = {n: MATRIX if n in "SM" else (self.of("K", "V"),) for n in names}
+        for state in names if self.chance(70) else names[::-1]:  # by what was there before the token, then
+            if self.chance(25):
+                self.lines.append(self.out())
+            if state in "SM":
+                self.lines += self.corrected(state, self.side(state)) if self.chance(50) else [self.update(state)]
+                continue
+            (dim,), source = self.states[state], [s for s in names if s in "SM" and state == "Z"]
+            x = self.read(self.of(*source), dim)[1] if source else self.vector(dim)
+            self.lines.append(f"{state} = " + str(self.of(
+                "tanh(0.5 * {s} + {x})", "{s} + 0.5 * (tanh({x}) - sin({s}))", "maximum(0.5 * {s}, tanh({x} - {s}))"
+            )).format(s=state, x=x))
+        self.lines.append(self.out())
+
     def entry(self, dims: tuple[str, ...]) -> str:
         """A value of the token and the states, bounded by what they are bounded by."""
         of = {want: [s for s, d in self.states.items() if d == want] for want in (("K",), (), MATRIX)}
@@ -378,9 +395,9 @@ class _Writer:
 @st.composite
 def specs(draw: Any, kind: str = "scalar") -> Spec:
     """A spec of affine states whose decay is a number. "wide": decays along dims, low-rank corrections, micro-steps
-    too; "coupled": matrices that need each other; "cells": states that are no chunk."""
-    w = _Writer(draw, kind == "wide")
-    {"coupled": w.coupled, "cells": w.cells}.get(kind, w.body)()
+    too; "coupled": matrices that need each other; "cells": states that are no chunk; "mixed": matrices between cells."""
+    w = _Writer(draw, kind in ("wide", "mixed"))
+    {"coupled": w.coupled, "cells": w.cells, "mixed": w.mixed}.get(kind, w.body)()
     starts = {s: w.start(s) for s in w.states}
     for dim, name in (("K", "q"), ("V", "v")):  # some tensor must say how large a dim is
         if not any(f"[{dim}]" in text and "const" not in text for text in w.used.values()):

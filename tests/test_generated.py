@@ -1,7 +1,7 @@
 """Specs that nobody wrote, on random calls: form, outs, states and gradients against the step in fp64.
 
 MIXC_SPECS: how many specs of the scalar-decay class (300 by default), four times as many as of the whole affine one,
-twelve times as many as of coupled ones and of cells; the slow target runs ten thousand of each.
+twelve times as many as of coupled ones, of cells and of both kinds mixed; the slow target runs ten thousand of each.
 """
 
 from __future__ import annotations
@@ -70,6 +70,17 @@ def test_affine(number: int) -> None:
 
 
 @pytest.mark.parametrize("number", seeds(SPECS // 12))
+def test_mixed(number: int) -> None:
+    """Cells and affine states, in parts."""
+    @seed(number)
+    @QUIET
+    @given(specs("mixed"), calls(dtype=(torch.float64,)), st.sampled_from([8, 4, 16, 64]))
+    def run(spec, call, C):
+        check(spec, call, C, "torch")
+    run()
+
+
+@pytest.mark.parametrize("number", seeds(SPECS // 12))
 def test_coupled(number: int) -> None:
     @seed(number)
     @QUIET
@@ -94,7 +105,7 @@ SMALL = calls(length=(17, 40, 1, 16, (0, 0, 3, 3, 37)), size=(3, 5), heads=("1",
               dtype=(torch.float32,))  # in bf16 what is rounded falls on the other side of abs and where
 
 
-@pytest.mark.parametrize("kind,number", [(k, n) for k in ("scalar", "wide", "cells") for n in range(2)])
+@pytest.mark.parametrize("kind,number", [(k, n) for k in ("scalar", "wide", "cells", "mixed") for n in range(2)])
 def test_interpreted(kind: str, number: int) -> None:
     @seed(number)
     @settings(QUIET, max_examples=3, phases=(Phase.generate,))  # shrinking what is interpreted takes minutes
@@ -106,7 +117,7 @@ def test_interpreted(kind: str, number: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["scalar", "wide", "cells"])
+@pytest.mark.parametrize("kind", ["scalar", "wide", "cells", "mixed"])
 def test_ten_thousand(kind: str) -> None:
     @settings(QUIET, max_examples=10_000)
     @given(specs(kind), calls(), st.sampled_from([8, 4, 16, 64]))
