@@ -395,7 +395,7 @@ class _Writer:
 @st.composite
 def specs(draw: Any, kind: str = "scalar") -> Spec:
     """A spec of affine states whose decay is a number. "wide": decays along dims, low-rank corrections, micro-steps
-    too; "coupled": matrices that need each other; "cells": states that are no chunk; "mixed": matrices between cells."""
+    too; "coupled": matrices that need each other; "cells": states that are no chunk; "mixed": matrices and cells."""
     w = _Writer(draw, kind in ("wide", "mixed"))
     {"coupled": w.coupled, "cells": w.cells, "mixed": w.mixed}.get(kind, w.body)()
     starts = {s: w.start(s) for s in w.states}
