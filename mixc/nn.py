@@ -50,6 +50,8 @@ class Mixer(torch.nn.Module):
         wrong = sorted(set(self._init) - {d.name for d in declared.params})
         if wrong:
             raise InputError(f"init: {declared.name} has no param `{wrong[0]}`")
+        if heads is not None and heads < 1:
+            raise InputError(f"heads: expected a whole number from 1 on, or None, got {heads}")
         real = dtype or torch.get_default_dtype()
         for d in declared.params:
             kind = torch.promote_types(real, torch.complex64) if d.kind == "complex" else real

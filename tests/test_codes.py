@@ -50,6 +50,12 @@ CAUSES = {
 }
 
 
+def test_kernels_of_tensors_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(backends, "_interpreted", lambda: False)
+    with pytest.raises(SpecError, match=r"MX311.*the tensors are on cpu"):
+        mixc.load("simple_gla")(*(torch.zeros(1, 2, 1, 3) for _ in "qkv"), torch.zeros(1, 2, 1), backend="triton")
+
+
 @pytest.mark.parametrize("code", CAUSES)
 def test_raised(code, monkeypatch):
     cause, words = CAUSES[code]

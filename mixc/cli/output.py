@@ -116,16 +116,14 @@ def dims(m: Any, sizes: dict[str, int]) -> dict[str, int]:
     """What `sizes` says of a mixer's dims.
 
     Raises:
-        typer.BadParameter: a dim that it lacks, one of size 0, or another size for one that is fixed."""
-    known = {d.name: d.size for d in m.declared.dims}
-    for n, size in sizes.items():
-        if n in ("B", "T", "H") and n not in known:
-            continue
-        why = (f"{m.__name__} has no dim `{n}`; it has {', '.join(known) or 'none'}" if n not in known else
-               f"`{n}` of {m.__name__} is {known[n]}" if known[n] not in (None, size) else
-               f"`{n}` must be at least 1" if size < 1 else "")
-        if why:
-            raise typer.BadParameter(why, param_hint="--shape")
+        typer.BadParameter: what `checks.shape` refuses."""
+    from mixc.errors import InputError
+    from mixc.runtime import checks
+
+    try:
+        checks.shape(m.declared, sizes)
+    except InputError as error:
+        raise typer.BadParameter(str(error), param_hint="--shape") from None
     return {n: size for n, size in sizes.items() if n not in ("B", "T", "H")}
 
 

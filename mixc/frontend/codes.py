@@ -52,7 +52,7 @@ CODES = {
 LATER = {
     "MX301": "(note) a state that runs token by token, with the term to blame",
     "MX310": "a mixer without Triton kernels, where they are asked for",
-    "MX311": "Triton is not installed",
+    "MX311": "Triton is not installed, or there is no GPU for its kernels",
     "MX312": "an unknown target",
     "MX313": "no C++ compiler, where compiled bodies are asked for",
     "MX401": "an unknown spec",

@@ -48,7 +48,9 @@ def claim(scope: Scope, name: Name) -> bool:
     """Is the name free and allowed? Reports if not."""
     problem = refusal(name.name)
     if problem:
-        scope.error("MX202", problem[0], name.span, problem[1])
+        if name.name not in scope.names:  # one report a name
+            scope.error("MX202", problem[0], name.span, problem[1])
+            scope.bind(Binding("unknown", name.name, name.span, reads=1))
         return False
     taken = scope.names.get(name.name)
     if taken is not None and taken.role != "unknown":

@@ -6,6 +6,7 @@ tree while the text is parsed and notes the slips it meets, so that all of them 
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -50,6 +51,12 @@ def parse(source: Source) -> list[MixerSyntax]:
     if not mixers:
         raise SpecError(Diagnostic("MX112", f"{source.name} holds no mixer",
                                    help="a spec starts with `mixer NAME(K, V) {`"))
+    lines: dict[str, int] = {}
+    again = [Diagnostic("MX204", f"`{m.name}` is a mixer since line {first}", m.span,
+                        "the mixers of a file have names of their own")
+             for m in mixers if (first := lines.setdefault(m.name, m.span.line)) != m.span.line]
+    if again:
+        raise SpecError(*again)
     return mixers
 
 
@@ -244,8 +251,7 @@ class _Builder(Transformer):  # type: ignore[type-arg]
         elif len(targets) > 1 or len(values) > 1:
             self._slip(slips.several_targets(whole))
         elif not isinstance(target, Name):
-            self._slip(Diagnostic("MX108", f"`{spelled(target)}` is no name to assign to", target.span,
-                                  "assign to whole names; a part of a state changes by `S = where(cond, new, S)`"))
+            self._slip(slips.no_target(spelled(target), target.span))
         else:
             return Assign(target, values[0], whole, None if op == "=" else op[:-1])
         return None
@@ -356,6 +362,9 @@ def _explain(e: UnexpectedInput, source: Source, still_open: list[Token]) -> Dia
     word = first.split("(")[0].rstrip(":")
     if str(token) in slips.STATEMENTS:
         return slips.statement(str(token), span)
+    before = re.search(r"(\w+)\s+$", line[:span.column - 1])
+    if before and before[1] in slips.STATEMENTS and before[1] not in ("for", word):  # `f = lambda x`
+        return slips.statement(before[1], Span(source, span.line, before.start() + 1, before.end(1) + 1))
     if word in slips.STATEMENTS and word != "for":
         start = line.index(word) + 1
         return slips.statement(word, Span(source, span.line, start, start + len(word)))
@@ -377,7 +386,9 @@ def _token(token: Token, span: Span, word: str, opened: list[Token], source: Sou
         end = len(source.line(span.line).split("#")[0].rstrip()) + 1
         span = Span(source, span.line, end, end + 1)
     if not opened:
-        help_ = "a file holds mixers: `mixer NAME(K, V) { ... }`"
+        help_ = ("a mixer without dims has empty parentheses: `mixer NAME() {`" if word == "mixer" and token == "{" else
+                 "its text is wanted here: a shipped spec or a file is found by `mixc.load`" if "\n" not in source.text
+                 and "{" not in source.text else "a file holds mixers: `mixer NAME(K, V) { ... }`")
     elif token.type == "COLON":
         help_ = "blocks stand in braces: `for n in N { ... }`"
     elif token == "=":

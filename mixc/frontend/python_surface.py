@@ -245,8 +245,7 @@ class _Surface:
             case ast.AugAssign(target=ast.Name() as target) if type(s.op) in BINARY:
                 yield Assign(self.expr.name(target), self.expr.make(s.value), span, BINARY[type(s.op)])
             case ast.AugAssign():
-                self.expr.refuse("MX108", f"`{self.d.text(s.target)}` is no name to assign to", s,
-                                 "assign to whole names; a part of a state changes by `S = where(cond, new, S)`")
+                self.expr.slip(slips.no_target(self.d.text(s.target), self.d.span(s)))
             case ast.AnnAssign():
                 self.expr.refuse("MX117", "a line of the body declares no type", s,
                                  "write `y = ...`; what is declared stands in the signature")
@@ -273,8 +272,7 @@ class _Surface:
         elif isinstance(target, ast.Tuple | ast.List | ast.Starred):
             self.expr.slip(slips.several_targets(span))
         elif not isinstance(target, ast.Name):
-            self.expr.refuse("MX108", f"`{self.d.text(target)}` is no name to assign to", target,
-                             "assign to whole names; a part of a state changes by `S = where(cond, new, S)`")
+            self.expr.slip(slips.no_target(self.d.text(target), self.d.span(target)))
         else:
             yield Assign(self.expr.name(target), self.expr.make(s.value), span)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -10,12 +11,13 @@ import torch
 
 from mixc.errors import Diagnostic, Span
 from mixc.frontend.names import IMPLIED, WORDS, nearest
-from mixc.frontend.syntax import MixerSyntax, Name
+from mixc.frontend.syntax import Declare, MixerSyntax, Name
 from mixc.ir.evaluate import Env, evaluate
 from mixc.ir.node import Node, make, number, postorder, substitute
 from mixc.ir.program import Decl, Dim
 
 _SCALARS = {"number", "const", "size"}
+_PREVIOUS = re.compile(r"_?(prev|previous|old|last|tm?1)$")
 
 
 @dataclass
@@ -48,6 +50,7 @@ class Scope:
         self.found: list[Diagnostic] = []
         self.loops = 0  # how many are open
         self.later: dict[str, int] = {}  # name -> line where the body assigns it
+        self.declared_below = {s.name.name: s.span.line for s in mixer.body if isinstance(s, Declare)}
         self.marks: dict[Node, Node] = {}  # a state's value at one line -> what was assigned there
         self.needed_sizes: set[str] = set()
         self.unrolled: set[str] = set()  # of these, the dims that do more than measure a window
@@ -153,7 +156,14 @@ class Scope:
             help_ = (f"`{e.name}` is assigned on line {self.later[e.name]}; lines run from top to bottom, "
                                  f"and what the last token left is kept by `state {e.name}`")
         elif e.name in IMPLIED:
-            help_ = f"{IMPLIED[e.name]} axes are implied; `pos` counts the tokens before this one"
+            count = "; `pos` counts the tokens before this one" if e.name == "T" else ""
+            help_ = f"{IMPLIED[e.name]} axes are implied{count}"
+        elif e.name in ("True", "False", "None"):
+            help_ = "a condition is a comparison, `x > 0`; numbers are 1 and 0"
+        elif (b := self.names.get(_PREVIOUS.sub("", e.name))) is not None and b.role == "state" and b.name != e.name:
+            help_ = f"`{b.name}` is what the previous token left, until a line assigns it"
+        elif e.name in self.declared_below:
+            help_ = f"it is declared on line {self.declared_below[e.name]}: a declaration reads those above it"
         elif e.name in ("e", "j", "i"):
             help_ = "numbers are written `1j`, `exp(1)`"
         else:

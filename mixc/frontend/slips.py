@@ -5,6 +5,8 @@ Shared by both surfaces: a `.mix` text and a Python function are refused in the 
 
 from __future__ import annotations
 
+import re
+
 from mixc.errors import Diagnostic, Span
 from mixc.frontend.names import FUNCTIONS, REDUCTIONS
 
@@ -43,7 +45,8 @@ _INSTEAD = {
     "var": "write `mean[K](square(x - mean[K](x)))`", "prod": "write `exp(sum[K](log(x)))` for positive x",
     "logsumexp": "write `log(sum[K](exp(x - max[K](x)))) + max[K](x)`",
     "rms": "write `sqrt(mean[K](square(x)))`", "detach": "write `stop_gradient(x)`", "ln": "write `log(x)`",
-    "pow": "write `x ** y`", "normalize": "write `x / norm[K](x)`", "arange": "write `index[K]`",
+    "pow": "write `x ** y`", "normalize": "write `x / norm[K](x)`",
+    **dict.fromkeys(("arange", "index"), "write `index[K]`"),
     "conv1d": "write `sum[W](c * lag[W](x))`", "roll": "write `lag(x, n)`", "shift": "write `lag(x, n)`",
     "mul": "write `a * b`", "add": "write `a + b`", "sub": "write `a - b`", "div": "write `a / b`",
     "neg": "write `-x`", "item": "a value needs no `.item()`", "log2": "write `log(x) / log(2)`",
@@ -54,6 +57,8 @@ _INSTEAD = {
     "rms_norm": "write `x * rsqrt(mean[D](square(x)) + 1e-6)`", "masked_fill": "write `where(cond, value, x)`",
 }
 
+_SPELLED = {n.replace("_", ""): text for n, text in _INSTEAD.items()} | {"l2norm": _INSTEAD["normalize"]}
+
 
 def instead(name: str, x: str = "x") -> str | None:
     """What to write for a PyTorch name, if we know."""
@@ -61,7 +66,7 @@ def instead(name: str, x: str = "x") -> str | None:
         return f"write `{name}[K]({x})`, with the dims to reduce over in the brackets, or `{name}({x})` for all"
     if name in FUNCTIONS:
         return f"write `{name}({', '.join([x, 'b', 'c'][:FUNCTIONS[name]])})`"
-    return _INSTEAD.get(name)
+    return _INSTEAD.get(name) or _SPELLED.get(name.lower().replace("_", ""))
 
 
 def statement(word: str, span: Span) -> Diagnostic:
@@ -78,7 +83,19 @@ def attribute(base: str, name: str, span: Span, called: bool = False) -> Diagnos
     return Diagnostic("MX104", what, span, help_)
 
 
+def no_target(text: str, span: Span) -> Diagnostic:
+    help_ = "assign to whole names; a part of a state changes by `S = where(cond, new, S)`"
+    return Diagnostic("MX108", f"`{text}` is no name to assign to", span,
+                      _OVER_TIME if re.search(r"\[\s*t\s*[],]", text) else help_)
+
+
+_OVER_TIME = ("a state's name is what the previous token left, until a line assigns it: `S = exp(g) * S + ...`; "
+              "`lag(x, 1)` is an input of the token before")
+
+
 def position(text: str, span: Span) -> Diagnostic:
+    if re.search(r"\[\s*t\s*([-+]\s*\d+\s*)?[],]", text):
+        return Diagnostic("MX106", f"`{text}` picks a token: time is implied", span, _OVER_TIME)
     return Diagnostic("MX106", f"`{text}` picks by position: brackets hold names of dims and loop indices", span,
                       "entries are picked inside `for n in N { ... x[n] ... }`, or by a mask: "
                       "`sum[K](where(index[K] == 0, S, 0))`")

@@ -53,7 +53,8 @@ def bind(mixer: Mixer, args: tuple[Any, ...], given: dict[str, Any], options: di
     shapes.take_states(options.get("initial_state"), layout.N)
     sizes = shapes.all_sizes()
     program, values = mixer.specialise(sizes, checks.const_numbers(declared, consts))
-    start = initial(program, options.get("initial_state"), sizes, layout.N, shapes.H, shapes.headless, shapes.device)
+    start = initial(program, options.get("initial_state"), sizes, layout.N, shapes.H, shapes.headless, shapes.device,
+                    "state" if token else "initial_state", "B" if cu is None else "N")
     call = Call(program, sizes, values, shapes.H, shapes.ins(tensors), shapes.params(tensors), layout, shapes.dtype,
                 _out_dtypes(program, tensors), shapes.device, start.states, start.lags, start.pos,
                 bool(options.get("output_final_state")), shapes.headless)
@@ -130,6 +131,9 @@ class _Shapes:
         if x.dtype not in allowed:
             names = ", ".join(str(t).removeprefix("torch.") for t in allowed)
             raise InputError(f"`{d.name}`: expected {want} of {names}, got {str(x.dtype).removeprefix('torch.')}")
+        if x.layout != torch.strided:
+            raise InputError(f"`{d.name}`: expected a dense tensor {want}, got one of layout "
+                             f"{str(x.layout).removeprefix('torch.')}; `.to_dense()` makes one")
         first = self.declared.ins[0].name
         home = tensors[first]
         if isinstance(home, Tensor) and x.device != home.device:

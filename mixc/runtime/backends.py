@@ -86,6 +86,10 @@ def triton_backend(mixer: Mixer, call: Call) -> Results:
         raise no_kernels(mixer)
     if importlib.util.find_spec("triton") is None:
         raise SpecError(Diagnostic("MX311", "triton is not installed", help='backend="torch" needs none'))
+    if call.device.type == "cpu" and not _interpreted():
+        raise SpecError(Diagnostic("MX311", "kernels run on a GPU, and the tensors are on cpu",
+                                   help='backend="torch" needs none; TRITON_INTERPRET=1, set before triton is '
+                                        "imported, interprets them"))
     call, same = differentiable_once(call), shared.twin(mixer)
 
     def kernels(owner: Mixer, call: Call) -> Results:
@@ -93,6 +97,12 @@ def triton_backend(mixer: Mixer, call: Call) -> Results:
             return _of_planes(part, lambda real: run(owner, real))
         return parts.run(call, of_part, of_part)
     return same.run(kernels, call) if same is not None else context.run(call, lambda c: kernels(mixer, c))
+
+
+def _interpreted() -> bool:
+    import triton
+
+    return bool(triton.knobs.runtime.interpret)
 
 
 def no_kernels(mixer: Mixer) -> SpecError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -46,6 +47,23 @@ def number_of(node: Node | None, sizes: dict[str, int], consts: dict[str, float]
     env = Env(lambda n: torch.full((), consts[n.attr("name")], dtype=torch.float64), sizes, batch=0)
     return float(evaluate([node], env)[0])
 
+
+
+def shape(declared: Program, sizes: Any) -> None:
+    """Sizes that tiles are chosen for: B, T, H and dims by name.
+
+    Raises:
+        InputError: a dim that the spec lacks, one of size 0, or another size for one that is fixed."""
+    if not isinstance(sizes, Mapping):
+        raise InputError(f"`shape`: expected a dict, `dict(B=8, T=4096)`, got {type(sizes).__name__} {sizes!r:.60}")
+    known = {d.name: d.size for d in declared.dims}
+    for n, size in sizes.items():
+        if n not in known and n not in ("B", "T", "H"):
+            raise InputError(f"{declared.name} has no dim `{n}`; it has {', '.join(known) or 'none'}")
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise InputError(f"`{n}` must be a whole number from 1 on, got {size!r}")
+        if known.get(n) not in (None, size):
+            raise InputError(f"`{n}` of {declared.name} is {known[n]}")
 
 
 def ranges(call: Call) -> None:

@@ -75,6 +75,8 @@ class Mixer:
             given = _split(options)
             call = arguments.bind(self, args, given, options)
             name = backends.choose(self, options.get("backend", "auto"), call.device)
+            if call.device.type == "meta":  # shapes alone: what the operator tells a tracer
+                return library.call(self, args, options | given, token=False)
             self._remember(key, call, name, False)
         outs, states = backends.BACKENDS[name](self, call)
         return self._outs(outs, call), self._states(states, call) if call.want_state else None
@@ -216,7 +218,7 @@ class Mixer:
             config: these tiles instead (`mixc.codegen.config`), or a file of `mixc tune`.
         Raises:
             SpecError: MX310, a state has no kernels; MX312, no such target.
-            InputError: the file is no config, or one for another target, dtype or shape.
+            InputError: no such dtype or dim; the file is no config, or one for another target, dtype or shape.
         """
         from mixc.codegen.triton_program import emit
         from mixc.targets import find
@@ -225,6 +227,9 @@ class Mixer:
             gpu = find(target)
         except KeyError as error:
             raise SpecError(Diagnostic("MX312", str(error.args[0]))) from None
+        checks.shape(self.declared, shape or {})
+        if dtype not in ("bf16", "fp16", "fp32"):
+            raise InputError(f"`dtype`: expected bf16, fp16 or fp32, got {dtype!r}")
         if not backends.has_chunk_program(self):
             raise backends.no_kernels(self)
         if isinstance(config, (str, Path)):

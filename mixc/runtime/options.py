@@ -59,8 +59,12 @@ class Start:
 
 
 def initial(program: Program, given: Any, sizes: dict[str, int], N: int, H: int, headless: bool,
-            device: torch.device) -> Start:
-    """The entries of `initial_state`: a dict by name, or the bare tensor of the only declared state."""
+            device: torch.device, argument: str = "initial_state", rows: str = "B") -> Start:
+    """The entries of `initial_state`: a dict by name, or the bare tensor of the only declared state.
+
+    Args:
+        argument: what the caller knows it by. rows: what its first axis counts, "B" or "N".
+    """
     start = Start()
     if given is None:
         return start
@@ -69,25 +73,25 @@ def initial(program: Program, given: Any, sizes: dict[str, int], N: int, H: int,
     known = [*names, *lags, *(["pos"] if counts_tokens(program) else [])]
     if isinstance(given, Tensor):
         if len(names) != 1:
-            raise InputError(f"`initial_state`: expected a dict by name ({', '.join(known) or 'no state'}): "
+            raise InputError(f"`{argument}`: expected a dict by name ({', '.join(known) or 'no state'}): "
                              f"{program.name} has {len(names)} states; got one tensor")
         given = {names[0]: given}
     if not isinstance(given, dict):
-        raise InputError(f"`initial_state`: expected a dict by name ({', '.join(known)}), got {type(given).__name__}")
+        raise InputError(f"`{argument}`: expected a dict by name ({', '.join(known)}), got {type(given).__name__}")
     for name, x in given.items():
         if name not in known:
             have = ", ".join(known) or "none"
-            raise InputError(f"`initial_state`: {program.name} has no state `{name}`; it has {have}")
+            raise InputError(f"`{argument}`: {program.name} has no state `{name}`; it has {have}")
         if name == "pos":
-            start.pos = _pos(x, N, device)
+            start.pos = _pos(f"{argument}['pos']", x, N, device, rows)
         elif name in names:
             d = program.decl(name)
-            x = _state(name, x, ("B", "H"), (N, H), d.dims, sizes, headless, d.kind, device)
+            x = _state(f"{argument}[{name!r}]", x, (rows, "H"), (N, H), d.dims, sizes, headless, d.kind, device)
             start.states[name] = x
         else:
             node, depth = lags[name]
-            start.lags[name] = _state(name, x, ("B", str(depth), "H"), (N, depth, H), node.dims, sizes, headless,
-                                      node.kind, device)
+            start.lags[name] = _state(f"{argument}[{name!r}]", x, (rows, str(depth), "H"), (N, depth, H), node.dims,
+                                      sizes, headless, node.kind, device)
     return start
 
 
@@ -100,20 +104,20 @@ def _state(name: str, x: Any, lead: tuple[str, ...], lengths: tuple[int, ...], d
         del shape[axis], words[axis]
     want = f"[{', '.join(words)}] = {shape}"
     if not isinstance(x, Tensor):
-        raise InputError(f"`initial_state[{name!r}]`: expected a tensor {want}, got {type(x).__name__}")
+        raise InputError(f"`{name}`: expected a tensor {want}, got {type(x).__name__}")
     if not (x.is_floating_point() or (x.is_complex() and kind == "complex")):
-        raise InputError(f"`initial_state[{name!r}]`: expected {kind} {want}, got {_dtype(x)}")
+        raise InputError(f"`{name}`: expected {kind} {want}, got {_dtype(x)}")
     if list(x.shape) != shape:
-        raise InputError(f"`initial_state[{name!r}]`: expected {want}, got {list(x.shape)}")
+        raise InputError(f"`{name}`: expected {want}, got {list(x.shape)}")
     if x.device != device:
-        raise InputError(f"`initial_state[{name!r}]`: expected on {device}, as the inputs, got {x.device}")
+        raise InputError(f"`{name}`: expected on {device}, as the inputs, got {x.device}")
     return x.unsqueeze(axis) if headless else x
 
 
-def _pos(x: Any, N: int, device: torch.device) -> Tensor:
+def _pos(name: str, x: Any, N: int, device: torch.device, rows: str) -> Tensor:
     if not isinstance(x, Tensor) or x.dtype not in WHOLE or x.shape != (N,):
         came = f"{_dtype(x)} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise InputError(f"`initial_state['pos']`: expected int64 [B] = [{N}], got {came}")
+        raise InputError(f"`{name}`: expected int64 [{rows}] = [{N}], got {came}")
     if x.device != device:
-        raise InputError(f"`initial_state['pos']`: expected on {device}, as the inputs, got {x.device}")
+        raise InputError(f"`{name}`: expected on {device}, as the inputs, got {x.device}")
     return x.to(torch.int64)

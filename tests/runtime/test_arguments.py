@@ -44,6 +44,7 @@ BAD = {
     "bools": (other(g=ARGS["g"] > 0), "`g`: .*got bool"),
     "complex": (other(v=ARGS["v"] + 0j), "`v`: .*got complex64"),
     "device": (other(v=ARGS["v"].to("meta")), "`v`: expected on cpu, as `q`, got meta"),
+    "sparse": (other(v=ARGS["v"].to_sparse()), r"`v`: expected a dense tensor \[B, T, H, V\], got one of layout sp"),
     "cu batch": (other(cu_seqlens=torch.tensor([0, 5])), "`cu_seqlens`: .*B = 1, .*got B = 2"),
     "cu list": (other(cu_seqlens=[0, 5]), "`cu_seqlens`: .*got list"),
     "cu dtype": (other(cu_seqlens=torch.tensor([0.0, 5.0])), "`cu_seqlens`: .*got float32"),
@@ -82,6 +83,29 @@ def test_refused(case):
 def test_cu_seqlens_values(ends, message):
     with pytest.raises(InputError, match="`cu_seqlens`: .*" + message):
         MIXER(*[x[:1] for x in ARGS.values()], cu_seqlens=torch.tensor(ends, dtype=torch.int64))
+
+
+def test_states_are_named_as_the_caller_knows_them():
+    rows = {n: x[:1] for n, x in ARGS.items()}
+    with pytest.raises(InputError, match=r"`initial_state\['S'\]`: expected \[N, H, K, V\] = \[2, 4, 3, 6\], got"):
+        MIXER(**rows, cu_seqlens=torch.tensor([0, 2, 5]), initial_state=torch.zeros(1, 4, 3, 6))
+    with pytest.raises(InputError, match=r"`state\['S'\]`: expected \[B, H, K, V\] = \[2, 4, 3, 6\], got"):
+        MIXER.step(torch.zeros(1, 4, 3, 6), *[x[:, 0] for x in ARGS.values()])
+
+
+def test_meta_tensors_tell_shapes():
+    o, state = MIXER(**{n: x.to("meta") for n, x in ARGS.items()}, output_final_state=True)
+    assert (o.shape, state["S"].shape, o.device.type) == ((2, 5, 4, 6), (2, 4, 3, 6), "meta")
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    (dict(dtype="int8"), "`dtype`: expected bf16, fp16 or fp32, got 'int8'"),
+    (dict(shape="K=4"), "`shape`: expected a dict"),
+    (dict(shape=dict(Q=4)), "has no dim `Q`; it has K, V"),
+    (dict(shape=dict(K=-4)), "`K` must be .* from 1 on, got -4")])
+def test_emit_refuses(given, message):
+    with pytest.raises(InputError, match=message):
+        MIXER.emit(**given)
 
 
 def test_position_and_keyword():
