@@ -90,3 +90,13 @@ def test_the_last_row_of_a_scan_is_not_overwritten():
     mixer = mixc.loads("mixer m(K) {\nin q[K]\nstate S[K], M[K]\nS = maximum(0.9 * S, q)\nM = tanh(S)\nout o[K] = q\n}")
     cell = dict(length=17, size=3, heads="1", gates=1.0, dtype=torch.float64, rows="plain", start=False)
     assert all(f.ok for f in cells.compare(mixer, cell, "torch"))
+
+
+@pytest.mark.parametrize("body", [
+    "state S[K, V], n[K]\nS += b * k * v\nn += b * square(k)\nout o[V] = (q / (n + c)) @ S",  # 0 / 0 behind K
+    "state S[K, V]\nS += k * v\nout o[V] = K ** -0.5 * (q @ S) + sqrt(V)"])  # logarithms of integers
+def test_quotients_and_sizes_in_kernels(body):
+    mixer = mixc.loads("mixer m(K, V) {\nin q[K], k[K], v[V], b where 0 <= b <= 1\n"
+                       f"param c[K] where 0.1 <= c <= 2\n{body}\n}}")
+    cell = dict(length=20, size=5, heads="1", gates=1.0, dtype=torch.float32, rows="plain", start=False)
+    assert all(f.ok for f in cells.compare(mixer, cell, "triton"))

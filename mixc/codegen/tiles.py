@@ -7,6 +7,7 @@ padding of a block (dims are padded to powers of two) out of every sum.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
@@ -19,8 +20,9 @@ from mixc.codegen.triton_span import running_sum_code, solve_code, span_contract
 from mixc.errors import Diagnostic, SpecError
 from mixc.ir.blocks import PART
 from mixc.ir.launch import feature_dims
-from mixc.ir.node import COL, ROW, Node, source
+from mixc.ir.node import COL, ROW, Node, postorder, source
 from mixc.ir.ops import OPS
+from mixc.ir.ranges import bounds
 
 _ZERO_AT_ZERO = {"square", "abs", "sqrt", "sin", "tanh", "relu", "silu", "gelu", "elu", "expm1", "log1p", "sign",
                  "neg", "rename", "live", "once", "mask", "cumsum", "sum", "stop_gradient", "pick", "place", "conj"}
@@ -40,12 +42,36 @@ def zero_padded(node: Node, dim: str) -> bool:
     if node.op in ("add", "sub", "maximum", "minimum"):
         return all(zero_padded(a, dim) for a in node.args)
     if node.op in ("mul", "contract", "guard"):
-        return any(zero_padded(a, dim) for a in node.args)
+        a, b = node.args
+        return (zero_padded(a, dim) and (node.op == "guard" or _finite_padded(b, dim))) or (
+            zero_padded(b, dim) and _finite_padded(a, dim))
     if node.op == "div":
         return zero_padded(node.args[0], dim) and dim not in node.args[1].dims
     if node.op == "where":
         return all(zero_padded(a, dim) for a in node.args[1:])
     return node.op in _ZERO_AT_ZERO and zero_padded(node.args[0], dim)
+
+
+def _finite_padded(node: Node, dim: str) -> bool:
+    """Is the value finite there, so that 0 times it is 0?  Behind the end of `dim`, 0 stands for what was loaded."""
+    if dim not in node.dims or not node.args:
+        return not (node.op == "number" and math.isinf(abs(node.attr("value"))))
+    if node.op in ("exp", "expm1"):
+        return _nonpositive_padded(node.args[0], dim)
+    if node.op == "div" and dim in node.args[1].dims:
+        return False
+    odd = node.op in _SINGULAR or node.attr("combine", "affine") != "affine" or (node.op == "ipow" and node.attr("n") < 0)
+    return not odd and all(_finite_padded(a, dim) for a in node.args)
+
+
+_SINGULAR = {"log", "log1p", "rsqrt", "pow", "logaddexp"}
+_SUMMED = {"add", "cumsum", "sum", "live", "rename", "expand", "segsum", "mask", "where"}
+
+
+def _nonpositive_padded(x: Node, dim: str) -> bool:
+    args = x.args[1:] if x.op == "where" else x.args
+    return zero_padded(x, dim) or bounds(x).nonpositive or (
+        x.op in _SUMMED and all(_nonpositive_padded(a, dim) for a in args))
 
 
 def axes_of(node: Node) -> set[str]:
@@ -218,6 +244,9 @@ class Tiles:
         args = [self.ref(a, self.order(node)) for a in node.args]
         if node.op in ("sub", "div", "mul") or (node.op == "neg"):
             args = [_paren(a, node.op, i) for i, a in enumerate(args)]
+        elif node.op != "add":  # sizes are integers, which tl.log2 and its like do not take
+            sized = [all(n.args or n.op == "size" for n in postorder([a])) for a in node.args]
+            args = [f"({code} * 1.0)" if whole else code for code, whole in zip(args, sized, strict=True)]
         return row.triton.format(*args, **dict(node.attrs))
 
     def _live(self, node: Node) -> str:
