@@ -44,21 +44,43 @@ def tune(file: File, target: GPU = "h100", shape: ShapeText = None, dtype: Dtype
     except KeyError as error:
         raise typer.BadParameter(str(error.args[0]), param_hint="--target") from None
     m = output.one_mixer(file, mixer)
-    sizes = _complete(m, output.shape(shape))
-    with output.progress(f"tuning {m.__name__}", 2 * best) as advance:
-        cut = "" if schedule is Cuts.auto else schedule.value
-        made, path, kept = tuned(m, gpu, sizes, dtype, cut=cut, fresh=fresh, advance=advance, best=best, workers=jobs,
-                                 limit=limit, budget=budget)
+    sizes, cut = _complete(m, output.shape(shape)), "" if schedule is Cuts.auto else schedule.value
+    parts, found = _parts(m), []
+    if out is not None and parts != [m]:
+        raise typer.BadParameter(f"{m.__name__} runs in parts, and a file holds the config of one mixer; without "
+                                 "`-o` they are kept for calls on this machine", param_hint="--out")
+    for part in parts:
+        with output.progress(f"tuning {part.__name__}", 2 * best) as advance:
+            found.append(tuned(part, gpu, sizes, dtype, cut=cut, fresh=fresh, advance=advance, best=best, workers=jobs,
+                               limit=limit, budget=budget))
     if out is not None:
-        write(out, made)
-    line = f'mixc.load("{m.__name__}").emit(target="{gpu.name}", dtype="{dtype}", config="{out or path}")'
+        write(out, found[0][0])
+    line = f'mixc.load("{m.__name__}").emit(target="{gpu.name}", dtype="{dtype}", config="{out or found[0][1]}")'
     if json_:
-        output.say_json(made.as_dict() | {"kept": str(path), "from_cache": kept, "line": line})
+        said = [made.as_dict() | {"kept": str(path), "from_cache": kept} | ({"line": line} if parts == [m] else {})
+                for made, path, kept in found]
+        output.say_json(said[0] if parts == [m] else said)
         return
-    _show(made.as_dict(), gpu.title)
-    where = "kept in" if not made.stopped else "not kept (time was up before all were compiled); else in"
-    screen.print(f"{'found' if kept else where} {path}", markup=False)
-    screen.print(line, style="bold", markup=False)
+    for made, path, kept in found:
+        _show(made.as_dict(), gpu.title)
+        where = "kept in" if not made.stopped else "not kept (time was up before all were compiled); else in"
+        screen.print(f"{'found' if kept else where} {path}", markup=False)
+    if parts == [m]:
+        screen.print(line, style="bold", markup=False)
+
+
+def _parts(m: Any) -> list[Any]:
+    """The mixer, or those of its parts that are tuned."""
+    from mixc.codegen.triton_program import kernels, parts_of
+    from mixc.runtime.parts import mixer_of
+
+    parts = parts_of(m.declared)
+    if len(parts) == 1:
+        return [m]
+    for p in parts:
+        if kernels(p).by_rule:
+            output.notes.print(f"{p.name}: a rule gives its sizes, none is tuned", markup=False)
+    return [mixer_of(p) for p in parts if not kernels(p).by_rule]
 
 
 def _show(made: dict[str, Any], title: str) -> None:

@@ -94,7 +94,8 @@ def triton_backend(mixer: Mixer, call: Call) -> Results:
 
     def kernels(owner: Mixer, call: Call) -> Results:
         def of_part(part: Call) -> Results:
-            return _of_planes(part, lambda real: run(owner, real))
+            mine = owner if part is call else parts.mixer_of(part.program)
+            return _of_planes(part, lambda real: run(mine, real))
         return parts.run(call, of_part, of_part)
     return same.run(kernels, call) if same is not None else context.run(call, lambda c: kernels(mixer, c))
 

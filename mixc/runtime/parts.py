@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,6 +16,9 @@ from mixc.ir.program import Program, once_a_program
 from mixc.passes.classify import classify
 from mixc.passes.planes import out_kind
 from mixc.runtime.call import Call
+
+if TYPE_CHECKING:
+    from mixc.runtime.mixer import Mixer
 
 Tensor = torch.Tensor
 Results = tuple[dict[str, Tensor], dict[str, Tensor]]
@@ -28,6 +32,14 @@ def parts_of(step: Program) -> tuple[tuple[Program, bool], ...]:
     found = stages.parts or (step,)
     forms = {s: g.form for g in stages.groups for s in g.states}
     return tuple((p, bool(p.states) and all(forms[s.name] != "sequential" for s in p.states)) for p in found)
+
+
+@once_a_program
+def mixer_of(part: Program) -> Mixer:
+    """A part as a mixer of its own: what is compiled and tuned for it is kept under its own hash."""
+    from mixc.runtime.mixer import Mixer
+
+    return Mixer(part)
 
 
 def run(call: Call, parallel: Run, sequential: Run) -> Results:

@@ -151,3 +151,13 @@ def test_explained_and_refused():
     from mixc.codegen.config import Config
     with pytest.raises(InputError, match="runs in 2 parts"):
         mixer.emit(config=Config())
+
+
+def test_tiles_are_tuned_part_by_part(tmp_path, monkeypatch):
+    from mixc.autotune.tuned import first, tuned
+    from mixc.runtime.parts import mixer_of
+    from mixc.targets import find
+    monkeypatch.setenv("MIXC_CACHE_DIR", str(tmp_path))
+    part, sizes = classify(load("memory_feeds_cell").declared).parts[0], dict(B=1, T=64, H=1, D=16, K=16)
+    made, _, _ = tuned(mixer_of(part), find("h100"), sizes, "bf16", best=1, workers=1)
+    assert made.mixer == part.name and first(mixer_of(part), part, find("h100"), sizes, "bf16") == made.config
