@@ -20,7 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-FORM = "mixc tuning result 1"
+FORM = "mixc tuning result 2"
 LEFT, FOREIGN = "left behind by a writer that was stopped", "foreign"
 Key = Mapping[str, Any]
 
@@ -74,7 +74,8 @@ def put(key: Key, value: dict[str, Any]) -> Path | None:
 
     path = path_of(key)
     body = {"key": dict(key), "value": value}
-    text = json.dumps({"form": FORM, "digest": digest(body), **body}, indent=1, sort_keys=True)
+    # not sorted: dims are matched by their places
+    text = json.dumps({"form": FORM, "digest": digest(body), **body}, indent=1)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.parent / ".lock", timeout=20):
