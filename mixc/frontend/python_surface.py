@@ -44,6 +44,7 @@ _INSTEAD = {**slips.STATEMENTS, "while": "the only loop is `for n in N:` over a 
             "assert": "what must hold of an input is a range: `g: In(high=0)`"}
 _INSTEAD |= dict.fromkeys(("raise", "try"), _INSTEAD["assert"])
 _RETURNS = "the last line gives what comes out: `return y`, `return y, z` or `return mixc.outs(y=..., z=...)`"
+_DECLARES = ("In", "Param", "State", "Const", "Out")
 _SAY = 'write `{0}: In("D")`, `Param("D")` or `State("D")`, or `{0}=Const(0.5)`'
 
 
@@ -102,8 +103,11 @@ class _Surface:
         if isinstance(value, lang.Const) or isinstance(said, lang.Const):
             said, note = (value, node) if isinstance(value, lang.Const) else (said, note)
         elif node is not None:
+            text = self.d.text(node)
+            declared = isinstance(value, lang.In | lang.Param | lang.State)
             self.expr.refuse("MX114", f"`{p.arg}` has a default", node,
-                             f"a number for all tokens is written `{p.arg}=Const({self.d.text(node)})`")
+                             f"what it is stands behind a colon: `{p.arg}: {text}`" if declared else
+                             f"a number for all tokens is written `{p.arg}=Const({text})`")
             return None
         if isinstance(said, type) and issubclass(said, lang.In | lang.Param | lang.State):
             said = said()
@@ -273,6 +277,9 @@ class _Surface:
             self.expr.slip(slips.several_targets(span))
         elif not isinstance(target, ast.Name):
             self.expr.slip(slips.no_target(self.d.text(target), self.d.span(target)))
+        elif isinstance(s.value, ast.Call) and self.d.text(s.value.func).split(".")[-1] in _DECLARES:
+            self.expr.refuse("MX117", f"`{target.id}` is declared in the body", s,
+                             f"declarations stand in the signature: `{target.id}: {self.d.text(s.value)}`")
         else:
             yield Assign(self.expr.name(target), self.expr.make(s.value), span)
 

@@ -96,6 +96,9 @@ _OVER_TIME = ("a state's name is what the previous token left, until a line assi
 def position(text: str, span: Span) -> Diagnostic:
     if re.search(r"\[\s*t\s*([-+]\s*\d+\s*)?[],]", text):
         return Diagnostic("MX106", f"`{text}` picks a token: time is implied", span, _OVER_TIME)
+    plain = text.replace("'", "").replace('"', "")
+    if plain != text:
+        return Diagnostic("MX106", f"`{text}` has quotes: in a body dims stand without", span, f"write `{plain}`")
     return Diagnostic("MX106", f"`{text}` picks by position: brackets hold names of dims and loop indices", span,
                       "entries are picked inside `for n in N { ... x[n] ... }`, or by a mask: "
                       "`sum[K](where(index[K] == 0, S, 0))`")
