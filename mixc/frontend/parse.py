@@ -389,6 +389,10 @@ def _token(token: Token, span: Span, word: str, opened: list[Token], source: Sou
         help_ = ("a mixer without dims has empty parentheses: `mixer NAME() {`" if word == "mixer" and token == "{" else
                  "its text is wanted here: a shipped spec or a file is found by `mixc.load`" if "\n" not in source.text
                  and "{" not in source.text else "a file holds mixers: `mixer NAME(K, V) { ... }`")
+    elif word == "state" and "complex" in source.line(span.line):
+        help_ = "a state is complex when what it is assigned is: only inputs and params are declared so"
+    elif token == "in" and word in ("in", "param"):
+        help_ = "a range is written `g where g <= 0`; `in` starts a line of its own"
     elif token.type == "COLON":
         help_ = "blocks stand in braces: `for n in N { ... }`"
     elif token == "=":

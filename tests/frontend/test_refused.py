@@ -59,6 +59,8 @@ BAD: list[tuple[str, str, int, int, str, str]] = [
     (last("y = 2 g"), "MX101", 5, 7, "`g`", "operator is missing"),
     (last("y = x = g"), "MX101", 5, 7, "`=`", "one name"),
     (last("y = S[K](q)(k)"), "MX101", 5, 5, "no function", "`*`"),
+    ("mixer a(K) {\nin g in (0, 1)\nstate S[K]\nS = S + g\nout o[K] = S\n}", "MX101", 2, 6, "`in`", "g where g <= 0"),
+    ("mixer a(K) {\nin g\nstate S[K] complex\nS = S + g\nout o[K] = S\n}", "MX101", 3, 12, "`complex`", "only inputs"),
     ("x = 3\n", "MX101", 1, 1, "does not belong", "mixer NAME"),
     ("# nothing\n", "MX112", 0, 0, "no mixer", "mixer NAME"),
     ("mixer m {\n}", "MX101", 1, 9, "does not belong", "mixer NAME() {"),
