@@ -19,6 +19,7 @@ import torch
 from mixc.codegen.names import named, own_names, renamed
 from mixc.codegen.tiles import refuse
 from mixc.errors import Diagnostic, InputError, SpecError
+from mixc.ir.node import postorder
 from mixc.ir.program import Program
 from mixc.passes.context import Context, context, has_context
 from mixc.passes.lower import with_inverses
@@ -129,6 +130,9 @@ def _chunks(stages: Program, inner: Program, step: Program) -> Module:
     from mixc.passes.differentiate import differentiate
 
     forward = chunk(stages)
+    matrices = {d.leaf() for g in stages.groups if g.form == "chunk" for d in map(stages.decl, g.states) if len(d.dims) > 1}
+    if any(n.op == "scan" and n.args[2] in matrices for n in postorder(forward.values())):
+        raise refuse("every entry of a matrix at every row")  # one row at a time, it stays on chip
     made = Module(with_inverses(forward), with_inverses(differentiate(forward)), inner, step)
     for launch in ("fwd", "bwd"):  # written here: what has none is refused here
         made.kernel(launch)

@@ -21,6 +21,7 @@ from mixc.ir.build import at_col, contract, expand, make, maybe_add, maybe_mul, 
 from mixc.ir.node import COL, ROW, Node, number
 from mixc.ir.program import Program, Result
 from mixc.ir.ranges import proving
+from mixc.ir.scans import previous, scan
 from mixc.passes.affine import Affine, AffineForms, Write
 from mixc.passes.block import Block, BlockState, Scanned
 from mixc.passes.classify import classify, of_complex
@@ -70,6 +71,7 @@ class _Group:
         self.transport = Transport(self.updates, forms.leaves, self.decls[0].dims, lift)
         self.writes = list(dict.fromkeys(w for u in self.updates for w in u.writes))
         self.written: dict[Write, list[Node]] = {}  # the lifted factors of every write
+        self.after: Node | None = None  # the state after every row, where a scan forms it
 
     # ------------------------------------------------------------ factors on the side where they belong
     def _sides(self, factors: list[Node], keys: set[str]) -> Sides:
@@ -128,6 +130,30 @@ class _Group:
             for term in place.terms(write):
                 value = maybe_add(value, term)
         return value if value is not None else expand(number(0), (ROW, *out))
+
+
+    def rows(self, x: Affine) -> Node | None:
+        """x of every row, of one state, where its decay has dims of the state: a product for every entry along them
+        costs C times what a scan does.  Else None."""
+        (leaf, *more), dims = self.forms.leaves, self.decls[0].dims
+        decay = self.updates[0].decays.get(leaf)
+        if more or decay is None or decay.kind == "complex" or not set(decay.dims) & self.dims:
+            return None
+        if self.after is None:
+            a = make("live", expand(self.lift(decay), (ROW,)), fill=1.0)
+            self.after = scan("affine", a, make("live", self._written(self.updates[0], dims), fill=0.0), leaf, dims)
+        if x is self.updates[0]:
+            return self.after
+        since, before = x.decays[leaf], previous(self.after, leaf)
+        return (before if since is None else self.lift(since) * before) + self._written(x, dims)
+
+    def _written(self, x: Affine, dims: Dims) -> Node:
+        """[_t, dims...]: what is added at every row."""
+        value: Node | None = None
+        for write, coef in x.writes.items():
+            factors = [*self._at(write), *self._factors(coef)]
+            value = maybe_add(value, expand(product(factors) or number(1), (ROW, *dims)))
+        return value if value is not None else expand(number(0), (ROW, *dims))
 
 
 class Place:
@@ -359,7 +385,7 @@ class _Lift:
         group = self.group(names)
         form = group.forms.form(node)
         assert form is not None
-        return group.read(form, None, group.decls[0].dims)
+        return group.rows(form) or group.read(form, None, group.decls[0].dims)
 
     def _lift(self, node: Node) -> Node:
         if node.op == "in":
