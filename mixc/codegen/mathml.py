@@ -230,6 +230,13 @@ class Mathematics:
         t, s = at.get(ROW, "t"), at.get(COL, "s")
         return f"<msub><mn>𝟙</mn><mrow>{name(s)}{_o(_BEFORE[reach])}{name(t)}</mrow></msub>"
 
+    def _crossing(self, n: Node, at: Letters) -> str:
+        j = at.get(ROW, "t")
+        t = self._bound(ROW, {**at, "own": j})
+        s = self._bound(COL, {**at, "own": j, "other": t})
+        below = name(s) + _o("&lt;") + name(j) + _o("&lt;" if n.attr("reach") == "excl" else "≤") + name(t)
+        return _over("∑", below, self._value(n.args[0], {**at, ROW: t, COL: s}, PRODUCT))
+
     def _segsum(self, n: Node, at: Letters) -> str:
         return self._segment(n.args[0], n.attr("reach"), at, "∑")
 

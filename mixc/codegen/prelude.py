@@ -57,6 +57,20 @@ def running_sum(x, REVERSE: tl.constexpr, EXCLUSIVE: tl.constexpr):
 
 
 @triton.jit
+def sum_crossing(x, rows, REACH: tl.constexpr, PRECISION: tl.constexpr):
+    """[j]: the sum of x[t, s] over t >= j > s (REACH "excl": t > j > s). What cancels does so in fp64, or is no more
+    exact than half inputs."""
+    x = tl.where(rows[:, None] > rows[None, :], x, 0.0)
+    if PRECISION != "tf32":
+        x = x.to(tl.float64)
+    row = tl.sum(x, 1)
+    total = tl.cumsum((row - tl.sum(x, 0)).to(tl.float64), 0, reverse=True)
+    if REACH == "excl":
+        total = total - row
+    return total.to(tl.float32)
+
+
+@triton.jit
 def log_and_sign(a):
     """log|a| (a finite stand-in where a is 0) and 1 where a < 0: products become sums."""
     size = tl.abs(a)

@@ -276,6 +276,11 @@ class Tiles:
     def _segsum(self, node: Node) -> str:
         return self._span("span_sum", node)
 
+    def _crossing(self, node: Node) -> str:
+        if node.dims != (ROW,):
+            raise refuse("sums over the spans that cross a row, for every entry", node)
+        return f"sum_crossing({self.whole(node.args[0], (ROW, COL))}, rows, {node.attr('reach')!r}, PRECISION)"
+
     def _segprod(self, node: Node) -> str:
         return self._span("span_product", node)
 

@@ -225,18 +225,8 @@ def _cumsum(n: Node, c: Node) -> Cotangents:
     return (cumsum(c, reverse=not n.attr("reverse"), exclusive=n.attr("exclusive")),)
 
 
-def _between(c: Node, reach: str) -> Node:
-    """[j]: the sum of c[t, s] over t >= j > s (reach excl: t > j > s), by a product with a triangle of ones.
-
-    Sums over all s less sums over all t, summed from the end, are the same and cancel: one rounding reaches every
-    earlier row, and a param of the decay adds it up."""
-    ones = make("mask", expand(number(1), (ROW, COL)), keep="strict")
-    earlier = contract(rename(c, **{COL: _MID}), rename(ones, **{ROW: COL, COL: _MID}), c.dims)  # [t, j]: over s < j
-    return rename(total(make("mask", earlier, keep="strict" if reach == "excl" else "incl"), [ROW]), **{COL: ROW})
-
-
 def _segsum(n: Node, c: Node) -> Cotangents:
-    return (_between(c, n.attr("reach")),)
+    return (make("crossing", c, reach="excl" if n.attr("reach") == "excl" else "incl"),)
 
 
 def _segprod(n: Node, c: Node) -> Cotangents:
@@ -261,7 +251,8 @@ def _span_contract(n: Node, c: Node) -> Cotangents:
     pairs = ((x, dx), (y, dy), (c, n))
     if g.dims == (ROW,):
         a, b = next((a, b) for a, b in pairs if {ROW, COL} <= set(a.dims))
-        return dx, dy, _between(total(a * b, [e for e in a.dims if e not in (ROW, COL)]), reach)
+        found = total(a * b, [e for e in a.dims if e not in (ROW, COL)])
+        return dx, dy, make("crossing", found, reach="excl" if reach == "excl" else "incl")
     rows = {d: total(a * b, [e for e in a.dims if e not in (d, *g.dims) or e == ROW != d])
             for a, b in pairs for d in (ROW, COL) if {ROW, COL} & set(a.dims) == {d}}
     later, earlier = rows[ROW], rename(rows[COL], **{COL: ROW})
@@ -371,6 +362,7 @@ RULES: dict[str, Callable[[Node, Node], Cotangents]] = {
     "cumsum": _cumsum,
     "cumprod": _cumprod,
     "segsum": _segsum,
+    "crossing": _lowered,
     "segprod": _segprod,
     "tangent": lambda n, c: (None, RULES[n.args[0].op](n.args[0], c)[0]),
     "mask": _mask,

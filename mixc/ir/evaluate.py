@@ -202,6 +202,14 @@ def _seg(fn: Callable[..., torch.Tensor], one: float, outside: float) -> Callabl
     return run
 
 
+def _crossing(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
+    t, s = (env.batch + node.args[0].dims.index(d) for d in (ROW, COL))
+    x = args[0].movedim((t, s), (-2, -1))
+    earlier = x @ reach_mask(x.shape[-1], "strict", x.device).mT.to(x.dtype)  # [t, j]: over s < j
+    seen = reach_mask(x.shape[-1], "strict" if node.attr("reach") == "excl" else "incl", x.device)
+    return torch.where(seen, earlier, 0.0).sum(-2).movedim(-1, env.batch + node.dims.index(ROW))
+
+
 def _span_contract(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
     x, y, g = node.args
     dims = (ROW, *(d for d in g.dims if d != ROW))
@@ -332,6 +340,7 @@ _STRUCTURAL: dict[str, Callable[[Node, list[torch.Tensor], Env], torch.Tensor]] 
     "cumprod": _cum(torch.cumprod, 1.0),
     "segsum": _seg(torch.cumsum, 0.0, -math.inf),
     "segprod": _seg(torch.cumprod, 1.0, 0.0),
+    "crossing": _crossing,
     "mask": _mask,
     "tangent": lambda node, args, env: torch.zeros_like(args[0]),
     "span_contract": _span_contract,

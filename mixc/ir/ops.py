@@ -245,6 +245,8 @@ OPS: dict[str, Op] = {
     "cumprod": Op(1, same, first, "running product over the rows, likewise", level="chunk"),
     "segsum": Op(1, pairwise, first, "sum of rows s+1..t (reach excl: s+1..t-1); -inf for s > t (not incl: s >= t)",
                  level="chunk"),
+    "crossing": Op(1, lambda a, k: tuple(d for d in a[0].dims if d != "_s"), first, "[j]: sum of x[t, s] over "
+                   "t >= j > s (reach excl: t > j > s)", linear_in=(0,), level="chunk"),
     "segprod": Op(1, pairwise, first, "product of the same rows; 0 for s > t (not incl: s >= t)", level="chunk"),
     "tangent": Op(2, same, first, "0, with a gradient: how a product of rows x would change, to first order, with its "
                   "rows changed by y", linear_in=(1,), level="chunk"),

@@ -8,7 +8,7 @@ Forward and backward then share the inverse, and the factors of every decay.
 
 from __future__ import annotations
 
-from mixc.ir.build import at_col, contract, make, rename
+from mixc.ir.build import at_col, contract, expand, make, number, rename, total
 from mixc.ir.launch import feature_dims
 from mixc.ir.node import COL, ROW, Node, postorder
 from mixc.ir.program import Program
@@ -53,7 +53,18 @@ def span_by_factors(n: Node) -> Node | None:
     return make("span_product", x, y, make("span_factors", g, reach=n.attr("reach")), out=n.dims)
 
 
-RULES = (solve_by_inverse, span_by_factors)
+def crossing_by_triangle(n: Node) -> Node | None:
+    """A product with a triangle of ones: nothing is subtracted.  Sums over all s less sums over all t, summed from the
+    end, are the same and cancel: one rounding reaches every earlier row, and a param of the decay adds it up."""
+    if n.op != "crossing":
+        return None
+    c, keep = n.args[0], "strict" if n.attr("reach") == "excl" else "incl"
+    ones = make("mask", expand(number(1), (ROW, COL)), keep="strict")
+    earlier = contract(rename(c, **{COL: "_u"}), rename(ones, **{ROW: COL, COL: "_u"}), c.dims)  # [t, j]: over s < j
+    return rename(total(make("mask", earlier, keep=keep), [ROW]), **{COL: ROW})
+
+
+RULES = (solve_by_inverse, span_by_factors, crossing_by_triangle)
 
 
 def with_inverses(program: Program) -> Program:

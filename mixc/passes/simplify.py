@@ -209,33 +209,20 @@ def rename_twice(n: Node) -> Node | None:
 
 
 def sums_meet(n: Node) -> Node | None:
-    """f(a) + f(b) = f(a + b),  also x + f(a) + f(b), where f sums over rows: by `cumsum`, or by a product with ones"""
+    """cumsum(a) + cumsum(b) = cumsum(a + b),  also x + cumsum(a) + cumsum(b), and so with `crossing`"""
     if n.op != "add":
         return None
     a, b = n.args
     for x, y in ((a, b), (b, a)):
-        both = _meet(x, y)
-        if both is not None:
-            return both
+        if x.op not in ("cumsum", "crossing"):
+            continue
+        if y.op == x.op and y.attrs == x.attrs and y.dims == x.dims:
+            return make(x.op, y.args[0] + x.args[0], **dict(x.attrs))
         if y.op == "add":
             for u, rest in (y.args, y.args[::-1]):
-                both = _meet(x, u)
-                if both is not None:
-                    return rest + both
+                if u.op == x.op and u.attrs == x.attrs and u.dims == x.dims:
+                    return rest + make(x.op, u.args[0] + x.args[0], **dict(x.attrs))
     return None
-
-
-def _meet(x: Node, y: Node) -> Node | None:
-    """f(a + b) of x = f(a) and y = f(b)"""
-    if x.op != y.op or x.attrs != y.attrs or x.dims != y.dims or x.args[1:] != y.args[1:]:
-        return None
-    if x.op == "cumsum" or (x.op == "contract" and all(n.op in _ONES for n in postorder(x.args[1:]))):
-        return make(x.op, y.args[0] + x.args[0], *x.args[1:], **dict(x.attrs))
-    both = _meet(x.args[0], y.args[0]) if x.op in ("rename", "sum", "mask") else None
-    return None if both is None else make(x.op, both, **dict(x.attrs))
-
-
-_ONES = frozenset(("number", "expand", "mask", "rename"))
 
 
 def number_out_of_contract(n: Node) -> Node | None:
