@@ -13,6 +13,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from keyword import kwlist
 
+from mixc.codegen.brackets import atom, filled
+from mixc.codegen.notation import is_decay
 from mixc.codegen.operands import added, dot_axes, entrywise, only_operands, operand_of, sharp, worked_out
 from mixc.codegen.triton_reduce import batched_code, extremum_code, softmax_code
 from mixc.codegen.triton_scan import component_name, is_factor_behind, pick_code, previous_code, rows_before, scan_code
@@ -64,6 +66,7 @@ def _finite_padded(node: Node, dim: str) -> bool:
     return not odd and all(_finite_padded(a, dim) for a in node.args)
 
 
+SHORT = 4  # values in an expression that has no name of its own
 _SINGULAR = {"log", "log1p", "rsqrt", "pow", "logaddexp"}
 _SUMMED = {"add", "cumsum", "sum", "live", "rename", "expand", "segsum", "mask", "where"}
 
@@ -109,6 +112,7 @@ class Tiles:
         self.rows = True  # are there rows, so that a tile has few other axes?
         self.through: Callable[[str, Node, tuple[str, str], str], str] | None = None  # how rows are multiplied by a param
         self.added, self.before = added(nodes, self.uses), rows_before(nodes)
+        self.joined = set(self.added.values())  # and the sums, which stand in the product's statement
         self.reduced = {n.args[0] for n in nodes if n.op == "sum"}  # products that are summed stand in the sum
         self.operand = operand_of(nodes)
         self.operands = only_operands(nodes, roots) if self.operand == "OPERAND" else set()
@@ -169,7 +173,7 @@ class Tiles:
             else:
                 code = self.expression(node)
                 if node in self.operands:
-                    code = f"formed({code})" if node in self.lefts and worked_out(node) else _atom(code)
+                    code = f"formed({code})" if node in self.lefts and worked_out(node) else atom(code)
                     code = f"{code}.to(OPERAND)"
                 if node not in self.names:  # or formed together with another
                     self.names[node] = self.fresh(suggest(node))
@@ -185,14 +189,20 @@ class Tiles:
         if node.op == "expand" and set(node.dims) <= set(want):
             return self.ref(node.args[0], want, cast)
         if self._inline(node):
-            inner = self.expression(node)
-            return self.aligned(f"({inner})", self.order(node), want)
+            return self.aligned(atom(self.expression(node)), self.order(node), want)
         return self.aligned(self._value(node, cast), self.order(node), want)
+
+    def bare(self, node: Node, want: tuple[str, ...]) -> str:
+        """The same for where brackets are added as needed, or never are: as an argument of a call."""
+        if not self._inline(node):
+            return self.ref(node, want)
+        code = self.expression(node)
+        return code if self.aligned("", self.order(node), want) == "" else self.aligned(atom(code), self.order(node), want)
 
     def whole(self, node: Node, order: tuple[str, ...]) -> str:
         """Code for a tile that has all axes of `order`, also those that the value is repeated along."""
-        code = self.ref(node, order)
-        return code if axes_of(node) == set(order) else f"tl.zeros({self.shape(order)}, tl.float32) + {code}"
+        code = self.bare(node, order)
+        return code if axes_of(node) == set(order) else filled(f"tl.zeros({self.shape(order)}, tl.float32) + {{0}}", [code])
 
     def _value(self, node: Node, cast: bool) -> str:
         name = self.name(node)
@@ -228,9 +238,15 @@ class Tiles:
         """Small expressions used once stand where they are used; large ones get a name."""
         if node in self.names or not OPS[node.op].elementwise or self.uses.get(node, 0) > 1:
             return False
-        if len(node.dims) > 1:
-            return self.absorbed(node)
-        return all(not a.args or a in self.names or not OPS[a.op].elementwise for a in node.args)
+        if len(node.dims) > 1 and not self.absorbed(node):
+            user = self.user.get(node)
+            return (user is not None and entrywise(user) and user.dims == node.dims and node not in self.operands
+                    and node not in self.joined and not is_decay(node) and self._length(node) <= SHORT)
+        return self._length(node) <= SHORT
+
+    def _length(self, node: Node) -> int:
+        """How many values the expression of a node names."""
+        return sum(self._length(a) if a.args and self._inline(a) else 1 for a in node.args)
 
     # ------------------------------------------------------------ expressions
     def expression(self, node: Node) -> str:
@@ -241,18 +257,16 @@ class Tiles:
         row = OPS[node.op]
         if row.triton is None:
             raise refuse(f"`{node.op}` has no Triton form yet", node)
-        args = [self.ref(a, self.order(node)) for a in node.args]
-        if node.op in ("sub", "div", "mul") or (node.op == "neg"):
-            args = [_paren(a, node.op, i) for i, a in enumerate(args)]
-        elif node.op != "add":  # sizes are integers, which tl.log2 and its like do not take
+        args = [self.bare(a, self.order(node)) for a in node.args]
+        if node.op not in ("add", "sub", "mul", "div", "neg"):  # sizes are integers, which tl.log2 and its like do not take
             sized = [all(n.args or n.op == "size" for n in postorder([a])) for a in node.args]
-            args = [f"({code} * 1.0)" if whole else code for code, whole in zip(args, sized, strict=True)]
-        return row.triton.format(*args, **dict(node.attrs))
+            args = [f"{atom(code)} * 1.0" if whole else code for code, whole in zip(args, sized, strict=True)]
+        return filled(row.triton, args)
 
     def _live(self, node: Node) -> str:
         order = self.order(node)
         live = self.aligned("live", (ROW,), order)
-        return f"tl.where({live}, {self.ref(node.args[0], order)}, {literal(node.attr('fill'))})"
+        return f"tl.where({live}, {self.bare(node.args[0], order)}, {literal(node.attr('fill'))})"
 
     def _once(self, node: Node) -> str:
         return f"tl.where(block_{node.attr('dim')} == 0, {self.whole(node.args[0], self.order(node))}, 0.0)"
@@ -271,7 +285,7 @@ class Tiles:
         order = self.order(node)
         seen = f"rows[:, None] {sign} rows[None, :]"
         seen = seen if len(order) == 2 else self.aligned(f"({seen})", (ROW, COL), order)
-        return f"tl.where({seen}, {self.ref(node.args[0], order)}, 0.0)"
+        return f"tl.where({seen}, {self.bare(node.args[0], order)}, 0.0)"
 
     def _segsum(self, node: Node) -> str:
         return self._span("span_sum", node)
@@ -318,8 +332,8 @@ class Tiles:
     def _expand(self, node: Node) -> str:
         order = self.order(node)
         if not node.args[0].dims:
-            return f"tl.zeros({self.shape(order)}, tl.float32) + {self.ref(node.args[0], order)}"
-        return f"tl.broadcast_to({self.ref(node.args[0], order)}, {self.shape(order)})"
+            return filled(f"tl.zeros({self.shape(order)}, tl.float32) + {{0}}", [self.bare(node.args[0], order)])
+        return f"tl.broadcast_to({self.bare(node.args[0], order)}, {self.shape(order)})"
 
     def _add(self, node: Node) -> str:
         for c, x in (node.args[::-1], node.args):
@@ -329,7 +343,7 @@ class Tiles:
                 order, c = tuple(back.get(d, d) for d in order), c.args[0]
             if self.added.get(c) is node:
                 return self._dot(c, order, f", {self.whole(x, self.order(node))}")
-        return OPS["add"].triton.format(*[self.ref(a, self.order(node)) for a in node.args])  # type: ignore[union-attr]
+        return filled("{0} + {1}", [self.bare(a, self.order(node)) for a in node.args])
 
     def _contract(self, node: Node) -> str:
         if dot_axes(node):
@@ -343,7 +357,7 @@ class Tiles:
                 return code
             if self.rows:
                 raise refuse("a contraction over four axes", node)
-        return self.summed_code(f"{_paren(self.cleaned(a, over), 'mul', 0)} * {_paren(self.cleaned(b, over), 'mul', 1)}", over, summed)
+        return self.summed_code(filled("{0} * {1}", [self.cleaned(a, over), self.cleaned(b, over)]), over, summed)
 
     def rows_of_tokens(self, node: Node) -> Node | None:
         """The left side of a product of matrices, if its rows are tokens."""
@@ -375,7 +389,7 @@ class Tiles:
     def cleaned(self, node: Node, order: tuple[str, ...], over: Iterable[str] | None = None) -> str:
         """The tile with the padding of its feature dims held at 0."""
         repeated = over is not None and not axes_of(node) >= set(over)
-        code = self.whole(node, order) if repeated else self.ref(node, order)
+        code = self.whole(node, order) if repeated else self.bare(node, order)
         for d in feature_dims(node):
             if (over is None or d in over) and not zero_padded(node, d):
                 code = f"tl.where({self.mask_of(d, order)}, {code}, 0.0)"
@@ -401,8 +415,8 @@ class Tiles:
 
     def _norm(self, node: Node) -> str:
         x, over = node.args[0], list(node.attr("over"))
-        code = _paren(self.cleaned(x, self.order(x), over), "mul", 0)
-        return f"tl.sqrt({self.summed_code(f'{code} * {code}', self.order(x), over)})"
+        squared = filled("{0} * {0}", [self.cleaned(x, self.order(x), over)])
+        return f"tl.sqrt({self.summed_code(squared, self.order(x), over)})"
 
     def _softmax(self, node: Node) -> str:
         return softmax_code(self, node)
@@ -437,24 +451,6 @@ def literal(value: float) -> str:
     if value != value or value in (float("inf"), float("-inf")):
         return f"float('{value}')"
     return repr(value)
-
-
-def _paren(code: str, op: str, position: int) -> str:
-    """Brackets where an operand would bind less tightly than the operator."""
-    depth = 0
-    for i, ch in enumerate(code):
-        depth += ch in "(["
-        depth -= ch in ")]"
-        if depth == 0 and ch in "+-*/<>=&|" and i > 0 and code[i - 1] == " ":
-            loose = ch in "+-<>=&|" or (ch in "*/" and position == 1 and op == "div")
-            if loose or op == "neg":
-                return f"({code})"
-    return f"({code})" if code.startswith("-") and position == 1 else code
-
-
-def _atom(code: str) -> str:
-    """The code in brackets, unless it is a name or a call."""
-    return code if re.fullmatch(r"[\w.]+(\([^()]*(\([^()]*\)[^()]*)*\))?", code) else f"({code})"
 
 
 _SUGGEST = {"unit_inverse": "X", "span_contract": "found", "segsum": "span", "segprod": "decay", "cumsum": "running", "cumprod": "running"}
