@@ -25,15 +25,10 @@ KERNELS = [n for n in NAMES if backends.has_chunk_program(load(n))]
 
 # what is known to fail, and why: strict, so that what is mended shows
 KNOWN = {
-    "mamba2-(0,16,33,33,96,160,160)-100-4-10.0-float32-plain-False":
-        "dA at log decays of -1000: the running sum of row sums less column sums cancels (2.8e-5)",
     **dict.fromkeys(("linear_attention_normalised-64-33-2-10.0-bfloat16-mask-False",
                      "linear_attention_normalised-16-100-1-0.1-bfloat16-mask-False"),
         "dq 1.6e-2 and 2.5e-2 for 8e-3, on kernels: a row of S less o n, nearly equal where many rows are averaged, "
         "and formed of operands in bf16"),
-    "preconditioned_delta_rule-63-33-none-0.01-bfloat16-mask,reverse-True":
-        "dA0 1.7e-2 for 8e-3, on kernels: A starts with either sign, and one that passes by 0 has 1 / (|A| + 1e-6) of "
-        "the error of its row",
 }
 
 
