@@ -137,7 +137,7 @@ class _Group:
         costs C times what a scan does.  Else None."""
         (leaf, *more), dims = self.forms.leaves, self.decls[0].dims
         decay = self.updates[0].decays.get(leaf)
-        if more or decay is None or decay.kind == "complex" or not set(decay.dims) & self.dims:
+        if more or decay is None or not set(decay.dims) & self.dims:
             return None
         if self.after is None:
             a = make("live", expand(self.lift(decay), (ROW,)), fill=1.0)

@@ -12,9 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from mixc.ir.blocks import block_scan, component
 from mixc.ir.build import is_number, make, maybe_add, number
 from mixc.ir.node import ROW, Node, postorder
 from mixc.ir.program import Decl, Group, Program, Result
+from mixc.ir.scans import scan
 from mixc.passes.context import exact_nodes, looked_back, name_of
 from mixc.passes.triangular import eliminate
 
@@ -267,6 +269,24 @@ def _of_rows(n: Node, args: list[Planes]) -> Planes:
     return found, None if im is None else make("tangent", found, _present(im, n.args[0].dims))
 
 
+def _scan(n: Node, args: list[Planes]) -> Planes:
+    """Both planes as one scan over small matrices, or a scan each where nothing turns."""
+    (re, im), *others = args
+    b, start = ([_present(x, of.dims) for x in pair] for of, pair in zip(n.args[1:], others, strict=True))
+    a, dims, back = _present(re, n.args[0].dims), n.attr("dims"), n.attr("reverse")
+    if im is None:
+        return scan("affine", a, b[0], start[0], dims, back), scan("affine", a, b[1], start[1], dims, back)
+    block = block_scan([[a, -im], [im, a]], b, start, dims, back)
+    return component(block, 0), component(block, 1)
+
+
+def _previous(n: Node, args: list[Planes]) -> Planes:
+    def before(x: Node | None, edge: Node | None) -> Node | None:
+        return None if x is None and edge is None else make("previous", _present(x, n.args[0].dims), _present(
+            edge, n.args[1].dims), **dict(n.attrs))
+    return before(args[0][0], args[1][0]), before(args[0][1], args[1][1])
+
+
 def _where(n: Node, args: list[Planes]) -> Planes:
     (cond, _), x, y = args
     assert cond is not None
@@ -278,6 +298,7 @@ def _where(n: Node, args: list[Planes]) -> Planes:
 
 _RULES: dict[str, Callable[[Node, list[Planes]], Planes]] = {
     "add": lambda n, a: (maybe_add(a[0][0], a[1][0]), maybe_add(a[0][1], a[1][1])),
+    "scan": _scan, "previous": _previous,
     "sub": lambda n, a: (_sub(a[0][0], a[1][0]), _sub(a[0][1], a[1][1])),
     "neg": lambda n, a: (_sub(None, a[0][0]), _sub(None, a[0][1])),
     "mul": _bilinear(lambda a, b: b if is_number(a, 1.0) else a if is_number(b, 1.0) else a * b),
