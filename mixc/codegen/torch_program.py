@@ -25,7 +25,7 @@ from mixc.ir.program import Program
 from mixc.ir.ranges import proving
 from mixc.ir.scans import carry_first
 from mixc.passes import lower
-from mixc.passes.simplify import rewrite, simplify
+from mixc.passes.simplify import crossings_meet, rewrite, simplify
 
 
 @dataclass
@@ -100,7 +100,8 @@ def prepare(program: Program, partial: bool, single: bool = False, finite: bool 
     """The program as it is emitted: simplified, without `live` where all rows are tokens, without guards where
     `finite` inputs need none, and (but for `single`) with scans whose ends are formed before the states come in."""
     program = simplify(program, not partial, finite)
-    return program.with_values(rewrite(program.values(), lower.RULES if single else (*lower.RULES, carry_first)))
+    roots = rewrite(program.values(), (crossings_meet,))  # before they are lowered
+    return program.with_values(rewrite(roots, lower.RULES if single else (*lower.RULES, carry_first)))
 
 
 def needs_single(program: Program) -> bool:

@@ -208,21 +208,26 @@ def rename_twice(n: Node) -> Node | None:
     return make("rename", x, to=pairs) if pairs else x
 
 
-def sums_meet(n: Node) -> Node | None:
-    """cumsum(a) + cumsum(b) = cumsum(a + b),  also x + cumsum(a) + cumsum(b), and so with `crossing`"""
+def sums_meet(n: Node, op: str = "cumsum") -> Node | None:
+    """cumsum(a) + cumsum(b) = cumsum(a + b),  also x + cumsum(a) + cumsum(b)"""
     if n.op != "add":
         return None
     a, b = n.args
     for x, y in ((a, b), (b, a)):
-        if x.op not in ("cumsum", "crossing"):
+        if x.op != op:
             continue
-        if y.op == x.op and y.attrs == x.attrs and y.dims == x.dims:
-            return make(x.op, y.args[0] + x.args[0], **dict(x.attrs))
+        if y.op == op and y.attrs == x.attrs and y.dims == x.dims:
+            return make(op, y.args[0] + x.args[0], **dict(x.attrs))
         if y.op == "add":
             for u, rest in (y.args, y.args[::-1]):
-                if u.op == x.op and u.attrs == x.attrs and u.dims == x.dims:
-                    return rest + make(x.op, u.args[0] + x.args[0], **dict(x.attrs))
+                if u.op == op and u.attrs == x.attrs and u.dims == x.dims:
+                    return rest + make(op, u.args[0] + x.args[0], **dict(x.attrs))
     return None
+
+
+def crossings_meet(n: Node) -> Node | None:
+    """crossing(a) + crossing(b) = crossing(a + b): one product of matrices for two. (A kernel would keep a for b.)"""
+    return sums_meet(n, "crossing")
 
 
 def number_out_of_contract(n: Node) -> Node | None:
