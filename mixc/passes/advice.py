@@ -48,7 +48,7 @@ def _without(step: Program, names: list[str], products: list[Node]) -> str | Non
         return f"{first} is linear: in the basis that diagonalises its weights (complex where they turn) it is a scan"
     nothing = {n: expand(number(0), n.dims) for n in products}
     found = classify(step.with_values(substitute(step.values(), nothing)))
-    more = f" and {len(products) - 1} products like it" if len(products) > 1 else ""
+    more = {1: "", 2: " and another product like it"}.get(len(products), f" and {len(products) - 1} products like it")
     if not any(n.op == "state" for n in postorder([found.result("next", n) for n in names])):
         return f"without {first}{more}, nothing would be carried"
     forms = [g.form for g in found.groups if set(g.states) & set(names)]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mixc.errors import Diagnostic, Span
-from mixc.ir.node import Node, number, postorder
+from mixc.ir.node import Node, is_number, number, postorder
 from mixc.ir.program import Decl, Group, Program
 from mixc.ir.ranges import bounds, proving
 from mixc.passes.advice import advice
@@ -280,11 +280,23 @@ def _blame(forms: AffineForms, node: Node) -> Node:
 
 
 def text_of(node: Node) -> str:
-    """The user's own words for a node where they are known."""
+    """The user's own words for a node, or for what it is made of, where they are known."""
     if node.span is None:
-        return repr(node)
+        name = node.attr("name") or node.attr("value")
+        if name is not None:
+            return f"`{name}`"
+        if node.op == "sub" and is_number(node.args[0], 0.0):
+            return "-" + text_of(node.args[1])
+        if node.op in _SIGNS:
+            return f" {_SIGNS[node.op]} ".join(map(text_of, node.args))
+        if node.op in ("neg", "expand", "rename"):
+            return "-" * (node.op == "neg") + text_of(node.args[0])
+        return f"`{node.op}` of dims [{', '.join(node.dims)}]"
     line = node.span.source.line(node.span.line)
     return f"`{line[node.span.column - 1:node.span.end - 1]}` (line {node.span.line})"
+
+
+_SIGNS = {"add": "+", "sub": "-", "mul": "*"}
 
 
 def _parts(step: Program, groups: list[Group]) -> list[Program]:

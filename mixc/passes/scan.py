@@ -45,27 +45,21 @@ def scan_form(step: Program, state: Decl) -> ScanForm | None:
 
 def reason(state: Decl, form: ScanForm) -> str:
     """Why it is a scan, for `mixer.why`: the term that decided it."""
+    from mixc.passes.classify import text_of
+
     if form.combine != "affine":
         words = {"max": "maximum", "min": "minimum", "log": "logaddexp"}[form.combine[:3]]
         combine = COMBINES[form.combine]
         how = "times" if combine.times else "plus"
-        moved = "" if is_number(form.a, combine.keep) else f" {how} {_words(form.a)}"
+        moved = "" if is_number(form.a, combine.keep) else f" {how} {text_of(form.a)}"
         return f"entry by entry a {words} with what was there{moved}"
     if not _separates(form.a, set(state.dims)):
-        return f"affine entry by entry, and its decay {_words(form.a)} does not separate over {', '.join(state.dims)}"
+        return f"affine entry by entry, and its decay {text_of(form.a)} does not separate over {', '.join(state.dims)}"
     if not _outer(form.b, set(state.dims)):
-        return f"affine entry by entry, and what is added, {_words(form.b)}, is no sum of outer products"
-    return f"affine entry by entry, and its decay {_words(form.a)} has the dim of the vector"
-
-
-def _words(node: Node) -> str:
-    """The user's own words for a value, where it has any."""
-    from mixc.passes.classify import text_of
-
-    if node.span is not None:
-        return text_of(node)
-    name = node.attr("name") or node.attr("value")
-    return f"`{name}`" if name is not None else f"of dims [{', '.join(node.dims)}]"
+        summed = [d for d in form.b.args[0].dims if d not in form.b.dims] if form.b.op == "contract" else []
+        loop = f"; over {summed[0]} in a loop, `for i in {summed[0]} {{ ... }}`, it is one" if len(summed) == 1 else ""
+        return f"affine entry by entry, and what is added, {text_of(form.b)}, is no sum of outer products{loop}"
+    return f"affine entry by entry, and its decay {text_of(form.a)} has the dim of the vector"
 
 
 def _outer(added: Node, dims: set[str]) -> bool:

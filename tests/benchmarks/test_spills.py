@@ -12,7 +12,7 @@ SIZES = (32, 64, 96, 128, 256)
 # by heads, what spills where the model says that it fits, or says that nothing does, as `tuner.py spills` found it
 SPILLS: dict[str, dict[int, str]] = {
     "abc": {64: "bwd_along_M 92 B", 128: "bwd_along_M 208 B"},
-    "comba": {128: "bwd_along_K 80 B"},
+    "comba": {64: "bwd 304 B", 128: "bwd_along_K 80 B"},
     "delta_rule": {96: "bwd_along_K 16 B"},
     "deltaproduct": {64: "fwd 724 B, bwd not in 40 s", 128: "fwd not in 40 s, bwd not in 40 s"},
     "dplr": {64: "bwd_along_K 468 B", 128: "fwd_for_K 232 B, bwd_for_K 140 B, bwd_along_K 364 B"},

@@ -119,3 +119,19 @@ def test_what_a_running_maximum_leaves_of_a_value_is_at_most_1(where, proved):
     with proving(p):
         found = bounds(p.result("out", "o"))
     assert (found.high == 1 and not found.infinite) is proved
+
+
+def test_why_says_what_no_line_spells():
+    """A factor that the compiler formed was named by its dims, a param by its node."""
+    words = {"h = maximum(h - exp(w), x)": "plus -`exp(w)` (line ", "h = logaddexp(h + b, c) + x": "plus `b` + `x`",
+             "h = tanh(b) * h + A @ x[E] * 0 + c": "has the dim of the vector"}
+    for update, why in words.items():
+        made = mixc.loads(f"mixer m(D, E = D) {{\nin x[D], b[D], c[D], w[D]\nparam A[D, E]\nstate h[D]\n{update}\n"
+                          "out o[D] = h\n}")
+        assert why in made.why["h"], made.why
+    rank = mixc.loads("mixer m(K, V, R) {\nin k[K, R], v[R, V]\nstate S[K, V]\nS = 0.5 * S + k @ v\n"
+                      "out o[K, V] = S\n}")
+    assert "`k @ v` (line 4), is no sum of outer products; over R in a loop" in rank.why["S"]
+    held = mixc.loads("mixer m(K, V) {\nin k[K], b\nparam S0[K, V]\nstate S[K, V]\nS = S - k * (k @ S) + b * S0\n"
+                      "out o[V] = k @ S\n}")
+    assert held.why["S"].endswith("no sum of outer products: `S0`")
