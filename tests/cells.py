@@ -67,8 +67,8 @@ class Plan:
 
 
 _FEW = dict(heads=("1", "2", "2/1", "none"), dtype=AXES["dtype"][1:])  # kernels take no fp64
-TORCH = Plan(AXES, allowed, 3, 200)
-KERNELS = Plan(AXES | _FEW, interpretable, 13, 40)
+TORCH = Plan(AXES, allowed, 4, 200)
+KERNELS = Plan(AXES | _FEW, interpretable, 18, 40)
 # the interpreter runs the combine of a scan entry by entry: a hundred times slower than all else
 SCANS = Plan(AXES | _FEW | dict(length=(0, 1, 15, 16, 17, (0, 0, 3, 3, 20)), size=(5,), heads=("1", "2/1", "none")),
              allowed, 6, 10)

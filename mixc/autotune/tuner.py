@@ -300,4 +300,11 @@ def schedule_of(step: Program, target: Target, sizes: Mapping[str, int], dtype: 
     return Schedule(module, target, shape, dtype, cut)
 
 
-__all__: list[Any] = ["Schedule", "Tuning", "config_of", "label", "schedule_of"]
+def schedules_of(step: Program, target: Target, sizes: Mapping[str, int], dtype: str) -> list[Schedule]:
+    """Of every part of a step, but those whose sizes a rule gives."""
+    from mixc.codegen.triton_program import kernels, parts_of
+
+    return [schedule_of(p, target, sizes, dtype) for p in parts_of(step) if not kernels(p).by_rule]
+
+
+__all__: list[Any] = ["Schedule", "Tuning", "config_of", "label", "schedule_of", "schedules_of"]

@@ -9,7 +9,7 @@ from typing import Any
 
 from mixc.autotune.closed import closed_forms, state_traffic, told
 from mixc.autotune.token_cost import token_cost
-from mixc.autotune.tuner import schedule_of
+from mixc.autotune.tuner import schedules_of
 from mixc.cli.pictures import over_T, roofline
 from mixc.codegen.derivation import in_order, kernel_lines, lowered, split
 from mixc.codegen.latex import aligned
@@ -131,7 +131,7 @@ def _kernels(step: Program, target: Target, sizes: dict[str, int]) -> list[str]:
 def _modelled(step: Program) -> bool:
     from mixc.codegen.triton_program import kernels
 
-    return not kernels(step).by_rule
+    return not any(kernels(p).by_rule for p in parts_of(step))
 
 
 def _pictures(step: Program, target: Target, sizes: dict[str, int]) -> str:
@@ -143,14 +143,16 @@ def _pictures(step: Program, target: Target, sizes: dict[str, int]) -> str:
              "decode, a launch a token": [(T, T * one.step_seconds(target, B, H)) for T in lengths],
              "eager loop, forward": [(T, T * one.eager_seconds(target, B, H)) for T in lengths]}
     points = []
-    if len(parts_of(step)) == 1 and kernel_lines(step) and _modelled(step):
+    if kernel_lines(step) and _modelled(step):
         for T in sorted({*lengths, sizes["T"]}):
-            made = schedule_of(step, target, sizes | {"T": T}, "bf16").default()[1]
-            lines["kernels, forward"].append((T, sum(c.seconds for n, c in made.items() if n.startswith("fwd"))))
-            lines["kernels, forward and backward"].append((T, sum(c.seconds for c in made.values())))
+            schedules = schedules_of(step, target, sizes | {"T": T}, "bf16")
+            made = [(s.module.name, n, c) for s in schedules for n, c in s.default()[1].items()]
+            lines["kernels, forward"].append((T, sum(c.seconds for _, n, c in made if n.startswith("fwd"))))
+            lines["kernels, forward and backward"].append((T, sum(c.seconds for *_, c in made)))
             if sizes["T"] == T:
-                points = [(n.replace("fwd", "forward").replace("bwd", "backward").replace("_", ", "), c.flops / c.bytes,
-                           c.flops / c.seconds) for n, c in made.items() if c.flops]
+                points = [(f"{part}, " * (len(schedules) > 1) + n.replace("fwd", "forward").replace(
+                    "bwd", "backward").replace("_", ", "), c.flops / c.bytes, c.flops / c.seconds)
+                    for part, n, c in made if c.flops]
     lines = {n: p for n, p in lines.items() if p}
     n = one.flops * B * H
     points += [("decode", one.flops / one.step_bytes, n / one.step_seconds(target, B, H)),

@@ -218,13 +218,13 @@ def _product(factors: tuple[Node, ...]) -> Node:
 def kernel_lines(step: Program) -> dict[str, tuple[list[str], str]]:
     """Of every kernel: its loop, its loads, what it carries and its stores, in words; and its text. Empty where there
     are none."""
-    from mixc.codegen.triton_program import has_kernels, kernels
+    from mixc.codegen.triton_program import has_kernels, kernels, parts_of
     from mixc.passes.classify import classify
 
     if not has_kernels(classify(step)):
         return {}
-    module, found = kernels(step), {}
-    for kind, k in module.kernels.items():
+    found = {}
+    for kind, k in [x for p in parts_of(step) for x in kernels(p).kernels.items()]:
         each = "chunk" if k.launch.loop == "chunks" else "token"
         way = f"from the last {each} to the first" if k.launch.reverse else f"from the first {each} to the last"
         loads = [*k.loads, *(f"the cotangent of {c}" for c in k.cots)]

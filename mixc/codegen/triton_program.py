@@ -117,7 +117,7 @@ def tuned_kernels(step: Program) -> Module:
     Raises:
         SpecError: it has none."""
     if len(parts_of(step)) > 1:
-        raise SpecError(Diagnostic("MX310", f"{step.name} runs in {len(parts_of(step))} parts: the model gives their sizes, none is tuned"))
+        raise SpecError(Diagnostic("MX310", f"{step.name} runs in {len(parts_of(step))} parts, each with sizes of its own"))
     made = kernels(step)
     if made.by_rule:
         raise SpecError(Diagnostic("MX310", f"{step.name} runs token by token: a rule gives its sizes, none is tuned"))

@@ -57,6 +57,15 @@ def _(x: Tensors, s: Tensors) -> Result:
     return out[0], {"h": out[0][:, -1]}
 
 
+@case("memory_cell")
+def _(x: Tensors, s: Tensors) -> Result:
+    run = importlib.import_module("fla.ops.gla.naive").naive_recurrent_gla
+    y, S = run(x["q"], x["k"], x["v"], x["g"], s.get("S"), True)
+    start = (s["h"],) if s else None
+    out = flashrnn("elman", {"y": y, "R": x["R"]}, ("y",), ("R",), torch.zeros(1, *y.shape[2:]), start)
+    return out[0], {"S": S, "h": out[0][:, -1]}
+
+
 def cells(x: Tensors, s: Tensors, names: tuple[str, ...], token) -> list[Tensor]:  # type: ignore[no-untyped-def]
     """Rows of states [B, T, H, D] of a cell written out by hand, heads by `einsum`."""
     state = [s.get(n, torch.zeros_like(next(iter(x.values()))[:, 0])) for n in names]
