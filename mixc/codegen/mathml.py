@@ -155,7 +155,8 @@ class Mathematics:
         if n.op == "number":
             value = n.attr("value")
             text = str(value) if isinstance(value, complex) else f"{value:g}"
-            return f"<mn>{text}</mn>".replace("<mn>inf", "<mn>∞").replace("<mn>-", "<mo>−</mo><mn>").replace("inf", "∞")
+            shown = f"<mn>{text.removeprefix('-')}</mn>".replace("inf", "∞")
+            return f"<mrow><mo>−</mo>{shown}</mrow>" if text[0] == "-" else shown  # one element, also as an exponent
         text = str(n.attr("name") or n.attr("dim") or n.op)
         x = name(text)
         if n.op == "cot":

@@ -62,6 +62,12 @@ def test_signs_and_brackets() -> None:
     assert words(line) == "y=a+b−c−(a+b)c"
 
 
+def test_a_negative_exponent_is_one_element() -> None:
+    x = make("in", name="x", dims=(), kind="real")
+    (line,) = equations(_only(scalar_decay("log"), make("pow", x, make("number", value=-0.5))))
+    assert latex(line) == "y = x^{-0.5}"
+
+
 def test_an_index_that_a_sum_binds_is_not_the_row_around_it() -> None:
     """sum over t of x[t, s], read at s = t: the sum runs over another letter."""
     x = make("segsum", make("in", name="g", dims=("_t",), kind="real"), reach="strict")
