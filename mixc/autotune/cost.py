@@ -237,12 +237,17 @@ class LaunchModel:
                 width = term(4)
                 if store.kind == "rows":  # turn by turn the sum so far is read, and written again
                     again = self.adds(store.dims)
-                    width = where(again > 1, 8, where(parts > 1, 4, shape.operand))
+                    width = where(again > 1, 8, where(parts > 1, 4, self._value(name)))
                 return parts * width * (count * shape.of(store.dims))
         for decl in program.decls:
             if safe(decl.name) == name or "d" + decl.name == name:
-                return term((rows if decl.role != "param" else shape.H) * shape.of(decl.dims) * shape.operand)
+                return term((rows if decl.role != "param" else shape.H) * shape.of(decl.dims) * self._value(name))
         return term(0)
+
+    def _value(self, name: str) -> int:
+        """Bytes of a value of a tensor, or of its gradient: what parts hand to each other is in fp32."""
+        exact = any(d.exact and name in (safe(d.name), "d" + d.name) for d in self.kernel.launch.program.decls)
+        return 4 if exact else self.shape.operand
 
     def bytes(self) -> Term:
         """Distinct bytes loaded and stored by the launch."""
@@ -254,7 +259,7 @@ class LaunchModel:
         for _, pointer, elements, times in self.counts.memory:
             numbers = not any(n.startswith("B") for n in elements[1]) and not (self.cells and elements[0] > 1)
             width = (32 if self.shape.H * self.shape.operand >= 32 else self.shape.operand) if numbers else \
-                4 if pointer.endswith(("_initial", "_final")) else self.shape.operand
+                4 if pointer.endswith(("_initial", "_final")) else self._value(pointer.removesuffix("_ptr"))
             out.append(self.size(elements) * self.size(times) * width)
         return total(out) * self.work()
 
