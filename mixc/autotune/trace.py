@@ -375,6 +375,9 @@ class Trace:
     def _tl_join(self, a: Tile, b: Tile) -> Tile:
         return Tile((*a.shape, (2, ())), a.width, a.kind)
 
+    def _tl_split(self, x: Tile) -> tuple[Tile, Tile]:
+        return (Tile(x.shape[:-1], x.width, x.kind),) * 2
+
     def _tl_permute(self, x: Tile, *order: Any) -> Tile:
         order = order[0] if len(order) == 1 and isinstance(order[0], tuple) else order
         return Tile(tuple(x.shape[i] for i in order), x.width, x.kind, x.base)
@@ -383,11 +386,8 @@ class Trace:
         shape = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape
         return Tile(tuple(map(_size, shape)), x.width, x.kind, x.base)
 
-    _tl_view = _tl_reshape
-
     def _tl_broadcast_to(self, x: Any, *shape: Any) -> Tile:
-        found = self._tl_reshape(x if isinstance(x, Tile) else Tile(), *shape)
-        return found
+        return self._tl_reshape(x if isinstance(x, Tile) else Tile(), *shape)
 
     def _tl_expand_dims(self, x: Tile, axis: int) -> Tile:
         at = axis if axis >= 0 else len(x.shape) + 1 + axis

@@ -232,6 +232,17 @@ def solve_columns(L, y, rows, TRANSPOSED: tl.constexpr):
 
 
 @triton.jit
+def by_level(x):
+    """The tiles of [4, t, D], every entry in one thread: a sum over levels would leave each in four."""
+    C: tl.constexpr = x.shape[1]
+    D: tl.constexpr = x.shape[2]
+    low, high = tl.split(tl.permute(tl.reshape(x, [2, 2, C, D]), (2, 3, 1, 0)))
+    x0, x1 = tl.split(low)
+    x2, x3 = tl.split(high)
+    return x0, x1, x2, x3
+
+
+@triton.jit
 def cut_factor(g, rows, level: tl.constexpr, REACH: tl.constexpr, PRECISION: tl.constexpr):
     """[t, D]: the decay between a row and the cut of its block of 2h rows (REACH "excl": without the row's own)."""
     return tl.exp(sum_of_rows(g, rows, "to_cut_excl" if REACH == "excl" else "to_cut", PRECISION, level))
@@ -252,32 +263,53 @@ def low_factors(g, rows, REACH: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def low_tiles(g, rows, REACH: tl.constexpr, PRECISION: tl.constexpr):
+    """The same as tiles. g: logs of decays, or (REACH "given") the tuple of `cut_factors`."""
+    if REACH == "given":
+        tiles = g
+    else:
+        tiles = by_level(low_factors(g, rows, REACH, PRECISION))
+    return tiles
+
+
+@triton.jit
 def cut_factors(g, rows, REACH: tl.constexpr, PRECISION: tl.constexpr):
     """Those of low levels, and of every level above them: where several products need them."""
     MORE: tl.constexpr = (g.shape[0] > 16) + (g.shape[0] > 32) + (g.shape[0] > 64)
-    factors = (low_factors(g, rows, REACH, PRECISION),)
+    factors = low_tiles(g, rows, REACH, PRECISION)
     for level in tl.static_range(4, 4 + MORE):
         factors = factors + (cut_factor(g, rows, level, REACH, PRECISION),)
     return factors
 
 
 @triton.jit
-def low_blocks(g, rows, REACH: tl.constexpr, PRECISION: tl.constexpr):
-    """Of blocks of 2, 4, 8 and 16 rows at once: which rows lie in the later half, between which rows the cut
-    lies, the decays to it. g: logs of decays, or the tuple of `cut_factors`."""
-    if REACH == "given":
-        factor = g[0]
-    else:
-        factor = low_factors(g, rows, REACH, PRECISION)
+def low_blocks(rows):
+    """Of blocks of 2, 4, 8 and 16 rows: which rows lie in the later half, between which rows the cut lies."""
     level, t, s = tl.arange(0, 4)[:, None, None], rows[None, :, None], rows[None, None, :]
-    return ((t >> level) & 1) == 1, ((t >> level) ^ (s >> level)) == 1, factor
+    return ((t >> level) & 1) == 1, ((t >> level) ^ (s >> level)) == 1
+
+
+@triton.jit
+def in_later(rows, level: tl.constexpr):
+    return (((rows >> level) & 1) == 1)[:, None]
+
+
+@triton.jit
+def to_low_cuts(x, y, factors, rows, OPERAND: tl.constexpr):
+    """[4, t, D]: x in the rows of later halves and y in those of earlier ones, times their factors."""
+    z0 = (tl.where(in_later(rows, 0), x, y) * factors[0]).to(OPERAND)
+    z1 = (tl.where(in_later(rows, 1), x, y) * factors[1]).to(OPERAND)
+    z2 = (tl.where(in_later(rows, 2), x, y) * factors[2]).to(OPERAND)
+    z3 = (tl.where(in_later(rows, 3), x, y) * factors[3]).to(OPERAND)
+    z = tl.permute(tl.join(tl.join(z0, z1), tl.join(z2, z3)), (3, 2, 0, 1))
+    return tl.reshape(z, [4, x.shape[0], x.shape[1]])
 
 
 @triton.jit
 def blocks(g, rows, level: tl.constexpr, REACH: tl.constexpr, PRECISION: tl.constexpr):
-    """The same for blocks of 2 << level rows."""
+    """The same for blocks of 2 << level rows, and the decays to the cut."""
     if REACH == "given":
-        factor = g[level - 3]
+        factor = g[level]
     else:
         factor = cut_factor(g, rows, level, REACH, PRECISION)
     block = rows >> level
@@ -285,17 +317,14 @@ def blocks(g, rows, level: tl.constexpr, REACH: tl.constexpr, PRECISION: tl.cons
 
 
 @triton.jit
-def settled(x, rows):
-    """x itself, every entry in one thread: a sum over levels leaves each in four, and so would be all that is made of it."""
-    return tl.gather(x, tl.broadcast_to(rows[:, None], x.shape), 0)
-
-
-@triton.jit
 def span_pair(x, y, g, rows, REACH: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
     """[t, s]: sum over D of x[t] y[s] exp(g[s+1] + ... + g[t]), 0 unless s < t (REACH "excl": to g[t-1])."""
     MORE: tl.constexpr = (x.shape[0] > 16) + (x.shape[0] > 32) + (x.shape[0] > 64)
-    later, apart, factor = low_blocks(g, rows, REACH, PRECISION)
-    z = (tl.where(later, x[None], y[None]) * factor).to(OPERAND)
+    later, apart = low_blocks(rows)
+    if REACH == "given":
+        z = to_low_cuts(x, y, g, rows, OPERAND)
+    else:
+        z = (tl.where(later, x[None], y[None]) * low_factors(g, rows, REACH, PRECISION)).to(OPERAND)
     out = tl.sum(tl.where(later & apart, dot(z, tl.permute(z, (0, 2, 1)), OPERAND, PRECISION), 0.0), 0)
     for level in tl.static_range(4, 4 + MORE):
         later, apart, factor = blocks(g, rows, level, REACH, PRECISION)
@@ -308,8 +337,11 @@ def span_pair(x, y, g, rows, REACH: tl.constexpr, OPERAND: tl.constexpr, PRECISI
 def span_apply(A, y, g, rows, REACH: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
     """[t, D]: sum over s < t of A[t, s] y[s] exp(g[s+1] + ... + g[t])."""
     MORE: tl.constexpr = (y.shape[0] > 16) + (y.shape[0] > 32) + (y.shape[0] > 64)
-    later, apart, factor = low_blocks(g, rows, REACH, PRECISION)
-    out = settled(tl.sum(factor * dot(tl.where(later & apart, A[None], 0.0), y[None] * factor, OPERAND, PRECISION), 0), rows)
+    later, apart = low_blocks(rows)
+    factors = low_tiles(g, rows, REACH, PRECISION)
+    z = to_low_cuts(y, y, factors, rows, OPERAND)
+    found = by_level(dot(tl.where(later & apart, A[None], 0.0), z, OPERAND, PRECISION))
+    out = factors[0] * found[0] + factors[1] * found[1] + factors[2] * found[2] + factors[3] * found[3]
     for level in tl.static_range(4, 4 + MORE):
         later, apart, factor = blocks(g, rows, level, REACH, PRECISION)
         out += factor * dot(tl.where(later & apart, A, 0.0), y * factor, OPERAND, PRECISION)
@@ -326,11 +358,16 @@ def span_apply_back(A, x, g, rows, REACH: tl.constexpr, OPERAND: tl.constexpr, P
 def span_apply_both(A, x, y, g, rows, REACH: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
     """span_apply(A, y) and span_apply_back(A, x): where one has rows of the later halves the other has the earlier."""
     MORE: tl.constexpr = (y.shape[0] > 16) + (y.shape[0] > 32) + (y.shape[0] > 64)
-    later, apart, factor = low_blocks(g, rows, REACH, PRECISION)
+    later, apart = low_blocks(rows)
     both = tl.where(apart, tl.where(later, A[None], tl.trans(A)[None]), 0.0)
-    found = factor * dot(both, tl.where(later, x[None], y[None]) * factor, OPERAND, PRECISION)
-    out = settled(tl.sum(tl.where(later, found, 0.0), 0), rows)
-    back = settled(tl.sum(tl.where(later, 0.0, found), 0), rows)
+    factors = low_tiles(g, rows, REACH, PRECISION)
+    low = by_level(dot(both, to_low_cuts(x, y, factors, rows, OPERAND), OPERAND, PRECISION))
+    out = tl.zeros([y.shape[0], y.shape[1]], tl.float32)
+    back = tl.zeros([y.shape[0], y.shape[1]], tl.float32)
+    for level in tl.static_range(0, 4):
+        found = factors[level] * low[level]
+        out += tl.where(in_later(rows, level), found, 0.0)
+        back += tl.where(in_later(rows, level), 0.0, found)
     for level in tl.static_range(4, 4 + MORE):
         later, apart, factor = blocks(g, rows, level, REACH, PRECISION)
         both = tl.where(apart, tl.where(later, A, tl.trans(A)), 0.0)

@@ -1,7 +1,7 @@
 """Chunk -> Chunk: identities that make a program smaller, each one a rule with a name.
 
-before: x * 1 + -(-y)          cumsum(a) + cumsum(b)       (x * y) * z, where x * z is formed anyway
-after:  x + y                  cumsum(a + b)               y * (x * z)
+before: x * 1 + -(-y)          (x * y) * z, where x * z is formed anyway
+after:  x + y                  y * (x * z)
 
 A rule is a function from a node, whose arguments are simple already, to an equal node or None.  It
 holds for every value that the ranges allow; tests evaluate both sides on random inputs.
@@ -22,6 +22,7 @@ from mixc.ir.node import Node, is_number, make, postorder
 from mixc.ir.ops import OPS
 from mixc.ir.program import Program
 from mixc.ir.ranges import bounds, proving
+from mixc.passes.sums import gather_sums
 from mixc.passes.tangent import without_tangents
 
 Rule = Callable[[Node], Node | None]
@@ -36,7 +37,7 @@ def simplify(program: Program, drop_live: bool = False, finite: bool = False) ->
     if drop_live:
         roots = rewrite(roots, (all_rows_live,))
     for _ in range(4):
-        before, roots = roots, share_products(rewrite(roots, RULES))
+        before, roots = roots, gather_sums(share_products(rewrite(roots, RULES)))
         if all(a is b for a, b in zip(before, roots, strict=True)):
             break
     return program.with_values(roots)
@@ -199,7 +200,9 @@ def sum_of_product(n: Node) -> Node | None:
 
 
 def rename_twice(n: Node) -> Node | None:
-    """rename(rename(x)) = rename(x)"""
+    """rename(rename(x)) = rename(x), and that of x repeated along what is renamed alone is x repeated"""
+    if n.op == "rename" and n.args[0].op == "expand" and not {d for d, _ in n.attr("to")} & {*n.args[0].args[0].dims}:
+        return expand(n.args[0].args[0], n.dims)
     if n.op != "rename" or n.args[0].op != "rename":
         return None
     inner, outer = dict(n.args[0].attr("to")), dict(n.attr("to"))
@@ -208,26 +211,16 @@ def rename_twice(n: Node) -> Node | None:
     return make("rename", x, to=pairs) if pairs else x
 
 
-def sums_meet(n: Node, op: str = "cumsum") -> Node | None:
-    """cumsum(a) + cumsum(b) = cumsum(a + b),  also x + cumsum(a) + cumsum(b)"""
+def crossings_meet(n: Node) -> Node | None:
+    """crossing(a) + crossing(b) = crossing(a + b),  also beside x.  (A kernel would keep a for b.)"""
     if n.op != "add":
         return None
-    a, b = n.args
-    for x, y in ((a, b), (b, a)):
-        if x.op != op:
-            continue
-        if y.op == op and y.attrs == x.attrs and y.dims == x.dims:
-            return make(op, y.args[0] + x.args[0], **dict(x.attrs))
-        if y.op == "add":
-            for u, rest in (y.args, y.args[::-1]):
-                if u.op == op and u.attrs == x.attrs and u.dims == x.dims:
-                    return rest + make(op, u.args[0] + x.args[0], **dict(x.attrs))
+    for x, y in (n.args, n.args[::-1]):
+        for u, rest in ((y, None), *((y.args, y.args[::-1]) if y.op == "add" else ())):
+            if x.op == u.op == "crossing" and u.attrs == x.attrs:
+                both = make("crossing", u.args[0] + x.args[0], **dict(x.attrs))
+                return both if rest is None else rest + both
     return None
-
-
-def crossings_meet(n: Node) -> Node | None:
-    """crossing(a) + crossing(b) = crossing(a + b): one product of matrices for two. (A kernel would keep a for b.)"""
-    return sums_meet(n, "crossing")
 
 
 def number_out_of_contract(n: Node) -> Node | None:
@@ -245,7 +238,7 @@ def number_out_of_contract(n: Node) -> Node | None:
 
 
 RULES: tuple[Rule, ...] = (live_twice, mask_twice, neutral, two_signs, fold_numbers, expanded_operand, sum_of_expanded,
-                           sum_of_product, rename_twice, sums_meet)
+                           sum_of_product, rename_twice)
 
 # of a derivative that was formed by rules, so that it reads as a person would have written it
 PLAIN: tuple[Rule, ...] = (neutral, two_signs, numbers_meet, fold_numbers, expanded_operand)
