@@ -41,6 +41,9 @@ def loop(program: Program, carried: list[Carried], wanted: list[Node],
     return made
 
 
+_REDUCES = {"sum": "sum", "max": "amax", "min": "amin"}
+
+
 class _Writer(Plan):
     def __init__(self, program: Program, carried: list[Carried], wanted: list[Node], saved: frozenset[Node]):
         super().__init__(program, carried, wanted, saved)
@@ -222,14 +225,29 @@ class _Writer(Plan):
             self.put(n, template.format(*[self.ref(a, axes) for a in n.args], n=n.attr("n")))
         elif OPS[n.op].elementwise:
             self._formed(n, template.format(*[self.ref(a, axes) for a in n.args], n=n.attr("n")).replace("REAL", "dtype"), axes)
-        elif n.op == "sum":
+        elif n.op == "contract" and (formed := self._product(n)):
+            self._formed(n, *formed)
+        elif n.op in _REDUCES:
             (x,) = n.args
             text, have = self._named(x) if set(self._named(x)[1]) == {*ONE, *features(x)} else ("", ())
             over = [have.index(d) for d in n.attr("over")] if have else []
             left = tuple(d for d in have if d not in n.attr("over"))
-            self._formed(n, f"{text}.sum({over})", left) if have else self._called(n)
+            self._formed(n, f"{text}.{_REDUCES[n.op]}({over})", left) if have else self._called(n)
         else:
             self._called(n)
+
+    def _product(self, n: Node) -> tuple[str, Dims] | None:
+        """Text and axes of a product over one dim, where either side has one dim of its own at most."""
+        a, b = n.args
+        of_a, of_b, kept = (set(features(x)) for x in (a, b, n))
+        left, right, over = list(of_a & kept - of_b), list(of_b & kept - of_a), list((of_a | of_b) - kept)
+        if max(len(left), len(right)) > 1 or len(over) != 1 or over[0] not in of_a & of_b or not all(
+                of <= set(self._named(x)[1]) for x, of in ((a, of_a), (b, of_b))):
+            return None
+        each = (*ONE, *sorted(of_a & of_b & kept, key=self._by_header))
+        rows, columns = self.ref(a, (*each, *(left or ["_left"]), *over)), self.ref(b, (*each, *over, *(right or ["_right"])))
+        first = "" if left and right else f"[..., {':' if left else '0'}, {':' if right else '0'}]"
+        return f"torch.matmul({rows}, {columns}){first}", (*each, *left, *right)
 
     def _formed(self, n: Node, text: str, axes: Dims) -> None:
         """A value that torch makes a tensor for."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,11 @@ def run(call: Call) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Outs [B, T, H, ...] and final states [N, H, ...] by name.  Ragged calls wait for the device."""
     code = compiled(call.program, all_finite(call))
     return recorded(call, lambda needs: _Run(code, call, needs))
+
+
+def _whole(shape: Sequence[int], axes: tuple[str, ...], sizes: dict[str, int]) -> list[int]:
+    """The shape of a value with all of its features."""
+    return [n if d in AXES else sizes[d] for n, d in zip(shape, axes, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -135,9 +140,10 @@ class _Run:
         given: dict[str, Any] = {"dtype": call.dtype, **fixed, **places}
         for name, (n, axes) in made.rows.items():
             x = align(known[n], n.dims, (ROW, *axes), 0)
-            given[name] = x.expand(s.T, *x.shape[1:]).contiguous()
+            given[name] = x.expand(s.T, *_whole(x.shape[1:], axes, sizes)).contiguous()
         for name, (n, axes) in made.heads.items():
-            given[name] = align(known[n], n.dims, axes, 0)
+            x = align(known[n], n.dims, axes, 0)
+            given[name] = x.expand(_whole(x.shape, axes, sizes))
         given |= {name: known[n] for name, n in made.numbers.items()}
         for name, axes in made.scratch.items():
             given[name] = torch.empty([sizes[d] for d in axes], dtype=call.dtype, device=call.device)
