@@ -6,7 +6,7 @@ which come from the launches, and the names, which are the spec's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -18,8 +18,8 @@ from mixc.codegen.host_values import past_lines, past_text
 from mixc.codegen.kernel import Kernel, KernelWriter, safe
 from mixc.codegen.lines import camel, indent, join, packed, shape, tuple_text
 from mixc.codegen.prelude import ATAN2, PRELUDE
-from mixc.codegen.scalars import python_text
 from mixc.codegen.segment_kernel import SegmentWriter
+from mixc.codegen.sizes import const_lines, only_needed, size_lines, typed_by
 from mixc.codegen.starts import start_lines
 from mixc.codegen.triton_scan import scan_prelude
 from mixc.codegen.triton_span import span_prelude
@@ -180,30 +180,8 @@ class Module:
         body += indent(self._backward_body(names, consts), 2)
         return "\n".join(body)
 
-    def _sizes(self, tensors: list[Decl] | None = None) -> list[str]:
-        """B, T, H and the size of every dim, read off the tensors."""
-        tensors = tensors or self._tensors()
-        lines = [f"B, T = {safe(tensors[0].name)}.shape[:2]",
-                 "H = max(" + ", ".join(f"{safe(d.name)}.shape[{2 if d.role == 'in' else 0}]" for d in tensors) + ", 1)"]
-        known: set[str] = set()
-        for d in self.p.dims:
-            if d.size is not None:
-                lines.append(f"{d.name} = {d.size}")
-                known.add(d.name)
-        for decl in tensors:
-            for i, dim in enumerate(decl.dims):
-                if dim not in known:
-                    lines.append(f"{dim} = {safe(decl.name)}.shape[{(3 if decl.role == 'in' else 1) + i}]")
-                    known.add(dim)
-        for d in self.p.dims:
-            if d.name not in known:
-                if d.alias is None:
-                    raise ValueError(f"no tensor has dim {d.name}")
-                lines.append(f"{d.name} = {d.alias}")
-            elif d.alias and d.alias not in known:
-                lines.append(f"{d.alias} = {d.name}")
-                known.add(d.alias)
-        return lines
+    def _sizes(self) -> list[str]:
+        return size_lines(self._tensors(), self.p.dims)
 
     def _blocks(self, kernel: Kernel, tile: str) -> list[str]:
         split = kernel.launch.split
@@ -424,11 +402,9 @@ class Module:
         lines = [f"def {name}({', '.join(safe(d.name) for d in given)}, *, {keywords}initial_state=None, output_final_state=False, sequences=None,",
                  f"{' ' * (5 + len(name))}reverse=False):", '    """Outs as a tuple; sequences: the first row and the length of each."""']
         starts = start_lines(dict(zip((s.name for s in self.spec.states), self.states, strict=True)))
-        past, sizes = self._past_lines(), self._sizes(given)
-        if not starts and not past:
-            needed = {n for c in self.p.consts if c.init is not None for n in _sizes_in(c)}
-            sizes = [s for s in sizes if s.startswith("B,") or s.split(" =")[0] in needed]
-        body = [*sizes, *self._const_lines(),
+        past, sizes = self._past_lines(), size_lines(given, self.p.dims)
+        sizes = sizes if starts or past else only_needed(sizes, self.p.consts)
+        body = [*sizes, *const_lines(self.p.consts, self.spec.consts, self.fixed),
                 "seqs = Sequences(B, T, *(sequences or (None, None)), reverse, output_final_state)",
                 "initial = dict(initial_state or {})", *([f"device = {first}.device"] if starts or past else []), *starts, *past]
         tensors = [*(safe(d.name) for d in self._tensors()), *(f"initial.get('{s.name}')" for s in self.spec.states)]
@@ -438,8 +414,8 @@ class Module:
         pairs = zip(self.spec.states, states, strict=True)
         final = [*(f"'{s.name}': {inner}_final" for s, inner in pairs), *(["**past.kept()"] if looked_back(self.seen.step) else []),
                  *(["'pos': past.counted()"] if counts_tokens(self.seen.step) else [])]
-        typed = next((d for d in given if d.role == "in" and d.dims and not d.exact), given[0])
-        outs = [f"{o}.to({safe(typed.name)}.dtype)" if not d.exact and f"{safe(typed.name)}.dtype" != self._out_dtype() else o
+        typed = f"{safe(typed_by(given).name)}.dtype"
+        outs = [f"{o}.to({typed})" if not d.exact and typed != self._out_dtype() else o
                 for o, d in zip(outs, self.outs, strict=True)]
         body.append(f"return {tuple_text(outs)}, {{{', '.join(final)}}} if output_final_state else None")
         return [*lines, *indent(body, 1)]
@@ -450,28 +426,11 @@ class Module:
                                                                  (*self._tensors(), *self.p.consts), strict=True)}
         return past_lines(self.seen, names.__getitem__)
 
-    def _const_lines(self) -> list[str]:
-        lines = []
-        for c, outer in zip(self.p.consts, self.spec.consts, strict=True):
-            assert c.init is not None
-            lines.append(f"{c.name} = {python_text(c.init)} if {outer.name} is None else float({outer.name})")
-            if outer.name in self.fixed:
-                lines.append(f"if {c.name} != {python_text(c.init)}:\n"
-                             f'    raise ValueError("`{outer.name}`: this module was written for {python_text(c.init)}")')
-        return lines
-
 
 def _count(kernel: Kernel, d: str, tile: str) -> str:
     """Programs along a dim."""
     turns = f" * {tile}['turns']" if d == kernel.turned else ""
     return f"triton.cdiv({d}, B{d}{turns})"
-
-
-def _sizes_in(c: Decl) -> Iterable[str]:
-    from mixc.ir.node import postorder
-
-    assert c.init is not None
-    return (n.attr("dim") for n in postorder([c.init]) if n.op == "size")
 
 
 def _token_kernel(step: Program) -> Kernel | None:

@@ -35,6 +35,9 @@ SPECS = {
     "looks_back": (CELL + "in x[D], q[K], k[K]\nparam c[D]\nstate S[K, D]\ny = x + c * lag(x, 1)\n"
                    "S = exp(-0.01 * pos) * S + k * y\nh = tanh(R @ h[E] + q @ S + lag(y, 2))\nout o[D] = h",
                    ["S", "h"], ["S_read", ""]),
+    "a_const_of_positions": ("const base = 0.5\n" + CELL + "in q[K], k[K], v[D]\nstate S[K, D]\n"
+                             "S = exp(-base * pos / 100) * S + k * v\nh = tanh(R @ h[E] + q @ S)\n"
+                             "out o[D] = h", ["S", "h"], ["S_read", ""]),
     "nothing_read_of_the_last": (CELL + "in x[D]\nstate S[D, E]\nh = tanh(R @ h[E] + x)\nS = 0.9 * S + h * x[E]\n"
                                  "out o[D] = h", ["h", "S"], ["h_read", ""]),
     "no_input_before_the_last": ("param R[D, E]\nin x[D], z[D]\nstate h[D] = tanh(0.3), s[D]\nh = tanh(R @ h[E])\n"
@@ -43,7 +46,7 @@ SPECS = {
                        "h = tanh(R @ h[E] + (q + n) @ S * (n @ (S @ h)))\nout o[D] = h", ["n", "h S"], ["n_read", ""]),
 }
 INTERPRETED = ("memory_feeds_cell", "cell_feeds_memory", "between_two", "turning_feeds_cell", "looks_back",
-               "nothing_read_of_the_last", "no_input_before_the_last")
+               "a_const_of_positions", "nothing_read_of_the_last", "no_input_before_the_last")
 
 
 def load(name):

@@ -1,0 +1,61 @@
+"""What an emitted function reads off its arguments: sizes, consts, and whose dtype its outs have. Text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from mixc.codegen.names import safe
+from mixc.codegen.scalars import python_text
+from mixc.ir.node import postorder
+from mixc.ir.program import Decl, Dim
+
+
+def size_lines(tensors: Sequence[Decl], dims: Iterable[Dim]) -> list[str]:
+    """B, T, H and the size of every dim, read off the tensors."""
+    lines = [f"B, T = {safe(tensors[0].name)}.shape[:2]",
+             "H = max(" + ", ".join(f"{safe(d.name)}.shape[{2 if d.role == 'in' else 0}]" for d in tensors) + ", 1)"]
+    known: set[str] = set()
+    for d in dims:
+        if d.size is not None:
+            lines.append(f"{d.name} = {d.size}")
+            known.add(d.name)
+    for decl in tensors:
+        for i, dim in enumerate(decl.dims):
+            if dim not in known:
+                lines.append(f"{dim} = {safe(decl.name)}.shape[{(3 if decl.role == 'in' else 1) + i}]")
+                known.add(dim)
+    for d in dims:
+        if d.name not in known:
+            if d.alias is None:
+                raise ValueError(f"no tensor has dim {d.name}")
+            lines.append(f"{d.name} = {d.alias}")
+        elif d.alias and d.alias not in known:
+            lines.append(f"{d.alias} = {d.name}")
+            known.add(d.alias)
+    return lines
+
+
+def only_needed(lines: list[str], consts: Iterable[Decl]) -> list[str]:
+    """Of `size_lines` the first, and those that defaults of consts read."""
+    needed = {n.attr("dim") for c in consts if c.init is not None for n in postorder([c.init]) if n.op == "size"}
+    return [s for s in lines if s.startswith("B,") or s.split(" =")[0] in needed]
+
+
+def const_lines(consts: Iterable[Decl], given: Iterable[Decl], fixed: frozenset[str]) -> list[str]:
+    """A value for every const.
+
+    Args:
+        given: the same under the names of the arguments. fixed: those that are as they are declared."""
+    lines = []
+    for c, outer in zip(consts, given, strict=True):
+        assert c.init is not None
+        lines.append(f"{c.name} = {python_text(c.init)} if {outer.name} is None else float({outer.name})")
+        if outer.name in fixed:
+            lines.append(f"if {c.name} != {python_text(c.init)}:\n"
+                         f'    raise ValueError("`{outer.name}`: this module was written for {python_text(c.init)}")')
+    return lines
+
+
+def typed_by(tensors: Sequence[Decl]) -> Decl:
+    """The input whose dtype outs have."""
+    return next((d for d in tensors if d.role == "in" and d.dims and not d.exact), tensors[0])
