@@ -100,3 +100,10 @@ def test_quotients_and_sizes_in_kernels(body):
                        f"param c[K] where 0.1 <= c <= 2\n{body}\n}}")
     cell = dict(length=20, size=5, heads="1", gates=1.0, dtype=torch.float32, rows="plain", start=False)
     assert all(f.ok for f in cells.compare(mixer, cell, "triton"))
+
+
+def test_a_deep_expression_is_written_at_once():
+    """What stands where was asked anew at every level: 40 of them would take days."""
+    x = "tanh(" * 40 + "f" + ")" * 40
+    text = f"mixer deep(K, V) {{\nin q[K], k[K], v[V], f\nstate S[K, V]\nS = S + {x} * k * v\nout o[V] = q @ S\n}}"
+    assert mixc.loads(text).emit().count("tanh(") > 40

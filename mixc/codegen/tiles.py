@@ -236,17 +236,19 @@ class Tiles:
 
     def _inline(self, node: Node) -> bool:
         """Small expressions used once stand where they are used; large ones get a name."""
-        if node in self.names or not OPS[node.op].elementwise or self.uses.get(node, 0) > 1:
-            return False
-        if len(node.dims) > 1 and not self.absorbed(node):
-            user = self.user.get(node)
-            return (user is not None and entrywise(user) and user.dims == node.dims and node not in self.operands
-                    and node not in self.joined and not is_decay(node) and self._length(node) <= SHORT)
         return self._length(node) <= SHORT
 
-    def _length(self, node: Node) -> int:
-        """How many values the expression of a node names."""
-        return sum(self._length(a) if a.args and self._inline(a) else 1 for a in node.args)
+    def _length(self, node: Node) -> float:
+        """How many values the expression of a node names; inf: it has a name of its own."""
+        if node in self.names or not OPS[node.op].elementwise or self.uses.get(node, 0) > 1:
+            return math.inf
+        if len(node.dims) > 1 and not self.absorbed(node):
+            user = self.user.get(node)
+            if (user is None or not entrywise(user) or user.dims != node.dims or node in self.operands
+                    or node in self.joined or is_decay(node)):
+                return math.inf
+        lengths = [self._length(a) if a.args else 1 for a in node.args]
+        return sum(n if n <= SHORT else 1 for n in lengths)
 
     # ------------------------------------------------------------ expressions
     def expression(self, node: Node) -> str:
