@@ -291,9 +291,12 @@ def schedule_of(step: Program, target: Target, sizes: Mapping[str, int], dtype: 
     Args:
         sizes: B, T, H and every dim. cut: "fused" or "split" launches ("": what is faster).
     Raises:
-        SpecError: a step without kernels, or whose kernels have their sizes by rule."""
+        SpecError: a step without kernels, or whose kernels have their sizes by rule.
+        InputError: no such dtype."""
     from mixc.codegen.triton_program import tuned_kernels
+    from mixc.runtime.checks import kernel_dtype
 
+    kernel_dtype(dtype)
     module = tuned_kernels(step)
     dims = tuple((module.own[d.name], d.size or sizes[d.alias or d.name]) for d in step.dims)
     shape = Shape(sizes["B"], sizes["T"], sizes["H"], dims, WIDTHS[dtype])

@@ -46,7 +46,8 @@ def tune(file: File, target: GPU = "h100", shape: ShapeText = None, dtype: Dtype
     m = output.one_mixer(file, mixer)
     sizes, cut = _complete(m, output.shape(shape)), "" if schedule is Cuts.auto else schedule.value
     parts, found = _parts(m), []
-    if out is not None and parts != [m]:
+    alone = parts == [m]
+    if out is not None and not alone:
         raise typer.BadParameter(f"{m.__name__} runs in parts, and a file holds the config of one mixer; without "
                                  "`-o` they are kept for calls on this machine", param_hint="--out")
     for part in parts:
@@ -55,17 +56,17 @@ def tune(file: File, target: GPU = "h100", shape: ShapeText = None, dtype: Dtype
                                limit=limit, budget=budget))
     if out is not None:
         write(out, found[0][0])
-    line = f'mixc.load("{m.__name__}").emit(target="{gpu.name}", dtype="{dtype}", config="{out or found[0][1]}")'
+    line = f'mixc.load("{m.__name__}").emit(target="{gpu.name}", dtype="{dtype}", config="{out or found[0][1]}")' \
+        if alone else ""
     if json_:
-        said = [made.as_dict() | {"kept": str(path), "from_cache": kept} | ({"line": line} if parts == [m] else {})
-                for made, path, kept in found]
-        output.say_json(said[0] if parts == [m] else said)
+        said = [made.as_dict() | {"kept": str(path), "from_cache": kept} for made, path, kept in found]
+        output.say_json(said[0] | {"line": line} if alone else said)
         return
     for made, path, kept in found:
         _show(made.as_dict(), gpu.title)
         where = "kept in" if not made.stopped else "not kept (time was up before all were compiled); else in"
         screen.print(f"{'found' if kept else where} {path}", markup=False)
-    if parts == [m]:
+    if alone:
         screen.print(line, style="bold", markup=False)
 
 

@@ -66,6 +66,13 @@ def shape(declared: Program, sizes: Any) -> None:
             raise InputError(f"`{n}` of {declared.name} is {known[n]}")
 
 
+def kernel_dtype(name: str) -> None:
+    """Raises:
+        InputError: kernels take no tensors of this dtype."""
+    if name not in ("bf16", "fp16", "fp32"):
+        raise InputError(f"`dtype`: expected bf16, fp16 or fp32, got {name!r}")
+
+
 def ranges(call: Call) -> None:
     """Every `where` of the declarations; waits for the device.
 

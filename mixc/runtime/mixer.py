@@ -228,8 +228,7 @@ class Mixer:
         except KeyError as error:
             raise SpecError(Diagnostic("MX312", str(error.args[0]))) from None
         checks.shape(self.declared, shape or {})
-        if dtype not in ("bf16", "fp16", "fp32"):
-            raise InputError(f"`dtype`: expected bf16, fp16 or fp32, got {dtype!r}")
+        checks.kernel_dtype(dtype)
         if not backends.has_chunk_program(self):
             raise backends.no_kernels(self)
         if isinstance(config, (str, Path)):
