@@ -11,9 +11,9 @@ from pathlib import Path
 import mixc
 from mixc.autotune.tuner import schedules_of
 from mixc.codegen.derivation import kernel_lines
-from mixc.codegen.triton_program import parts_of
 from mixc.frontend.codes import CODES, LATER
 from mixc.ir.program import Program
+from mixc.passes.classify import parts_of
 from mixc.runtime.load import shipped
 from mixc.targets import find
 

@@ -132,8 +132,8 @@ def _decided(c: Constraint) -> bool:
 
 def explained(step: Program) -> str:
     """The section of `explain`: an H100 at the usual training shape."""
-    from mixc.codegen.triton_program import parts_of
     from mixc.errors import SpecError
+    from mixc.passes.classify import parts_of
     from mixc.targets import find
 
     parts = parts_of(step)

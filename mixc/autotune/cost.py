@@ -28,6 +28,7 @@ from mixc.autotune.trace import Counts, Poly, Size
 from mixc.codegen.kernel import WARPS, Kernel, safe
 from mixc.ir.blocks import PART
 from mixc.ir.node import COL, ROW
+from mixc.ir.program import Decl
 from mixc.targets import Target
 
 COEFFICIENTS = {
@@ -239,15 +240,18 @@ class LaunchModel:
                     again = self.adds(store.dims)
                     width = where(again > 1, 8, where(parts > 1, 4, self._value(name)))
                 return parts * width * (count * shape.of(store.dims))
-        for decl in program.decls:
-            if safe(decl.name) == name or "d" + decl.name == name:
-                return term((rows if decl.role != "param" else shape.H) * shape.of(decl.dims) * self._value(name))
-        return term(0)
+        decl = self._decl(name)
+        return term(0) if decl is None else term(
+            (rows if decl.role != "param" else shape.H) * shape.of(decl.dims) * self._value(name))
+
+    def _decl(self, name: str) -> Decl | None:
+        """What a tensor, or its gradient, is of."""
+        return next((d for d in self.kernel.launch.program.decls if name in (safe(d.name), "d" + d.name)), None)
 
     def _value(self, name: str) -> int:
         """Bytes of a value of a tensor, or of its gradient: what parts hand to each other is in fp32."""
-        exact = any(d.exact and name in (safe(d.name), "d" + d.name) for d in self.kernel.launch.program.decls)
-        return 4 if exact else self.shape.operand
+        decl = self._decl(name)
+        return 4 if decl is not None and decl.exact else self.shape.operand
 
     def bytes(self) -> Term:
         """Distinct bytes loaded and stored by the launch."""

@@ -305,7 +305,8 @@ def schedule_of(step: Program, target: Target, sizes: Mapping[str, int], dtype: 
 
 def schedules_of(step: Program, target: Target, sizes: Mapping[str, int], dtype: str) -> list[Schedule]:
     """Of every part of a step, but those whose sizes a rule gives."""
-    from mixc.codegen.triton_program import kernels, parts_of
+    from mixc.codegen.triton_program import kernels
+    from mixc.passes.classify import parts_of
 
     return [schedule_of(p, target, sizes, dtype) for p in parts_of(step) if not kernels(p).by_rule]
 

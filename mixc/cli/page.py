@@ -14,8 +14,8 @@ from mixc.cli.pictures import over_T, roofline
 from mixc.codegen.derivation import in_order, kernel_lines, lowered, split
 from mixc.codegen.latex import aligned
 from mixc.codegen.mathml import equations, name, written
-from mixc.codegen.triton_program import parts_of
 from mixc.ir.program import Program
+from mixc.passes.classify import classify, parts_of
 from mixc.targets import Target
 
 STYLE = """
@@ -91,7 +91,6 @@ def _derived(step: Program) -> list[str]:
     """The equations of a chunk, or of a token where the state is not linear, and their adjoint."""
     from mixc.passes.cell import cell
     from mixc.passes.chunk import chunk
-    from mixc.passes.classify import classify
     from mixc.passes.differentiate import differentiate
     from mixc.passes.simplify import plain
 

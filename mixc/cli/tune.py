@@ -72,7 +72,8 @@ def tune(file: File, target: GPU = "h100", shape: ShapeText = None, dtype: Dtype
 
 def _parts(m: Any) -> list[Any]:
     """The mixer, or those of its parts that are tuned."""
-    from mixc.codegen.triton_program import kernels, parts_of
+    from mixc.codegen.triton_program import kernels
+    from mixc.passes.classify import parts_of
     from mixc.runtime.parts import mixer_of
 
     parts = parts_of(m.declared)

@@ -218,8 +218,8 @@ def _product(factors: tuple[Node, ...]) -> Node:
 def kernel_lines(step: Program) -> dict[str, tuple[list[str], str]]:
     """Of every kernel: its loop, its loads, what it carries and its stores, in words; and its text. Empty where there
     are none."""
-    from mixc.codegen.triton_program import has_kernels, kernels, parts_of
-    from mixc.passes.classify import classify
+    from mixc.codegen.triton_program import has_kernels, kernels
+    from mixc.passes.classify import classify, parts_of
 
     if not has_kernels(classify(step)):
         return {}

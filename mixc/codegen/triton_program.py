@@ -21,6 +21,7 @@ from mixc.codegen.tiles import refuse
 from mixc.errors import Diagnostic, InputError, SpecError
 from mixc.ir.node import postorder
 from mixc.ir.program import Program
+from mixc.passes.classify import classify, parts_of
 from mixc.passes.context import Context, context, has_context
 from mixc.passes.lower import with_inverses
 from mixc.passes.planes import is_complex, planes
@@ -74,21 +75,14 @@ def emit(step: Program, target: str = "h100", shape: Mapping[str, int] | None = 
     from mixc.codegen.staged_module import StagedModule
 
     real, sizes = _real(step), shape or {}
-    parts = parts_of(named(real.program))
+    program = named(real.program)
+    parts = parts_of(program)
     if len(parts) == 1:
         return kernels(real.program).text(config or default_config(real.program, target, sizes, dtype), named(step), real, fixed)
     if config is not None:
         raise InputError(f"`config`: {step.name} runs in {len(parts)} parts, whose sizes the model chooses")
     configs = [default_config(part, target, sizes, dtype) for part in parts]
-    return StagedModule(named(real.program), parts, list(map(kernels, parts))).text(configs, named(step), real, fixed)
-
-
-@lru_cache(maxsize=64)
-def parts_of(step: Program) -> tuple[Program, ...]:
-    """The steps whose kernels run after each other."""
-    from mixc.passes.classify import classify
-
-    return classify(step).parts or (step,)
+    return StagedModule(program, parts, list(map(kernels, parts))).text(configs, named(step), real, fixed)
 
 
 @lru_cache(maxsize=64)
@@ -96,7 +90,6 @@ def kernels(step: Program) -> Module:
     """The kernels of a step, forward and backward; sizes are chosen later."""
     from mixc.codegen.cell_module import CellModule
     from mixc.codegen.token_module import TokenModule
-    from mixc.passes.classify import classify
 
     step = named(_real(step).program)
     inner = renamed(step, own_names(step))
@@ -116,8 +109,9 @@ def tuned_kernels(step: Program) -> Module:
 
     Raises:
         SpecError: it has none."""
-    if len(parts_of(step)) > 1:
-        raise SpecError(Diagnostic("MX310", f"{step.name} runs in {len(parts_of(step))} parts, each with sizes of its own"))
+    parts = parts_of(step)
+    if len(parts) > 1:
+        raise SpecError(Diagnostic("MX310", f"{step.name} runs in {len(parts)} parts, each with sizes of its own"))
     made = kernels(step)
     if made.by_rule:
         raise SpecError(Diagnostic("MX310", f"{step.name} runs token by token: a rule gives its sizes, none is tuned"))

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from mixc.errors import Diagnostic, Span
 from mixc.ir.node import Node, is_number, number, postorder
-from mixc.ir.program import Decl, Group, Program
+from mixc.ir.program import Decl, Group, Program, once_a_program
 from mixc.ir.ranges import bounds, proving
 from mixc.passes.advice import advice
 from mixc.passes.affine import Affine, AffineForms
@@ -43,6 +43,12 @@ def classify(step: Program) -> Program:
     notes = tuple(_note(step, g) for g in groups if g.form == "sequential")
     return replace(step, level="stages", groups=tuple(groups), notes=(*step.notes, *notes),
                    parts=tuple(replace(p, level="step", groups=(), notes=()) for p in parts))
+
+
+@once_a_program
+def parts_of(step: Program) -> tuple[Program, ...]:
+    """The programs that run after each other: its parts, or the step itself."""
+    return classify(step).parts or (step,)
 
 
 def components(step: Program) -> list[list[str]]:

@@ -106,9 +106,8 @@ class _Parts:
 
     def _parallel_of(self, state: str, roots: list[Node]) -> frozenset[str]:
         """The group of a state that is handed on whole, or else those that read it."""
-        readers = {s for s in self.part if state in self.parallel or self.step.result("next", s) in roots}
-        groups = [g for g in self.order if (state in g if state in self.parallel else readers & set(g))]
-        return frozenset(s for g in groups for s in g) & self.parallel or self.parallel
+        some = {state} if state in self.parallel else {s for s in self.part if self.step.result("next", s) in roots}
+        return frozenset(s for g in self.order if some & set(g) for s in g) & self.parallel or self.parallel
 
     def _decl(self, n: Node) -> Decl:
         state = next(self.leaves[x] for x in postorder([n]) if x in self.leaves)

@@ -13,7 +13,7 @@ import torch
 
 from mixc.ir.evaluate import heads
 from mixc.ir.program import Program, once_a_program
-from mixc.passes.classify import classify
+from mixc.passes.classify import classify, parts_of
 from mixc.passes.planes import out_kind
 from mixc.runtime.call import Call
 
@@ -26,12 +26,9 @@ Run = Callable[[Call], Results]
 
 
 @once_a_program
-def parts_of(step: Program) -> tuple[tuple[Program, bool], ...]:
-    """The programs that run, in order, and whether each is parallel over time."""
-    stages = classify(step)
-    found = stages.parts or (step,)
-    forms = {s: g.form for g in stages.groups for s in g.states}
-    return tuple((p, bool(p.states) and all(forms[s.name] != "sequential" for s in p.states)) for p in found)
+def is_parallel(part: Program) -> bool:
+    """Over time."""
+    return bool(part.states) and all(g.form != "sequential" for g in classify(part).groups)
 
 
 @once_a_program
@@ -46,10 +43,10 @@ def run(call: Call, parallel: Run, sequential: Run) -> Results:
     """Outs and final states: of every part by the one or the other."""
     parts = parts_of(call.program)
     if len(parts) == 1:
-        return (parallel if parts[0][1] else sequential)(call)
+        return (parallel if is_parallel(call.program) else sequential)(call)
     known, states = dict(call.ins), dict[str, Tensor]()
-    for program, is_parallel in parts:
-        outs, final = (parallel if is_parallel else sequential)(_part(call, program, known))
+    for program in parts:
+        outs, final = (parallel if is_parallel(program) else sequential)(_part(call, program, known))
         known |= outs
         states |= final
     return {d.name: known[d.name] for d in call.program.outs}, states
