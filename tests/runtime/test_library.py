@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import subprocess
 import sys
 import tempfile
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +235,9 @@ def test_transforms_of_torch_func_are_refused() -> None:
 
 
 # ---------------------------------------------------------------- two processes
+SECONDS = 90  # for one that takes six
+
+
 class Net(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -259,20 +265,39 @@ def _train(net: torch.nn.Module, x: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _worker(rank: int, folder: str) -> None:
     import torch.distributed as dist
+    faulthandler.dump_traceback_later(SECONDS, exit=True)  # where it waits, if it does
+    if sys.platform == "linux":
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # no name of this machine is looked up
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2,
+                            timeout=timedelta(seconds=SECONDS))
     torch.manual_seed(0)
     net = torch.nn.parallel.DistributedDataParallel(Net())
     found = _train(net, {n: t[2 * rank:2 * rank + 2] for n, t in _data().items()})
     torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    dist.barrier()
+    os._exit(0)  # not by way of a destructor: that of torch 2.13's group may join a thread that waits for the GIL
+
+
+def _meet(folder: str) -> bool:
+    """Whether both processes came to their end in time; one that fails raises here."""
+    both = mp.spawn(_worker, (folder,), nprocs=2, join=False)
+    until = time.monotonic() + 2 * SECONDS
+    try:
+        while time.monotonic() < until:
+            if both.join(5):
+                return True
+        return False
+    finally:
+        for p in both.processes:
+            p.kill()
 
 
 def test_two_processes_train_as_one() -> None:
     torch.manual_seed(0)
     want = _train(Net(), _data())
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_worker, (folder,), nprocs=2)
+        assert _meet(folder), f"not done in {2 * SECONDS} s"
         for rank in (0, 1):
             got = torch.load(f"{folder}/{rank}.pt")
             assert got.keys() == want.keys()

@@ -14,6 +14,12 @@ CPU = torch.device("cpu")
 SHAPE = [3, 1 << 17]
 
 
+@pytest.fixture(autouse=True)
+def nothing_remembered() -> None:
+    """Whatever ran in this process before: its blocks may have the size of ours."""
+    memory.forget()
+
+
 def _made(value: float) -> torch.Tensor:
     return memory.empty(SHAPE, torch.float32, CPU).fill_(value)
 
