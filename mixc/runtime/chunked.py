@@ -28,7 +28,8 @@ Tensor = torch.Tensor
 Put = Callable[[str, str, tuple[str, ...], Tensor, Block], None]  # takes a result (role, name, axes, value, block)
 SEGMENT_BYTES = 1 << 20  # of one temporary: some eight of them share the cache
 BAND_BYTES = 1 << 22
-SCAN_ROWS, SCAN_BYTES = 16, 1 << 22  # where all work is row after row: slabs of 65,536 values, which two threads share
+SLAB = 1 << 16  # values of a row of all chunks of a scan: two threads share no less than 32,768
+MATRIX_SLABS = 1 << 20  # values of all rows of a chunk of a scan of matrices: a few such temporaries share the cache
 
 
 def run(call: Call, C: int | None = None, fused: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -53,11 +54,12 @@ class _Run:
         self.borrow = code.scans and call.rows.dense and call.H == 1 and all(
             x.dtype == call.dtype for x in call.ins.values()) and all(t == call.dtype for t in call.out_dtypes.values())
         self.handed = code.handed if self.borrow and needs else ()
-        widths = [math.prod(call.sizes[n] for n in d.dims) for d in self.program.states]
-        slab = call.rows.N * call.H * max(widths, default=1)
-        most = min(code.longest, 32) if code.single and slab > 4096 else code.longest  # its rows stay in cache
+        self.finite = call.device.type == "cpu" and all_finite(call)
         self.fused = fused and (code.scans or code.single)
-        self.C = C or (SCAN_ROWS if code.scans or self.fused else min(most, chunk_length(spans)))
+        # what has a matrix a row lies with the longest dim inside
+        self.order = tuple(sorted(call.sizes, key=lambda n: call.sizes[n])) if code.single or code.matrix else ()
+        scan_rows = self._scan_rows() if code.scans or self.fused else 0
+        self.C = C or scan_rows or min(self._longest(), chunk_length(spans))
         levels = max(1, (self.C - 1).bit_length())
         self.sizes = {**call.sizes, ROW: self.C, COL: self.C, "_u": self.C, LEVEL: levels}
         self.shape = {"C": self.C, "levels": levels, **{safe(n): s for n, s in call.sizes.items()}}
@@ -66,23 +68,28 @@ class _Run:
         widest = max([self.C * self.C, *(self.C * math.prod(call.sizes[n] for n in dims) for dims in kinds),
                       *(rows * math.prod(call.sizes[n] for n in d.dims) for d in self.program.states)])
         triple = widest * call.dtype.itemsize
-        self.finite = call.device.type == "cpu" and all_finite(call)
-        # what has a matrix a row lies with the longest dim inside
-        self.order = tuple(sorted(call.sizes, key=lambda n: call.sizes[n])) if code.single or code.matrix else ()
-        self.layout = Layout(call.rows, call.H, self.C, triple, call.device,
-                             1 if code.single else self._scan_bytes() if code.scans else SEGMENT_BYTES,
+        segment = 1 if code.single else scan_rows * SLAB * call.dtype.itemsize if code.scans else SEGMENT_BYTES
+        self.layout = Layout(call.rows, call.H, self.C, triple, call.device, segment,
                              1 if self.borrow else BAND_BYTES)
         self.common = {**self.shape, "dtype": call.dtype, "device": call.device}
 
-    def _scan_bytes(self) -> int:
-        """Of one temporary of a scan: all of them share what one large one may have."""
+    def _longest(self) -> int:
+        """Rows a chunk may have."""
+        if not self.code.single:
+            return self.code.longest
+        widths = [math.prod(self.call.sizes[n] for n in d.dims) for d in self.program.states]
+        slab = max(1, self.call.rows.N * self.call.H * max(widths, default=1))
+        return min(self.code.longest, max(16, 1 << (MATRIX_SLABS // slab).bit_length() >> 1))
+
+    def _scan_rows(self) -> int:
+        """Rows a chunk of a scan has: half of them where there are many temporaries, for the sake of memory."""
         if self.fused:
-            return SCAN_BYTES
+            return 16
         made = [self.code.forward(False, self.finite, self.needs, self.order, self.borrow)]
         if self.needs:
             every = frozenset(d.name for d in (*self.program.ins, *self.program.params))
             made.append(self.code.backward(False, self.finite, every, self.order, self.borrow))
-        return max(SCAN_BYTES // 4, SCAN_BYTES // max(1, *(len(s.scratch) for s in made)))
+        return 16 if max(len(s.scratch) for s in made) <= 4 else 8
 
     # ------------------------------------------------------------ what both directions give a segment
     def _constants(self, s: Segment, params: list[Tensor]) -> dict[str, Any]:
