@@ -178,11 +178,11 @@ class _Function:
                     w.fixed.setdefault(n, f"to_{r.name}")
 
     def _chain(self, n: Node) -> list[Node]:
-        """A value, and the factors that it may be formed over: each is read by the next alone."""
+        """A value, and the operands that it may be formed over: each is read by the next alone."""
         inside = {*self.stages.first, *self.stages.rest}
         read = Counter(origin(a) for x in inside for a in x.args) + Counter(map(origin, self.stages.roots()))
         found = [n]
-        while found[-1].op == "mul":
+        while found[-1].op in ("add", "sub", "mul"):
             more = [a for a in found[-1].args if a in inside and read[a] == 1 and a.dims == n.dims and a.kind == "real"
                     and a.op in ("add", "sub", "mul")]
             if not more:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from mixc.ir.build import contract, expand, number
+from mixc.ir.build import contract, expand, number, where
 from mixc.ir.evaluate import elementwise
 from mixc.ir.node import Node, is_number, make, postorder
 from mixc.ir.ops import OPS
@@ -199,6 +199,31 @@ def sum_of_product(n: Node) -> Node | None:
     return None
 
 
+def branches_meet(n: Node) -> Node | None:
+    """where(p, a, 0) * x + where(p, 0, b) * y = where(p, a * x, b * y), as the gradients of both branches of a `where`
+    do.  (A factor that is infinite where it does not count is no longer met by the 0.)"""
+    if n.op != "add":
+        return None
+    for p, first, a in _branches(n.args[0]):
+        for q, second, b in _branches(n.args[1]):
+            if p is q and first != second:
+                found = where(p, a, b) if first else where(p, b, a)
+                return found if found.dims == n.dims else None
+    return None
+
+
+def _branches(n: Node) -> Iterable[tuple[Node, bool, Node]]:
+    """(condition, is it the first branch, what counts there) of what is 0 in the other branch."""
+    if n.op == "where":
+        p, a, b = n.args
+        if is_number(a, 0.0) or is_number(b, 0.0):
+            yield p, is_number(b, 0.0), a if is_number(b, 0.0) else b
+    elif n.op == "mul":
+        for x, factor in (n.args, n.args[::-1]):
+            if x.op == "where":
+                yield from ((p, first, a * factor) for p, first, a in _branches(x))
+
+
 def rename_twice(n: Node) -> Node | None:
     """rename(rename(x)) = rename(x), and that of x repeated along what is renamed alone is x repeated"""
     if n.op == "rename" and n.args[0].op == "expand" and not {d for d, _ in n.attr("to")} & {*n.args[0].args[0].dims}:
@@ -238,7 +263,7 @@ def number_out_of_contract(n: Node) -> Node | None:
 
 
 RULES: tuple[Rule, ...] = (live_twice, mask_twice, neutral, two_signs, fold_numbers, expanded_operand, sum_of_expanded,
-                           sum_of_product, rename_twice)
+                           sum_of_product, branches_meet, rename_twice)
 
 # of a derivative that was formed by rules, so that it reads as a person would have written it
 PLAIN: tuple[Rule, ...] = (neutral, two_signs, numbers_meet, fold_numbers, expanded_operand)
