@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hand import lstm_stacked, scalar_decay
+from hand import lstm_stacked, scalar_decay, vector_scan
 
 import mixc
 from mixc.codegen.eager import eager_loop
@@ -77,7 +77,7 @@ CASES = {c.name: c for c in (
     Case("gla", _MATRIX, (0, 7.5), 0.25),
     Case("kda", _MATRIX, (0, 8), 0.25),
     Case("mamba1", dict(B=2, T=2048, H=1, D=256, N=16), (0, 7.5), 40),
-    Case("hgrn", _VECTOR, (0, 9), 5),
+    Case("hgrn", _VECTOR, (0, 9), 5, {"hand": lambda x: vector_scan(x["g"], x["x"])}, ours=("hand", 0, 1.0)),
     Case("min_gru", _VECTOR, (0, 9), 5),
     Case("lstm", dict(B=4, T=512, H=4, D=64), (0, 2), 0,
          {"stacked loop": lambda x: lstm_stacked(**x), "nn.LSTM": _lstm_layers}, "stacked loop", ("nn.LSTM", 0, 1.7)),

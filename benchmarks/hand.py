@@ -1,6 +1,10 @@
-"""Scalar decay in chunks, written by hand with care and left to autograd: what the derived program is held against."""
+"""Programs written by hand with care: what the derived ones are held against.
+
+Scalar decay in chunks and an LSTM with one product a token, both left to autograd; a vector scan with its backward."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
@@ -44,3 +48,52 @@ def lstm_stacked(xi: Tensor, xf: Tensor, xz: Tensor, xo: Tensor, Ri: Tensor, Rf:
         h = o * torch.tanh(c)
         outs.append(h)
     return torch.stack(outs, 2).permute(1, 2, 0, 3)
+
+
+class _Scan(torch.autograd.Function):
+    """h = f * h + x over [B, T, D] in T / C chunks: first what each leaves, then what each receives, then its rows."""
+
+    @staticmethod
+    def forward(ctx: Any, f: Tensor, x: Tensor, C: int) -> Tensor:
+        h = torch.empty_like(x)
+        F, X, H = (t.unflatten(1, (-1, C)).unbind(2) for t in (f, x, h))
+        end, decay = X[0].clone(), F[0].clone()
+        for fc, xc in zip(F[1:], X[1:], strict=True):
+            torch.addcmul(xc, fc, end, out=end)
+            decay.mul_(fc)
+        now = starts = _received(end, decay, range(end.shape[1]))
+        for fc, xc, out in zip(F, X, H, strict=True):
+            now = torch.addcmul(xc, fc, now, out=out)
+        ctx.save_for_backward(f, h, starts)
+        return h
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        f, h, starts = ctx.saved_tensors
+        df, dx, C = torch.empty_like(f), torch.empty_like(f), f.shape[1] // starts.shape[1]
+        F, G, DF, DX = (t.unflatten(1, (-1, C)).unbind(2) for t in (f, g, df, dx))
+        before = (starts, *h.unflatten(1, (-1, C)).unbind(2)[:-1])
+        end, decay = G[-1] * F[-1], F[-1].clone()
+        for fc, gc in zip(F[-2::-1], G[-2::-1], strict=True):
+            torch.mul(end.add_(gc), fc, out=end)
+            decay.mul_(fc)
+        carried = _received(end, decay, range(end.shape[1] - 1, -1, -1))
+        for fc, gc, dfc, dxc, hc in zip(*(t[::-1] for t in (F, G, DF, DX, before)), strict=True):
+            torch.add(gc, carried, out=dxc)
+            torch.mul(dxc, hc, out=dfc)
+            torch.mul(dxc, fc, out=carried)
+        return df, dx, None
+
+
+def _received(end: Tensor, decay: Tensor, order: range) -> Tensor:
+    """[B, chunks, D]: what the chunks receive, going through them in this order."""
+    starts, now = torch.empty_like(end), torch.zeros_like(end[:, 0])
+    for i in order:
+        starts[:, i] = now
+        now = torch.addcmul(end[:, i], decay[:, i], now)
+    return starts
+
+
+def vector_scan(g: Tensor, x: Tensor, C: int = 16) -> Tensor:
+    """h of h = exp(g) * h + x.  g, x [B, T, 1, D]; T % C == 0."""
+    return _Scan.apply(torch.exp(g[:, :, 0]), x[:, :, 0], C)[:, :, None]

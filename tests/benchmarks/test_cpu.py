@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 import torch
 
-SMALL = dict(simple_gla=dict(B=1, T=64, H=2, K=4, V=5), lstm=dict(B=2, T=7, H=2, D=5))
+SMALL = dict(simple_gla=dict(B=1, T=64, H=2, K=4, V=5), lstm=dict(B=2, T=7, H=2, D=5),
+             hgrn=dict(B=2, T=48, H=1, D=5))
 
 
 def small(name: str):
@@ -16,13 +17,20 @@ def small(name: str):
     return dataclasses.replace(CASES[name], shape=SMALL[name])
 
 
-@pytest.mark.parametrize("name,other", [("simple_gla", "hand"), ("lstm", "stacked loop"), ("lstm", "eager")])
+@pytest.mark.parametrize("name,other", [("simple_gla", "hand"), ("hgrn", "hand"), ("lstm", "stacked loop"),
+                                        ("lstm", "eager")])
 def test_variants_compute_the_same(name: str, other: str) -> None:
-    from cpu import inputs, variants
+    from cpu import both, inputs, variants
 
     mixer, x = inputs(small(name))
     programs = variants(small(name), mixer)
-    torch.testing.assert_close(programs[other](x), programs["mixc"](x), rtol=1e-4, atol=1e-5)
+    want = programs["mixc"](x)
+    torch.testing.assert_close(programs[other](x), want, rtol=1e-4, atol=1e-5)
+    grads = []
+    for variant in ("mixc", other):
+        both(programs[variant], x, torch.linspace(-1, 1, want.numel()).view_as(want))
+        grads.append({n: t.grad for n, t in x.items()})
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-4, atol=1e-5)
 
 
 def test_figures() -> None:
