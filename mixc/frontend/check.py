@@ -21,7 +21,7 @@ from mixc.frontend.syntax import (
     expressions,
     spelled,
 )
-from mixc.ir.node import Node, make, number
+from mixc.ir.node import Node, make, number, postorder
 from mixc.ir.program import Decl, Program, Result
 
 MAX_STEPS = 20_000  # lines after unrolling
@@ -100,8 +100,9 @@ class _Walk:
         names = [*(("out", o) for o in self.outs), *(("next", d.name) for d in states)]
         results = tuple(Result(role, n, v) for (role, n), v in zip(names, values, strict=True))
         notes = (*mixer.notes, *(d for d in scope.found if d.level == "note"))
+        spans = tuple((n, n.span) for n in postorder(values) if n.span is not None and n.span.source is mixer.source)
         return Program("step", mixer.name, tuple(scope.dims.values()), tuple(scope.decls.values()), results,
-                       doc=mixer.doc, notes=notes, source=mixer.source)
+                       doc=mixer.doc, notes=notes, source=mixer.source, spans=spans)
 
     def lines(self, body: tuple[Statement, ...]) -> None:
         for s in body:

@@ -395,6 +395,8 @@ def _token(token: Token, span: Span, word: str, opened: list[Token], source: Sou
         help_ = "a range is written `g where g <= 0`; `in` starts a line of its own"
     elif token.type == "COLON":
         help_ = "blocks stand in braces: `for n in N { ... }`"
+    elif token == "=" and re.search(r"\[[^\]]*$", source.line(span.line)[:span.column - 1]):
+        help_ = "the size of a dim is said once, in the header: `mixer NAME(D, E = D, N = 4) {`"
     elif token == "=":
         help_ = "one line assigns one name; equality is `==`"
     elif token.type == "_NL":

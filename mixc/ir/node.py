@@ -104,8 +104,13 @@ def make(op: str, *args: Node, span: Span | None = None, **attrs: Any) -> Node:
         found = Node(op, args, items, dims, row.kind(args, attrs), span)
         _interned[key] = found
     elif span is not None and (found.span is None or found.span.source is not span.source):
-        object.__setattr__(found, "span", span)  # said before in another text: messages are about the one read last
+        place(found, span)  # said before in another text: messages are about the one read last
     return found
+
+
+def place(node: Node, span: Span) -> None:
+    """From now on the node stands there: two texts may say the same."""
+    object.__setattr__(node, "span", span)
 
 
 def _rebuild(op: str, args: tuple[Node, ...], attrs: tuple[tuple[str, Any], ...], span: Span | None) -> Node:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from mixc.errors import Diagnostic, Source, Span
-from mixc.ir.node import Node, make
+from mixc.ir.node import Node, make, place
 
 T = TypeVar("T")
 
@@ -96,6 +96,7 @@ class Program:
         groups: from "stages" on, the states in the order in which they are found.
         origin: the step of complex values whose real and imaginary planes this step has.
         parts: where one program does not hold all states: steps that run one after another (`passes/parts.py`).
+        spans: where nodes stand in the text that this was read from.
     """
 
     level: str
@@ -110,6 +111,12 @@ class Program:
     source: Source | None = field(default=None, compare=False)
     origin: Program | None = None
     parts: tuple[Program, ...] = ()
+    spans: tuple[tuple[Node, Span], ...] = field(default=(), compare=False, repr=False)
+
+    def read_again(self) -> None:
+        """Messages are about this text from now on: another one that says the same may have been read since."""
+        for node, span in self.spans:
+            place(node, span)
 
     def of(self, role: str) -> tuple[Decl, ...]:
         return tuple(d for d in self.decls if d.role == role)

@@ -27,6 +27,7 @@ from mixc.passes.separate import factors_of
 
 def classify(step: Program) -> Program:
     """The program at level "stages": groups in topological order, notes for what is sequential."""
+    step.read_again()
     if is_complex(step):
         whole = of_complex(context(step).program)
         by_planes = _by_planes(step) if whole is None else whole.groups

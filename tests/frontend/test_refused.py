@@ -58,6 +58,7 @@ BAD: list[tuple[str, str, int, int, str, str]] = [
     (last("y = g +\nk"), "MX101", 5, 8, "end of the line", "in ( )"),
     (last("y = 2 g"), "MX101", 5, 7, "`g`", "operator is missing"),
     (last("y = x = g"), "MX101", 5, 7, "`=`", "one name"),
+    ("mixer a(K) {\nin g[K]\nstate S[K, J = K]\nS = S + g\nout o[K] = g\n}", "MX101", 3, 14, "`=`", "in the header"),
     (last("y = S[K](q)(k)"), "MX101", 5, 5, "no function", "`*`"),
     ("mixer a(K) {\nin g in (0, 1)\nstate S[K]\nS = S + g\nout o[K] = S\n}", "MX101", 2, 6, "`in`", "g where g <= 0"),
     ("mixer a(K) {\nin g\nstate S[K] complex\nS = S + g\nout o[K] = S\n}", "MX101", 3, 12, "`complex`", "only inputs"),
