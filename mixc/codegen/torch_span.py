@@ -33,21 +33,22 @@ def _in_room(w: Writer, n: Node, call: str, axes: Dims, like: str) -> Value:
 
 
 def emit_product(w: Writer, n: Node) -> Value:
-    """Of x, y and the result, one has rows t, one rows s, and one both."""
+    """Of x, y and the result, one has rows t, one rows s, and one both: that without a dim beside them is one matrix
+    product a level, the decays in its operands."""
     x, y, F = n.args
-    dims = _features(F)
-    both = {ROW, COL}
-    if both <= set(n.dims):
-        (a, b) = (x, y) if ROW in x.dims else (y, x)
-        if set(a.dims) == {ROW, *dims} and set(b.dims) == {COL, *dims} and set(n.dims) == both and len(dims) == 1:
+    decayed, rows = _features(F), {ROW, COL}
+    if set(n.dims) == rows and len(x.dims) > 1 and len(y.dims) > 1:
+        a, b = (x, y) if ROW in x.dims else (y, x)
+        dims = tuple(dict.fromkeys((*decayed, *_features(a), *_features(b))))
+        if not ({ROW, COL} <= set(a.dims) or {ROW, COL} <= set(b.dims)):
             return _call(w, n, "span_pair", w.full(a, (ROW, *dims)), w.full(b, (COL, *dims)), (ROW, COL))
-    else:
-        (A, z) = (x, y) if both <= set(x.dims) else (y, x)
-        if set(A.dims) == both and len(dims) == 1 and set(n.dims) - both == set(dims) == set(z.dims) - both:
-            row = ROW if ROW in n.dims else COL
-            name = "span_apply" if row == ROW else "span_apply_back"
-            return _call(w, n, name, w.full(A, (ROW, COL)), w.full(z, (COL if row == ROW else ROW, *dims)), (row, *dims))
-    return _general(w, n, dims)
+    A, z = (x, y) if set(x.dims) == rows else (y, x)
+    kept = _features(n)
+    if set(A.dims) == rows and set(decayed) | set(_features(z)) == set(kept):
+        dims = (*decayed, *(d for d in kept if d not in decayed))
+        row, name = (ROW, "span_apply") if ROW in n.dims else (COL, "span_apply_back")
+        return _call(w, n, name, w.full(A, (ROW, COL)), w.full(z, (COL if row == ROW else ROW, *dims)), (row, *dims))
+    return _general(w, n, decayed)
 
 
 def _call(w: Writer, n: Node, name: str, a: str, b: str, axes: Dims) -> Value:

@@ -51,10 +51,10 @@ def span_of(F: Tensor) -> Tensor:
     return E
 
 
-def _halves(x: Tensor, level: int) -> tuple[Tensor, Tensor]:
-    """The earlier and the later halves of all blocks: [M, blocks, h, D] each."""
-    h = 1 << level
-    both = x.view(x.shape[0], -1, 2, h, x.shape[-1])
+def _halves(x: Tensor, level: int, ndim: int = 0) -> tuple[Tensor, Tensor]:
+    """The earlier and the later halves of all blocks: [M, blocks, h, ...] each; `ndim`: of what they are factors of."""
+    more = [1] * (ndim - x.ndim)
+    both = x.view(x.shape[0], -1, 2, 1 << level, *x.shape[2:], *more)
     return both[:, :, 0], both[:, :, 1]
 
 
@@ -68,11 +68,12 @@ def _meeting(A: Tensor, level: int) -> Tensor:
 
 
 def span_pair(x: Tensor, y: Tensor, F: Tensor, out: Tensor) -> Tensor:
-    """[M, C, C]: sum over D of x[t] y[s] exp(g[s+1] + ... + g[t]), 0 unless s < t."""
+    """[M, C, C]: sum over D, E of x[t] y[s] exp(g[s+1] + ... + g[t]), 0 unless s < t, of x, y [M, C, D, E...]."""
     out.zero_()
     for level in range(F.shape[1]):
-        (earlier, later), (_, x1), (y0, _) = _halves(F[:, level], level), _halves(x, level), _halves(y, level)
-        left, right = x1 * later, y0 * earlier
+        earlier, later = _halves(F[:, level], level, x.ndim)
+        (_, x1), (y0, _) = _halves(x, level), _halves(y, level)
+        left, right = (x1 * later).flatten(3), (y0 * earlier).flatten(3)
         to = _meeting(out, level)
         if level == 0:
             torch.sum(left.mul_(right), -1, keepdim=True, out=to)
@@ -82,24 +83,24 @@ def span_pair(x: Tensor, y: Tensor, F: Tensor, out: Tensor) -> Tensor:
 
 
 def span_apply(A: Tensor, y: Tensor, F: Tensor, out: Tensor) -> Tensor:
-    """[M, C, D]: sum over s < t of A[t, s] y[s] exp(g[s+1] + ... + g[t])."""
+    """[M, C, D, E...]: sum over s < t of A[t, s] y[s] exp(g[s+1] + ... + g[t])."""
     out.zero_()
     for level in range(F.shape[1]):
-        (earlier, later), (y0, _) = _halves(F[:, level], level), _halves(y, level)
-        right, block = y0 * earlier, _meeting(A, level)
+        (earlier, later), (y0, _) = _halves(F[:, level], level, y.ndim), _halves(y, level)
+        right, block = (y0 * earlier).flatten(3), _meeting(A, level)
         found = right.mul_(block) if level == 0 else torch.matmul(block, right)
-        _halves(out, level)[1].addcmul_(found, later)
+        _halves(out, level)[1].addcmul_(found.view(y0.shape), later)
     return out
 
 
 def span_apply_back(A: Tensor, x: Tensor, F: Tensor, out: Tensor) -> Tensor:
-    """[M, C, D]: sum over t > s of A[t, s] x[t] exp(g[s+1] + ... + g[t])."""
+    """[M, C, D, E...]: sum over t > s of A[t, s] x[t] exp(g[s+1] + ... + g[t])."""
     out.zero_()
     for level in range(F.shape[1]):
-        (earlier, later), (_, x1) = _halves(F[:, level], level), _halves(x, level)
-        left, block = x1 * later, _meeting(A, level)
+        (earlier, later), (_, x1) = _halves(F[:, level], level, x.ndim), _halves(x, level)
+        left, block = (x1 * later).flatten(3), _meeting(A, level)
         found = left.mul_(block) if level == 0 else torch.matmul(block.mT, left)
-        _halves(out, level)[0].addcmul_(found, earlier)
+        _halves(out, level)[0].addcmul_(found.view(x1.shape), earlier)
     return out
 
 

@@ -37,6 +37,12 @@ def two_sided_decay(x: Tensors, s: Tensors) -> Tensors:
     return {"o": rows(x["q"], s["S"]), "r": columns(s["S"], x["x"])}
 
 
+def several_memories(x: Tensors, s: Tensors) -> Tensors:
+    s["S"] = number(x["g"].exp()) * s["S"] + number(x["w"]) * outer(x["k"], x["v"])[..., None, :, :]
+    read = torch.einsum("...k,...nkv->...nv", x["q"], s["S"])
+    return {"o": rows(x["w"].softmax(-1), read)}
+
+
 def two_erasers(x: Tensors, s: Tensors) -> Tensors:
     S = s["S"]
     s["S"] = (number(x["g"].exp()) * S - number(x["a"]) * outer(x["x"], rows(x["x"], S))
@@ -111,7 +117,7 @@ def scalar_learner(x: Tensors, s: Tensors) -> Tensors:
 
 STEPS: dict[str, Callable[[Tensors, Tensors], Tensors]] = {f.__name__: f for f in (
     two_sided_decay, two_erasers, write_then_forget, crossed, column_strength, signed_delta, reflections, shared_keys,
-    addressed, scalar_learner)}
+    addressed, scalar_learner, several_memories)}
 
 
 class Loop:
