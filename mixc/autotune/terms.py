@@ -126,20 +126,35 @@ class Constraint:
 Termlike = Term | int | float
 
 
+# What was written before is the same object, so that it is worked out once; the entry holds the operands whose ids are
+# its key. Forgotten when it grows.
+_written: dict[tuple[Any, ...], Term] = {}
+_MOST = 1 << 15
+
+
+def _once(key: tuple[Any, ...], make: Callable[[], Term]) -> Term:
+    found = _written.get(key)
+    if found is None:
+        if len(_written) >= _MOST:
+            _written.clear()
+        found = _written[key] = make()
+    return found
+
+
 def term(x: object) -> Term:
     if isinstance(x, Term):
         return x
     if isinstance(x, (int, float)) and not isinstance(x, bool):
-        return Term("const", value=x)
+        return _once((type(x), x), lambda: Term("const", value=x))
     raise TypeError(f"{x!r} is no number and no term")
 
 
 def _make(op: str, *args: Termlike) -> Term:
     """A term; operations on numbers are done at once."""
-    made = tuple(map(term, args))
-    if all(a.op == "const" for a in made):
-        return Term("const", value=APPLY[op](*(a.value for a in made)))
-    return Term(op, made)
+    a, b = made = tuple(map(term, args))
+    if a.op == b.op == "const":
+        return term(APPLY[op](a.value, b.value))
+    return _once((op, id(a), id(b)), lambda: Term(op, made))
 
 
 def ceil_div(a: Termlike, b: Termlike) -> Term:
