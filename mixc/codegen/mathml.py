@@ -261,6 +261,19 @@ class Mathematics:
         decay = f"<msup><mi>e</mi>{self._segment(g, reach, inner, '∑')}</msup>"
         return self._seen("strict", at) + self._summed(over, (x, y), at, "∑", decay)
 
+    def _span_crossing(self, n: Node, at: Letters) -> str:
+        *values, g = n.args
+        j, reach = at.get(ROW, "t"), n.attr("reach")
+        t = self._bound(ROW, {**at, "own": j})
+        s = self._bound(COL, {**at, "own": j, "other": t})
+        inner = {**at, ROW: t, COL: s}
+        over = [d for d in dict.fromkeys(d for x in values for d in x.dims) if d not in (ROW, COL, *g.dims)]
+        decay = f"<msup><mi>e</mi>{self._segment(g, reach, inner, '∑')}</msup>"
+        below = name(s) + _o("&lt;") + name(j) + _o("&lt;" if reach == "excl" else "≤") + name(t)
+        if not over:
+            return _over("∑", below, "".join(self._value(a, inner, PRODUCT) for a in values) + decay)
+        return _over("∑", below, self._summed(over, tuple(values), inner, "∑", decay))
+
     def _solve(self, n: Node, at: Letters) -> str:
         L, y = n.args
         power = "<mo>−</mo>" + ("<mi>⊤</mi>" if n.attr("transposed") else "<mn>1</mn>")

@@ -100,7 +100,7 @@ def prepare(program: Program, partial: bool, single: bool = False, finite: bool 
     """The program as it is emitted: simplified, without `live` where all rows are tokens, without guards where
     `finite` inputs need none, and (but for `single`) with scans whose ends are formed before the states come in."""
     program = simplify(program, not partial, finite)
-    roots = rewrite(program.values(), (crossings_meet,))  # before they are lowered
+    roots = lower.with_crossings(rewrite(program.values(), (crossings_meet,)))  # before they are lowered
     return program.with_values(rewrite(roots, lower.RULES if single else (*lower.RULES, carry_first)))
 
 

@@ -74,8 +74,10 @@ def emit_block(w: Writer, n: Node) -> Value:
 
 
 def emit_component(w: Writer, n: Node) -> Value:
-    dims = w.sorted((ROW, *n.args[0].attr("dims")))
-    return w.line(n, f"{w.value(n.args[0]).text}[{n.attr('i')}]", dims)
+    """Of a block, or of the gradients that come together."""
+    block = n.args[0]
+    dims = w.sorted((ROW, *block.attr("dims"))) if block.op == "scan_block" else (ROW, *(d for d in n.dims if d != ROW))
+    return w.line(n, f"{w.value(block).text}[{n.attr('i')}]", dims)
 
 
 def emit_previous(w: Writer, n: Node) -> Value:

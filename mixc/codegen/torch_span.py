@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mixc.codegen.torch_values import Dims, Value, size_of
+from mixc.ir.blocks import component
 from mixc.ir.node import COL, LEVEL, ROW, Node
 
 if TYPE_CHECKING:
     from mixc.codegen.torch_writer import Writer
 
-OPS = ("span_factors", "span_product", "unit_inverse", "solve")
+OPS = ("span_factors", "span_product", "span_gradient", "unit_inverse", "solve")
 
 
 def _features(n: Node) -> Dims:
@@ -49,6 +50,29 @@ def emit_product(w: Writer, n: Node) -> Value:
         row, name = (ROW, "span_apply") if ROW in n.dims else (COL, "span_apply_back")
         return _call(w, n, name, w.full(A, (ROW, COL)), w.full(z, (COL if row == ROW else ROW, *dims)), (row, *dims))
     return _general(w, n, decayed)
+
+
+def emit_gradient(w: Writer, n: Node) -> Value:
+    """Three tensors in one call, or of the first two what is read. Where each gets a buffer they are the values of what
+    picks them, else a tuple is."""
+    A, x, y, F = n.args
+    axes = (ROW, *_features(n))
+    a, b, c, f = w.full(A, (ROW, COL)), w.full(x, axes), w.full(y, (COL, *axes[1:])), w.value(F).over((LEVEL, *axes))
+    call = f"span_gradient({a}, {b}, {c}, {f}, {n.attr('reach')!r}"
+    parts = [component(n, i) for i in range(3)]
+    if not w.buffered or any(x in w.fixed for x in parts):
+        return w.line(n, f"{call}, [torch.empty_like({b}) for _ in range(3)])", n.dims)
+    names, rooms = [w.names.fresh(x) for x in parts], [w.scratch.take(axes) for _ in parts]
+    w.values |= {x: Value(name, axes, room) for x, name, room in zip(parts, names, rooms, strict=True)}
+    if w.uses[parts[2]]:
+        w.lines.append(f"{w.indent}{', '.join(names)} = {call}, [{', '.join(rooms)}])")
+    else:
+        each = zip(parts, names, (f"span_apply({a}, {c}", f"span_apply_back({a}, {b}"), rooms, strict=False)
+        w.lines += [f"{w.indent}{name} = {one}, {f}, out={room})" for x, name, one, room in each if w.uses[x]]
+    for x, room in zip(parts, rooms, strict=True):
+        if not w.uses[x]:
+            w.scratch.give(room)
+    return Value("", n.dims)
 
 
 def _call(w: Writer, n: Node, name: str, a: str, b: str, axes: Dims) -> Value:

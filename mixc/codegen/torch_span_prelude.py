@@ -15,7 +15,7 @@ import torch
 Tensor = torch.Tensor
 LOG2E = 1 / math.log(2)
 
-__all__ = ["solve_columns", "span_apply", "span_apply_back", "span_factors", "span_of", "span_pair", "unit_inverse"]
+__all__ = ["solve_columns", "span_apply", "span_apply_back", "span_factors", "span_gradient", "span_of", "span_pair", "unit_inverse"]
 
 
 def span_factors(g: Tensor, reach: str, out: Tensor) -> Tensor:
@@ -87,8 +87,7 @@ def span_apply(A: Tensor, y: Tensor, F: Tensor, out: Tensor) -> Tensor:
     out.zero_()
     for level in range(F.shape[1]):
         (earlier, later), (y0, _) = _halves(F[:, level], level, y.ndim), _halves(y, level)
-        right, block = (y0 * earlier).flatten(3), _meeting(A, level)
-        found = right.mul_(block) if level == 0 else torch.matmul(block, right)
+        found = _times(_meeting(A, level), (y0 * earlier).flatten(3))
         _halves(out, level)[1].addcmul_(found.view(y0.shape), later)
     return out
 
@@ -98,10 +97,46 @@ def span_apply_back(A: Tensor, x: Tensor, F: Tensor, out: Tensor) -> Tensor:
     out.zero_()
     for level in range(F.shape[1]):
         (earlier, later), (_, x1) = _halves(F[:, level], level, x.ndim), _halves(x, level)
-        left, block = (x1 * later).flatten(3), _meeting(A, level)
-        found = left.mul_(block) if level == 0 else torch.matmul(block.mT, left)
+        found = _times(_meeting(A, level).mT, (x1 * later).flatten(3))
         _halves(out, level)[0].addcmul_(found.view(x1.shape), earlier)
     return out
+
+
+def span_gradient(A: Tensor, x: Tensor, y: Tensor, F: Tensor, reach: str, out: list[Tensor]) -> list[Tensor]:
+    """`span_apply` of y, `span_apply_back` of x, and [M, C, D]: of A[t, s] x[t] y[s] with its decay the sum over all pairs
+    t >= j > s (reach excl: t > j).
+
+    In a block cut at m that is for its later rows the sum over t >= j in it of x dx, for its earlier ones that over s < j
+    of y dy, dx and dy being what its level adds to them.  So from the largest blocks down, when a half is cut into two,
+    the first of these takes what the second has of x dx so far, the second what the first has of y dy."""
+    dx, dy, between = (z.zero_() for z in out)
+    for level in reversed(range(F.shape[1])):
+        (earlier, later), (_, x1), (y0, _) = _halves(F[:, level], level), _halves(x, level), _halves(y, level)
+        right, left = y0 * earlier, x1 * later
+        block = _meeting(A, level)
+        _halves(dx, level)[1].addcmul_(_times(block, right), later)
+        _halves(dy, level)[0].addcmul_(_times(block.mT, left), earlier)
+        if level:
+            (to0, to1), (_, x1), (y0, _) = (_halves(z, level - 1) for z in (between, x, y))
+            (_, dx1), (dy0, _) = _halves(dx, level - 1), _halves(dy, level - 1)
+            if level == 1:
+                to0.addcmul_(x1, dx1)
+                to1.addcmul_(y0, dy0)
+            else:
+                to0 += (x1 * dx1).sum(2, keepdim=True)
+                to1 += (y0 * dy0).sum(2, keepdim=True)
+    if reach != "excl":
+        between.addcmul_(x, dx)
+    return out
+
+
+def _times(block: Tensor, x: Tensor) -> Tensor:
+    """[M, blocks, h, D]: block @ x.  (Products of tiny matrices take many times as long as their entries.)"""
+    h = block.shape[-1]
+    if h > 2:
+        return torch.matmul(block, x)
+    found = block[..., :1] * x[:, :, :1]
+    return found if h == 1 else found.addcmul_(block[..., 1:], x[:, :, 1:])
 
 
 def unit_inverse(L: Tensor, out: Tensor) -> Tensor:

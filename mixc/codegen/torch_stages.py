@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from mixc.ir.blocks import PART
 from mixc.ir.node import COL, ROW, Node, postorder
 from mixc.ir.program import Decl, Program
 from mixc.passes.differentiate import cotangent_of_state
@@ -109,6 +110,7 @@ def stages(program: Program, saved: frozenset[Node] = frozenset(), partial: bool
     level = levels(nodes, {leaf for _, leaf, _ in carried}, saved, partial)
     s = Stages(program, single, level, carried)
     in_loop = set() if single else {n for n in postorder([n for _, _, n in carried], saved) if level[n] == Level.CARRIED and n.args}
+    in_loop |= {n for n in nodes if n.op == "pick" and n.attr("dim") == PART and n.args[0] in in_loop}  # of several tensors
     border = [a for n in nodes if n in in_loop for a in n.args if a not in in_loop]
     border += [nxt for _, _, nxt in carried if nxt not in in_loop]
     needed = set() if single else set(postorder(border, saved))

@@ -240,8 +240,7 @@ def _segprod(n: Node, c: Node) -> Cotangents:
 
 def _span_contract(n: Node, c: Node) -> Cotangents:
     """Of x, y and c, one varies along t and s: its product with its own cotangent is all that the numbers g took part
-    in.  One varies along t and d, one along s and d: theirs are the sums over s and over t of what the vectors g[j]
-    took part in, j being between (Yang et al. 2024, arXiv 2312.06635)."""
+    in.  Vectors g[j] took part in what spans j."""
     x, y, g = n.args
     reach = n.attr("reach")
 
@@ -253,11 +252,7 @@ def _span_contract(n: Node, c: Node) -> Cotangents:
         a, b = next((a, b) for a, b in pairs if {ROW, COL} <= set(a.dims))
         found = total(a * b, [e for e in a.dims if e not in (ROW, COL)])
         return dx, dy, make("crossing", found, reach="excl" if reach == "excl" else "incl")
-    rows = {d: total(a * b, [e for e in a.dims if e not in (d, *g.dims) or e == ROW != d])
-            for a, b in pairs for d in (ROW, COL) if {ROW, COL} & set(a.dims) == {d}}
-    later, earlier = rows[ROW], rename(rows[COL], **{COL: ROW})
-    dg = cumsum(later - earlier, reverse=True)
-    return dx, dy, dg - later if reach == "excl" else dg
+    return dx, dy, make("span_crossing", x, y, c, g, reach=reach)
 
 
 def _solve(n: Node, c: Node) -> Cotangents:
@@ -367,7 +362,9 @@ RULES: dict[str, Callable[[Node, Node], Cotangents]] = {
     "tangent": lambda n, c: (None, RULES[n.args[0].op](n.args[0], c)[0]),
     "mask": _mask,
     "span_contract": _span_contract,
+    "span_crossing": _lowered,
     "span_factors": _lowered,
+    "span_gradient": _lowered,
     "span_product": _lowered,
     "solve": _solve,
     "unit_inverse": _unit_inverse,

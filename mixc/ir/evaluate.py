@@ -204,20 +204,35 @@ def _seg(fn: Callable[..., torch.Tensor], one: float, outside: float) -> Callabl
 
 def _crossing(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
     t, s = (env.batch + node.args[0].dims.index(d) for d in (ROW, COL))
-    x = args[0].movedim((t, s), (-2, -1))
+    x = _between(args[0].movedim((t, s), (-2, -1)), node.attr("reach"))
+    return x.movedim(-1, env.batch + node.dims.index(ROW))
+
+
+def _between(x: torch.Tensor, reach: str) -> torch.Tensor:
+    """[..., j]: the sum of x [..., t, s] over t >= j > s (reach excl: t > j)."""
     earlier = x @ reach_mask(x.shape[-1], "strict", x.device).mT.to(x.dtype)  # [t, j]: over s < j
-    seen = reach_mask(x.shape[-1], "strict" if node.attr("reach") == "excl" else "incl", x.device)
-    return torch.where(seen, earlier, 0.0).sum(-2).movedim(-1, env.batch + node.dims.index(ROW))
+    seen = reach_mask(x.shape[-1], "strict" if reach == "excl" else "incl", x.device)
+    return torch.where(seen, earlier, 0.0).sum(-2)
+
+
+def _einsum(of: list[tuple[torch.Tensor, tuple[str, ...]]], out: tuple[str, ...]) -> torch.Tensor:
+    """The product of tensors with such dims behind their batch, summed over those that `out` has not."""
+    letters = {d: chr(ord("A") + i) for i, d in enumerate(dict.fromkeys(d for _, dims in of for d in dims))}
+    terms = ",".join("..." + "".join(letters[d] for d in dims) for _, dims in of)
+    return torch.einsum(f"{terms}->...{''.join(letters[d] for d in out)}", *(x for x, _ in of))
 
 
 def _span_contract(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
-    x, y, g = node.args
+    """Also of `span_crossing`."""
+    *values, g = node.args
     dims = (ROW, *(d for d in g.dims if d != ROW))
     span = make("segsum", make("saved", name="g", dims=dims), reach=node.attr("reach"))
-    seg = _seg(torch.cumsum, 0.0, -math.inf)(span, [align(args[2], g.dims, dims, env.batch)], env)
-    letters = {d: chr(ord("A") + i) for i, d in enumerate(dict.fromkeys((*x.dims, *y.dims, *span.dims)))}
-    terms = ",".join("..." + "".join(letters[d] for d in n.dims) for n in (x, y, span))
-    return torch.einsum(f"{terms}->...{''.join(letters[d] for d in node.dims)}", args[0], args[1], seg.exp())
+    seg = _seg(torch.cumsum, 0.0, -math.inf)(span, [align(args[-1], g.dims, dims, env.batch)], env)
+    of = [*((x, n.dims) for x, n in zip(args, values, strict=False)), (seg.exp(), span.dims)]
+    if node.op == "span_contract":
+        return _einsum(of, node.dims)
+    found = _between(_einsum(of, (*dims[1:], ROW, COL)), node.attr("reach"))
+    return align(found, (*dims[1:], ROW), node.dims, env.batch)
 
 
 def half_blocks(rows: int, level: int, device: Any = None) -> torch.Tensor:
@@ -242,18 +257,33 @@ def _span_factors(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tenso
 
 def _span_product(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
     x, y, F = node.args
+    span, dims = _span_of(F, args[2], env)
+    return _einsum([(args[0], x.dims), (args[1], y.dims), (span, dims)], node.dims)
+
+
+def _span_gradient(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
+    A, x, y, F = node.args
+    span, dims = _span_of(F, args[3], env)
+    A_, x_, y_ = zip(args, (A.dims, x.dims, y.dims), strict=False)
+    own = (ROW, *dims[2:])
+    crossing = _between(_einsum([A_, x_, y_, (span, dims)], (*own[1:], ROW, COL)), node.attr("reach"))
+    found = [_einsum([A_, y_, (span, dims)], own), _einsum([A_, x_, (span, dims)], (COL, *own[1:])),
+             align(crossing, (*own[1:], ROW), own, env.batch)]
+    return torch.stack([align(part, own, node.dims[1:], env.batch) for part in found], env.batch)
+
+
+def _span_of(F: Node, factors: torch.Tensor, env: Env) -> tuple[torch.Tensor, tuple[str, ...]]:
+    """The decays of all pairs of rows, and its dims."""
     rows, b = env.sizes[ROW], env.batch
     features = tuple(d for d in F.dims if d not in (ROW, LEVEL))
-    f = align(args[2], F.dims, (LEVEL, ROW, *features), b)
+    f = align(factors, F.dims, (LEVEL, ROW, *features), b)
     span: Any = 0
     for level in range(env.sizes[LEVEL]):
         half = half_blocks(rows, level, f.device)
         meet = (half[:, None] == half + 1) & (half % 2 == 0)
         at = f.select(b, level)
         span = span + meet.reshape(rows, rows, *[1] * len(features)) * at.unsqueeze(b + 1) * at.unsqueeze(b)
-    letters = {d: chr(ord("A") + i) for i, d in enumerate(dict.fromkeys((*x.dims, *y.dims, ROW, COL)))}
-    terms = ",".join("..." + "".join(letters[d] for d in dims) for dims in (x.dims, y.dims, (ROW, COL, *features)))
-    return torch.einsum(f"{terms}->...{''.join(letters[d] for d in node.dims)}", args[0], args[1], span)
+    return span, (ROW, COL, *features)
 
 
 def _solve(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
@@ -344,7 +374,9 @@ _STRUCTURAL: dict[str, Callable[[Node, list[torch.Tensor], Env], torch.Tensor]] 
     "mask": _mask,
     "tangent": lambda node, args, env: torch.zeros_like(args[0]),
     "span_contract": _span_contract,
+    "span_crossing": _span_contract,
     "span_factors": _span_factors,
+    "span_gradient": _span_gradient,
     "span_product": _span_product,
     "solve": _solve,
     "unit_inverse": _unit_inverse,

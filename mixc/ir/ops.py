@@ -109,6 +109,13 @@ def spanned(args: Args, attrs: Attrs) -> tuple[str, ...]:
     return out
 
 
+def crossed(args: Args, attrs: Attrs) -> tuple[str, ...]:
+    *values, g = args
+    if not {"_s", *g.dims} <= {d for a in values for d in a.dims}:
+        raise TypeError(f"cannot contract {values} under the decay {g}")
+    return g.dims
+
+
 def solved(args: Args, attrs: Attrs) -> tuple[str, ...]:
     L, y = args
     if not {"_t", "_s"} <= set(L.dims) or not set(L.dims) - {"_s"} <= set(y.dims):
@@ -258,6 +265,11 @@ OPS: dict[str, Op] = {
                        "its half block of 2**l rows began (odd ones), or until it ends (even ones)", level="chunk"),
     "span_product": Op(3, spanned, joined, "span_contract from its factors: halves meet at their border, level by "
                        "level", level="chunk"),
+    "span_crossing": Op(4, crossed, joined, "[j, d...]: sum of x * y * z * E over t >= j > s (reach excl: t > j) and "
+                        "over all that g has not; E as in span_contract", linear_in=(0, 1, 2), level="chunk"),
+    "span_gradient": Op(4, lambda a, k: ("_i", *(d for d in a[3].dims if d != "_l")), joined, "of A[t, s] under the "
+                        "decays of factors, along _i: span_product with y[s], with x[t] (its rows s), span_crossing "
+                        "with both; reach as there", level="chunk"),
     "solve": Op(2, solved, joined, "u with (I + L) u = y, L strictly lower [_t, _s]; transposed: (I + L)^T",
                 linear_in=(1,), level="chunk"),
     "unit_inverse": Op(1, same, first, "(I + L)^-1, L strictly lower [_t, _s]", level="chunk"),

@@ -1,16 +1,17 @@
 """Chunk -> Chunk: what stands for a computation becomes the computation, once nothing is differentiated any more.
 
-before: solve(L, y), solve(L, c)^T              span_contract(q, k, g)
-after:  X = unit_inverse(L);  X @ y, X^T @ c    span_product(q, k, span_factors(g))
+before: solve(L, y), solve(L, c)^T              span_contract(q, k, g)                 span_crossing(q, k, c, g)
+after:  X = unit_inverse(L);  X @ y, X^T @ c    span_product(q, k, span_factors(g))    span_gradient(c, q, k, ...)[2]
 
 Forward and backward then share the inverse, and the factors of every decay.
 """
 
 from __future__ import annotations
 
-from mixc.ir.build import at_col, contract, expand, make, number, rename, total
+from mixc.ir.blocks import component
+from mixc.ir.build import at_col, contract, cumsum, expand, make, number, rename, total
 from mixc.ir.launch import feature_dims
-from mixc.ir.node import COL, ROW, Node, postorder
+from mixc.ir.node import COL, ROW, Node, postorder, substitute
 from mixc.ir.program import Program
 from mixc.ir.ranges import magnitude, proving
 from mixc.passes.simplify import rewrite, simplify
@@ -64,11 +65,68 @@ def crossing_by_triangle(n: Node) -> Node | None:
     return rename(total(make("mask", earlier, keep=keep), [ROW]), **{COL: ROW})
 
 
+def span_crossing_by_rows(n: Node) -> Node | None:
+    """What the rows t >= j take less what the rows s >= j gave, each with its own gradient: what lies behind j cancels,
+    and one rounding reaches every earlier row (Yang et al. 2024, arXiv 2312.06635)."""
+    if n.op != "span_crossing":
+        return None
+    x, y, c, g = n.args
+    reach = n.attr("reach")
+
+    def own(row: str) -> Node:
+        """Of the value that has rows t or s alone, with its gradient."""
+        of, a, b = next(v for v in ((x, c, y), (y, c, x), (c, x, y)) if {ROW, COL} & {*v[0].dims} == {row})
+        found = of * make("span_contract", a, b, g, out=of.dims, reach=reach)
+        found = total(found, [d for d in found.dims if d not in (row, *g.dims)])
+        return found if row == ROW else rename(found, **{COL: ROW})
+    later, earlier = own(ROW), own(COL)
+    both = cumsum(later - earlier, reverse=True)
+    return both - later if reach == "excl" else both
+
+
 RULES = (solve_by_inverse, span_by_factors, crossing_by_triangle)
+
+
+def with_crossings(roots: list[Node]) -> list[Node]:
+    """`roots` with every `span_crossing` formed together with the gradients whose products with their values it sums:
+    by levels, where nothing cancels.  Of tensors that are no matrices it is formed of these."""
+    while (n := next((n for n in postorder(roots) if n.op == "span_crossing" and _rows_of(n)), None)) is not None:
+        roots = substitute(roots, _by_levels(n, roots))
+    return rewrite(roots, (span_crossing_by_rows,))
+
+
+def _by_levels(n: Node, roots: list[Node]) -> dict[Node, Node]:
+    """What becomes of a crossing, and of the products that come with it."""
+    values = _rows_of(n)
+    assert values is not None
+    A, x, y = values
+    g, reach, before = n.args[3], n.attr("reach"), set(postorder(values))
+    made = make("span_gradient", A, x, y, make("span_factors", g, reach=reach), reach=reach)
+    found = {n: component(made, 2)}
+    for p in postorder(roots):
+        if p.op == "span_contract" and p.args[2] is g and p.attr("reach") == reach and p not in before:
+            if {*p.args[:2]} == {A, y} and p.dims == x.dims:
+                found[p] = component(made, 0)
+            if {*p.args[:2]} == {A, x} and p.dims == y.dims:
+                found[p] = rename(component(made, 1), **{ROW: COL})
+    return found
+
+
+def _rows_of(n: Node) -> tuple[Node, Node, Node] | None:
+    """The values of a crossing, if they are a matrix [t, s], vectors of rows t and vectors of rows s."""
+    *values, g = n.args
+    by_rows = {frozenset({ROW, COL} & {*x.dims}): x for x in values}
+    wanted = [by_rows.get(frozenset(rows)) for rows in ((ROW, COL), (ROW,), (COL,))]
+    d = [d for d in g.dims if d != ROW]
+    if len(d) != 1 or [x and {*x.dims} for x in wanted] != [{ROW, COL}, {ROW, *d}, {COL, *d}]:
+        return None
+    A, x, y = wanted
+    return (A, x, y) if A and x and y else None
 
 
 def with_inverses(program: Program) -> Program:
     """The program with inverses, but decays whole: kernels form the factors of a level where they use them."""
     program = without_tangents(program)
     with proving(program):
+        program = program.with_values(rewrite(program.values(), (span_crossing_by_rows,)))
         return program.with_values(rewrite(simplify(program).values(), (solve_by_inverse,)))

@@ -156,11 +156,24 @@ def test_gates_near_zero_for_long(name):
 
 
 # ---------------------------------------------------------------- what every token's decay has a part in
-@pytest.mark.parametrize("phase", ["", " + 1j * th"], ids=["real", "complex"])
-def test_a_param_of_the_decay(phase):
+STEPS = {  # what else comes in, and the body
+    "a number": "in a\nS = exp(-exp(A) * softplus(a)) * S + k * v\nout o[V] = q @ S",
+    "complex": "in a, th[K]\nS = exp(-exp(A) * softplus(a) + 1j * th) * S + k * v\nout o[V] = real(q @ S)",
+    "keys": "in a[K]\nS = exp(-exp(A) * softplus(a)) * S + k * v\nout o[V] = q @ S",
+    "keys, read before": "in a[K]\nout o[V] = q @ S\nS = exp(-exp(A) * softplus(a)) * S + k * v",
+    "values": "in a[V]\nS = exp(-exp(A) * softplus(a)) * S + k * v\nout o[V] = q @ S",
+    "keys, delta": "in a[K], b where 0 <= b <= 1\nS = exp(-exp(A) * softplus(a)) * S\nS = S + b * k * (v - k @ S)\n"
+                   "out o[V] = q @ S",
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_param_of_the_decay(step):
     """One rounding in the gradient of a decay reached all earlier rows of its chunk, and the param's added them up."""
-    mixer = mixc.loads("mixer m(K, V) {\nin q[K], k[K], v[V], a, th[K]\nparam A\nstate S[K, V]\n"
-                       f"S = exp(-exp(A) * softplus(a){phase}) * S + k * v\nout o[V] = real(q @ S)\n}}")
-    cell = dict(length=257, size=4, heads="1", gates=1.0, dtype=torch.float32, rows="plain", start=True)
-    found = [f for seed in range(12) for f in cells.compare(mixer, cell, "torch", seed)]
-    assert max(f.error / f.bound for f in found if f.name == "dA") < 0.7
+    ins, body = STEPS[step].split("\n", 1)
+    mixer = mixc.loads(f"mixer m(K, V) {{\n{ins}\nin q[K], v[V]\nin k[K] where norm[K](k) <= 1\nparam A\n"
+                       f"state S[K, V]\n{body}\n}}")
+    cell = dict(length=130, size=7, heads="1", gates=1.0, dtype=torch.float32, rows="plain", start=True)
+    found = [f for seed in range(20) for f in cells.compare(mixer, cell, "torch", seed) if f.name == "dA"]
+    *most, _ = sorted(f.error / f.bound for f in found)  # without one whose terms may nearly cancel
+    assert most[10] < 0.05 and most[-1] < 0.7
