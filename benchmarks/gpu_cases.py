@@ -167,14 +167,11 @@ def _narrow(x: Tensor) -> Tensor:
     return x.detach().to(torch.complex64 if x.is_complex() else torch.float32)
 
 
-def _loop(path: Path, mixer: mixc.Mixer, shape: dict[str, int]) -> str | None:
-    """The step as a loop in fp64 that needs torch only; None where it looks back in time or counts tokens."""
+def _loop(path: Path, mixer: mixc.Mixer, shape: dict[str, int]) -> str:
+    """The step as a loop in fp64 that needs torch only."""
     sizes = {n: s for n, s in shape.items() if n not in ("B", "T", "H")}
     program, consts = mixer.specialise(sizes, {})
-    try:
-        text, constants, starts = loop_text(program, sizes, consts, torch.float64)
-    except NotImplementedError:
-        return None
+    text, constants, starts = loop_text(program, sizes, consts, torch.float64)
     torch.save({"constants": constants, "starts": starts}, path.with_suffix(".pt"))
     path.write_text("\n".join([f'"""The step of {mixer.__name__}, token by token."""', "import torch",
                                "import torch.nn.functional as F", "", "REAL = torch.float64", "", "", text]))

@@ -211,11 +211,10 @@ def check(root: Path, entry: dict[str, Any], device: str, tiny: bool) -> dict[st
             record(case["title"], dtype, lambda: check_case(module, entry, case, dtype, device))  # noqa: B023
         if case.get("initial_state") is not None:
             record(case["title"], "fp32", lambda: check_steps(modules[f"fp32 {case['size']}"], entry, case, device))  # noqa: B023
-    if entry["loop"]:
-        shape = entry["shapes"]["64"] if not tiny else entry["shapes"]["64"] | {"B": 1, "T": 33, "H": 1}
-        dtype = "fp32" if tiny else "bf16"
-        record("T={T} B={B} H={H}".format(**shape), dtype,
-               lambda: check_long(modules[f"{dtype} 64"], entry, folder, shape, device, dtype))
+    shape = entry["shapes"]["64"] if not tiny else entry["shapes"]["64"] | {"B": 1, "T": 33, "H": 1}
+    dtype = "fp32" if tiny else "bf16"
+    record("T={T} B={B} H={H}".format(**shape), dtype,
+           lambda: check_long(modules[f"{dtype} 64"], entry, folder, shape, device, dtype))
     if device == "cuda":  # so that the timings, which run alone, find every kernel compiled
         for size in entry["shapes"]:
             record(f"D={size} as timed", "bf16", lambda: warm(modules[f"bf16 {size}"], entry, size))  # noqa: B023

@@ -69,7 +69,6 @@ def ratio(got, want, floor=0.0):
 def compared(dtype):
     """Name, error, bound of every out and gradient."""
     torch.manual_seed(0)
-    start = {{n: torch.tensor(x) for n, x in STARTS.items()}}
     x, exact = [], []
     for _, role, *how, _ in ARGUMENTS:
         value = drawn(role, *how).to(DEVICE)
@@ -79,8 +78,9 @@ def compared(dtype):
         exact.append((wide if role == "in" else wide[None]).requires_grad_())
     o, _ = emitted.{function}(*x)
     outs = [o] if isinstance(o, torch.Tensor) else list(o)
-    states = [s.to(DEVICE, torch.complex128 if s.is_complex() else REAL).expand(SHAPE["B"], SHAPE["H"], *s.shape[2:])
-              for s in start.values()]
+    starts = [(torch.tensor(s), sizes) for s, sizes in STARTS.values()]
+    states = [s.to(DEVICE, torch.complex128 if s.is_complex() else REAL).expand(SHAPE["B"], SHAPE["H"], *sizes)
+              for s, sizes in starts]
     want = loop(*exact, *states)
     ends = [torch.randn_like(y) for y in outs]
     torch.autograd.backward(outs, ends)
@@ -111,22 +111,25 @@ if __name__ == "__main__":
 
 
 def check_script(step: Program, sizes: dict[str, int], consts: dict[str, float], file: str) -> str:
-    """The text of the script, for these sizes of dims (small ones: the loop runs token by token).
-
-    Raises:
-        NotImplementedError: the step has no loop in plain torch."""
+    """The text of the script, for these sizes of dims (small ones: the loop runs token by token)."""
     loop, constants, starts = loop_text(step, sizes, consts, torch.float64)
     arguments = []
     for d in (*step.ins, *step.params):
         lim = limits(d, sizes, consts)
         within = lim.low, lim.high, lim.norm, lim.over
         arguments.append((d.name, d.role, d.dims, d.kind == "complex", *within, is_gate(d)))
-    full = {n: s.expand(1, 1, *(sizes[x] for x in step.decl(n).dims)).tolist() for n, s in starts.items()}
+    begin = {n: (_entries(s), tuple(sizes[x] for x in step.decl(n).dims)) for n, s in starts.items()}
     return _SCRIPT.format(
         name=step.name, function=named(step).name, file=file,
-        rows=300, sizes=sizes, outs=[d.name for d in step.outs], starts=full, loop=loop,
+        rows=300, sizes=sizes, outs=[d.name for d in step.outs], starts=begin, loop=loop,
         arguments="[\n" + "".join(f"    {a!r},\n" for a in arguments) + "]",
         constants="".join(f"{n} = {_literal(x)}\n" for n, x in constants.items()))
+
+
+def _entries(x: Tensor) -> object:
+    """As lists; one number where all are the same."""
+    first = x.flatten()[0]
+    return first.item() if bool((x == first).all()) else x.tolist()
 
 
 def _literal(x: Tensor) -> str:

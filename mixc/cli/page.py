@@ -104,8 +104,8 @@ def _derived(step: Program) -> list[str]:
         forward = cell(real)
         kept = "the states of every token, and where the program is torch's the values that nothing gives cheaply."
         titles = "All tokens at once but for the loop over the state", "Its adjoint, from the last token to the first"
-    return [_section(titles[0], _math(equations(plain(forward)))),
-            _section(titles[1], _math(equations(plain(differentiate(forward)), adjoint=True))),
+    return [_section(titles[0], _math(equations(plain(forward, drop_live=True)))),
+            _section(titles[1], _math(equations(plain(differentiate(forward), drop_live=True), adjoint=True))),
             _section("What is kept for the backward", f"<p>{kept[0].upper() + kept[1:]}</p>")]
 
 

@@ -46,23 +46,18 @@ def compile_file(file: File, target: GPU = "h100", shape: ShapeText = None, dtyp
         return
     for w in written:
         screen.print(f"{w['path']}: {w['lines']} lines, {w['kernels']} kernels, for {gpu.title}", markup=False)
-        screen.print(f"python {w['check']} checks it where torch and triton are" if w["check"] else
-                     f"no script checks {w['mixer']}: its step has no loop in plain torch", markup=False)
+        screen.print(f"python {w['check']} checks it where torch and triton are", markup=False)
 
 
-def _check(m: Any, out: Path, shape: dict[str, int]) -> str | None:
-    """Writes the script that checks the module of that shape, at small sizes; None where plain torch has no loop."""
+def _check(m: Any, out: Path, shape: dict[str, int]) -> str:
+    """Writes the script that checks the module of that shape, at small sizes."""
     from mixc.cli.beside import check_script
     from mixc.runtime.draw import dim_sizes
 
     sizes = dim_sizes(m.declared, {n: shape[n] for n in m.unrolled if n in shape}, (24, 20, 3, 4))
     path = out / f"check_{m.__name__}.py"
-    try:
-        step, consts = m.specialise(sizes, {})
-        text = check_script(step, sizes, consts, path.name)
-    except NotImplementedError:
-        return None
-    path.write_text(text, encoding="utf-8")
+    step, consts = m.specialise(sizes, {})
+    path.write_text(check_script(step, sizes, consts, path.name), encoding="utf-8")
     return str(path)
 
 

@@ -92,8 +92,8 @@ def _runs(step: Program) -> list[str]:
             "- kept for the backward: the inputs" + ", and the state at the start of every chunk" * bool(step.states),
             "- decode: the step on one token",
             *(f"- `{k}` {line}" for k, (told, _) in kernel_lines(step).items() for line in told)]
-    return [*_formulas("One chunk of tokens", equations(plain(forward)), rows, ""),
-            *_formulas("Its adjoint, from the last chunk to the first", equations(plain(backward), "d")),
+    return [*_formulas("One chunk of tokens", equations(plain(forward, drop_live=True)), rows, ""),
+            *_formulas("Its adjoint, from the last chunk to the first", equations(plain(backward, drop_live=True), "d")),
             *_section("What runs", runs),
             *_section("Bytes and FLOPs of the products", _costs(forward, backward))]
 
@@ -158,6 +158,17 @@ def split(step: Program) -> list[tuple[str, str, Node]]:
 
     Kinds: "decay", "written" (an outer product), "low rank" (one that reads the state); of a scan "factor" and "added",
     or what it is moved by and joined with."""
+    from mixc.passes.classify import classify
+    from mixc.passes.simplify import PLAIN, rewrite
+
+    parts = classify(step).parts
+    if parts:
+        return [line for p in parts for line in split(p)]
+    found = _split(step)
+    return [(kind, s, n) for (kind, s, _), n in zip(found, rewrite([n for *_, n in found], PLAIN), strict=True)]
+
+
+def _split(step: Program) -> list[tuple[str, str, Node]]:
     from mixc.ir.ranges import proving
     from mixc.passes.block import block_rows
     from mixc.passes.classify import affine_forms, classify
@@ -165,9 +176,6 @@ def split(step: Program) -> list[tuple[str, str, Node]]:
     from mixc.passes.planes import is_complex, planes
     from mixc.passes.scan import scan_form
 
-    parts = classify(step).parts
-    if parts:
-        return [line for p in parts for line in split(p)]
     real = planes(context(step).program) if is_complex(step) else step
     if real is None:
         return []

@@ -12,7 +12,7 @@ after:  for (q, k, v, g) in zip(q.unbind(1), k.unbind(1), v.unbind(1), g.unbind(
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from mixc.codegen.expressions import Expressions
 from mixc.ir.evaluate import Env, evaluate, heads
 from mixc.ir.node import Node, postorder
-from mixc.ir.program import Program
+from mixc.ir.program import Decl, Program
 
 Tensor = torch.Tensor
 Loop = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
@@ -30,11 +30,7 @@ _VARYING = {"in", "param", "state", "pos", "lag", "window"}
 
 def eager_loop(program: Program, sizes: dict[str, int], consts: dict[str, float], H: int,
                dtype: torch.dtype = torch.float32) -> tuple[Loop, str]:
-    """A function from ins [B, T, G, ...] and params [G, ...] to outs [B, T, H, ...], and its text.
-
-    Raises:
-        NotImplementedError: a state starts at a param, or the step uses an op that has no text here.
-    """
+    """A function from ins [B, T, G, ...] and params [G, ...] to outs [B, T, H, ...], and its text."""
     text, constants, start = loop_text(program, sizes, consts, dtype)
     scope: dict[str, Any] = {"torch": torch, "F": F, "REAL": dtype, **constants}
     exec(compile(text, f"<eager loop of {program.name}>", "exec"), scope)  # our own text, names checked
@@ -52,7 +48,8 @@ def eager_loop(program: Program, sizes: dict[str, int], consts: dict[str, float]
 def loop_text(program: Program, sizes: dict[str, int], consts: dict[str, float], dtype: torch.dtype
               ) -> tuple[str, dict[str, Tensor], dict[str, Tensor]]:
     """The text of `loop(*ins, *params, *states)`, every tensor [B, ..., H, ...], params [1, H, ...], which gives a
-    list of outs; the constants it names (and torch, F, REAL: its dtype); and the initial states [1, 1, dims...]."""
+    list of outs; the constants it names (and torch, F, REAL: its dtype); and the initial states [1, 1, dims...], those
+    that read params being formed in the loop's first lines instead."""
     writer = Writer(program, sizes, consts, dtype)
     return writer.text(), writer.constants, _starts(program, sizes, consts, dtype)
 
@@ -61,12 +58,14 @@ def _starts(program: Program, sizes: dict[str, int], consts: dict[str, float], d
     """Initial states [1, 1, dims...]."""
     found = {}
     for d in program.states:
-        if d.init is not None and any(n.op == "param" for n in postorder([d.init])):
-            raise NotImplementedError(f"{d.name} starts at a param")
         kind = torch.promote_types(dtype, torch.complex64) if d.kind == "complex" else dtype
-        value = torch.zeros(()) if d.init is None else evaluate([d.init], _env(sizes, consts, dtype))[0]
+        value = torch.zeros(()) if d.init is None or _learned(d) else evaluate([d.init], _env(sizes, consts, dtype))[0]
         found[d.name] = value.to(kind).reshape(1, 1, *(value.shape[2:] or [1] * len(d.dims)))
     return found
+
+
+def _learned(d: Decl) -> bool:
+    return d.init is not None and any(n.op == "param" for n in postorder([d.init]))
 
 
 def _env(sizes: dict[str, int], consts: dict[str, float], dtype: torch.dtype) -> Env:
@@ -81,11 +80,12 @@ class Writer(Expressions):
         self.names: dict[Node, str] = {}
         self.varies: set[Node] = set()
 
-    def body(self) -> list[str]:
-        """The lines of one token; sets what they name and what varies."""
+    def body(self, first: Sequence[Node] = ()) -> list[str]:
+        """The lines of one token; sets what they name, what varies, and as `before` the lines of `first`, before the
+        loop."""
         p = self.p
         roots = [p.result("out", d.name) for d in p.outs] + [p.result("next", d.name) for d in p.states]
-        order = list(postorder(roots))
+        order = list(postorder([*first, *roots]))
         for node in order:
             if node.op in _VARYING or any(a in self.varies for a in node.args):
                 self.varies.add(node)
@@ -93,17 +93,23 @@ class Writer(Expressions):
         self.names |= {n: "pos_" for n in order if n.op == "pos"}
         looked = list(dict.fromkeys(n.args[0] for n in order if n.op in ("lag", "window")))
         self.past = {n: f"past{i}" for i, n in enumerate(looked)}
-        return self.lines([n for n in order if n in self.varies and n.args], roots)
+        order = [n for n in order if n in self.varies and n.args]
+        self.before = [self._line(n) for n in order if n in set(postorder(first))]
+        return self.lines([n for n in order if n not in self.names], roots)
 
     def lines(self, order: list[Node], roots: list[Node]) -> list[str]:
         return [self._line(n) for n in order]
 
     def text(self) -> str:
-        p, body = self.p, self.body()
+        p = self.p
+        starts = {d: d.init for d in p.states if d.init is not None and _learned(d)}
+        body = self.body(list(starts.values()))
         ins, states = [d.name for d in p.ins], [d.name for d in p.states]
         args = ", ".join(f"{n}_" for n in (*ins, *(d.name for d in p.params), *states))
         rows = ", ".join(f"{n}_.unbind(1)" for n in ins)
-        lines = [f"def loop({args}):", "    found = []", *(f"    {x} = []" for x in self.past.values()),
+        lines = [f"def loop({args}):", "    found = []", *(f"    {line}" for line in self.before),
+                 *(f"    {d.name}_ = {self.over(n, d.dims)}.expand_as({d.name}_)" for d, n in starts.items()),
+                 *(f"    {x} = []" for x in self.past.values()),
                  f"    for {', '.join(f'{n}_' for n in ins)}{',' if len(ins) == 1 else ''} in zip({rows}):",
                  *([f"        pos_ = torch.full((1, 1), float(len(found)), dtype=REAL, device={ins[0]}_.device)"] if "pos_" in self.names.values() else []),
                  *(f"        {line}" for line in body)]

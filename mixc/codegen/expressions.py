@@ -75,6 +75,11 @@ class Expressions:
             return f"torch.softmax({x}, {axes[0]})" if len(axes) == 1 else f"torch.exp({x} - torch.logsumexp({x}, {axes}, True))"
         if node.op in ("sum", "max", "min") and axes:
             return f"{x}.{dict(sum='sum', max='amax', min='amin')[node.op]}({axes})"
+        if node.op == "place":
+            dim, i = node.attr("dim"), node.attr("i")
+            at = node.dims.index(dim)
+            around = [0, 0] * (len(node.dims) - 1 - at) + [f"{i}", f"{self.size(dim)} - {i + 1}"]
+            return f"torch.nn.functional.pad({x}.unsqueeze({self.lead + at}), ({', '.join(map(str, around))}))"
         raise NotImplementedError(f"the step uses {node.op}")
 
     def _product(self, node: Node) -> str:

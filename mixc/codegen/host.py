@@ -48,7 +48,9 @@ def precision(dtype):
         return "interpret"
     if torch.version.hip:
         return "ieee"
-    return "tf32" if dtype != torch.float32 or torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+    matmul = torch.backends.cuda.matmul  # a torch that has the first setting fails on the second where the first was set
+    allowed = matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
+    return "tf32" if dtype != torch.float32 or allowed else "tf32x3"
 
 
 def operand(dtype, *summed):

@@ -34,7 +34,7 @@ def _of(e: ElementTree.Element) -> str:
     if tag in ("mi", "mn", "mo"):
         return _leaf(tag, text.strip())
     if tag == "mtext":
-        return rf"\text{{{_escaped(text)}}}"
+        return rf"\text{{{_escaped(text)}}}".replace("\u00a0", " ")
     if tag == "mspace":
         return _SPACES[e.attrib["width"]]
     if tag == "mtable":
@@ -42,7 +42,9 @@ def _of(e: ElementTree.Element) -> str:
     if tag == "munder":
         return f"{_of(parts[0])}_{{{_of(parts[1])}}}"
     if tag == "mover":
-        return rf"\hat{{{_of(parts[0])}}}" if parts[1].text == "^" else rf"\overline{{{_of(parts[0])}}}"
+        return rf"\hat{{{_of(parts[0])}}}"
+    if e.attrib.get("class") == "bar":
+        return rf"\overline{{{_row(parts)}}}"
     if tag == "mfrac":
         return rf"\frac{{{_of(parts[0])}}}{{{_of(parts[1])}}}"
     if tag == "msqrt":

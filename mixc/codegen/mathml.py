@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from html import escape
 
 from mixc.codegen.notation import is_held
-from mixc.ir.build import is_number
+from mixc.ir.build import is_number, number
 from mixc.ir.node import COL, ROW, Node, postorder
 from mixc.ir.program import Program
 
@@ -23,6 +23,7 @@ _SIGNS = {"sigmoid": "σ", "real": "Re", "imag": "Im", "maximum": "max", "minimu
 _BEFORE = {"incl": "≤", "strict": "&lt;", "excl": "&lt;", "diag": "="}
 WIDE = 900  # characters of MathML: a longer sum is broken into a line a term
 SUM, PRODUCT, ATOM = 0, 1, 2
+SPACE = "<mspace width='0.15em'/>"  # between factors
 Letters = Mapping[str, str]
 
 
@@ -119,6 +120,8 @@ class Mathematics:
                 sign, n = -sign, n.args[0]
             elif n.op == "mul" and any(is_number(a, -1.0) for a in n.args):
                 sign, n = -sign, n.args[is_number(n.args[0], -1.0)]
+            elif _negative(n):
+                sign, n = -sign, number(-n.attr("value"))
             elif n.op in _SILENT:
                 n = n.args[0]
             else:
@@ -138,10 +141,10 @@ class Mathematics:
             text = "".join(self._signed(i, *p) for i, p in enumerate(parts))
             return _brackets(text) if tight > SUM and (len(parts) > 1 or parts[0][0] < 0) else f"<mrow>{text}</mrow>"
         if n.op in ("mul", "guard"):
-            text = "<mspace width='0.15em'/>".join(self._value(a, at, PRODUCT) for a in n.args)
+            text = SPACE.join(self._value(a, at, PRODUCT) for a in n.args)
             return _brackets(text) if tight > PRODUCT else f"<mrow>{text}</mrow>"
         if not n.args:
-            return self._leaf(n, at)
+            return _brackets(self._leaf(n, at)) if _negative(n) and tight > SUM else self._leaf(n, at)
         rule = getattr(self, f"_{n.op}", None)
         text = rule(n, at) if rule else self._function(n, at)
         return _brackets(text) if tight > PRODUCT and n.op in ("contract", "sum", "cumsum") else text
@@ -206,7 +209,7 @@ class Mathematics:
         for d in over:
             inner[d] = self._bound(d, inner)
         below = _o(",").join(name(inner[d]) for d in over)
-        return _over(sign, below, "".join(self._value(a, inner, PRODUCT) for a in args) + more)
+        return _over(sign, below, SPACE.join(self._value(a, inner, PRODUCT) for a in args) + more)
 
     def _running(self, n: Node, at: Letters, sign: str) -> str:
         t = at.get(ROW, "t")
@@ -278,7 +281,7 @@ class Mathematics:
         L, y = n.args
         power = "<mo>−</mo>" + ("<mi>⊤</mi>" if n.attr("transposed") else "<mn>1</mn>")
         inner = {d: c for d, c in at.items() if d not in (ROW, COL)}
-        body = f"<mi>I</mi>{_o('+')}{self._value(L, inner, SUM)}"
+        body = "<mi>I</mi>" + "".join(self._signed(1, *p) for p in self._parts(L, inner, 1))
         return f"<mrow><msup>{_brackets(body)}<mrow>{power}</mrow></msup>{self._value(y, at, ATOM)}</mrow>"
 
     def _div(self, n: Node, at: Letters) -> str:
@@ -318,7 +321,7 @@ class Mathematics:
         if is_held(n):
             return f"<mrow>{name('max')}{_brackets(_o(',').join(self._value(x, at, SUM) for x in n.args[1:]))}</mrow>"
         condition, a, b = (self._value(x, at, SUM) for x in n.args)
-        rows = f"<mtr><mtd>{a}</mtd><mtd><mtext>where </mtext>{condition}</mtd></mtr><mtr><mtd>{b}</mtd><mtd><mtext>" \
+        rows = f"<mtr><mtd>{a}</mtd><mtd><mtext>where&#160;</mtext>{condition}</mtd></mtr><mtr><mtd>{b}</mtd><mtd><mtext>" \
                "else</mtext></mtd></mtr>"
         return f"<mrow><mo>{{</mo><mtable>{rows}</mtable></mrow>"
 
@@ -336,7 +339,7 @@ class Mathematics:
         if n.op == "scan":
             a, b, s = (self._value(x, {}, PRODUCT) for x in n.args)
             combine = n.attr("combine")
-            moved = a + (_o("+") if combine.endswith("+") else "<mspace width='0.15em'/>") + h
+            moved = a + (_o("+") if combine.endswith("+") else SPACE) + h if not is_number(n.args[0], 0.0) else h
             joined = moved + _o("+") + b if combine == "affine" else name(
                 {"log": "logaddexp"}.get(combine[:3], combine[:3])) + _brackets(moved + _o(",") + b)
             return f"{joined}{_o(',')}<mspace width='1em'/>{start}{_o('=')}{s}"
@@ -357,12 +360,17 @@ def prime(text: str) -> str:
     return f"<mrow>{name(text[:-1])}<mo>′</mo></mrow>" if text.endswith("'") else name(text)
 
 
+def _negative(n: Node) -> bool:
+    return is_number(n) and n.kind == "real" and n.attr("value") < 0
+
+
 def _shown(n: Node) -> Node:
     return _shown(n.args[0]) if n.op in _SILENT else n
 
 
 def bar(x: str) -> str:
-    return f'<mover accent="true">{x}<mo stretchy="true">‾</mo></mover>'
+    """A border: where no font has bars that stretch, browsers draw an accent inside the letter."""
+    return f'<mrow class="bar" style="border-top:.06em solid;padding-top:.1em">{x}</mrow>'
 
 
 def equations(p: Program, adjoint: bool = False) -> list[str]:

@@ -77,7 +77,8 @@ class Spelling:
             a, b = self.text(n.args[0], level), self.text(n.args[1], level + 1)
             return f"({a}{sign}{b})" if level < tight else f"{a}{sign}{b}"
         if n.op == "neg":
-            return f"-{self.text(n.args[0], 3)}"
+            text = f"-{self.text(n.args[0], 2)}"
+            return f"({text})" if tight > (2 if n.args[0].op in ("mul", "div") else 3) else text
         if n.op in ("pow", "ipow"):
             text = f"{self.text(n.args[0], 4)} ** {self.text(n.args[1], 3) if n.op == 'pow' else n.attr('n')}"
             return f"({text})" if tight > 3 else text
@@ -95,7 +96,7 @@ class Spelling:
             return f"maximum({self.text(n.args[1])}, {self.text(n.args[2])})"
         args = ", ".join(self.text(a) for a in n.args)
         if n.op == "solve":
-            args = f"I + {args}"
+            args = f"I - {args[1:]}" if args[0] == "-" else f"I + {args}"
         if "over" in dict(n.attrs):
             return f"{n.op}[{', '.join(map(dim_name, n.attr('over')))}]({args})"
         more = "".join(f", {k}={dim_name(v) if isinstance(v, str) else v}" for k, v in n.attrs if v is not False)

@@ -43,10 +43,11 @@ def simplify(program: Program, drop_live: bool = False, finite: bool = False) ->
     return program.with_values(roots)
 
 
-def plain(program: Program) -> Program:
-    """The program without numbers and signs that say nothing, as a person would write it."""
+def plain(program: Program, drop_live: bool = False) -> Program:
+    """The program without numbers and signs that say nothing, as a person would write it; `drop_live`: of a whole
+    chunk."""
     program = without_tangents(program)
-    return program.with_values(rewrite(program.values(), PLAIN))
+    return program.with_values(rewrite(program.values(), (*PLAIN, all_rows_live) if drop_live else PLAIN))
 
 
 def rewrite(roots: Iterable[Node], rules: tuple[Rule, ...]) -> list[Node]:
@@ -262,11 +263,47 @@ def number_out_of_contract(n: Node) -> Node | None:
     return None
 
 
+def number_of_any_order(n: Node) -> Node | None:
+    """1 * x = x, and a number repeated is a number, though the order of dims changes: for readers, who go by names"""
+    new = None
+    if n.op == "mul":
+        new = next((expand(x, n.dims) for x, c in (n.args, n.args[::-1])
+                    if is_number(c.args[0] if c.op == "expand" else c, 1.0) and x.kind == n.kind), None)
+    if new is None and OPS[n.op].elementwise and len(n.args) > 1:
+        args = [a.args[0] if a.op == "expand" and is_number(a.args[0]) else a for a in n.args]
+        new = make(n.op, *args, span=n.span, **dict(n.attrs)) if args != list(n.args) else None
+    return new if new is not None and {*new.dims} == {*n.dims} else None
+
+
+def sign_in_front(n: Node) -> Node | None:
+    """x * (-y) = -(x * y),  x @ (-2 * y) = -(x @ (2 * y)),  -(x - y) = y - x,  -x + y = y - x,  -x - y = -(x + y)"""
+    a = n.args
+    new = None
+    if n.op == "neg" and a[0].op == "sub":
+        new = a[0].args[1] - a[0].args[0]
+    elif n.op == "add" and a[0].op == "neg":
+        new = a[1] - a[0].args[0]
+    elif n.op == "sub" and a[0].op == "neg":
+        new = -(a[0].args[0] + a[1])
+    elif n.op in _LINEAR and not n.attr("fill"):
+        for i in _LINEAR[n.op]:
+            if a[i].op == "neg" or (is_number(a[i]) and a[i].kind == "real" and a[i].attr("value") < 0):
+                inner = a[i].args[0] if a[i].op == "neg" else number(-a[i].attr("value"))
+                new = -make(n.op, *[inner if j == i else x for j, x in enumerate(a)], **dict(n.attrs))
+    return new if new is not None and new.dims == n.dims else None
+
+
+# by op, the arguments that it is linear in
+_LINEAR = {"mul": (0, 1), "guard": (0, 1), "div": (0, 1), "contract": (0, 1), "span_contract": (0, 1),
+           "solve": (1,), "expand": (0,), "live": (0,),
+           **dict.fromkeys(("sum", "cumsum", "mask", "rename", "pick", "crossing"), (0,))}
+
 RULES: tuple[Rule, ...] = (live_twice, mask_twice, neutral, two_signs, fold_numbers, expanded_operand, sum_of_expanded,
                            sum_of_product, branches_meet, rename_twice)
 
 # of a derivative that was formed by rules, so that it reads as a person would have written it
-PLAIN: tuple[Rule, ...] = (neutral, two_signs, numbers_meet, fold_numbers, expanded_operand)
+PLAIN: tuple[Rule, ...] = (neutral, number_of_any_order, two_signs, numbers_meet, fold_numbers, expanded_operand,
+                           rename_twice, sign_in_front)
 
 
 # ---------------------------------------------------------------- one rule on the whole program

@@ -11,14 +11,20 @@ from matplotlib.mathtext import MathTextParser
 
 import mixc
 from mixc.cli.page import page
+from mixc.codegen import derivation
+from mixc.codegen.derivation import lowered, split
 from mixc.codegen.latex import latex
-from mixc.codegen.mathml import equations
+from mixc.codegen.mathml import equations, written
+from mixc.codegen.notation import Spelling
 from mixc.ir.node import make
 from mixc.ir.program import Result
+from mixc.passes.cell import cell
 from mixc.passes.chunk import chunk
-from mixc.passes.classify import classify
+from mixc.passes.classify import classify, parts_of
 from mixc.passes.differentiate import differentiate
 from mixc.passes.planes import is_complex, planes
+from mixc.passes.simplify import plain
+from mixc.runtime.load import shipped
 from mixc.targets import find
 from tests.build import scalar_decay
 
@@ -76,6 +82,42 @@ def test_an_index_that_a_sum_binds_is_not_the_row_around_it() -> None:
     assert line.startswith("yt=∑r𝟙t&lt;r∑") and "t&lt;j≤rgj" in line, line
 
 
+OUTER = """mixer mine(K, V) {
+    in q[K], v[V], eta, lam where lam <= 0
+    in k[K] where norm[K](k) <= 1
+    state S[V, K]
+    keep = exp(lam) * S
+    S = keep - eta * k * (keep @ k) + eta * k * v
+    out y[V] = S @ q
+}
+"""
+
+
+@pytest.mark.parametrize("name", [*sorted(shipped()), "mine"])
+def test_no_sign_stands_before_a_sign(name) -> None:
+    """Derivation by rules leaves `I + -(-1 * x)`, and a factor -1 that reads as a difference."""
+    step = (mixc.loads(OUTER) if name == "mine" else mixc.load(name)).declared
+    made, lines = split(step), [Spelling({}, whole=True).text(n) for *_, n in split(step)]
+    formulas = written(step, [(f"<mi>{kind}</mi>", n) for kind, _, n in made])
+    for p in map(lowered, parts_of(step)):
+        forward = cell(p) if any(g.form == "sequential" for g in classify(p).groups) else chunk(classify(p))
+        for q in (forward, differentiate(forward)):
+            q = plain(q, drop_live=True)
+            lines += derivation.equations(q)
+            formulas += equations(q)
+    for line in lines:
+        assert not re.search(r"[-+] -|-\(-|\b1\[|\* -?1\b(?![.e])|(?<![\w.])-?1 \* ", line), line
+    for formula in formulas:
+        shown = words(formula.replace("<msqrt>", "<mi>r</mi>"))
+        assert not re.search("[−+]−|0[+]u|[a-z)]−1(?=[a-zη∑])(?!.*(I|t−1))", shown), shown
+
+
+def test_bars_are_wider_than_a_letter_and_overlines_in_latex() -> None:
+    """A glyph for a bar is drawn inside the letter where the font has none that stretches."""
+    *_, line = equations(differentiate(chunk(classify(scalar_decay("log")))), adjoint=True)
+    assert "border-top" in line and latex(line).startswith(r"\overline{n} = \overline{n'}")
+
+
 def _only(step, value):
     return replace(step, results=(Result("out", "y", value),))
 
@@ -100,5 +142,5 @@ def test_latex_is_what_others_parse(spec) -> None:
 
 def test_latex_of_the_delta_rule() -> None:
     lines = [latex(f) for f in equations(mixc.load("delta_rule").declared)]
-    assert lines[-1].startswith("o = ") and r"\sum_{K} q S'" in lines[-1]
-    assert lines[0] == r"S' = S - \beta \, \left(\sum_{K} k S - v\right) \, k"
+    assert lines[-1].startswith("o = ") and r"\sum_{K} q \, S'" in lines[-1]
+    assert lines[0] == r"S' = S - \beta \, \left(\sum_{K} k \, S - v\right) \, k"

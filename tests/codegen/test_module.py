@@ -125,3 +125,21 @@ def test_what_programs_share_is_counted_once(kind):
         outs.append([y.grad for y in x.values()])
     for want, got in zip(*outs, strict=True):
         close(got, want.double())
+
+
+def test_tf32_is_what_either_setting_of_torch_allows():
+    """torch refuses to read `allow_tf32` once `fp32_precision` was set."""
+    text = mixc.load("simple_gla").emit()
+    names = {"torch": torch, "INTERPRETED": False}
+    exec(text[text.index("def precision("):text.index("def operand(")], names)
+    matmul, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.fp32_precision
+    try:
+        for setting, want in (("tf32", "tf32"), ("ieee", "tf32x3")):
+            matmul.fp32_precision = setting
+            assert names["precision"](torch.float32) == want
+        matmul.allow_tf32 = True
+        assert names["precision"](torch.float32) == "tf32"
+        matmul.allow_tf32 = False
+        assert names["precision"](torch.bfloat16) == "tf32"
+    finally:
+        matmul.fp32_precision = before

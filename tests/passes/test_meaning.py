@@ -21,7 +21,7 @@ from mixc.passes.chunk import chunk
 from mixc.passes.classify import classify
 from mixc.passes.differentiate import differentiate
 from mixc.passes.planes import is_complex
-from mixc.passes.simplify import simplify
+from mixc.passes.simplify import plain, simplify
 from mixc.runtime import agree, arguments, backends, context, planes
 from mixc.runtime.call import Call
 from mixc.runtime.load import shipped
@@ -134,13 +134,19 @@ def simplified(step: Program) -> tuple[Program, Program | None]:
     return simplify(forward), simplify(backward)
 
 
+def explained(step: Program) -> tuple[Program, Program | None]:
+    forward, backward = differentiated(step)
+    assert backward is not None
+    return plain(forward), plain(backward)
+
+
 def prepared(step: Program) -> tuple[Program, Program | None]:
     forward, backward = differentiated(step)
     assert backward is not None
     return prepare(forward, partial=True), prepare(backward, partial=True)
 
 
-@pytest.mark.parametrize("rung", [chunked, differentiated, simplified, prepared], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("rung", [chunked, differentiated, simplified, explained, prepared], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("name", DERIVED)
 def test_means_the_same(name, rung):
     mixer = mixc.load(name)
