@@ -2,7 +2,7 @@
 
 The hash proposes a matching.  Here both specs are given the same fresh inputs under it, near 1 and from 1e-3 to 1e3,
 until every decision of both (comparison, `where`, clamp, maximum, ...) has been seen to fall on each of its sides.
-What never shows both sides is not confirmed.
+What never shows both sides is not confirmed; and where the sides meet, both must agree before and behind (`borders`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mixc.hashing.borders import borders, values_at
 from mixc.hashing.canonical import Canonical
 from mixc.hashing.dd import DD
 from mixc.hashing.evaluate import BATCH, align
@@ -61,27 +62,71 @@ def same_function(a: Mixer, b: Mixer) -> Matching | None:
 def _confirmed(*specs: tuple[Mixer, Canonical]) -> bool:
     seen = [Decisions(), Decisions()]
     for n, (sizes, T, probes, real) in enumerate(ROUNDS):
-        found = []
-        for (mixer, order), decisions in zip(specs, seen, strict=True):
-            found.append(_values(mixer, order, sizes, T, probes, real, f"confirm {n}", decisions))
-        if found[0] != found[1]:
+        trials = [Trial(*spec, sizes, T, decisions, real) for spec, decisions in zip(specs, seen, strict=True)]
+        first, second = (t.values(probes, f"confirm {n}") for t in trials)
+        if first != second:
             return False
         if n >= 2 and not any(d.open() for d in seen):
-            return True
+            return _agree_at_borders(specs, seen)
     return False
 
 
-def _values(mixer: Mixer, order: Canonical, sizes: Sequence[int], T: int, probes: Sequence[Probe], real: Any,
-            seed: str, decisions: Decisions) -> list[bytes]:
-    dims = {d.name: d for d in mixer.declared.dims}
-    view = View(elaborate_of(mixer), [dims[n] for n in order.dims], sizes, T, patient=real is DD)
-    if real is DD and not view.sees_all:
-        decisions.sides["a lag too far to be seen"] = set()
-    rank = {d.name: i for i, d in enumerate(order.entities)}
-    values = view.evaluate([[rank[d.name] for d in view.entities]], probes, real, seed,
-                           decisions.of(view.tokens.outs.values(), view.tokens.next.values(),
-                                        view.tokens.inits.values(), [lag.of for lag in view.tokens.lags]))[0]
-    return [v for _, v in sorted((rank[d.name], v) for d, v in zip(view.entities, values, strict=True))]
+def _agree_at_borders(specs: Sequence[tuple[Mixer, Canonical]], seen: Sequence[Decisions]) -> bool:
+    """Do both agree on either side of the borders of all decisions of both?"""
+    left = [set(d.sides) - d.fixed for d in seen]
+    for n, (sizes, T, probes, real) in enumerate((ROUNDS[0], ROUNDS[1])):
+        if not any(left):
+            break
+        trials = [Trial(*spec, sizes, T, decisions, real) for spec, decisions in zip(specs, seen, strict=True)]
+        for own, trial in enumerate(trials):
+            lanes, settled = borders(trial.view, trial.colours, probes, f"border {n}", trial.decided)
+            left[own] -= settled
+            for points in lanes:
+                first, second = (t.sorted(values_at(t.view, t.colours, probes, f"border {n}", points, real))
+                                 for t in trials)
+                if first != second:
+                    return False
+    return not any(left)
+
+
+class Trial:
+    """A spec at some sizes, its names in the order under which both are compared."""
+
+    def __init__(self, mixer: Mixer, order: Canonical, sizes: Sequence[int], T: int, decisions: Decisions, real: Any):
+        dims = {d.name: d for d in mixer.declared.dims}
+        self.view = View(elaborate_of(mixer), [dims[n] for n in order.dims], sizes, T, patient=real is DD)
+        if real is DD and not self.view.sees_all:
+            decisions.sides["a lag too far to be seen"] = set()
+        rank = {d.name: i for i, d in enumerate(order.entities)}
+        self.real, self.decisions, self.colours = real, decisions, [rank[d.name] for d in self.view.entities]
+        tokens = self.view.tokens
+        self.nodes = _spellings([*tokens.outs.values(), *tokens.next.values(), *tokens.inits.values(),
+                                 *(lag.of for lag in tokens.lags)])
+        for n, spelling in self.nodes.items():
+            decisions.sides.setdefault(spelling, set())
+            by = n.args[:1] if n.op == "where" else n.args
+            if all(x.op in ("number", "size", "index") for x in postorder(by) if not x.args):
+                decisions.fixed.add(spelling)
+
+    def values(self, probes: Sequence[Probe], seed: str) -> list[bytes]:
+        """What leaves by every name; notes which sides of decisions are seen."""
+        return self.sorted(self.view.evaluate([self.colours], probes, self.real, seed, self._watch)[0])
+
+    def sorted(self, values: Sequence[bytes]) -> list[bytes]:
+        return [v for _, v in sorted(zip(self.colours, values, strict=True))]
+
+    def decided(self, n: Node, args: list[Value]) -> tuple[str, tuple[Any, ...]] | None:
+        """Which decision of the spec itself (and not of its derivative) a node is, and what is on each of its sides."""
+        if n not in self.nodes:
+            return None
+        wide = [align(a, x.dims, _union(n)) for a, x in zip(args, n.args, strict=True)]
+        return self.nodes[n], _DECIDING[n.op](n, *wide)
+
+    def _watch(self, n: Node, args: list[Value]) -> None:
+        found = self.decided(n, args)
+        for i, side in enumerate(found[1] if found else ()):
+            if np.any(side):
+                self.decisions.sides[found[0]].add(i)  # type: ignore[index]
 
 
 # ---------------------------------------------------------------- decisions
@@ -92,20 +137,7 @@ class Decisions:
     Told apart by how they are spelled: another size of a loop makes other nodes."""
 
     sides: dict[str, set[int]] = field(default_factory=dict)
-
-    def of(self, *roots: Any) -> Callable[[Node, list[Value]], None]:
-        """A watch for `evaluate`, over the nodes of the spec itself (and not of its derivative)."""
-        nodes = _spellings([r for group in roots for r in group])
-        for spelling in nodes.values():
-            self.sides.setdefault(spelling, set())
-
-        def watch(n: Node, args: list[Value]) -> None:
-            if n in nodes:
-                wide = [align(a, x.dims, _union(n)) for a, x in zip(args, n.args, strict=True)]
-                for i, side in enumerate(SIDES[n.op](n, *wide)):
-                    if np.any(side):
-                        self.sides[nodes[n]].add(i)
-        return watch
+    fixed: set[str] = field(default_factory=set)  # those that depend on indices alone: all that they say is seen
 
     def open(self) -> list[str]:
         """Decisions that have not been seen on every side."""
@@ -122,7 +154,7 @@ def _spellings(roots: list[Node]) -> dict[Node, str]:
     for n in postorder(roots):
         attrs = [(k, v) for k, v in n.attrs if k != "i"]
         digests[n] = hashlib.sha256(repr((n.op, attrs, n.dims, [digests[a] for a in n.args])).encode()).hexdigest()
-    return {n: f"{n.op} {d}" for n, d in digests.items() if n.op in SIDES}
+    return {n: f"{n.op} {d}" for n, d in digests.items() if n.op in _DECIDING}
 
 
 def _signs(n: Node, x: Value) -> tuple[Any, Any]:
@@ -167,3 +199,5 @@ SIDES: dict[str, Callable[..., tuple[Any, ...]]] = {
     "max": _winner,
     "min": _winner,
 }
+
+_DECIDING = {**SIDES, **dict.fromkeys(("mod", "floordiv"), lambda n, a, b: _truth(n, a.lt(b)))}

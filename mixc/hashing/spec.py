@@ -38,7 +38,7 @@ class Probe:
 
 PROBES = (Probe(True, False, 0), Probe(False, True, 5), Probe(True, True, 70, (0.0, 1.0)))
 # Far from 1, where clamp(x, -50, 50) is not x; for `mp`, as 1 - sigmoid(150) has 65 zeros behind the point
-FAR = (Probe(True, False, 0, (2.0, 2.0)), Probe(False, True, 1000, (1.5, 2.0)), Probe(True, True, 3, (-2.0, 2.0)))
+FAR = (Probe(True, False, 0, (2.0, 2.0)), Probe(False, True, 10_000_019, (1.5, 2.0)), Probe(True, True, 3, (-2.0, 2.0)))
 
 
 class View:
@@ -86,14 +86,17 @@ class View:
     def evaluate(self, colourings: Sequence[Sequence[int]], probes: Sequence[Probe] = PROBES, real: Any = DD,
                  seed: str = "", watch: Callable[[Node, list[Value]], None] | None = None) -> list[list[bytes]]:
         """By colouring and entity: a digest of all that leaves by it, entities of one colour being given one value."""
-        ports = self._ports(colourings, probes, real, seed)
         fresh = np.array([p.fresh for _ in colourings for p in probes])
+        return self.digests(self.ports(colourings, probes, real, seed), fresh, real, len(colourings), watch)
+
+    def digests(self, ports: Ports, fresh: Array, real: Any, parts: int = 1,
+                watch: Callable[[Node, list[Value]], None] | None = None) -> list[list[bytes]]:
+        """The same for what `ports` draws; of as many parts of the probes, one after another."""
         results = self.tokens.run(ports, self.T, fresh, real, watch)
-        P = len(probes)
+        P = len(fresh) // parts
         with np.errstate(all="ignore"):
             quantised = {port: _quantised(self._canonical(port, v), len(fresh)) for port, v in results.items()}
-        return [[self._digest(d, quantised, slice(i * P, (i + 1) * P)) for d in self.entities]
-                for i in range(len(colourings))]
+        return [[self._digest(d, quantised, slice(i * P, (i + 1) * P)) for d in self.entities] for i in range(parts)]
 
     def _digest(self, d: Decl, results: dict[Port, list[Array]], probes: slice) -> bytes:
         h = hashlib.sha256()
@@ -102,7 +105,8 @@ class View:
                 h.update(np.ascontiguousarray(x[probes]).tobytes())
         return h.digest()
 
-    def _ports(self, colourings: Sequence[Sequence[int]], probes: Sequence[Probe], real: Any, seed: str) -> Ports:
+    def ports(self, colourings: Sequence[Sequence[int]], probes: Sequence[Probe], real: Any, seed: str) -> Ports:
+        """What enters by every name, probe after probe."""
         ports: Ports = {}
         for i, d in enumerate(self.entities):
             roles = {"out": ("out",), "state": ("state", "next")}.get(d.role, (d.role,))

@@ -76,6 +76,12 @@ class Tokens:
             return _Run(self, ports, T, np.asarray(fresh), real, watch).results()
 
 
+    def watched(self, ports: Ports, T: int, fresh: Any, real: Any, watch: Callable[[Node, list[Value]], None]) -> None:
+        """`watch` is called with every node and its arguments' values, forward."""
+        with np.errstate(all="ignore"):
+            _Run(self, ports, T, np.asarray(fresh), real, watch).forward()
+
+
 def _without_lags(program: Program, sizes: Mapping[str, int]) -> tuple[list[Node], list[Lag]]:
     """Outs and next states that read leaves instead of lags; the lags, inner ones first."""
     values = [program.result("out", d.name) for d in program.outs]
@@ -122,7 +128,7 @@ class _Run:
         self.sums: dict[Node, Value] = {}
 
     def results(self) -> Ports:
-        states = self._forward()
+        states = self.forward()
         found: Ports = {("out", d.name): self._full(self.plan.outs[d.name], d) for d in self.program.outs}
         found |= {("next", name): s for name, s in states.items()}
         start = self._backward()
@@ -156,7 +162,7 @@ class _Run:
         return rearrange(x, lambda a: np.broadcast_to(a, (a.shape[0], self.T, *a.shape[BATCH:])))
 
     # ------------------------------------------------------------ forward
-    def _forward(self) -> dict[str, Value]:
+    def forward(self) -> dict[str, Value]:
         """Fills `known` with every value of all tokens; the final states."""
         for lag in self.plan.lags:
             (x,) = evaluate([lag.of], self.env, self.known)

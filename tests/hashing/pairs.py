@@ -189,4 +189,6 @@ NEAR: list[tuple[str, str, str]] = [
     ("an exponent's const for its number", point("x ** n", consts="const n = 2"), point("x ** 2")),
     ("a clamp far out", point("x + y"), point("clamp(x, -50, 50) + y")),
     ("softplus with a threshold", point("softplus(x)"), point("where(x > 20, x, softplus(x))")),
+    ("positions taken by another number", point("x * (pos % 5000)"), point("x * (pos % 5001)")),
+    ("positions divided by another number", point("x * (pos // 4096)"), point("x * (pos // 4095)")),
 ]

@@ -36,10 +36,24 @@ def test_near_misses_are_not(a: str, b: str) -> None:
 
 
 @pytest.mark.parametrize("body, other", [
+    ("where(x > 0.5, x, y)", "where(x > 0.5003, x, y)"), ("where(pos < 100, x, y)", "where(pos < 101, x, y)"),
+    ("where(x * y > 0.1 and x > y, x, y)", "where(x * y > 0.1 and x > y + 0.0001, x, y)"),
+])
+def test_borders_are_where_they_were(body: str, other: str) -> None:
+    """Probes at random fall on the same sides of both."""
+    a, b = mixc.loads(point(body)), mixc.loads(point(other))
+    assert a.hash == b.hash
+    assert same_function(a, b) is None
+    assert same_function(b, mixc.loads(point(other.replace(">", "- 0 >")))) is not None
+
+
+@pytest.mark.parametrize("body, other", [
     ("where(x > 1e6, y, x)", "x"),  # no probe comes so far: the hash cannot tell, and nothing is shared
     ("clamp(x, -1e5, 1e5) + y", "x + y"),
     ("where(x == 0.5, y, x * y)", "x * y"),
     ("where(index[D] > 30, x, y)", "y + 0 * x"),
+    ("x * (index[D] % 10)", "x * (index[D] % 11)"),
+    ("x * (pos // 100_000_000)".replace("_", ""), "0 * x"),
 ])
 def test_what_cannot_be_driven_is_not_shared(body: str, other: str) -> None:
     a, b = mixc.loads(point(body)), mixc.loads(point(other))
