@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from mixc.autotune import cache
 from mixc.codegen.config import Config, Tile
-from mixc.errors import InputError
+from mixc.errors import InputError, SpecError
+from mixc.hashing.confirm import same_function
 from mixc.hashing.identity import canonical_of
 from mixc.ir.program import Program
 from mixc.ir.text import print_program
@@ -23,7 +24,7 @@ from mixc.targets import Target
 if TYPE_CHECKING:
     from mixc.runtime.mixer import Mixer
 
-FORM = "mixc config 2"
+FORM = "mixc config 3"
 LOG = logging.getLogger("mixc")
 SHORT = 64  # tokens: up to here a sequence is a chunk or two
 
@@ -34,6 +35,7 @@ class Tuned:
 
     mixer: str
     hash: str
+    spec: str  # its text: what a hash proposes is confirmed
     target: str
     dtype: str
     dims: dict[str, int]
@@ -68,31 +70,56 @@ class Tuned:
 
         Raises:
             InputError: it was made for something else."""
-        made = self.named_for(mixer) if mixer.hash == self.hash else self
-        made.refuse(mixer, target, {**made.shape, **(shape or {})}, dtype)
+        made = self.named_for(mixer)
+        if made is None:
+            raise _made_for("mixer", self.mixer, mixer.__name__)
+        made.refuse(target, {**made.shape, **(shape or {})}, dtype)
         return made.config
 
-    def named_for(self, mixer: Mixer) -> Tuned:
-        """The same for a mixer of the same hash, whose dims may have other names."""
-        own = dict(zip(self.dims, canonical_of(mixer).dims, strict=True))
+    def named_for(self, mixer: Mixer) -> Tuned | None:
+        """The same for a mixer that is the same function, whose dims may have other names; else None."""
+        own = self._dims_of(mixer)
+        if own is None:
+            return None
         dims, shape = ({own.get(d, d): size for d, size in of.items()} for of in (self.dims, self.shape))
         return replace(self._tiles_named(own), mixer=mixer.__name__, dims=dims, shape=shape)
+
+    def _dims_of(self, mixer: Mixer) -> Mapping[str, str] | None:
+        from mixc.runtime.load import from_text
+
+        if self.hash != mixer.hash:
+            return None
+        if self.spec == _spec(mixer):
+            return {d: d for d in self.dims}
+        try:
+            other = from_text(self.spec, "<cache>", self.mixer)
+        except SpecError:  # a part of a step has no text
+            return None
+        found = same_function(other, mixer)
+        return found.dims if found is not None else None
 
     def _tiles_named(self, to: Mapping[str, str]) -> Tuned:
         launches = [{**r, "tile": Tile.of(r["tile"]).named(to).as_dict()} for r in self.launches]
         return replace(self, launches=launches, config=self.config.named(to))
 
-    def refuse(self, mixer: Mixer, target: Target, sizes: Mapping[str, int], dtype: str) -> None:
+    def refuse(self, target: Target, sizes: Mapping[str, int], dtype: str) -> None:
         """Raises:
             InputError: it was made for something else; the message says for what."""
-        own: dict[str, tuple[Any, Any]] = {
-            "mixer": (self.hash, mixer.hash), "target": (self.target, target.name), "dtype": (self.dtype, dtype)}
+        own: dict[str, tuple[Any, Any]] = {"target": (self.target, target.name), "dtype": (self.dtype, dtype)}
         own |= {f"dim {d}": (n, sizes.get(d, n)) for d, n in self.dims.items()}
         own["shape"] = (self.bucket, bucket(sizes, target))
         for what, (made, asked) in own.items():
             if made != asked:
-                made, asked = (self.mixer, mixer.__name__) if what == "mixer" else (made, asked)
-                raise InputError(f"this config was made for another {what}: {made}, and not {asked}; tune again")
+                raise _made_for(what, made, asked)
+
+
+def _made_for(what: str, made: object, asked: object) -> InputError:
+    return InputError(f"this config was made for another {what}: {made}, and not {asked}; tune again")
+
+
+def _spec(mixer: Mixer) -> str:
+    """Its text; of a part of a step, which has none, its program."""
+    return print_program(mixer.declared) if mixer.made_from_program else mixer.text
 
 
 def bucket(sizes: Mapping[str, int], target: Target) -> str:
@@ -107,7 +134,7 @@ def key_of(mixer: Mixer, target: Target, sizes: Mapping[str, int], dtype: str) -
     it, and the rest. No length is in it, only the bucket."""
     from mixc.targets import form
 
-    return {"mixer": mixer.hash, "dims": list(_sizes(mixer, sizes).values()), "target": target.name,
+    return {"form": FORM, "mixer": mixer.hash, "dims": list(_sizes(mixer, sizes).values()), "target": target.name,
             "limits": cache.digest(form(target))[:16], "dtype": dtype, "bucket": bucket(sizes, target),
             "versions": cache.versions()}
 
@@ -126,14 +153,26 @@ def tuned(mixer: Mixer, target: Target, sizes: Mapping[str, int], dtype: str, *,
     Raises:
         SpecError: the mixer has no kernels.
         InputError: no candidate compiled well, or none is feasible."""
-    key = key_of(mixer, target, sizes, dtype) | ({"cut": cut} if cut else {})
-    found = None if fresh else cache.get(key)
-    if found is not None:
-        return Tuned.of(found).named_for(mixer), cache.path_of(key), True
+    key, found = _kept(mixer, key_of(mixer, target, sizes, dtype) | ({"cut": cut} if cut else {}))
+    if found is not None and not fresh:
+        return found, cache.path_of(key), True
     made = _make(mixer, mixer.declared, key, target, sizes, advance=advance, **options)
     if not made.stopped:
         cache.put(key, made.as_dict())
     return made, cache.path_of(key), False
+
+
+def _kept(mixer: Mixer, key: dict[str, Any]) -> tuple[dict[str, Any], Tuned | None]:
+    """Where a result is kept, and the result.
+
+    One of the same hash that is not certain to be of the same function stays where it is: this one has a place of its
+    own."""
+    for own in (key, key | {"spec": cache.digest(_spec(mixer))}):
+        found = cache.get(own)
+        named = Tuned.of(found).named_for(mixer) if found is not None else None
+        if found is None or named is not None:
+            break
+    return own, named
 
 
 def _make(mixer: Mixer, step: Program, key: Mapping[str, Any], target: Target, sizes: Mapping[str, int],
@@ -143,8 +182,9 @@ def _make(mixer: Mixer, step: Program, key: Mapping[str, Any], target: Target, s
     schedule = schedule_of(step, target, sizes, key["dtype"], key.get("cut", ""))
     result = schedule.tune(**options)
     launches = [row(c, result) for tried in result.tried.values() for c in tried]
-    made = Tuned(mixer.__name__, key["mixer"], target.name, key["dtype"], _sizes(mixer, sizes), key["bucket"],
-                 dict(sizes), result.config, launches, result.seconds, result.stopped, False, cache.versions())
+    made = Tuned(mixer.__name__, key["mixer"], _spec(mixer), target.name, key["dtype"], _sizes(mixer, sizes),
+                 key["bucket"], dict(sizes), result.config, launches, result.seconds, result.stopped, False,
+                 cache.versions())
     return made._tiles_named({inner: outer for outer, inner in schedule.module.own.items()})
 
 
@@ -158,9 +198,9 @@ def first(mixer: Mixer, step: Program, target: Target, sizes: Mapping[str, int],
     Args:
         step: of the mixer, as it is for these sizes and consts."""
     key = key_of(mixer, target, sizes, dtype)
-    found = cache.get(key) if step == mixer.declared else None
-    if found is not None:
-        return Tuned.of(found).named_for(mixer).config
+    named = _kept(mixer, key)[1] if step == mixer.declared else None
+    if named is not None:
+        return named.config
     key |= {"search": "first", "step": cache.digest(print_program(step))}
     found = cache.get(key)
     if found is None:

@@ -261,6 +261,11 @@ class Mixer:
         return describe.representation(self.declared)
 
     @property
+    def made_from_program(self) -> bool:
+        """A part of a step: it has no text."""
+        return isinstance(self._spec, Program)
+
+    @property
     def text(self) -> str:
         """The spec as `.mix` text: as it was written, or what says the same as its Python function."""
         if isinstance(self._spec, Program):

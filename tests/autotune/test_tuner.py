@@ -296,6 +296,24 @@ def test_specs_that_are_one_function_share_a_result(compiler: list[Job], tmp_pat
     assert renamed.emit(config=tmp_path / "gla.json") == renamed.emit(config=made.config)
 
 
+def test_nothing_is_shared_on_a_hash_alone(compiler: list[Job], tmp_path: Path) -> None:
+    """Probes fall on the same sides of both; each has a place of its own in the cache."""
+    text = """mixer m(K, V) {
+        in q[K], k[K], v[V], f
+        state S[K, V]
+        S = where(f > 0.5, 0.9, 0.1) * S + k * v
+        out o[V] = q @ S
+    }"""
+    one, other = mixc.loads(text), mixc.loads(text.replace("0.5", "0.5003"))
+    assert one.hash == other.hash
+    found = [tuned.tuned(m, find("h100"), SIZES, "bf16", best=2) for m in (one, other, other, one)]
+    assert [f[2] for f in found] == [False, False, True, True]
+    assert found[0][1] == found[3][1] != found[1][1] == found[2][1]
+    tuned.write(tmp_path / "one.json", found[0][0])
+    with pytest.raises(mixc.InputError, match="another mixer"):
+        other.emit(config=tmp_path / "one.json")
+
+
 def test_command(compiler: list[Job], tmp_path: Path) -> None:
     out, run = tmp_path / "o.json", CliRunner()
     command = ["tune", "simple_gla", "--shape", "B=8,T=2048,H=16,K=64,V=64", "--best", "2", "-o", str(out)]
