@@ -219,7 +219,7 @@ class KernelWriter:
             return 0.0 if len(n.dims) < 2 else 0.5 if n not in held and (not n.args or n in tiles.operands) else 1.0
         def within(n: Node) -> float:
             """The factors of four levels, and what they multiply."""
-            return 6.0 * numbers(n.args[2].dims, nominal) if n.op == "span_contract" else 0.0
+            return 6.0 * numbers(n.args[-1].dims, nominal) if n.op in ("span_contract", "span_crossing") else 0.0
         nominal = nominal_sizes(self.launch)
         def wide(n: Node) -> bool | None:
             """Has the product that a statement forms more columns than rows, where those are few (16 or 32 tokens)?"""

@@ -308,6 +308,10 @@ class Mathematics:
     def _abs(self, n: Node, at: Letters) -> str:
         return self._between("|", n, at)
 
+    def _log_size(self, n: Node, at: Letters) -> str:
+        least = "<msup><mn>2</mn><mn>−60</mn></msup>"
+        return "<mi>log</mi><mi>max</mi>" + _brackets(self._abs(n, at) + _o(",") + least)
+
     def _norm(self, n: Node, at: Letters) -> str:
         return _sub(self._between("‖", n, at), [name(d) for d in n.attr("over")])
 

@@ -95,6 +95,8 @@ class Spelling:
         if is_held(n):
             return f"maximum({self.text(n.args[1])}, {self.text(n.args[2])})"
         args = ", ".join(self.text(a) for a in n.args)
+        if n.op == "log_size":
+            return f"log(maximum(abs({args}), 2 ** -60))"
         if n.op == "solve":
             args = f"I - {args[1:]}" if args[0] == "-" else f"I + {args}"
         if "over" in dict(n.attrs):

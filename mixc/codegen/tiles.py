@@ -18,7 +18,13 @@ from mixc.codegen.notation import is_decay
 from mixc.codegen.operands import added, dot_axes, entrywise, only_operands, operand_of, sharp, worked_out
 from mixc.codegen.triton_reduce import batched_code, extremum_code, softmax_code
 from mixc.codegen.triton_scan import component_name, is_factor_behind, pick_code, previous_code, rows_before, scan_code
-from mixc.codegen.triton_span import running_sum_code, solve_code, span_contract_code, unit_inverse_code
+from mixc.codegen.triton_span import (
+    running_sum_code,
+    solve_code,
+    span_contract_code,
+    span_crossing_code,
+    unit_inverse_code,
+)
 from mixc.errors import Diagnostic, SpecError
 from mixc.ir.blocks import PART
 from mixc.ir.launch import feature_dims
@@ -117,7 +123,7 @@ class Tiles:
         self.operand = operand_of(nodes)
         self.operands = only_operands(nodes, roots) if self.operand == "OPERAND" else set()
         self.names: dict[Node, str] = {}
-        self.spans = Counter((n.args[2], n.attr("reach")) for n in nodes if n.op == "span_contract")
+        self.spans = Counter((n.args[-1], n.attr("reach")) for n in nodes if n.op in ("span_contract", "span_crossing"))
         self.spanned: dict[tuple[Node, Node, str], list[Node]] = defaultdict(list)  # by matrix, logs of decays and reach
         for n in nodes:
             if n.op == "span_contract":
@@ -324,6 +330,9 @@ class Tiles:
         if found is None:
             raise refuse("a product under a vector decay of this shape", node)
         return found
+
+    def _span_crossing(self, node: Node) -> str:
+        return span_crossing_code(self, node)
 
     def _unit_inverse(self, node: Node) -> str:
         return unit_inverse_code(self, node)

@@ -58,6 +58,17 @@ def span_contract_code(tiles: Tiles, node: Node) -> str | None:
     return f"{name}({matrix}, {_bare(tiles, z, (COL if row == ROW else ROW, d))}, {_decays(tiles, node, d)}, {tiles.operand}, PRECISION)"
 
 
+def span_crossing_code(tiles: Tiles, node: Node) -> str:
+    from mixc.passes.lower import rows_of
+
+    found, (d, *_) = rows_of(node), feature_dims(node)
+    if found is None:
+        raise _refuse("what spans a row, of tensors of these shapes", node)
+    A, x, y = found
+    return (f"span_between({tiles.whole(A, (ROW, COL))}, {_bare(tiles, x, (ROW, d))}, {_bare(tiles, y, (COL, d))}, "
+            f"{_decays(tiles, node, d)}, {node.attr('reach') == 'excl'}, {tiles.operand}, PRECISION)")
+
+
 def _bare(tiles: Tiles, node: Node, order: tuple[str, str]) -> str:
     """The tile, one that was loaded in the dtype of its tensor: half the registers until it meets its factor."""
     from mixc.codegen.tiles import axes_of, zero_padded
@@ -78,7 +89,7 @@ def _applied(node: Node, d: str) -> tuple[Node, Node, str] | None:
 
 def _decays(tiles: Tiles, node: Node, d: str) -> str:
     """Logs of decays, or where several products are under the same ones their factors, formed once."""
-    g, reach = key = node.args[2], node.attr("reach")
+    g, reach = key = node.args[-1], node.attr("reach")
     if tiles.spans[key] == 1:
         return f"{tiles.whole(g, (ROW, d))}, rows, {reach!r}"
     if key not in tiles.factors:
@@ -128,7 +139,8 @@ def exact(a, b, PRECISION: tl.constexpr):
 @triton.jit
 def among(t, s, WHICH: tl.constexpr, level):
     """Whether the sum for row t takes row s. "to_cut": the rows between t and the cut of its block of 2 << level rows,
-    t's own among them if it lies behind the cut ("to_cut_excl": not even then)."""
+    t's own among them if it lies behind the cut ("to_cut_excl": not even then). "half": the rows of its half of the block
+    that the cut is not between, the other way round."""
     if WHICH == "earlier":
         return t > s
     if WHICH == "earlier_and_own":
@@ -146,6 +158,9 @@ def among(t, s, WHICH: tl.constexpr, level):
         return s > t
     if WHICH == "later_and_own_again":
         return s >= t
+    if WHICH == "half" or WHICH == "half_excl":
+        after = s > t if WHICH == "half_excl" else s >= t
+        return ((t >> level) == (s >> level)) & tl.where(((t >> level) & 1) == 1, after, s < t)
     cut = ((t >> level) | 1) << level
     if WHICH == "to_cut":
         return ((s >= cut) & (s <= t)) | ((s > t) & (s < cut))
@@ -374,6 +389,30 @@ def span_apply_both(A, x, y, g, rows, REACH: tl.constexpr, OPERAND: tl.constexpr
         found = factor * dot(both, tl.where(later, x, y) * factor, OPERAND, PRECISION)
         out, back = out + tl.where(later, found, 0.0), back + tl.where(later, 0.0, found)
     return out, back
+
+
+@triton.jit
+def span_between(A, x, y, g, rows, REACH: tl.constexpr, EXCL: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """[j, D]: sum over t >= j > s (EXCL: t > j) of A[t, s] x[t] y[s] exp(g[s+1] + ... + g[t]) (EXCL: to g[t-1])."""
+    C: tl.constexpr = y.shape[0]
+    D: tl.constexpr = y.shape[1]
+    MORE: tl.constexpr = (C > 16) + (C > 32) + (C > 64)
+    WIDE: tl.constexpr = tl.float32 if OPERAND == tl.float16 else OPERAND  # decays down to 2^-60
+    WHICH: tl.constexpr = "half_excl" if EXCL else "half"
+    later, apart = low_blocks(rows)
+    both = tl.where(apart, tl.where(later, A[None], tl.trans(A)[None]), 0.0)
+    factors = low_tiles(g, rows, REACH, PRECISION)
+    low = by_level(dot(both, to_low_cuts(x, y, factors, rows, WIDE), WIDE, PRECISION))
+    between = tl.zeros([C, D], tl.float32)
+    for level in tl.static_range(0, 4):
+        own = tl.where(in_later(rows, level), x, y) * factors[level] * low[level]
+        between += sum_of_rows(own, rows, WHICH, PRECISION, level)
+    for level in tl.static_range(4, 4 + MORE):
+        later, apart, factor = blocks(g, rows, level, REACH, PRECISION)
+        z = tl.where(later, x, y) * factor
+        both = tl.where(apart, tl.where(later, A, tl.trans(A)), 0.0)
+        between += sum_of_rows(z * dot(both, z, WIDE, PRECISION), rows, WHICH, PRECISION, level)
+    return between
 
 
 @triton.jit

@@ -321,6 +321,8 @@ RULES: dict[str, Callable[[Node, Node], Cotangents]] = {
     "cos": _unary(lambda x, y: -make("sin", x)),
     "tanh": _unary(lambda x, y: 1.0 - y * y),
     "sigmoid": _unary(lambda x, y: y * (1.0 - y)),
+    "log_size": lambda n, c: (c * where(make("lt", n.args[0], number(0)), -1.0, 1.0) / make(
+        "maximum", make("abs", n.args[0]), number(2.0 ** -60)),),
     "logsigmoid": _unary(lambda x, y: _sigmoid(-x)),
     "softplus": _unary(lambda x, y: _sigmoid(x)),
     "relu": lambda n, c: (where(make("lt", number(0), n.args[0]), c, 0.0),),

@@ -197,6 +197,8 @@ OPS: dict[str, Op] = {
     "cos": _ew(1, "torch.cos({0})", "tl.cos({0})", "cosine"),
     "tanh": _ew(1, "torch.tanh({0})", "tanh({0})", "hyperbolic tangent"),
     "sigmoid": _ew(1, "torch.sigmoid({0})", "tl.sigmoid({0})", "1 / (1 + exp(-x))"),
+    "log_size": _ew(1, "torch.log({0}.abs().clamp_min(2.0 ** -60))", f"tl.log(tl.maximum(tl.abs({{0}}), {2.0 ** -60}))",
+                    "log(max(|x|, 2^-60)); its gradient is that of a size, also at 0"),
     "logsigmoid": _ew(1, "F.logsigmoid({0})", "logsigmoid({0})", "log(sigmoid(x))"),
     "softplus": _ew(1, "F.softplus({0})", "softplus({0})", "log(1 + exp(x))"),
     "relu": _ew(1, "torch.relu({0})", "tl.maximum({0}, 0.0)", "max(x, 0)"),

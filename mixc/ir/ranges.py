@@ -244,6 +244,10 @@ def _number(n: Node, a: list[Interval]) -> Interval:
     return ANY if isinstance(v, complex) else Interval(v, v, math.isinf(v))
 
 
+def _log(x: float) -> float:
+    return math.log(x) if 0 < x < INF else -INF if x <= 0 else INF
+
+
 RULES: dict[str, Callable[[Node, list[Interval]], Interval]] = {
     "number": _number,
     "size": lambda n, a: Interval(1.0, INF),
@@ -261,7 +265,8 @@ RULES: dict[str, Callable[[Node, list[Interval]], Interval]] = {
     "logsigmoid": _monotone(lambda x: -_softplus(-x), finite_at_minus_inf=False, top_infinite=False),
     "tanh": _monotone(math.tanh),
     "relu": _monotone(lambda x: max(x, 0.0)),
-    "log": _monotone(lambda x: math.log(x) if 0 < x < INF else -INF if x <= 0 else INF, finite_at_minus_inf=False),
+    "log": _monotone(_log, finite_at_minus_inf=False),
+    "log_size": lambda n, a: Interval(-60 * math.log(2), _log(max(-a[0].low, a[0].high))),
     "abs": _abs,
     "square": _square,
     "norm": _norm,

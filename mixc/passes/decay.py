@@ -4,8 +4,10 @@ A separable decay is a product of parts, each the same for the whole state or di
 With d_j the part at row j, a chunk needs four things: the product over rows s+1..t for every
 pair (t, s), over all rows up to t, over all rows after s, and over the whole chunk.  In the log
 they are sums and every exponent is formed as a sum over its own span, so nothing cancels; a
-decay given as a number is multiplied out, so that 0, signs and growth are exact, and its gradient is
-formed without dividing by it (`derivatives._segprod`).
+decay given as a number, the same for the whole state, is multiplied out, so that 0, signs and growth are exact, and its
+gradient is formed without dividing by it (`derivatives._segprod`).  Products of vectors for all pairs of rows would be
+dear: one of size 1 at most is exp(log_size(d)) times its sign, where log_size takes a 0 for 2^-60.  Each term of the
+gradient of log_size(d) has d as a factor, and none cancels (`span_crossing`), so that it may be divided by d.
 
 A complex decay exp(a + i b) is the decay exp(a) and a turn: with B the running sum of b within the chunk, the factor
 from s to t is exp(i B[t]) exp(-i B[s]), of modulus 1, and goes with what is read and with what is written.  One that is
@@ -140,6 +142,20 @@ class Turn(Part):
 
 
 @dataclass(frozen=True)
+class Sign(Turn):
+    """The same for a sign a row: where there is a -1, `negative` is 1."""
+
+    negative: Node | None = None
+
+    def _by(self, sums: Callable[[Node], Node]) -> Node:
+        assert self.negative is not None
+        return 1.0 - 2.0 * make("mod", sums(self.negative), number(2))
+
+    def back(self) -> Node:
+        return self.up_to(False)
+
+
+@dataclass(frozen=True)
 class Decay:
     """The parts of a decay over a chunk."""
 
@@ -151,6 +167,7 @@ class Decay:
         logs: dict[Dims, Node] = {}
         values: dict[Dims, Node] = {}
         turns: dict[Dims, Node] = {}
+        signs: dict[Dims, Node] = {}
         for f in factors:
             own = tuple(d for d in f.dims if d in dims)
             g: Node | None = log_of(f)
@@ -164,6 +181,11 @@ class Decay:
                 f, turn = _polar(*lift.planes(f))
                 if turn is not None:
                     turns[own] = turns[own] + turn if own in turns else turn
+            if g is None and own and _at_most_one(f):
+                g = make("log_size", f)
+                if bounds(f).low < 0:
+                    negative = make("stop_gradient", where(make("lt", f, number(0)), 1.0, 0.0))
+                    signs[own] = signs[own] + negative if own in signs else negative
             side, x = (values, f) if g is None else (logs, g)
             side[own] = (x if own not in side else side[own] * x if g is None else side[own] + x)
         if () in logs and len(logs) > 1:  # what is the same for all joins what is not
@@ -172,7 +194,8 @@ class Decay:
         rows = {d: make("live", _by_rows(lift(x)), fill=1.0) for d, x in values.items()}
         return Decay((*(Part(d, log=_log_rows(lift(g))) for d, g in logs.items()),
                       *(Part(d, value=x) for d, x in rows.items()),
-                      *(Turn(d, phase=make("live", expand(lift(x), (ROW,)), fill=0.0)) for d, x in turns.items())))
+                      *(Turn(d, phase=make("live", expand(lift(x), (ROW,)), fill=0.0)) for d, x in turns.items()),
+                      *(Sign(d, negative=make("live", _by_rows(lift(x)), fill=0.0)) for d, x in signs.items())))
 
     def along(self, dims: Iterable[str]) -> Decay:
         """The parts that differ along one of `dims`."""
@@ -284,6 +307,11 @@ class Decay:
 
     def _dims(self) -> Dims:
         return tuple(dict.fromkeys(d for p in self.parts for d in p.dims))
+
+
+def _at_most_one(f: Node) -> bool:
+    """Is it a real number of size 1 at most, so that what is left of its log after a chunk does not grow?"""
+    return f.kind == "real" and bounds(f).low >= -1 and bounds(f).high <= 1
 
 
 def _polar(re: Node | None, im: Node | None) -> tuple[Node, Node | None]:

@@ -9,7 +9,7 @@ Forward and backward then share the inverse, and the factors of every decay.
 from __future__ import annotations
 
 from mixc.ir.blocks import component
-from mixc.ir.build import at_col, contract, cumsum, expand, make, number, rename, total
+from mixc.ir.build import at_col, contract, cumsum, exp, expand, make, number, rename, total
 from mixc.ir.launch import feature_dims
 from mixc.ir.node import COL, ROW, Node, postorder, substitute
 from mixc.ir.program import Program
@@ -68,7 +68,7 @@ def crossing_by_triangle(n: Node) -> Node | None:
 def span_crossing_by_rows(n: Node) -> Node | None:
     """What the rows t >= j take less what the rows s >= j gave, each with its own gradient: what lies behind j cancels,
     and one rounding reaches every earlier row (Yang et al. 2024, arXiv 2312.06635)."""
-    if n.op != "span_crossing":
+    if n.op != "span_crossing" or of_numbers(n):
         return None
     x, y, c, g = n.args
     reach = n.attr("reach")
@@ -84,20 +84,36 @@ def span_crossing_by_rows(n: Node) -> Node | None:
     return both - later if reach == "excl" else both
 
 
+def span_crossing_by_pairs(n: Node) -> Node | None:
+    """With the decays of all pairs of rows, where the logs are of numbers, by which what cancels cannot be divided. (Of
+    matrices and vectors it is formed by levels.)"""
+    if n.op != "span_crossing" or not of_numbers(n) or rows_of(n):
+        return None
+    x, y, c, g = n.args
+    pairs = x * y * c * exp(make("segsum", g, reach=n.attr("reach")))
+    pairs = total(pairs, [d for d in pairs.dims if d not in (ROW, COL, *g.dims)])
+    return make("crossing", pairs, reach="excl" if n.attr("reach") == "excl" else "incl")
+
+
+def of_numbers(n: Node) -> bool:
+    """Are the decays of a product given as numbers?"""
+    return any(x.op == "log_size" for x in postorder(n.args[-1:]))
+
+
 RULES = (solve_by_inverse, span_by_factors, crossing_by_triangle)
 
 
 def with_crossings(roots: list[Node]) -> list[Node]:
     """`roots` with every `span_crossing` formed together with the gradients whose products with their values it sums:
-    by levels, where nothing cancels.  Of tensors that are no matrices it is formed of these."""
-    while (n := next((n for n in postorder(roots) if n.op == "span_crossing" and _rows_of(n)), None)) is not None:
+    by levels, where nothing cancels."""
+    while (n := next((n for n in postorder(roots) if n.op == "span_crossing" and rows_of(n)), None)) is not None:
         roots = substitute(roots, _by_levels(n, roots))
-    return rewrite(roots, (span_crossing_by_rows,))
+    return rewrite(roots, (span_crossing_by_pairs, span_crossing_by_rows))
 
 
 def _by_levels(n: Node, roots: list[Node]) -> dict[Node, Node]:
     """What becomes of a crossing, and of the products that come with it."""
-    values = _rows_of(n)
+    values = rows_of(n)
     assert values is not None
     A, x, y = values
     g, reach, before = n.args[3], n.attr("reach"), set(postorder(values))
@@ -112,7 +128,7 @@ def _by_levels(n: Node, roots: list[Node]) -> dict[Node, Node]:
     return found
 
 
-def _rows_of(n: Node) -> tuple[Node, Node, Node] | None:
+def rows_of(n: Node) -> tuple[Node, Node, Node] | None:
     """The values of a crossing, if they are a matrix [t, s], vectors of rows t and vectors of rows s."""
     *values, g = n.args
     by_rows = {frozenset({ROW, COL} & {*x.dims}): x for x in values}
@@ -128,5 +144,5 @@ def with_inverses(program: Program) -> Program:
     """The program with inverses, but decays whole: kernels form the factors of a level where they use them."""
     program = without_tangents(program)
     with proving(program):
-        program = program.with_values(rewrite(program.values(), (span_crossing_by_rows,)))
+        program = program.with_values(rewrite(program.values(), (span_crossing_by_pairs, span_crossing_by_rows)))
         return program.with_values(rewrite(simplify(program).values(), (solve_by_inverse,)))
