@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 
 from mixc.errors import Diagnostic, SpecError
@@ -21,7 +22,7 @@ from mixc.frontend.syntax import (
     expressions,
     spelled,
 )
-from mixc.ir.node import Node, make, number, postorder
+from mixc.ir.node import Node, make, number, postorder, reading
 from mixc.ir.program import Decl, Program, Result
 
 MAX_STEPS = 20_000  # lines after unrolling
@@ -67,7 +68,8 @@ def _elaborated(mixer: MixerSyntax, sizes: Mapping[str, int], consts: Mapping[st
     while True:  # a state is complex when anything assigned to it is: at most once more a state
         walk = _Walk(Scope(mixer, sizes, consts, complex_states, marking))
         try:
-            program = walk.run()
+            with reading() as said:
+                program = walk.run()
         except RecursionError:
             raise SpecError(Diagnostic("MX226", f"an expression of {mixer.name} is nested too deeply", mixer.span,
                                        "give parts of it names")) from None
@@ -75,7 +77,8 @@ def _elaborated(mixer: MixerSyntax, sizes: Mapping[str, int], consts: Mapping[st
         if errors:
             raise SpecError(sorted(errors, key=lambda d: (d.span.line, d.span.column) if d.span else (0, 0)))
         if walk.complex_states <= complex_states:
-            return program, walk.scope
+            spans = tuple((n, n.span) for n in postorder(program.values()) if n in said and n.span is not None)
+            return replace(program, spans=spans), walk.scope
         complex_states |= walk.complex_states
 
 
@@ -100,9 +103,8 @@ class _Walk:
         names = [*(("out", o) for o in self.outs), *(("next", d.name) for d in states)]
         results = tuple(Result(role, n, v) for (role, n), v in zip(names, values, strict=True))
         notes = (*mixer.notes, *(d for d in scope.found if d.level == "note"))
-        spans = tuple((n, n.span) for n in postorder(values) if n.span is not None and n.span.source is mixer.source)
         return Program("step", mixer.name, tuple(scope.dims.values()), tuple(scope.decls.values()), results,
-                       doc=mixer.doc, notes=notes, source=mixer.source, spans=spans)
+                       doc=mixer.doc, notes=notes, source=mixer.source)
 
     def lines(self, body: tuple[Statement, ...]) -> None:
         for s in body:

@@ -9,6 +9,8 @@ says where in the user's text it came from and is no part of its identity.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
@@ -80,6 +82,7 @@ class Node:
         return make("neg", self)
 
 
+_reading: ContextVar[set[Node] | None] = ContextVar("reading", default=None)
 _interned: WeakValueDictionary[tuple[Any, ...], Node] = WeakValueDictionary()
 
 
@@ -103,9 +106,21 @@ def make(op: str, *args: Node, span: Span | None = None, **attrs: Any) -> Node:
         dims = row.dims(args, attrs)
         found = Node(op, args, items, dims, row.kind(args, attrs), span)
         _interned[key] = found
-    elif span is not None and (found.span is None or found.span.source is not span.source):
-        place(found, span)  # said before in another text: messages are about the one read last
+    if span is not None and (here := _reading.get()) is not None and found not in here:
+        here.add(found)
+        place(found, span)  # perhaps said before, in another spec: messages are about the one read last
     return found
+
+
+@contextmanager
+def reading() -> Iterator[set[Node]]:
+    """While a spec is read: nodes stand where it says them first; those that it says."""
+    said: set[Node] = set()
+    token = _reading.set(said)
+    try:
+        yield said
+    finally:
+        _reading.reset(token)
 
 
 def place(node: Node, span: Span) -> None:

@@ -29,3 +29,5 @@ def test_spans_are_those_of_the_text_that_is_asked():
     second = mixc.loads("mixer m(D, E = D) {\n" + body)
     third = pickle.loads(pickle.dumps(first))
     assert "(line 7)" in first.why["h"] and "(line 5)" in second.why["h"] and "(line 7)" in third.why["h"]
+    both = "".join(f"mixer {n}(D, E = D) {{\n{body}\n" for n in "ab")
+    assert "(line 5)" in mixc.loads(both, "a").why["h"] and "(line 12)" in mixc.loads(both, "b").why["h"]
