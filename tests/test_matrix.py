@@ -24,13 +24,7 @@ KERNELS = [n for n in NAMES if backends.has_chunk_program(load(n))]
 
 
 # what is known to fail, and why: strict, so that what is mended shows
-KNOWN = {
-    **dict.fromkeys(("linear_attention_normalised-64-33-2-10.0-bfloat16-mask-False",
-                     "linear_attention_normalised-16-100-1-0.1-bfloat16-mask-False",
-                     "norm_attention-65-5-2/1-zero-bfloat16-reverse-False"),
-        "dq 1.1e-2 to 2.5e-2 for 8e-3, on kernels: a row of S less what is along the out, nearly equal where many rows "
-        "are averaged, and formed of operands in bf16"),
-}
+KNOWN: dict[str, str] = {}
 
 
 def kernels(name):

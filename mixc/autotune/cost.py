@@ -230,7 +230,7 @@ class LaunchModel:
             kept = 4 if name in self.kernel.launch.exact else shape.operand
             return ceil_div(shape.T, self.names["SEGMENT"]) * (sequences * shape.of(dims) * kept)
         if name in self.kernel.given:
-            return term(rows * shape.of(self.kernel.given[name]) * shape.operand)
+            return term(rows * shape.of(self.kernel.given[name]) * self._value(name))
         for store in self.kernel.launch.stores:
             if store.name == name:
                 count = rows if store.kind == "rows" else self.groups() * self.pieces() * shape.H
@@ -251,7 +251,8 @@ class LaunchModel:
     def _value(self, name: str) -> int:
         """Bytes of a value of a tensor, or of its gradient: what parts hand to each other is in fp32."""
         decl = self._decl(name)
-        return 4 if decl is not None and decl.exact else self.shape.operand
+        exact = decl.exact if decl is not None else name in self.kernel.launch.in_fp32()
+        return 4 if exact else self.shape.operand
 
     def bytes(self) -> Term:
         """Distinct bytes loaded and stored by the launch."""

@@ -71,7 +71,7 @@ class KernelWriter:
                  *(c.name for c in launch.carries), *(s.name for s in launch.stores),
                  *("d" + d.name for d in self.program.decls), *(n.attr("name") for n in nodes if n.op == "saved")}
         self.header = tuple(d.name for d in self.program.dims)
-        self.tiles = Tiles(self._emit, self._leaf, taken, launch.body(), launch.roots(), self.header)
+        self.tiles = Tiles(self._emit, self._leaf, taken, launch.body(), launch.roots(), self.header, launch.fine)
         self.whole, self.ends = "seq", launch.carries  # what its loop is over, and what has an initial and a final value there
         self.row, self.held = "row", "held"  # the chunk's first row, and its rows that there are
         self.by_rows = launch.loop not in ("tokens", "cells")
@@ -169,7 +169,7 @@ class KernelWriter:
     def _replay(self, names: dict[str, str]) -> None:
         """One chunk on, for the states of `starts`."""
         launch, outer = self.launch, self.tiles
-        inner = Tiles(self._emit, self._leaf, (), list(postorder(launch.replay)), list(launch.replay), self.header)
+        inner = Tiles(self._emit, self._leaf, (), list(postorder(launch.replay)), list(launch.replay), self.header, launch.fine)
         inner.taken, inner.rows = outer.taken, outer.rows
         self.tiles, self.row, self.held = inner, "past_row", "rows"
         inner.names = {self.program.decl(s).leaf(): names[s] for s in launch.starts}

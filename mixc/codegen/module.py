@@ -243,6 +243,8 @@ class Module:
 
     def _room(self, s: Store) -> str:
         """Room for rows that are handed on: never in fp16, whose range they may leave."""
+        if any(s.name in launch.in_fp32() for launch in self.launches.values()):
+            return f"{s.name} = torch.empty({shape('B, T, H', s.dims)}, dtype=torch.float32, device=device)"
         dtype = f"torch.float32 if {self._out_dtype()} == torch.float16 else {self._out_dtype()}" if s.dims else "torch.float32"
         return f"{s.name} = torch.empty({shape('B, T, H', s.dims)}, dtype={dtype}, device=device)"
 

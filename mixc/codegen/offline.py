@@ -56,10 +56,14 @@ def gpu(target: str) -> Any:
 
 def signature(kernel: Kernel, dtype: str) -> dict[str, str]:
     """The type of every runtime argument: tensors of the spec in `dtype`, states in fp32."""
+    fine = kernel.launch.in_fp32()
+
     def kind(a: str) -> str:
         if a in ("starts", "lengths", "segment_at", "piece_of"):
             return "constexpr"
         if a.endswith("_starts") and a.removesuffix("_starts") in kernel.launch.exact:
+            return "*fp32"
+        if a.removesuffix("_ptr") in fine:
             return "*fp32"
         if a.endswith(("_ptr", "_starts", "_ends", "_kept")):
             return f"*{dtype}"

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from mixc.ir.launch import feature_dims
-from mixc.ir.node import ALIASES, Node, source
+from mixc.ir.node import ALIASES, ROW, Node, depends, source
 from mixc.ir.ops import OPS
 
 
@@ -22,6 +22,18 @@ def dot_axes(node: Node) -> tuple[str, str] | None:
 def sharp(node: Node) -> bool:
     """A product of ways from row to row: what is rounded in one is wrong for all that passes it."""
     return all(not feature_dims(a) for a in node.args)
+
+
+def fine_products(nodes: list[Node]) -> set[Node]:
+    """Of a launch that is `fine` the products that states and outs are formed by, and those of the cotangent of an out
+    with what the out was formed of: they meet in a small difference.  What is summed over the tokens that read is not
+    theirs."""
+    linear = depends(nodes, [n for n in nodes if n.op == "cot"])
+
+    def meets(n: Node) -> bool:
+        cotangents = [a for a in n.args if a in linear]
+        return not cotangents or (ROW in n.dims and len(cotangents) == 1 and ROW in cotangents[0].dims)
+    return {n for n in nodes if n.op in ("contract", "span_contract") and meets(n)}
 
 
 def operand_of(nodes: Iterable[Node]) -> str:
@@ -50,9 +62,10 @@ def added(nodes: list[Node], uses: Counter[Node]) -> dict[Node, Node]:
     return found
 
 
-def only_operands(nodes: list[Node], roots: list[Node]) -> set[Node]:
-    """Matrices that nothing but products use: kept in the dtype of operands, half the registers."""
-    others = {source(a) for n in nodes if (not dot_axes(n) or sharp(n)) and n.op != "rename" for a in n.args}
+def only_operands(nodes: list[Node], roots: list[Node], fine: set[Node]) -> set[Node]:
+    """Matrices that nothing but products use, not those that are `fine`: kept in the dtype of operands, half the
+    registers."""
+    others = {source(a) for n in nodes if (not dot_axes(n) or sharp(n) or n in fine) and n.op != "rename" for a in n.args}
     others |= {source(r) for r in roots}
     used = {source(a) for n in nodes if dot_axes(n) for a in n.args}
     return {n for n in used - others if n.args and len(n.dims) == 2}

@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from keyword import kwlist
 
+from mixc.codegen import operands as products
 from mixc.codegen.brackets import atom, filled
 from mixc.codegen.notation import is_decay
 from mixc.codegen.operands import added, dot_axes, entrywise, only_operands, operand_of, sharp, worked_out
@@ -107,10 +108,11 @@ class Tiles:
         emit: called with (node, statement) to put a line where the node belongs.
         leaf: the name of a leaf's tile (after loading it).
         blocks: constexpr names of the block sizes by dim, e.g. {"K": "BK", ROW: "C"}.
+        fine: is it of a launch that forms a small difference of products?
     """
 
     def __init__(self, emit: Callable[[Node, str], None], leaf: Callable[[Node], str], taken: Iterable[str],
-                 nodes: list[Node], roots: list[Node], header: tuple[str, ...]):
+                 nodes: list[Node], roots: list[Node], header: tuple[str, ...], fine: bool = False):
         self.emit, self.leaf = emit, leaf
         self.uses = Counter(a for n in nodes for a in n.args)
         self.uses.update(roots)
@@ -120,8 +122,8 @@ class Tiles:
         self.added, self.before = added(nodes, self.uses), rows_before(nodes)
         self.joined = set(self.added.values())  # and the sums, which stand in the product's statement
         self.reduced = {n.args[0] for n in nodes if n.op == "sum"}  # products that are summed stand in the sum
-        self.operand = operand_of(nodes)
-        self.operands = only_operands(nodes, roots) if self.operand == "OPERAND" else set()
+        self.operand, self.fine = operand_of(nodes), products.fine_products(nodes) if fine else set[Node]()
+        self.operands = only_operands(nodes, roots, self.fine) if self.operand == "OPERAND" else set()
         self.names: dict[Node, str] = {}
         self.spans = Counter((n.args[-1], n.attr("reach")) for n in nodes if n.op in ("span_contract", "span_crossing"))
         self.spanned: dict[tuple[Node, Node, str], list[Node]] = defaultdict(list)  # by matrix, logs of decays and reach
@@ -134,6 +136,7 @@ class Tiles:
         self.taken = {*taken, *kwlist}  # what `not` forms is no `not`
         self.rank = {d: i for i, d in enumerate((ROW, COL, "_u", *header))}
         self.raw: set[Node] = set()  # loaded tiles, still in the dtype of their tensor
+        self.apart = {source(a) for n in self.fine if dot_axes(n) for a in n.args}  # what TF32 wants on either side
         self.lefts = {source(left) for n in nodes if (left := self.rows_of_tokens(n))}
 
     # ------------------------------------------------------------ names
@@ -181,6 +184,8 @@ class Tiles:
                 if node in self.operands:
                     code = f"formed({code})" if node in self.lefts and worked_out(node) else atom(code)
                     code = f"{code}.to(OPERAND)"
+                elif node in self.apart and worked_out(node):
+                    code = f"formed({code})"
                 if node not in self.names:  # or formed together with another
                     self.names[node] = self.fresh(suggest(node))
                     self.emit(node, f"{self.names[node]} = {code}")
@@ -377,6 +382,10 @@ class Tiles:
         rows = self.order(node)[0]
         return next(a for a in node.args if rows in a.dims) if rows in (ROW, COL, "_u") else None
 
+    def operand_for(self, node: Node) -> str:
+        """The dtype that a product rounds its operands to."""
+        return "tl.float32" if sharp(node) or node in self.fine else self.operand
+
     def _dot(self, node: Node, order: tuple[str, ...], plus: str = "") -> str:
         """The product of two matrices, its axes in `order`."""
         a, b = node.args
@@ -384,7 +393,7 @@ class Tiles:
         x, y = order
         if x not in a.dims:
             a, b = b, a
-        operand = "tl.float32" if sharp(node) else self.operand
+        operand = self.operand_for(node)
         plus = f"{operand}, PRECISION{plus}"
         if x == ROW and self.through is not None and (code := self.through(self._operand(a, (x, z), z), b, (z, y), plus)):
             return code

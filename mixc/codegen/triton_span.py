@@ -38,7 +38,7 @@ def span_contract_code(tiles: Tiles, node: Node) -> str | None:
     if set(node.dims) == BOTH:
         a, b = (x, y) if ROW in x.dims else (y, x)
         if set(a.dims) == {ROW, d} and set(b.dims) == {COL, d}:
-            return f"span_pair({_bare(tiles, a, (ROW, d))}, {_bare(tiles, b, (COL, d))}, {_decays(tiles, node, d)}, {tiles.operand}, PRECISION)"
+            return f"span_pair({_bare(tiles, a, (ROW, d))}, {_bare(tiles, b, (COL, d))}, {_decays(tiles, node, d)}, {tiles.operand_for(node)}, PRECISION)"
         return None
     if (found := _applied(node, d)) is None:
         return None
@@ -52,10 +52,10 @@ def span_contract_code(tiles: Tiles, node: Node) -> str | None:
             for n, _ in pair:
                 tiles.names[n] = tiles.fresh("found")
             tiles.emit(node, f"{tiles.names[pair[0][0]]}, {tiles.names[pair[1][0]]} = span_apply_both("
-                             f"{matrix}, {later}, {earlier}, {_decays(tiles, node, d)}, {tiles.operand}, PRECISION)")
+                             f"{matrix}, {later}, {earlier}, {_decays(tiles, node, d)}, {tiles.operand_for(node)}, PRECISION)")
             return tiles.names[node]
     name = "span_apply" if row == ROW else "span_apply_back"
-    return f"{name}({matrix}, {_bare(tiles, z, (COL if row == ROW else ROW, d))}, {_decays(tiles, node, d)}, {tiles.operand}, PRECISION)"
+    return f"{name}({matrix}, {_bare(tiles, z, (COL if row == ROW else ROW, d))}, {_decays(tiles, node, d)}, {tiles.operand_for(node)}, PRECISION)"
 
 
 def span_crossing_code(tiles: Tiles, node: Node) -> str:

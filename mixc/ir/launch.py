@@ -56,7 +56,8 @@ class Launch:
 
     `starts`: states whose value at the start of every segment is loaded, and `replay`: what a chunk leaves of each of
     them, by which the backward forms the states inside a segment again; `keeps`: states of which a walk over all chunks
-    stores what it carries into every segment, for other launches; `exact`: states that are kept in fp32; `split`: dims
+    stores what it carries into every segment, for other launches; `exact`: states that are kept in fp32; `fine`: do
+    products meet in a small difference, so that they take TF32 operands, and rows are handed on in fp32? `split`: dims
     that programs may divide among them; `summed`: those of `split` over which the stores without that dim are partial
     sums."""
 
@@ -70,6 +71,7 @@ class Launch:
     keeps: tuple[str, ...] = ()
     replay: tuple[Node, ...] = ()
     exact: frozenset[str] = frozenset()
+    fine: bool = False
     split: tuple[str, ...] = ()
     summed: tuple[str, ...] = ()
 
@@ -104,6 +106,11 @@ class Launch:
 
     def nodes(self) -> list[Node]:
         return list(postorder([*self.roots(), *self.replay]))
+
+    def in_fp32(self) -> set[str]:
+        """The rows that are handed on in fp32 whatever the inputs, by name."""
+        read = {str(n.attr("name")) for n in self.nodes() if n.op == "saved"}
+        return read | {s.name for s in self.stores if s.result == "save"} if self.fine else set()
 
     def inverse_over(self) -> list[str]:
         """The dims that the products inside inverses sum over."""

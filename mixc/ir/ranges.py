@@ -188,6 +188,12 @@ def _sum(n: Node, a: list[Interval]) -> Interval:
     return Interval(0.0 if a[0].low >= 0 else -INF, 0.0 if a[0].high <= 0 else INF, a[0].infinite)
 
 
+def _contract(n: Node, a: list[Interval]) -> Interval:
+    """Also under decays, which are at least 0."""
+    positive = min(a[0].low, a[1].low) >= 0 or n.args[0] is n.args[1]
+    return Interval(0.0 if positive else -INF, INF, a[0].infinite or a[1].infinite)
+
+
 def _abs(n: Node, a: list[Interval]) -> Interval:
     low, high = a[0].low, a[0].high
     return Interval(0.0 if low <= 0 <= high else min(abs(low), abs(high)), max(abs(low), abs(high)), a[0].infinite)
@@ -265,6 +271,7 @@ RULES: dict[str, Callable[[Node, list[Interval]], Interval]] = {
     "logsigmoid": _monotone(lambda x: -_softplus(-x), finite_at_minus_inf=False, top_infinite=False),
     "tanh": _monotone(math.tanh),
     "relu": _monotone(lambda x: max(x, 0.0)),
+    "elu": _monotone(lambda x: x if x > 0 else _exp(x) - 1),
     "log": _monotone(_log, finite_at_minus_inf=False),
     "log_size": lambda n, a: Interval(-60 * math.log(2), _log(max(-a[0].low, a[0].high))),
     "abs": _abs,
@@ -273,8 +280,8 @@ RULES: dict[str, Callable[[Node, list[Interval]], Interval]] = {
     "sum": _sum,
     "cumsum": _sum,
     "segsum": lambda n, a: Interval(-INF, 0.0 if a[0].high <= 0 else INF, True),  # -inf where t does not reach s
-    "contract": lambda n, a: Interval(0.0 if min(a[0].low, a[1].low) >= 0 or n.args[0] is n.args[1] else -INF, INF,
-                                      a[0].infinite or a[1].infinite),
+    "contract": _contract,
+    "span_contract": _contract,
     "maximum": lambda n, a: Interval(max(a[0].low, a[1].low), max(a[0].high, a[1].high),
                                      a[0].infinite or a[1].infinite),
     "minimum": lambda n, a: Interval(min(a[0].low, a[1].low), min(a[0].high, a[1].high),

@@ -19,9 +19,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from mixc.ir.launch import Carry, Launch, Store, splittable
-from mixc.ir.node import ROW, Node, depends, make, postorder, substitute
+from mixc.ir.node import COL, ROW, Node, depends, make, postorder, substitute
 from mixc.ir.ops import CHOICES
 from mixc.ir.program import Program
+from mixc.ir.ranges import bounds, proving
 from mixc.passes.differentiate import cotangent_of_state
 from mixc.passes.shares import Along, shares
 
@@ -44,7 +45,7 @@ def plans(forward: Program, backward: Program, keeps: tuple[str, ...]) -> list[P
 def fused_forward(program: Program, keeps: tuple[str, ...] = ()) -> Launch:
     """One launch for outs and final states; of `keeps` it stores what each segment receives."""
     launch = Launch(f"{program.name}_fwd", program, "chunks", False, _states(program), _outs(program), keeps=keeps)
-    return _with_split(replace(launch, exact=in_full(program)))
+    return _with_split(replace(launch, exact=in_full(program), fine=averages(program)))
 
 
 def fused_backward(forward: Program, backward: Program) -> Launch:
@@ -55,14 +56,14 @@ def fused_backward(forward: Program, backward: Program) -> Launch:
 
 def split_forward(program: Program, keeps: tuple[str, ...] = ()) -> tuple[Launch, ...]:
     """A launch for states, also those of `keeps`, and one for outs.  Empty where no out reads a state."""
-    stores, exact = _outs(program), in_full(program)
+    stores, exact, fine = _outs(program), in_full(program), averages(program)
     entering = _needed(_states(program), [s.value for s in stores])
     if not entering:
         return ()
     kept = {*keeps, *(c.name for c in entering)}
     states = Launch(f"{program.name}_fwd_states", program, "chunks", False, _states(program), (),
-                    keeps=tuple(s.name for s in program.states if s.name in kept), exact=exact)
-    outs = Launch(f"{program.name}_fwd_outs", program, "segment", False, entering, stores, exact=exact)
+                    keeps=tuple(s.name for s in program.states if s.name in kept), exact=exact, fine=fine)
+    outs = Launch(f"{program.name}_fwd_outs", program, "segment", False, entering, stores, exact=exact, fine=fine)
     return _with_split(states), _with_split(outs)
 
 
@@ -192,7 +193,8 @@ def _reversed(forward: Program, backward: Program, name: str, carries: tuple[Car
     launch = Launch(f"{forward.name}_{name}", backward, "chunks", True, carries, stores, exact=in_full(forward))
     launch = launch.with_roots(formed(launch.roots()))
     starts = _needed(_states(forward), launch.roots())
-    return replace(launch, starts=tuple(c.name for c in starts), replay=_replay(formed([c.next for c in starts])))
+    return replace(launch, starts=tuple(c.name for c in starts), replay=_replay(formed([c.next for c in starts])),
+                   fine=bool(starts) and averages(forward))
 
 
 def in_full(program: Program) -> frozenset[str]:
@@ -209,8 +211,24 @@ def in_full(program: Program) -> frozenset[str]:
                 found.add(x)
                 stack += [] if x.op in ends else x.args
         return found
+    if averages(program):
+        return frozenset(s.name for s in program.states)
     seen = set[Node]().union(*(above(n) for n in postorder(program.values()) if _chooses(n) or _magnifies(n)))
     return frozenset(s.name for s in program.states if s.leaf() in seen)
+
+
+def averages(program: Program) -> bool:
+    """Is a sum over rows, with weights that are all at least 0, divided by what such weights make too?
+
+    The mean of many rows hardly depends on the query: its gradient is what is left of a row of the state where the part
+    along the mean is taken off, and what was rounded of both is as large."""
+    with proving(program):
+        order = list(postorder(program.values()))
+        products = [n for n in order if n.op in ("contract", "span_contract")]
+        weights = [n for n in products if {*n.dims} == {ROW, COL} and bounds(n).low >= 0]
+        made = depends(order, weights)
+        return any(n.op in ("mul", "div") and all(a in made for a in n.args) and COL not in n.dims
+                   and len({len(a.dims) for a in n.args}) > 1 for n in order)
 
 
 def _magnifies(n: Node) -> bool:
