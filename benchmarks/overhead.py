@@ -2,9 +2,10 @@
 
     python benchmarks/overhead.py
 
-`call`: all that a call does around its program, which is two orders larger: the program is replaced by one product of
-all inputs, here and in what it is compared with.  `step`: one decode step of the
-gated delta rule, beside the step that a person would write in torch.
+`call`: what a call does before and behind its backend, which is replaced by one product of all inputs, here and in what
+it is compared with.  `backend`: what the torch backend does around the functions of its chunk program: it finds the
+places of chunks, loads rows and carries states.  `step`: one decode step of the gated delta rule, beside the step that
+a person would write in torch.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 import mixc
 from mixc.runtime import backends
 from mixc.runtime.call import Call
+from mixc.runtime.compiled import compiled
 
 Run = Callable[[], object]
 
@@ -58,6 +60,45 @@ def call(grad: bool) -> dict[str, float]:
         backends.BACKENDS["torch"] = real
 
 
+def backend(grad: bool) -> tuple[float, float]:
+    """Microseconds of a whole call, and of these outside of the functions of its program."""
+    m, calls, spent = mixc.load("simple_gla"), list[Call](), [0.0]
+    q, k, v = (torch.randn(1, 2, 1, 16).requires_grad_(grad) for _ in "qkv")
+    g = (-torch.rand(1, 2, 1)).requires_grad_(grad)
+    real = backends.BACKENDS["torch"]
+
+    def run() -> None:
+        o, _ = m(q, k, v, g)
+        if grad:
+            o.sum().backward()
+
+    def spied(mixer: mixc.Mixer, call: Call) -> backends.Results:
+        calls.append(call)
+        return real(mixer, call)
+
+    def timed(f: Callable[..., object]) -> Callable[..., object]:
+        def inside(*args: object, **given: object) -> object:
+            start = time.thread_time()
+            found = f(*args, **given)
+            spent[0] += time.thread_time() - start
+            return found
+        return inside
+    backends.BACKENDS["torch"] = spied
+    run()
+    backends.BACKENDS["torch"] = real
+    for segment in compiled(calls[0].program)._segments.values():
+        for name in ("run", "before", "after", "per_head"):
+            setattr(segment, name, timed(getattr(segment, name)))
+    best = (float("inf"), float("inf"))
+    for _ in range(25):
+        start, spent[0] = time.thread_time(), 0.0
+        for _ in range(50):
+            run()
+        whole = time.thread_time() - start
+        best = min(best, (whole / 50 * 1e6, (whole - spent[0]) / 50 * 1e6))
+    return best
+
+
 def step(grad: bool) -> dict[str, float]:
     m, B, H, D = mixc.load("gated_delta_rule"), 1, 4, 64
     q, k, v = (torch.randn(B, H, D).requires_grad_(grad) for _ in "qkv")
@@ -90,6 +131,10 @@ def main() -> None:
     for grad, goal in ((False, 30), (True, 60)):
         t = call(grad)
         print(f"call, {'with' if grad else 'without'} gradients: {t['call'] - t['program']:.0f} us (goal {goal})")
+    for grad in (False, True):
+        whole, around = backend(grad)
+        how = "with" if grad else "without"
+        print(f"backend, {how} gradients: {around:.0f} us around the program, {whole:.0f} in all")
     for grad, bound in ((False, 1.6), (True, 2.0)):
         t = step(grad)
         how = "with gradients" if grad else "inference mode"

@@ -15,7 +15,7 @@ from dataclasses import replace
 from mixc.ir.blocks import block_scan, component
 from mixc.ir.build import is_number, make, maybe_add, number
 from mixc.ir.node import ROW, Node, postorder
-from mixc.ir.program import Decl, Group, Program, Result
+from mixc.ir.program import Decl, Group, Program, Result, once_a_program
 from mixc.ir.scans import scan
 from mixc.passes.context import exact_nodes, looked_back, name_of
 from mixc.passes.triangular import eliminate
@@ -24,6 +24,7 @@ Planes = tuple[Node | None, Node | None]
 PARTS = ("_re", "_im")
 
 
+@once_a_program
 def is_complex(step: Program) -> bool:
     return any(n.kind == "complex" for n in postorder([*step.values(), *(d.leaf() for d in step.decls if d.role in (
         "in", "param", "state"))]))
