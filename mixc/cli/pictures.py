@@ -69,7 +69,7 @@ def roofline(points: Sequence[tuple[str, float, float]], target: Target) -> str:
     legend = [(f"limit of {target.title}: {target.bandwidth:.0f} GB/s, {peak / 1e12:.0f} TFLOP/s", "currentColor")]
     for (what, x, y), colour in zip(points, COLOURS, strict=False):
         plot.mark((x, y), colour, what)
-        legend.append((f"{what}: {x:.2g} FLOPs a byte, {y / 1e12:.3g} TFLOP/s", colour))
+        legend.append((f"{what}: {x:.3g} FLOPs a byte, {y / 1e12:.3g} TFLOP/s", colour))
     return plot.drawn("roofline", legend)
 
 

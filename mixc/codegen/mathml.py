@@ -330,7 +330,7 @@ class Mathematics:
         return f"<mrow><mo>{{</mo><mtable>{rows}</mtable></mrow>"
 
     def _relation(self, n: Node, at: Letters) -> str:
-        a, b = (self._value(x, at, PRODUCT) for x in n.args)
+        a, b = (self._value(x, at, SUM if _negative(x) else PRODUCT) for x in n.args)
         return f"<mrow>{a}{_o(_RELATIONS[n.op])}{b}</mrow>"
 
     _lt = _le = _eq = _ne = _and = _or = _relation

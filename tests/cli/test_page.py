@@ -16,7 +16,7 @@ from mixc.codegen.derivation import lowered, split
 from mixc.codegen.latex import latex
 from mixc.codegen.mathml import equations, written
 from mixc.codegen.notation import Spelling
-from mixc.ir.node import make
+from mixc.ir.node import make, number
 from mixc.ir.program import Result
 from mixc.passes.cell import cell
 from mixc.passes.chunk import chunk
@@ -66,6 +66,8 @@ def test_signs_and_brackets() -> None:
     value = a - (b - c) * -1.0 - (a + b) * c
     (line,) = equations(_only(scalar_decay("log"), value))
     assert words(line) == "y=a+b−c−(a+b)c"
+    (line,) = equations(_only(scalar_decay("log"), make("where", make("lt", number(-2.0), a), b * -2.0, c)))
+    assert words(line) == "y={b(−2)where&#160;−2&lt;acelse"
 
 
 def test_a_negative_exponent_is_one_element() -> None:
