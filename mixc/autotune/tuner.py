@@ -41,10 +41,6 @@ class Tuning:
     seconds: float
     stopped: bool
 
-    @property
-    def modelled(self) -> float:
-        return sum(c.seconds for c in self.chosen.values())
-
 
 class Schedule:
     """The launches of a step with their spaces, for a target and a shape."""

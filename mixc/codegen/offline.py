@@ -11,7 +11,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mixc.codegen.config import Tile
 from mixc.codegen.host import NARROW
 from mixc.codegen.kernel import Kernel, safe
 
@@ -129,12 +128,6 @@ def compile_job(module: ModuleType, job: Job) -> Report:
     registers, spill = _resources(done, int(job.arch[3:])) if job.arch.startswith("sm_") else (0, 0)
     dots = "wgmma" if "wgmma" in done.asm.get("ptx", "") else "mma" if "mma.sync" in done.asm.get("ptx", "") else ""
     return Report(job.kernel, job.arch, registers, spill, done.metadata.shared, dots)
-
-
-def compile_kernel(module: ModuleType, kernel: Kernel, sizes: dict[str, int], tile: Tile, **options: Any) -> Report:
-    """Compile one kernel of an emitted module, see `job_of`."""
-    blocks = {d: tile.block(d, n) for d, n in sizes.items()}
-    return compile_job(module, job_of("", kernel, sizes, blocks, tile.chunk, tile.warps, tile.stages, turns=tile.turns, **options))
 
 
 def _wide(kernel: Kernel) -> set[str]:

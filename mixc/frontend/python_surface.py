@@ -87,7 +87,7 @@ class _Surface:
         declared.sort(key=lambda d: order[d.role])
         body = [*self._captured(declared, header, body), *declared, *body]
         return MixerSyntax(self.d.node.name, header, tuple(body), self.d.name_span, self.d.source, doc,
-                           notes=tuple(self.notes), python=True)
+                           notes=tuple(self.notes))
 
     def _doc(self) -> str:
         first = self.lines[0]

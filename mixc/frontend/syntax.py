@@ -133,7 +133,6 @@ class MixerSyntax:
     doc: str = ""
     text: str = ""
     notes: tuple[Diagnostic, ...] = ()
-    python: bool = False
 
 
 def children(e: Expr) -> tuple[Expr, ...]:

@@ -249,20 +249,6 @@ def crossings_meet(n: Node) -> Node | None:
     return None
 
 
-def number_out_of_contract(n: Node) -> Node | None:
-    """contract(c * a, b) = c * contract(a, b) for a number or const c: the product takes it along"""
-    if n.op != "contract":
-        return None
-    for i, x in enumerate(n.args):
-        if x.op == "mul":
-            for c, rest in (x.args, x.args[::-1]):
-                if c.op in ("number", "const") and rest.dims == x.dims:
-                    other = n.args[1 - i]
-                    pair = (rest, other) if i == 0 else (other, rest)
-                    return c * make("contract", *pair, **dict(n.attrs))
-    return None
-
-
 def number_of_any_order(n: Node) -> Node | None:
     """1 * x = x, and a number repeated is a number, though the order of dims changes: for readers, who go by names"""
     new = None

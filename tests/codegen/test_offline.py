@@ -9,7 +9,7 @@ import pytest
 PROGRAM = '''
 import sys
 import mixc
-from mixc.codegen.offline import compile_kernel, load_text
+from mixc.codegen.offline import compile_job, job_of, load_text
 from mixc.codegen.triton_program import default_config, kernels
 name, size, *targets = sys.argv[1:]
 step = mixc.load(name).declared
@@ -21,7 +21,9 @@ for target in targets:
     for launch, tile in config.tiles:
         kernel = made.kernel_of(launch, tile, config.segment)
         sizes = {d: shape[d] for d in kernel.dims}
-        print(compile_kernel(module, kernel, sizes, tile, target=target, segment=config.segment))
+        blocks = {d: tile.block(d, n) for d, n in sizes.items()}
+        print(compile_job(module, job_of("", kernel, sizes, blocks, tile.chunk, tile.warps, tile.stages,
+                                         turns=tile.turns, target=target, segment=config.segment)))
 '''
 
 
