@@ -34,21 +34,20 @@ def _in_room(w: Writer, n: Node, call: str, axes: Dims, like: str) -> Value:
 
 
 def emit_product(w: Writer, n: Node) -> Value:
-    """Of x, y and the result, one has rows t, one rows s, and one both: that without a dim beside them is one matrix
+    """Of x, y and the result, one has rows t, one rows s, and one both: where that has no other dim it is one matrix
     product a level, the decays in its operands."""
     x, y, F = n.args
-    decayed, rows = _features(F), {ROW, COL}
-    if set(n.dims) == rows and len(x.dims) > 1 and len(y.dims) > 1:
-        a, b = (x, y) if ROW in x.dims else (y, x)
+    rows, decayed = {ROW, COL}, _features(F)
+    later, earlier = ([z for z in (x, y) if rows & {*z.dims} == {row}] for row in (ROW, COL))
+    if {*n.dims} == rows and later and earlier:
+        (a,), (b,) = later, earlier
         dims = tuple(dict.fromkeys((*decayed, *_features(a), *_features(b))))
-        if not ({ROW, COL} <= set(a.dims) or {ROW, COL} <= set(b.dims)):
-            return _call(w, n, "span_pair", w.full(a, (ROW, *dims)), w.full(b, (COL, *dims)), (ROW, COL))
-    A, z = (x, y) if set(x.dims) == rows else (y, x)
-    kept = _features(n)
-    if set(A.dims) == rows and set(decayed) | set(_features(z)) == set(kept):
-        dims = (*decayed, *(d for d in kept if d not in decayed))
-        row, name = (ROW, "span_apply") if ROW in n.dims else (COL, "span_apply_back")
-        return _call(w, n, name, w.full(A, (ROW, COL)), w.full(z, (COL if row == ROW else ROW, *dims)), (row, *dims))
+        return _call(w, n, "span_pair", w.full(a, (ROW, *dims)), w.full(b, (COL, *dims)), (ROW, COL))
+    A, z = (x, y) if {*x.dims} == rows else (y, x)
+    if {*A.dims} == rows and {*decayed, *_features(z)} == {*_features(n)}:
+        dims = tuple(dict.fromkeys((*decayed, *_features(n))))
+        to, of, name = (ROW, COL, "span_apply") if ROW in n.dims else (COL, ROW, "span_apply_back")
+        return _call(w, n, name, w.full(A, (ROW, COL)), w.full(z, (of, *dims)), (to, *dims))
     return _general(w, n, decayed)
 
 
