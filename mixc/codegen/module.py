@@ -16,7 +16,8 @@ from mixc.codegen.config import Config, Tile
 from mixc.codegen.host import HOST, PIECES
 from mixc.codegen.host_values import past_lines, past_text
 from mixc.codegen.kernel import Kernel, KernelWriter, safe
-from mixc.codegen.lines import camel, indent, join, packed, shape, tuple_text
+from mixc.codegen.lines import indent, join, packed, shape, tuple_text
+from mixc.codegen.names import class_name
 from mixc.codegen.prelude import ATAN2, PRELUDE
 from mixc.codegen.segment_kernel import SegmentWriter
 from mixc.codegen.sizes import const_lines, only_needed, size_lines, typed_by
@@ -162,9 +163,7 @@ class Module:
 
     @property
     def _class(self) -> str:
-        """What the autograd function is called: the mixer's name in capitals, and no name of the spec."""
-        name = camel(self.name)
-        return name + "_" if name in {*(d.name for d in self.p.dims), *(d.name for d in self.p.decls)} else name
+        return class_name(self.p, self.name)
 
     def function(self) -> str:
         names = [safe(d.name) for d in self._tensors()]

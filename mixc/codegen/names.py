@@ -13,6 +13,7 @@ from typing import Any
 
 from mixc.codegen.calls import HOST as CALLS
 from mixc.codegen.host import HOST
+from mixc.codegen.lines import camel
 from mixc.codegen.prelude import PRELUDE
 from mixc.codegen.triton_span import FUNCTIONS
 from mixc.ir.node import Node, make, postorder
@@ -43,6 +44,16 @@ def safe(name: str) -> str:
 def named(p: Program) -> Program:
     """The step, called otherwise if its module has a use of its own for the mixer's name: `run` is `run_`."""
     return replace(p, name=p.name + "_") if p.name in _HOST or p.name in RESERVED else p
+
+
+def class_name(p: Program, name: str) -> str:
+    """What the autograd function of a mixer is called: its name in capitals, and as nothing else is called there."""
+    dims = [d.name for d in p.dims]
+    used = {*RESERVED, *_HOST, *dims, *(d.name for d in p.decls), *(made for d in dims for made in _of_dim(d))}
+    found = camel(name)
+    while found in used:
+        found += "_"
+    return found
 
 
 def own_names(p: Program) -> dict[str, str]:
