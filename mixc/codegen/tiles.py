@@ -14,18 +14,12 @@ from collections.abc import Callable, Iterable
 from keyword import kwlist
 
 from mixc.codegen import operands as products
+from mixc.codegen import triton_span as spans
 from mixc.codegen.brackets import atom, filled
 from mixc.codegen.notation import is_decay
 from mixc.codegen.operands import added, dot_axes, entrywise, only_operands, operand_of, sharp, worked_out
 from mixc.codegen.triton_reduce import batched_code, extremum_code, softmax_code
 from mixc.codegen.triton_scan import component_name, is_factor_behind, pick_code, previous_code, rows_before, scan_code
-from mixc.codegen.triton_span import (
-    running_sum_code,
-    solve_code,
-    span_contract_code,
-    span_crossing_code,
-    unit_inverse_code,
-)
 from mixc.errors import Diagnostic, SpecError
 from mixc.ir.blocks import PART
 from mixc.ir.launch import feature_dims
@@ -320,30 +314,30 @@ class Tiles:
 
     def _cumsum(self, node: Node) -> str:
         if node.dims != (ROW,):
-            return running_sum_code(self, node)
+            return spans.running_sum_code(self, node)
         reverse, exclusive = node.attr("reverse"), node.attr("exclusive")
         return f"running_sum({self.whole(node.args[0], (ROW,))}, {reverse}, {exclusive})"
 
     def _cumprod(self, node: Node) -> str:
         if node.dims != (ROW,):
-            return running_sum_code(self, node)
+            return spans.running_sum_code(self, node)
         reverse, exclusive = node.attr("reverse"), node.attr("exclusive")
         return f"running_product({self.whole(node.args[0], (ROW,))}, {reverse}, {exclusive})"
 
     def _span_contract(self, node: Node) -> str:
-        found = span_contract_code(self, node)
+        found = spans.span_contract_code(self, node)
         if found is None:
             raise refuse("a product under a vector decay of this shape", node)
         return found
 
     def _span_crossing(self, node: Node) -> str:
-        return span_crossing_code(self, node)
+        return spans.span_crossing_code(self, node)
 
     def _unit_inverse(self, node: Node) -> str:
-        return unit_inverse_code(self, node)
+        return spans.unit_inverse_code(self, node)
 
     def _solve(self, node: Node) -> str:
-        return solve_code(self, node)
+        return spans.solve_code(self, node)
 
     def _expand(self, node: Node) -> str:
         order = self.order(node)

@@ -13,6 +13,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from mixc.codegen import triton_crossing
+from mixc.codegen.triton_crossing import later_sum_code
 from mixc.ir.launch import feature_dims
 from mixc.ir.node import COL, ROW, Node, postorder
 
@@ -111,6 +113,8 @@ def running_sum_code(tiles: Tiles, node: Node) -> str:
     which = ("later" if node.attr("reverse") else "earlier") + ("" if node.attr("exclusive") else "_and_own")
     which += "_again" * (which in tiles.summed)
     tiles.summed.add(which)
+    if node.op == "cumsum" and (code := later_sum_code(tiles, node, which, d)):
+        return code
     return f"{'sum' if node.op == 'cumsum' else 'product'}_of_rows({tiles.whole(node.args[0], (ROW, d))}, rows, {which!r}, PRECISION)"
 
 
@@ -438,9 +442,10 @@ def unit_inverse(L, rows, PRECISION: tl.constexpr, SMALL: tl.constexpr):
 '''
 
 
-FUNCTIONS = tuple(re.findall(r"def (\w+)\(", PRELUDE))
+FUNCTIONS = tuple(re.findall(r"def (\w+)\(", PRELUDE + triton_crossing.PRELUDE))
 
 
 def span_prelude(text: str) -> str:
     """What a module's text calls."""
-    return PRELUDE if any(f"{name}(" in text for name in FUNCTIONS) else ""
+    crossings = triton_crossing.PRELUDE if "with_spans(" in text else ""
+    return PRELUDE + crossings if any(f"{name}(" in text for name in FUNCTIONS) else ""

@@ -60,7 +60,7 @@ class _Sums:
             signs = (not minus,) if n.op == "neg" else (minus, minus != (n.op == "sub"))
             return [t for a, m in zip(n.args, signs, strict=True) for t in self.terms(a, m, False)]
         if n.op == "rename" and self.uses[n] == 1:
-            return [(m, _renamed(t, n)) for m, t in self.terms(n.args[0], minus, False)]
+            return [(m, renamed(t, n)) for m, t in self.terms(n.args[0], minus, False)]
         return [(minus, n)]
 
     def gathered(self, terms: list[Term]) -> list[Term] | None:
@@ -113,10 +113,10 @@ class _Sums:
         return None if new is terms else new
 
 
-def _renamed(n: Node, like: Node) -> Node:
+def renamed(n: Node, like: Node) -> Node:
     """The node under the names that `like` gives."""
     if n.op == "mul":
-        return make("mul", *(_renamed(a, like) for a in n.args))
+        return make("mul", *(renamed(a, like) for a in n.args))
     old, new = dict(n.attr("to")) if n.op == "rename" else {}, dict(like.attr("to"))
     x = n.args[0] if n.op == "rename" else n
     pairs = tuple((d, name) for d in x.dims if (name := new.get(old.get(d, d), old.get(d, d))) != d)

@@ -168,13 +168,15 @@ STEPS = {  # what else comes in, and the body
 }
 
 
+@pytest.mark.parametrize("backend", ["torch", "triton"])
 @pytest.mark.parametrize("step", STEPS)
-def test_a_param_of_the_decay(step):
+def test_a_param_of_the_decay(step, backend):
     """One rounding in the gradient of a decay reached all earlier rows of its chunk, and the param's added them up."""
     ins, body = STEPS[step].split("\n", 1)
     mixer = mixc.loads(f"mixer m(K, V) {{\n{ins}\nin q[K], v[V]\nin k[K] where norm[K](k) <= 1\nparam A\n"
                        f"state S[K, V]\n{body}\n}}")
     cell = dict(length=130, size=7, heads="1", gates=1.0, dtype=torch.float32, rows="plain", start=True)
-    found = [f for seed in range(20) for f in cells.compare(mixer, cell, "torch", seed) if f.name == "dA"]
+    seeds = range(20 if backend == "torch" else 10)
+    found = [f for seed in seeds for f in cells.compare(mixer, cell, backend, seed) if f.name == "dA"]
     *most, _ = sorted(f.error / f.bound for f in found)  # without one whose terms may nearly cancel
-    assert most[10] < 0.05 and most[-1] < 0.7
+    assert most[len(most) // 2] < 0.05 and most[-1] < 0.7

@@ -1,0 +1,159 @@
+"""The gradient of a decay in kernels for fp32 inputs: what cancels in the running sum that half inputs take is not formed.
+
+before: running = sum_of_rows(q * (dq + more) - k * dk, rows, "later_and_own", ...)         dq, dk: under P
+after:  running = sum_of_rows(either(q * (dq + more) - k * dk, q * more, ...), ...)
+        running = with_spans(running, P, q, k, ...)
+
+Behind a row, what q dq and k dk add up to are the same sums over pairs of rows (`span_crossing`), but for their roundings.
+By levels (`span_between`) these take about as long as dq and dk, which half inputs, rounded as they are, do not repay.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mixc.codegen.brackets import atom
+from mixc.ir.build import rename
+from mixc.ir.launch import feature_dims
+from mixc.ir.node import COL, ROW, Node, postorder
+from mixc.passes.sums import renamed
+
+if TYPE_CHECKING:
+    from mixc.codegen.tiles import Tiles
+
+Term = tuple[bool, tuple[Node, ...], Node]  # is it subtracted, factors, what they are factors of
+
+
+@dataclass(frozen=True)
+class Pair:
+    """dx = span_contract(A, y) and dy = span_contract(A, x), of which a sum has x dx - y dy."""
+
+    A: Node
+    x: Node
+    y: Node
+    dx: Node
+    dy: Node
+
+
+def taken_apart(total: Node) -> tuple[list[Pair], list[Term]]:
+    """The pairs that a sum has, and its other terms."""
+    order = list(postorder([total]))
+    spans = [n for n in order if n.op == "span_contract"]
+    found = [p for dx in spans for dy in spans if (p := _pair(dx, dy))]
+    whole = {x for p in found for x in (p.x, _at_row(p.y))}  # factors, whatever they are made of
+    having = set[Node]()
+    for n in order:
+        if n not in whole and (n in spans or (n.op in _LINEAR and any(a in having for a in n.args))):
+            having.add(n)
+    terms, pairs = _terms(total, having), list[Pair]()
+    for p in found:
+        own = [t for t in terms if t[2] is p.dx and not t[0] and _factors(t[1]) == _factors((p.x,))]
+        gave = [t for t in terms if _source(t[2]) is p.dy and t[0] and _factors(t[1]) == _factors((_at_row(p.y),))]
+        if len(own) == len(gave) == 1:
+            terms = [t for t in terms if t not in (*own, *gave)]
+            pairs.append(p)
+    return pairs, terms
+
+
+def _pair(dx: Node, dy: Node) -> Pair | None:
+    A = next((a for a in dx.args[:2] if {*a.dims} == {ROW, COL} and a in dy.args[:2]), None)
+    if A is None or dx.args[2] is not dy.args[2] or dx.attr("reach") != dy.attr("reach"):
+        return None
+    y, x = (next((a for a in n.args[:2] if a is not A), A) for n in (dx, dy))
+    rows, dims = [{*n.dims} & {ROW, COL} for n in (dx, x, dy, y)], {feature_dims(n) for n in (dx, dy, x, y)}
+    fits = rows == [{ROW}, {ROW}, {COL}, {COL}] and len(dims) == 1 and len(feature_dims(x)) == 1
+    return Pair(A, x, y, dx, dy) if fits else None
+
+
+_LINEAR = ("add", "sub", "neg", "mul", "rename")
+
+
+def _terms(n: Node, having: set[Node], minus: bool = False, factors: tuple[Node, ...] = ()) -> list[Term]:
+    """A sum, multiplied out where a factor is `having` products under decays."""
+    if n.op in ("add", "sub") and n in having:
+        a, b = n.args
+        return _terms(a, having, minus, factors) + _terms(b, having, minus != (n.op == "sub"), factors)
+    if n.op == "neg" and n in having:
+        return _terms(n.args[0], having, not minus, factors)
+    if n.op == "mul" and n in having:
+        a, b = n.args if n.args[0] in having else n.args[::-1]
+        if b not in having:  # else it is linear in neither
+            return _terms(a, having, minus, (*factors, b))
+    if n.op == "rename" and n in having:
+        inner = _terms(n.args[0], having, minus)
+        return [(m, (*factors, *(renamed(f, n) for f in fs)), renamed(x, n)) for m, fs, x in inner]
+    return [(minus, factors, n)]
+
+
+def _factors(of: tuple[Node, ...]) -> Counter[Node]:
+    """What is multiplied, each by itself."""
+    stack, found = list(of), Counter[Node]()
+    while stack:
+        n = stack.pop()
+        if n.op == "mul":
+            stack += n.args
+        elif n.op == "rename" and n.args[0].op == "mul":
+            stack += [renamed(a, n) for a in n.args[0].args]
+        else:
+            found[n] += 1
+    return found
+
+
+def _source(n: Node) -> Node:
+    return n.args[0] if n.op == "rename" else n
+
+
+def _at_row(y: Node) -> Node:
+    if y.op == "rename" and dict(y.attr("to")) == {ROW: COL}:
+        return y.args[0]
+    return rename(y, **{COL: ROW})
+
+
+def later_sum_code(tiles: Tiles, node: Node, which: str, d: str) -> str | None:
+    """The running sum from the end, or None where it has no such pairs."""
+    from mixc.codegen.triton_span import _bare, _decays
+
+    if not node.attr("reverse"):
+        return None
+    pairs, rest = taken_apart(node.args[0])
+    if not pairs:
+        return None
+    exclusive = bool(node.attr("exclusive"))
+    own, name = tiles.whole(node.args[0], (ROW, d)), tiles.fresh("running")
+    others = "".join(f" {'-' if minus else '+'} {_product(tiles, (*factors, x), d)}" for minus, factors, x in rest)
+    others = others.removeprefix(" + ") if others.startswith(" + ") else f"0.0{others}"
+    tiles.emit(node, f"{name} = sum_of_rows(either({own}, {others}, OPERAND, PRECISION), rows, {which!r}, PRECISION)")
+    calls = []
+    for p in pairs:
+        gave = _product(tiles, (_at_row(p.y), rename(p.dy, **{COL: ROW})), d) if exclusive else "0.0"
+        calls.append(f"{tiles.whole(p.A, (ROW, COL))}, {_bare(tiles, p.x, (ROW, d))}, {_bare(tiles, p.y, (COL, d))}, {gave}, "
+                     f"{_decays(tiles, p.dx, d)}, {exclusive}, OPERAND, PRECISION)")
+    for call in calls[:-1]:
+        tiles.emit(node, f"{name} = with_spans({name}, {call}")
+    return f"with_spans({name}, {calls[-1]}"
+
+
+def _product(tiles: Tiles, factors: tuple[Node, ...], d: str) -> str:
+    return " * ".join(atom(tiles.whole(f, (ROW, d))) for f in factors)
+
+
+PRELUDE = '''
+
+@triton.jit
+def either(half, full, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """What is summed up where inputs are halves, or where they are not."""
+    if OPERAND == tl.float32 and PRECISION != "tf32":
+        return full
+    return half
+
+
+@triton.jit
+def with_spans(running, A, x, y, gave, g, rows, REACH: tl.constexpr, EXCL: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """Where inputs are no halves, what `either` has left out of a running sum from the end: x dx - y dy of the products
+    dx, dy of A with y and with x. Behind a row the two are the same; the sum without its own lacks what the row `gave`."""
+    if OPERAND == tl.float32 and PRECISION != "tf32":
+        running += span_between(A, x, y, g, rows, REACH, EXCL, OPERAND, PRECISION) + gave
+    return running
+'''
