@@ -81,8 +81,9 @@ def triton_backend(mixer: Mixer, call: Call) -> Results:
     Raises:
         SpecError: MX310, no kernels for this form; MX311, no GPU or no triton here.
     """
-    run = _chunked("triton_program") if has_chunk_program(mixer) else None
-    if run is None:
+    from mixc.codegen.triton_program import run
+
+    if not has_chunk_program(mixer):
         raise no_kernels(mixer)
     if importlib.util.find_spec("triton") is None:
         raise SpecError(Diagnostic("MX311", "triton is not installed", help='backend="torch" needs none'))
@@ -128,14 +129,6 @@ def has_torch_program(mixer: Mixer) -> bool:
     return bool(mixer.form) and all(form in ("chunk", "scan") for form in mixer.form.values())
 
 
-def _chunked(module: str) -> Backend | None:
-    """`run` of mixc.codegen.MODULE, once it is there."""
-    name = f"mixc.codegen.{module}"
-    if importlib.util.find_spec(name) is None:
-        return None
-    return getattr(importlib.import_module(name), "run", None)
-
-
 BACKENDS: dict[str, Backend] = {"reference": reference, "torch": torch_backend, "torch.compile": compiled_backend,
                                 "triton": triton_backend}
 
@@ -148,7 +141,7 @@ def choose(mixer: Mixer, name: Any, device: torch.device) -> str:
     """
     if name == "auto":
         kernels = device.type == "cuda" and has_chunk_program(mixer)
-        return "triton" if kernels and _chunked("triton_program") and importlib.util.find_spec("triton") else "torch"
+        return "triton" if kernels and importlib.util.find_spec("triton") else "torch"
     if name not in BACKENDS:
         raise InputError(f"`backend`: expected one of auto, {', '.join(BACKENDS)}, got {name!r}")
     return str(name)
