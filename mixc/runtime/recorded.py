@@ -27,8 +27,12 @@ def recorded(call: Call, make: Callable[[bool], Any]) -> tuple[dict[str, Tensor]
     starts = [start(call, d, call.dtype) for d in call.program.states]
     tensors = [*call.ins.values(), *call.params.values(), *starts]
     needs = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    with torch.autocast(call.device.type, enabled=False):
-        found = _Recorded.apply(make(needs), *tensors)
+    with torch.autocast(call.device.type, enabled=False), torch.set_grad_enabled(needs):
+        if needs:
+            found = _Recorded.apply(make(True), *tensors)
+        else:  # nothing is kept
+            whole, finals, _ = make(False).forward(tensors)
+            found = (*whole, *finals)
     outs = [d.name for d in call.program.outs]
     return dict(zip(outs, found, strict=False)), dict(zip([d.name for d in call.program.states], found[len(outs):],
                                                         strict=True))

@@ -10,7 +10,7 @@ A *band* is a group of sequences run from start to end, so that one chunk of all
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 
@@ -198,32 +198,7 @@ class Layout:
         self.chunks = max(1, segment // triple)  # triples in a segment
         self.width = max(1, band // (triple * H))  # sequences in a band
         self.ranked: Tensor | None = None
-        self.bands = self._dense() if rows.dense else self._ragged()
-
-    # ------------------------------------------------------------ dense
-    def _dense(self) -> list[Band]:
-        B, T, C, H = self.rows.B, self.rows.T, self.C, self.H
-        whole, tail = divmod(T, C)
-        bands = []
-        for low in range(0, B, self.width):
-            high = min(low + self.width, B)
-            n, blocks = high - low, list[Block]()
-            per = max(1, self.chunks // (n * H))
-            for first in range(0, whole, per):
-                count = min(per, whole - first)
-                last = first + count == whole and not tail
-                blocks.append(DenseBlock(H, C, first, [n] * count, 0 if last else n, low, high))
-            if tail:
-                blocks.append(self._tail(low, high, whole, tail))
-            bands.append(Band(low, high, blocks))
-        return bands
-
-    def _tail(self, low: int, high: int, chunk: int, tail: int) -> Block:
-        place = torch.arange(self.C, device=self.device)
-        row = chunk * self.C + place.clamp(max=tail - 1)
-        index = torch.arange(low, high, device=self.device).unsqueeze(1) * self.rows.T + row
-        live = (place < tail).expand(high - low, -1)
-        return GatheredBlock(self.H, self.C, chunk, [high - low], 0, index, live)
+        self.bands = (_dense(rows.B, rows.T, H, C, self.width, self.chunks, device) if rows.dense else self._ragged())
 
     # ------------------------------------------------------------ ragged
     def _ragged(self) -> list[Band]:
@@ -278,3 +253,32 @@ class Layout:
 
     def by_call(self, x: Tensor) -> Tensor:
         return x if self.ranked is None else torch.empty_like(x).index_copy(0, self.ranked, x)
+
+
+# ---------------------------------------------------------------- dense
+@lru_cache(16)
+def _dense(B: int, T: int, H: int, C: int, width: int, chunks: int, device: torch.device) -> list[Band]:
+    """The bands of a dense call: a short one would spend more on them than on its program."""
+    whole, tail = divmod(T, C)
+    bands = []
+    for low in range(0, B, width):
+        high = min(low + width, B)
+        n, blocks = high - low, list[Block]()
+        per = max(1, chunks // (n * H))
+        for first in range(0, whole, per):
+            count = min(per, whole - first)
+            last = first + count == whole and not tail
+            blocks.append(DenseBlock(H, C, first, [n] * count, 0 if last else n, low, high))
+        if tail:
+            with torch.inference_mode(False):  # they are kept, for calls in any mode
+                blocks.append(_tail(T, H, C, low, high, whole, tail, device))
+        bands.append(Band(low, high, blocks))
+    return bands
+
+
+def _tail(T: int, H: int, C: int, low: int, high: int, chunk: int, tail: int, device: torch.device) -> Block:
+    place = torch.arange(C, device=device)
+    row = chunk * C + place.clamp(max=tail - 1)
+    index = torch.arange(low, high, device=device).unsqueeze(1) * T + row
+    live = (place < tail).expand(high - low, -1)
+    return GatheredBlock(H, C, chunk, [high - low], 0, index, live)

@@ -321,3 +321,17 @@ def test_the_operator_has_a_name_of_its_own() -> None:
     assert a.operator is b.operator and str(a.operator).startswith("mixc.simple_gla_")
     assert a.operator is not mixc.load("gla").operator
     assert library.key(a) == library.key(b)
+
+
+def test_what_a_call_in_inference_mode_leaves_serves_one_with_gradients() -> None:
+    """Where chunks lie is kept from call to call."""
+    m = mixc.load("gla")
+    given = inputs(m, T=37, sizes={"K": 3, "V": 5})
+    with torch.inference_mode():
+        first, _ = m(**given)
+    o, _ = m(**given)
+    got = pulled(o, None, list(given.values()))
+    exact = pulled(m(**given, backend="reference")[0], None, list(given.values()))
+    assert torch.equal(o, first)
+    for a, b in zip(got, exact, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
