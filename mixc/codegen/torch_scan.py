@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mixc.codegen.torch_span import axes_of_gradient
 from mixc.codegen.torch_values import Dims, Value
 from mixc.ir.blocks import parts
 from mixc.ir.node import ROW, Node, is_number
@@ -76,7 +77,7 @@ def emit_block(w: Writer, n: Node) -> Value:
 def emit_component(w: Writer, n: Node) -> Value:
     """Of a block, or of the gradients that come together."""
     block = n.args[0]
-    dims = w.sorted((ROW, *block.attr("dims"))) if block.op == "scan_block" else (ROW, *(d for d in n.dims if d != ROW))
+    dims = w.sorted((ROW, *block.attr("dims"))) if block.op == "scan_block" else axes_of_gradient(block)
     return w.line(n, f"{w.value(block).text}[{n.attr('i')}]", dims)
 
 

@@ -51,12 +51,17 @@ def emit_product(w: Writer, n: Node) -> Value:
     return _general(w, n, decayed)
 
 
+def axes_of_gradient(n: Node) -> Dims:
+    """Of each of the tensors: the dims that decays have stand in front."""
+    return tuple(dict.fromkeys((ROW, *_features(n.args[3]), *_features(n))))
+
+
 def emit_gradient(w: Writer, n: Node) -> Value:
     """Three tensors in one call, or of the first two what is read. Where each gets a buffer they are the values of what
     picks them, else a tuple is."""
     A, x, y, F = n.args
-    axes = (ROW, *_features(n))
-    a, b, c, f = w.full(A, (ROW, COL)), w.full(x, axes), w.full(y, (COL, *axes[1:])), w.value(F).over((LEVEL, *axes))
+    axes = axes_of_gradient(n)
+    a, b, c, f = w.full(A, (ROW, COL)), w.full(x, axes), w.full(y, (COL, *axes[1:])), w.value(F).over((LEVEL, ROW, *_features(F)))
     call = f"span_gradient({a}, {b}, {c}, {f}, {n.attr('reach')!r}"
     parts = [component(n, i) for i in range(3)]
     if not w.buffered or any(x in w.fixed for x in parts):

@@ -103,19 +103,19 @@ def span_apply_back(A: Tensor, x: Tensor, F: Tensor, out: Tensor) -> Tensor:
 
 
 def span_gradient(A: Tensor, x: Tensor, y: Tensor, F: Tensor, reach: str, out: list[Tensor]) -> list[Tensor]:
-    """`span_apply` of y, `span_apply_back` of x, and [M, C, D]: of A[t, s] x[t] y[s] with its decay the sum over all pairs
-    t >= j > s (reach excl: t > j).
+    """`span_apply` of y, `span_apply_back` of x, and [M, C, D, E...]: of A[t, s] x[t] y[s] with its decay the sum over all
+    pairs t >= j > s (reach excl: t > j).
 
     In a block cut at m that is for its later rows the sum over t >= j in it of x dx, for its earlier ones that over s < j
     of y dy, dx and dy being what its level adds to them.  So from the largest blocks down, when a half is cut into two,
     the first of these takes what the second has of x dx so far, the second what the first has of y dy."""
     dx, dy, between = (z.zero_() for z in out)
     for level in reversed(range(F.shape[1])):
-        (earlier, later), (_, x1), (y0, _) = _halves(F[:, level], level), _halves(x, level), _halves(y, level)
-        right, left = y0 * earlier, x1 * later
-        block = _meeting(A, level)
-        _halves(dx, level)[1].addcmul_(_times(block, right), later)
-        _halves(dy, level)[0].addcmul_(_times(block.mT, left), earlier)
+        earlier, later = _halves(F[:, level], level, x.ndim)
+        (_, x1), (y0, _), block = _halves(x, level), _halves(y, level), _meeting(A, level)
+        right, left = (y0 * earlier).flatten(3), (x1 * later).flatten(3)
+        _halves(dx, level)[1].addcmul_(_times(block, right).view(x1.shape), later)
+        _halves(dy, level)[0].addcmul_(_times(block.mT, left).view(y0.shape), earlier)
         if level:
             (to0, to1), (_, x1), (y0, _) = (_halves(z, level - 1) for z in (between, x, y))
             (_, dx1), (dy0, _) = _halves(dx, level - 1), _halves(dy, level - 1)

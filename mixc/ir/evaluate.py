@@ -265,7 +265,7 @@ def _span_gradient(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tens
     A, x, y, F = node.args
     span, dims = _span_of(F, args[3], env)
     A_, x_, y_ = zip(args, (A.dims, x.dims, y.dims), strict=False)
-    own = (ROW, *dims[2:])
+    own = node.dims[1:]
     crossing = _between(_einsum([A_, x_, y_, (span, dims)], (*own[1:], ROW, COL)), node.attr("reach"))
     found = [_einsum([A_, y_, (span, dims)], own), _einsum([A_, x_, (span, dims)], (COL, *own[1:])),
              align(crossing, (*own[1:], ROW), own, env.batch)]

@@ -269,9 +269,9 @@ OPS: dict[str, Op] = {
                        "level", level="chunk"),
     "span_crossing": Op(4, crossed, joined, "[j, d...]: sum of x * y * z * E over t >= j > s (reach excl: t > j) and "
                         "over all that g has not; E as in span_contract", linear_in=(0, 1, 2), level="chunk"),
-    "span_gradient": Op(4, lambda a, k: ("_i", *(d for d in a[3].dims if d != "_l")), joined, "of A[t, s] under the "
-                        "decays of factors, along _i: span_product with y[s], with x[t] (its rows s), span_crossing "
-                        "with both; reach as there", level="chunk"),
+    "span_gradient": Op(4, lambda a, k: ("_i", *a[1].dims), joined, "of A[t, s] under the decays of factors, along _i: "
+                        "span_product with y[s], with x[t] (its rows s), span_crossing with both, but not summed over "
+                        "what factors have not; reach as there", level="chunk"),
     "solve": Op(2, solved, joined, "u with (I + L) u = y, L strictly lower [_t, _s]; transposed: (I + L)^T",
                 linear_in=(1,), level="chunk"),
     "unit_inverse": Op(1, same, first, "(I + L)^-1, L strictly lower [_t, _s]", level="chunk"),

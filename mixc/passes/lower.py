@@ -106,37 +106,39 @@ RULES = (solve_by_inverse, span_by_factors, crossing_by_triangle)
 def with_crossings(roots: list[Node]) -> list[Node]:
     """`roots` with every `span_crossing` formed together with the gradients whose products with their values it sums:
     by levels, where nothing cancels."""
-    while (n := next((n for n in postorder(roots) if n.op == "span_crossing" and rows_of(n)), None)) is not None:
+    while (n := next((n for n in postorder(roots) if n.op == "span_crossing" and rows_of(n, True)), None)) is not None:
         roots = substitute(roots, _by_levels(n, roots))
     return rewrite(roots, (span_crossing_by_pairs, span_crossing_by_rows))
 
 
 def _by_levels(n: Node, roots: list[Node]) -> dict[Node, Node]:
     """What becomes of a crossing, and of the products that come with it."""
-    values = rows_of(n)
+    values = rows_of(n, True)
     assert values is not None
     A, x, y = values
     g, reach, before = n.args[3], n.attr("reach"), set(postorder(values))
     made = make("span_gradient", A, x, y, make("span_factors", g, reach=reach), reach=reach)
-    found = {n: component(made, 2)}
+    found = {n: total(component(made, 2), [d for d in feature_dims(x) if d not in g.dims])}
     for p in postorder(roots):
         if p.op == "span_contract" and p.args[2] is g and p.attr("reach") == reach and p not in before:
-            if {*p.args[:2]} == {A, y} and p.dims == x.dims:
+            if {*p.args[:2]} == {A, y} and {*p.dims} == {*x.dims}:
                 found[p] = component(made, 0)
-            if {*p.args[:2]} == {A, x} and p.dims == y.dims:
+            if {*p.args[:2]} == {A, x} and {*p.dims} == {*y.dims}:
                 found[p] = rename(component(made, 1), **{ROW: COL})
     return found
 
 
-def rows_of(n: Node) -> tuple[Node, Node, Node] | None:
-    """The values of a crossing, if they are a matrix [t, s], vectors of rows t and vectors of rows s."""
+def rows_of(n: Node, more: bool = False) -> tuple[Node, Node, Node] | None:
+    """The values of a crossing, if they are a matrix [t, s], vectors of rows t and vectors of rows s; `more`: or
+    tensors, and the decays have some of their dims."""
     *values, g = n.args
     by_rows = {frozenset({ROW, COL} & {*x.dims}): x for x in values}
     wanted = [by_rows.get(frozenset(rows)) for rows in ((ROW, COL), (ROW,), (COL,))]
-    d = [d for d in g.dims if d != ROW]
-    if len(d) != 1 or [x and {*x.dims} for x in wanted] != [{ROW, COL}, {ROW, *d}, {COL, *d}]:
-        return None
     A, x, y = wanted
+    d = {*feature_dims(x)} if more and x else {*feature_dims(g)}
+    if [x and {*x.dims} for x in wanted] != [{ROW, COL}, {ROW, *d}, {COL, *d}] or not (
+            {*feature_dims(g)} <= d and (more or len(d) == 1)):
+        return None
     return (A, x, y) if A and x and y else None
 
 

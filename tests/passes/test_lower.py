@@ -20,13 +20,14 @@ A = make("in", name="a", dims=(ROW, COL), kind="real")
 X, G = (make("in", name=n, dims=(ROW, "D"), kind="real") for n in "xg")
 Y = make("in", name="y", dims=(COL, "D"), kind="real")
 WIDE = make("in", name="w", dims=(ROW, COL, "E"), kind="real")  # no matrix
+WIDE_X = make("in", name="u", dims=(ROW, "D", "E"), kind="real")
 Z = make("in", name="z", dims=(COL, "D", "E"), kind="real")
 
 
 def values(roots: list[Node]) -> list[torch.Tensor]:
     torch.manual_seed(0)
     drawn = {n.attr("name"): torch.randn(2, *(8 if d[0] == "_" else 3 for d in n.dims), dtype=torch.float64)
-             for n in (A, X, G, Y, WIDE, Z)}
+             for n in (A, X, G, Y, WIDE, WIDE_X, Z)}
     sizes = {ROW: 8, COL: 8, LEVEL: 3, "_u": 8, "D": 3, "E": 3}
     return evaluate(roots, Env(lambda n: drawn[n.attr("name")], sizes, dtype=torch.float64, batch=1))
 
@@ -55,10 +56,10 @@ def test_what_spans_a_row(given: tuple[Node, ...], reach: str) -> None:
 
 
 @pytest.mark.parametrize("reach", ["strict", "excl"])
-def test_gradients_come_with_what_spans_a_row(reach: str) -> None:
-    roots = [make("span_crossing", A, X, Y, G, reach=reach),
-             make("span_contract", A, Y, G, out=(ROW, "D"), reach=reach),
-             make("span_contract", A, X, G, out=(COL, "D"), reach=reach)]
+@pytest.mark.parametrize("x,y", [(X, Y), (WIDE_X, Z)], ids=["vectors", "with another dim"])
+def test_gradients_come_with_what_spans_a_row(x: Node, y: Node, reach: str) -> None:
+    roots = [make("span_crossing", A, x, y, G, reach=reach), make("span_contract", A, y, G, out=x.dims, reach=reach),
+             make("span_contract", A, x, G, out=y.dims, reach=reach)]
     together = with_crossings(roots)
     assert [n.op for n in postorder(together)].count("span_gradient") == 1
     assert not any(n.op == "span_contract" for n in postorder(together))

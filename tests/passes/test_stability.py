@@ -168,13 +168,28 @@ STEPS = {  # what else comes in, and the body
 }
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
-@pytest.mark.parametrize("step", STEPS)
+SEVERAL = """mixer m(K, V, N) {
+    in q[K], k[K], v[V], w[N], a[N]
+    param A
+    state S[N, K, V]
+    S = exp(-exp(A) * softplus(a)) * S + w * k * v
+    out o[V] = softmax[N](w) @ (q @ S)
+}"""
+
+
+def with_a_param(step):
+    if step == "several memories":
+        return mixc.loads(SEVERAL)
+    ins, body = STEPS[step].split("\n", 1)
+    return mixc.loads(f"mixer m(K, V) {{\n{ins}\nin q[K], v[V]\nin k[K] where norm[K](k) <= 1\nparam A\n"
+                      f"state S[K, V]\n{body}\n}}")
+
+
+@pytest.mark.parametrize("step,backend", [*((s, b) for s in STEPS for b in ("torch", "triton")),
+                                          ("several memories", "torch")])
 def test_a_param_of_the_decay(step, backend):
     """One rounding in the gradient of a decay reached all earlier rows of its chunk, and the param's added them up."""
-    ins, body = STEPS[step].split("\n", 1)
-    mixer = mixc.loads(f"mixer m(K, V) {{\n{ins}\nin q[K], v[V]\nin k[K] where norm[K](k) <= 1\nparam A\n"
-                       f"state S[K, V]\n{body}\n}}")
+    mixer = with_a_param(step)
     cell = dict(length=130, size=7, heads="1", gates=1.0, dtype=torch.float32, rows="plain", start=True)
     seeds = range(20 if backend == "torch" else 10)
     found = [f for seed in seeds for f in cells.compare(mixer, cell, backend, seed) if f.name == "dA"]
