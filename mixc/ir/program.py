@@ -121,23 +121,23 @@ class Program:
     def of(self, role: str) -> tuple[Decl, ...]:
         return tuple(d for d in self.decls if d.role == role)
 
-    @property
+    @functools.cached_property
     def ins(self) -> tuple[Decl, ...]:
         return self.of("in")
 
-    @property
+    @functools.cached_property
     def params(self) -> tuple[Decl, ...]:
         return self.of("param")
 
-    @property
+    @functools.cached_property
     def consts(self) -> tuple[Decl, ...]:
         return self.of("const")
 
-    @property
+    @functools.cached_property
     def states(self) -> tuple[Decl, ...]:
         return self.of("state")
 
-    @property
+    @functools.cached_property
     def outs(self) -> tuple[Decl, ...]:
         return self.of("out")
 
