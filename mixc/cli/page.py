@@ -55,7 +55,7 @@ def page(m: Any, target: Target, sizes: dict[str, int]) -> str:
     if len(programs) > 1:
         said, _, *listed = in_order(programs)
         parts.append(_section("What runs in which order", f"<p>{said}</p>" + _listed(
-            re.sub("`(.*?)`", r"<code>\1</code>", escape(x.removeprefix("- "))) for x in listed)))
+            _prose(x.removeprefix("- ")) for x in listed)))
     for p in programs:
         parts += [f"<h2 class='part'>{escape(p.name)}</h2>", _math(equations(p))] if len(programs) > 1 else []
         parts += [*_derived(p), *_kernels(p, target, sizes)]
@@ -83,8 +83,13 @@ def _listed(lines: Iterable[str]) -> str:
 def _forms(m: Any) -> str:
     if not m.form:
         return "<p>It has no state: every token for itself.</p>"
-    return _listed([f"<code>{escape(s)}</code>: <b>{form}</b> — {escape(m.why[s])}" for s, form in m.form.items()]
-                   + [escape(n.help) for n in m.notes if n.help])
+    return _listed([f"<code>{escape(s)}</code>: <b>{form}</b> — {_prose(m.why[s])}" for s, form in m.form.items()]
+                   + [_prose(n.help) for n in m.notes if n.help])
+
+
+def _prose(text: str) -> str:
+    """Words with code between backticks."""
+    return re.sub("`(.*?)`", r"<code>\1</code>", escape(text))
 
 
 def _derived(step: Program) -> list[str]:

@@ -10,10 +10,10 @@ for those that a symmetry maps onto each other (McKay and Piperno 2014, Practica
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import permutations, product
 
+from mixc.hashing.dims import dim_orders
 from mixc.hashing.mp import MP
 from mixc.hashing.spec import FAR, Elaborate, View, one_size
 from mixc.ir.program import Decl, Dim, Program
@@ -35,7 +35,7 @@ class Canonical:
 def canonical(program: Program, elaborate: Elaborate) -> Canonical:
     """`program`: any elaboration of the spec, for its declarations; `elaborate`: for sizes, see `spec.View`."""
     best: Canonical | None = None
-    for dims in dim_orders(program):
+    for dims in dim_orders(program, elaborate):
         view = View(elaborate, dims, SIZES, TOKENS)
         colours = _Search(view).best()
         other = View(elaborate, dims, OTHER_SIZES, OTHER_TOKENS, patient=False)
@@ -53,30 +53,6 @@ def canonical(program: Program, elaborate: Elaborate) -> Canonical:
 
 
 # ---------------------------------------------------------------- dims
-def dim_orders(program: Program) -> Iterator[tuple[Dim, ...]]:
-    """Every order of the dims that what is declared does not tell apart."""
-    groups = one_size(program.dims)
-    colour = {d.name: 0 for d in program.dims}
-    fixed = {d.name: next((e.size for e in program.dims if e.name in groups[d.name] and e.size), 0)
-             for d in program.dims}
-    while True:
-        def of(names: Sequence[str]) -> list[int]:
-            return sorted(colour[n] for n in names)  # noqa: B023
-
-        uses = {d.name: sorted((e.role, e.kind, of(e.dims), sorted((r.of, of(r.over), d.name in r.over)
-                                                                   for r in e.ranges))
-                               for e in program.decls if d.name in e.dims) for d in program.dims}
-        key = {d.name: repr((colour[d.name], fixed[d.name], of(groups[d.name]), uses[d.name])) for d in program.dims}
-        ranks = {k: i for i, k in enumerate(sorted(set(key.values())))}
-        new = {n: ranks[k] for n, k in key.items()}
-        if len(set(new.values())) == len(set(colour.values())):
-            break
-        colour = new
-    classes = [[d for d in program.dims if new[d.name] == c] for c in sorted(set(new.values()))]
-    for choice in product(*(permutations(c) for c in classes)):
-        yield tuple(d for c in choice for d in c)
-
-
 def _dim_facts(dims: Sequence[Dim]) -> list[tuple[int | None, list[int]]]:
     """Sizes that the spec fixes, and which dims share one."""
     names, groups = [d.name for d in dims], one_size(dims)

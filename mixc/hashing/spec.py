@@ -148,7 +148,7 @@ def assign_sizes(dims: Sequence[Dim], sizes: Sequence[int]) -> dict[str, int]:
     for d in dims:
         root = roots[d.name]
         if root not in found:
-            found[root] = fixed.get(root) or (spare.pop(0) if spare else 2)
+            found[root] = fixed.get(root) or (spare.pop(0) if spare else 2 + len(found))
     return {d.name: found[roots[d.name]] for d in dims}
 
 

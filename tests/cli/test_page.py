@@ -42,6 +42,7 @@ def test_a_page(spec) -> None:
     for part in (*PARTS[spec], "The spec", "The step", m.why[next(iter(m.form))].split("`")[0], "Its adjoint", "<svg"):
         assert part in text.replace("&gt;", ">"), part
     assert "kernels, forward" in text
+    assert "`" not in re.sub(r"<pre>.*?</pre>", "", text, flags=re.S)
     loaded = re.findall(r"(?:src|href|@import|url)\b[=( ]*[\"']?[^\"'> ]*", text)
     assert not loaded and "<script" not in text
     links = set(re.findall(r"https?://[^\s\"'<]+", text))

@@ -47,6 +47,13 @@ def point(body: str, ins: str = "in x[D], y[D]", consts: str = "") -> str:
     return f"mixer f(D) {{\n    {ins}\n    {consts}\n    out o[D] = {body}\n}}\n"
 
 
+def many_dims(scale: str) -> str:
+    """A mixer of nine dims: sizes of probes tell all of them apart."""
+    dims = ["A", "C", "D", "E", "F", "G", "I", "J", "K"]
+    return (f"mixer f({', '.join(dims)}) {{\n" + "".join(f"    in x{d}[{d}]\n" for d in dims)
+            + "".join(f"    out o{d}[{d}] = x{d} * {scale if d == 'K' else 'A'}\n" for d in dims) + "}\n")
+
+
 def cell(line: str, ins: str = "in x[D]\n    in g[D] where g <= 0", start: str = "", out: str = "h") -> str:
     """A mixer with one vector state h."""
     return f"mixer c(D) {{\n    {ins}\n    state h[D]{start}\n    {line}\n    out o[D] = {out}\n}}\n"
@@ -191,4 +198,5 @@ NEAR: list[tuple[str, str, str]] = [
     ("softplus with a threshold", point("softplus(x)"), point("where(x > 20, x, softplus(x))")),
     ("positions taken by another number", point("x * (pos % 5000)"), point("x * (pos % 5001)")),
     ("positions divided by another number", point("x * (pos // 4096)"), point("x * (pos // 4095)")),
+    ("the size of another dim", many_dims("J ** -0.5"), many_dims("K ** -0.5")),
 ]

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import mixc
 from mixc.frontend.syntax import MixerSyntax
 from mixc.runtime.load import shipped
+from tests.hashing.pairs import many_dims
 from tests.hashing.rewrite import disturbed, read, rewritten, text
 
 STORED = Path(__file__).with_name("stored.json")
@@ -84,4 +85,26 @@ def test_structure_of_shapes_and_symmetries() -> None:
     dims = "mixer f({}) {{\n in a[{}], b[{}], c[{}]\n out o[K, L, M] = {} * {} * c\n}}\n"
     one = dims.format("K, L, M", "K", "L", "M", "sigmoid(a)", "tanh(b)")
     two = dims.format("M, K, L", "M", "K", "L", "tanh(a)", "sigmoid(b)").replace("sigmoid(b) * c", "c * sigmoid(b)")
+    assert mixc.loads(one).hash == mixc.loads(two).hash
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_many_dims_that_are_declared_alike(n: int) -> None:
+    """Pairs of dims, each of a state of its own: whichever comes first, and not all (2 n)! orders of them."""
+    def pairs(seed: int, last: str = "") -> str:
+        rng, dims = Random(seed), list("ACDEFGIJ"[:2 * n])
+        rng.shuffle(dims)
+        mine = rng.sample(range(n), n)
+        header = rng.sample(dims, 2 * n)
+        lines = [[f"in k{i}[{dims[i]}], v{i}[{dims[n + i]}]" for i in mine],
+                 [f"state S{i}[{dims[i]}, {dims[n + i]}]" for i in mine],
+                 [f"S{i} = 0.5 * S{i} + k{i} * v{i}" for i in mine],
+                 [f"out o{i}[{dims[n + i]}] = k{i} @ S{i}{last if i == 0 else ''}" for i in mine]]
+        return f"mixer f({', '.join(header)}) {{\n" + "\n".join(x for part in lines for x in part) + "\n}\n"
+    assert len({mixc.loads(pairs(seed)).hash for seed in range(4)}) == 1
+    assert mixc.loads(pairs(0)).hash != mixc.loads(pairs(0, " * 1.000001")).hash
+
+
+def test_nine_dims_of_which_seven_may_be_exchanged() -> None:
+    one, two = many_dims("K ** -0.5"), many_dims("K ** -0.5").replace("A, C, D", "D, A, C")
     assert mixc.loads(one).hash == mixc.loads(two).hash
