@@ -2,15 +2,13 @@
 
 Dims start coloured by what is declared of them.  Those of one colour are given one size; one after the other is given
 a size of its own, and what the function does then tells them apart.  What is still alike is told apart by choosing one
-of them: any, where the others do not mind, else every one in turn.  Dims of one colour that meet in one tensor are put
-into every order first, since what is drawn for that tensor has one.
+of them: any, where the others do not mind, else every one in turn.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from itertools import permutations, product
 
 from mixc.hashing.spec import Elaborate, Probe, View, one_size
 from mixc.ir.program import Dim, Program
@@ -22,17 +20,9 @@ PROBES = (Probe(True, False, 0), Probe(False, True, 5))
 def dim_orders(program: Program, elaborate: Elaborate) -> Iterator[tuple[Dim, ...]]:
     """Orders of the dims, one of which is the canonical one: the same for every spelling."""
     search = _Search(program, elaborate)
-    colour = search.declared()
-    names = [d.name for d in program.dims]
-    tangled = [[n for n in names if colour[n] == c] for c in sorted(set(colour.values()))
-               if any(sum(colour[n] == c for n in e.dims) > 1 for e in program.decls)
-               or any(sum(colour[m] == c for m in search.groups[n]) > 1 for n in names)]
     by_name = {d.name: d for d in program.dims}
-    for choice in product(*(permutations(c) for c in tangled)):
-        place = {n: i for c in choice for i, n in enumerate(c)}
-        start = _ranked({n: (colour[n], place.get(n, 0)) for n in names})
-        for order in search.orders(start):
-            yield tuple(by_name[n] for n in order)
+    for order in search.orders(search.declared()):
+        yield tuple(by_name[n] for n in order)
 
 
 class _Search:
@@ -100,7 +90,7 @@ class _Search:
             if d.name not in done and not self.fixed[d.name]:
                 sizes.append(2 + colour[d.name])
             done |= set(self.groups[d.name])
-        view = View(self.elaborate, order, sizes, 2)
+        view = View(self.elaborate, order, sizes, 2, alike=colour)
         kinds = [(e.role, e.kind, tuple(sorted(colour[n] for n in e.dims))) for e in view.entities]
         ranks = {k: i for i, k in enumerate(sorted(set(kinds)))}
         colours = [ranks[k] for k in kinds]

@@ -7,9 +7,10 @@ out or of a final state) and leave by it (an out, a final state, a gradient, the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -48,13 +49,16 @@ class View:
         entities: the declarations that are matched. attributes: by entity, what must agree besides the function.
     """
 
-    def __init__(self, elaborate: Elaborate, dims: Sequence[Dim], sizes: Sequence[int], T: int, patient: bool = True):
+    def __init__(self, elaborate: Elaborate, dims: Sequence[Dim], sizes: Sequence[int], T: int, patient: bool = True,
+                 alike: Mapping[str, int] | None = None):
         """
         Args:
             elaborate: gives the step for sizes, and its structural consts.
             dims: in the canonical order. sizes: for those of no fixed size, one a group of dims of one size.
             T: tokens; more where lags reach farther back. patient: also where they reach far.
+            alike: a colour of every dim; what is drawn does not tell the dims of one colour apart.
         """
+        self.alike = alike
         self.order = [d.name for d in dims]
         self.sizes = assign_sizes(dims, sizes)
         self.program, self.structural = elaborate(self.sizes)
@@ -102,8 +106,16 @@ class View:
         h = hashlib.sha256()
         for role in (d.role, "next"):
             for x in results.get((role, d.name), ()):
-                h.update(np.ascontiguousarray(x[probes]).tobytes())
+                h.update(min(np.ascontiguousarray(x[probes].transpose(order)).tobytes() for order in self._orders(d)))
         return h.digest()
+
+    def _orders(self, d: Decl) -> list[list[int]]:
+        """Of the axes of what leaves by a name: those that dims of one colour may stand in."""
+        axes = sorted(d.dims, key=self.order.index)
+        if self.alike is None or len({self.alike[n] for n in axes}) == len(axes):
+            return [list(range(2 + len(axes)))]
+        return [[0, 1, *(2 + i for i in p)] for p in permutations(range(len(axes)))
+                if all(self.alike[axes[i]] == self.alike[n] for i, n in zip(p, axes, strict=True))]
 
     def ports(self, colourings: Sequence[Sequence[int]], probes: Sequence[Probe], real: Any, seed: str) -> Ports:
         """What enters by every name, probe after probe."""
@@ -133,6 +145,8 @@ class View:
         shape = [1, self.T if d.role in ("in", "out") else 1, *(self.sizes[n] for n in dims)]
         r = self.regions[d.name] if role in ("in", "param") else None
         parts = draw(key, shape, dims, r, scale if role not in ("out", "next") else 1.0, d.kind)
+        if self.alike is not None:
+            parts = [_symmetric(x, [self.alike[n] for n in dims]) for x in parts]
         return [x.transpose(0, 1, *[2 + dims.index(n) for n in d.dims]) for x in parts]
 
     def _canonical(self, port: Port, x: Value) -> Value:
@@ -140,6 +154,17 @@ class View:
         dims = self.program.decl(port[1]).dims
         order = [2 + dims.index(n) for n in sorted(dims, key=self.order.index)]
         return rearrange(x, lambda a: a.transpose(0, 1, *order))
+
+
+def _symmetric(x: Array, colours: Sequence[int]) -> Array:
+    """An array [.., .., axes...] that stays the same when axes of one colour are exchanged."""
+    at = list(np.indices(x.shape[2:], sparse=False))
+    for c in set(colours):
+        axes = [i for i, other in enumerate(colours) if other == c]
+        if len(axes) > 1:
+            for i, rank in zip(axes, np.sort(np.stack([at[i] for i in axes]), 0), strict=True):
+                at[i] = rank
+    return x[(slice(None), slice(None), *at)]
 
 
 def assign_sizes(dims: Sequence[Dim], sizes: Sequence[int]) -> dict[str, int]:

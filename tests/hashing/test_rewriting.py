@@ -108,3 +108,16 @@ def test_many_dims_that_are_declared_alike(n: int) -> None:
 def test_nine_dims_of_which_seven_may_be_exchanged() -> None:
     one, two = many_dims("K ** -0.5"), many_dims("K ** -0.5").replace("A, C, D", "D, A, C")
     assert mixc.loads(one).hash == mixc.loads(two).hash
+
+
+def test_dims_that_meet_in_tensors_along_a_ring() -> None:
+    """Turned round they are the same; with a chord they are not, and no order but that along the ring is."""
+    def ring(order: list[int], chord: str = "") -> str:
+        dims = "ACDEFG"
+        lines = [f"in x{i}[{dims[i]}]\nparam A{i}[{dims[i]}, {dims[(i + 1) % 6]}]" for i in order]
+        lines += [f"out o{i}[{dims[i]}] = A{i} @ x{(i + 1) % 6}{chord if i == 0 else ''}" for i in order]
+        return f"mixer f({', '.join(dims[i] for i in order)}) {{\n" + "\n".join(lines) + "\n}\n"
+    found = {mixc.loads(ring(Random(seed).sample(range(6), 6))).hash for seed in range(4)}
+    assert len(found) == 1
+    chords = [mixc.loads(ring(list(range(6)), f" * sum(x{j})")).hash for j in (2, 3)]
+    assert len({*found, *chords}) == 3
