@@ -29,11 +29,22 @@ FOUND = {  # what was wrong: the body
     "a choice of two values without a dim of the condition's": "S += k * v\nout o[V] = where(q @ S > 0, b, c)",
     "a condition that the loop over chunks formed, read after it":
         "Z = where(q @ L > 0, 0.5, 1) * Z\nr = q @ Z\nZ = exp(g) * Z\nL += k\nout o[V] = r * r",
+    "a param before the rows in a log decay, beside a correction":
+        "S = exp(ek * b) * gv * S\nS -= b * u * (S @ u)\nout o[V] = q @ S",
+    "a correction that nothing keeps, in a read": "S += k * v\nout o[V] = q @ (S - b * k * (k @ S))",
+    "the same of what is kept corrected":
+        "S = exp(g) * S + k * v - b * k * (k @ S)\nT = S + q * (q @ S)\nout o[V] = k @ (T - k * (p @ T))",
+    "the same along the other side": "S = S + k * v - b * k * (k @ S)\nout o[V] = q @ (exp(g) * S - (S @ u) * u)",
+    "the same that a kept one reads": "S = S + b * k * (v - k @ (S - f * p * (p @ S)))\nout o[V] = q @ S",
+    "the same of a vector, beside itself": "M = exp(g) * M + v\nout o[V] = M + u * (u @ M)\nout r[K] = q",
+    "a sum over a state beside it": "S += k * v\nout o[V] = q @ (S + sum[K](S))",
     "a decay above 0 that is no scan": "S += (elu(k) + 1) * v\nout o[V] = (elu(q) + 1) @ S",
 }
 
 
 KERNELS = {  # the same of kernels, whose blocks are wider than their dims
+    "a correction that nothing keeps": "S = S + k * v - b * k * (k @ S)\nout o[V] = q @ (S - b * k * (p @ S))",
+    "a correction of a vector that nothing keeps": "M = exp(g) * M + v\nout o[V] = M + u * (u @ M)\nout r[K] = q",
     "what a chunk left behind the end of a dim was summed by the next one":
         "S = exp(g) * S + sigmoid(k) * v\nout o[V] = sigmoid(q) @ S",
     "a product added to what has no axis of its own": "L = L + (k > 0)\nout o[K] = q / (9 + L)\nout r[V] = v",

@@ -28,12 +28,13 @@ def number(value: float, dtype: torch.dtype, device: torch.device | None = None)
 def running_sum(x: Tensor, axis: int, reverse: bool, exclusive: bool) -> Tensor:
     """Sums over the rows up to each (reverse: from each on; exclusive: without its own), fp32 summed in fp64.
 
-    In fp64 nothing is subtracted, so no digits are lost beside very negative gates.  Of vectors [M, C, D] it is a product
-    with a triangle of ones, which subtracts nothing and runs at the speed of products."""
+    In fp64 nothing is subtracted, so no digits are lost beside very negative gates.  Of vectors ([M, C, D] or [M, D, C]) it
+    is a product with a triangle of ones, which subtracts nothing and runs at the speed of products."""
     if x.dtype == torch.float64:
         return running(x, axis, torch.cumsum, 0.0, reverse, exclusive)
-    if x.ndim == 3 and axis == 1 and x.device.type == "cpu":
-        return torch.matmul(_triangle(x.shape[1], reverse, exclusive, x.dtype), x)
+    if x.ndim == 3 and x.device.type == "cpu":
+        ones = _triangle(x.shape[axis], reverse, exclusive, x.dtype)
+        return torch.matmul(ones, x) if axis == 1 else torch.matmul(x, ones.mT)
     return _sums(x, axis, reverse, exclusive).to(x.dtype)
 
 

@@ -99,7 +99,7 @@ def segment(program: Program, partial: bool, saves: tuple[Node, ...] = (), singl
 def prepare(program: Program, partial: bool, single: bool = False, finite: bool = False) -> Program:
     """The program as it is emitted: simplified, without `live` where all rows are tokens, without guards where
     `finite` inputs need none, and (but for `single`) with scans whose ends are formed before the states come in."""
-    program = simplify(program, not partial, finite)
+    program = simplify(program.with_values(lower.zeros_forget(program)), not partial, finite)
     roots = lower.with_crossings(rewrite(program.values(), (crossings_meet,)))  # before they are lowered
     return program.with_values(rewrite(roots, lower.RULES if single else (*lower.RULES, carry_first)))
 

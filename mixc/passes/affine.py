@@ -12,7 +12,7 @@ rule keeps the form, that node is to blame.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from mixc.ir.build import contract, is_number, maybe_mul, where
@@ -207,6 +207,23 @@ class AffineForms:
     def summed(self, r: Read) -> set[str]:
         """The dims of the state over which a read sums."""
         return self.dims - set(r.node.dims)
+
+    def in_order(self, writes: Iterable[Write]) -> list[Write]:
+        """Those writes that read the state, and all such that their values see, each behind what it sees at its row."""
+        found: list[Write] = []
+
+        def visit(w: Write) -> None:
+            if w in found or w.value is None:
+                return
+            for r in w.value.coefs:
+                x = self.form(r.x)
+                for other in x.writes if x is not None else ():
+                    if other is not w:
+                        visit(other)
+            found.append(w)
+        for w in writes:
+            visit(w)
+        return found
 
     def read(self, n: Node) -> Read | None:
         """A contraction of a value that is affine in the state with one that is free, or a sum over its dims."""

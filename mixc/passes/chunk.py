@@ -91,8 +91,20 @@ class _Group:
         if write.value is not None and write not in self.written:
             self.written |= solve_writes(self)
         if write not in self.written:
-            self.written[write] = [self.lift(f) for f in write.factors]
+            self.written[write] = [*(self.lift(f) for f in write.factors), *self._read_only(write)]
         return self.written[write]
+
+    def _read_only(self, write: Write) -> list[Node]:
+        """The value of a write that no update keeps, nor anything that one reads: all that it reads is there."""
+        if write.value is None:
+            return []
+        value = None if write.value.constant is None else self.lift(write.value.constant)
+        for r, c in write.value.coefs.items():
+            form = self.forms.form(r.x)
+            assert form is not None
+            found = self.read(form, None if r.query is None else self.lift(r.query), r.node.dims)
+            value = maybe_add(value, maybe_mul(None if c is None else self.lift(c), found))
+        return [] if value is None else [value]
 
     # ------------------------------------------------------------ what the chunk leaves
     def next(self, i: int) -> Node:
@@ -282,13 +294,13 @@ def solve_writes(group: _Group) -> dict[Write, list[Node]]:
     value_i[t] = b_i[t] + sum_j sum_s N_ij[t, s] value_j[s]; j runs over these writes, s over rows before t, and the
     own row where j was executed before i.  Block elimination in that order; no pivot differs from 1."""
     forms, lift = group.forms, group.lift
-    writes = in_order([w for w in group.writes if w.value is not None], forms)
+    writes = forms.in_order(group.writes)
     summed = {d for w in writes for r in (w.value.coefs if w.value else ()) for d in forms.summed(r)}
     dims = tuple(d for d in group.decls[0].dims if d not in summed)
     keys = {w: [lift(f) for f in w.factors if summed & set(f.dims)] for w in writes}
     reads = [r for w in writes for r in (w.value.coefs if w.value else ())]
     seen = [w for r in reads for w in (forms.form(r.x) or Affine()).writes]
-    others = [w for w in dict.fromkeys([*group.writes, *seen]) if w.value is None]
+    others = [w for w in dict.fromkeys([*group.writes, *seen]) if w.value is None]  # the rest are `writes`
     b: list[Node | None] = []
     N: list[dict[int, Node]] = []
     for w in writes:
@@ -311,24 +323,6 @@ def solve_writes(group: _Group) -> dict[Write, list[Node]]:
         b.append(expand(maybe_mul(scale, value) or number(1), (ROW, *dims)))
         N.append(row)
     return {w: [*keys[w], z] for w, z in zip(writes, eliminate(N, b), strict=True) if z is not None}
-
-
-def in_order(writes: list[Write], forms: AffineForms) -> list[Write]:
-    """Writes so that each stands behind those that its value sees at its own row."""
-    found: list[Write] = []
-
-    def visit(w: Write) -> None:
-        if w in found or w.value is None:
-            return
-        for r in w.value.coefs:
-            x = forms.form(r.x)
-            for other in x.writes if x is not None else ():
-                if other is not w:
-                    visit(other)
-        found.append(w)
-    for w in writes:
-        visit(w)
-    return [w for w in found if w in writes]
 
 
 def _present(dims: Dims, *nodes: Node) -> Dims:

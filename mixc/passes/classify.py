@@ -262,7 +262,7 @@ def _two_sides(states: list[Decl], forms: AffineForms, found: list[Affine]) -> t
     """Corrections along different dims, or with a weight that has the dims they sum over, form no triangular system
     over rows."""
     sides: dict[frozenset[str], Node] = {}
-    for w in dict.fromkeys(w for f in found for w in f.writes):
+    for w in forms.in_order(w for f in found for w in f.writes):
         for r in w.value.coefs if w.value is not None else ():
             sides.setdefault(frozenset(forms.summed(r)), r.node)
     if len(sides) > 1:

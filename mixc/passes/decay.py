@@ -84,7 +84,7 @@ class Part:
 
         reach: "incl" (rows s+1..t, s <= t), "strict" (the same, s < t), "excl" (s+1..t-1, s < t)."""
         if self.log is not None:
-            return exp(make("segsum", self.log, reach=reach))
+            return exp(make("segsum", by_rows(self.log), reach=reach))
         assert self.value is not None
         return make("segprod", self.value, reach=reach)
 
@@ -191,11 +191,11 @@ class Decay:
         if () in logs and len(logs) > 1:  # what is the same for all joins what is not
             dim = next(d for d in logs if d)
             logs[dim] = logs[dim] + logs.pop(())
-        rows = {d: make("live", _by_rows(lift(x)), fill=1.0) for d, x in values.items()}
+        rows = {d: make("live", by_rows(lift(x)), fill=1.0) for d, x in values.items()}
         return Decay((*(Part(d, log=_log_rows(lift(g))) for d, g in logs.items()),
                       *(Part(d, value=x) for d, x in rows.items()),
                       *(Turn(d, phase=make("live", expand(lift(x), (ROW,)), fill=0.0)) for d, x in turns.items()),
-                      *(Sign(d, negative=make("live", _by_rows(lift(x)), fill=0.0)) for d, x in signs.items())))
+                      *(Sign(d, negative=make("live", by_rows(lift(x)), fill=0.0)) for d, x in signs.items())))
 
     def along(self, dims: Iterable[str]) -> Decay:
         """The parts that differ along one of `dims`."""
@@ -325,7 +325,7 @@ def _polar(re: Node | None, im: Node | None) -> tuple[Node, Node | None]:
     return (c * re + s * im) + number(1j) * (c * im - s * re), angle
 
 
-def _by_rows(x: Node) -> Node:
+def by_rows(x: Node) -> Node:
     """x with the time axis in front, which a param's dims may stand before."""
     return x if x.dims[:1] == (ROW,) else expand(number(1), (ROW,)) * x
 

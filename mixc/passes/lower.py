@@ -9,11 +9,12 @@ Forward and backward then share the inverse, and the factors of every decay.
 from __future__ import annotations
 
 from mixc.ir.blocks import component
-from mixc.ir.build import at_col, contract, cumsum, exp, expand, make, number, rename, total
+from mixc.ir.build import at_col, contract, cumsum, exp, expand, make, number, rename, total, where
 from mixc.ir.launch import feature_dims
 from mixc.ir.node import COL, ROW, Node, postorder, substitute
 from mixc.ir.program import Program
 from mixc.ir.ranges import magnitude, proving
+from mixc.passes.decay import FORGET, by_rows
 from mixc.passes.simplify import rewrite, simplify
 from mixc.passes.tangent import without_tangents
 
@@ -90,9 +91,16 @@ def span_crossing_by_pairs(n: Node) -> Node | None:
     if n.op != "span_crossing" or not of_numbers(n) or rows_of(n):
         return None
     x, y, c, g = n.args
-    pairs = x * y * c * exp(make("segsum", g, reach=n.attr("reach")))
+    pairs = x * y * c * exp(make("segsum", by_rows(g), reach=n.attr("reach")))
     pairs = total(pairs, [d for d in pairs.dims if d not in (ROW, COL, *g.dims)])
     return make("crossing", pairs, reach="excl" if n.attr("reach") == "excl" else "incl")
+
+
+def zeros_forget(program: Program) -> list[Node]:
+    """The values of a program, a decay given as 0 forgetting everything: not in a backward, which divides by what is
+    left of it."""
+    sizes = [] if program.reverse else [n for n in postorder(program.values()) if n.op == "log_size"]
+    return substitute(program.values(), {n: where(make("eq", n.args[0], number(0)), FORGET, n) for n in sizes})
 
 
 def of_numbers(n: Node) -> bool:
@@ -145,6 +153,7 @@ def rows_of(n: Node, more: bool = False) -> tuple[Node, Node, Node] | None:
 def with_inverses(program: Program) -> Program:
     """The program with inverses, but decays whole: kernels form the factors of a level where they use them."""
     program = without_tangents(program)
+    program = program.with_values(zeros_forget(program))
     with proving(program):
         program = program.with_values(rewrite(program.values(), (span_crossing_by_pairs, span_crossing_by_rows)))
         return program.with_values(rewrite(simplify(program).values(), (solve_by_inverse,)))

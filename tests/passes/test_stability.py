@@ -147,6 +147,16 @@ def test_number_decays(name, dtype, backend):
     judged(mixer, x, backend, [name], dtype, start=True)
 
 
+@pytest.mark.parametrize("backend", ("torch", "triton"))
+def test_a_number_of_zero_forgets_all(backend):
+    mixer = mixc.loads("mixer m(K, V) {\nin q[K], k[K], v[V], d[K] where -1 <= d <= 1\nstate S[K, V]\n"
+                       "S = d * S + k * v\nout o[V] = q @ S\n}")
+    x = tensors_of(mixer, 1)
+    x["d"][:, -3], x["k"][:, -3:] = 0.0, 0.0
+    _, state = mixer(**x, backend=backend, output_final_state=True)
+    assert not state["S"].any()
+
+
 # ---------------------------------------------------------------- long
 @pytest.mark.parametrize("name", ["gated_delta_rule", pytest.param("kda", marks=pytest.mark.slow)])
 def test_gates_near_zero_for_long(name):
