@@ -181,6 +181,9 @@ class _Writer:
             return self.of(*kept)  # as it was where the local stands
         if dims == MATRIX:
             kind = want or self.of("V", "V", "K", "")
+            if self.wide and self.chance(8):  # corrected for this read alone
+                state = self.of("({S} - {b} * {k} * ({p} @ {S}))", "({S} - ({S} @ {u}) * {u})").format(
+                    S=state, b=self.name("b"), k=self.name("k"), p=self.name("k", "p"), u=self.name("u"))
             if kind == "V":
                 q = self.vector("K")
                 return "V", self.of(f"({q} @ {state})", f"sum[K]({q} * {state})")

@@ -44,6 +44,8 @@ FOUND = {  # what was wrong: the body
 
 KERNELS = {  # the same of kernels, whose blocks are wider than their dims
     "a correction that nothing keeps": "S = S + k * v - b * k * (k @ S)\nout o[V] = q @ (S - b * k * (p @ S))",
+    "two pairs of products, each waiting for the other":
+        "S = exp(gv) * S + k * v\nout o[V] = sum[K]((k + q) * S) * ((q / (norm[K](q) + 0.1)) @ S @ u)",
     "a correction of a vector that nothing keeps": "M = exp(g) * M + v\nout o[V] = M + u * (u @ M)\nout r[K] = q",
     "what a chunk left behind the end of a dim was summed by the next one":
         "S = exp(g) * S + sigmoid(k) * v\nout o[V] = sigmoid(q) @ S",

@@ -125,6 +125,7 @@ class Tiles:
             if n.op == "span_contract":
                 for a in n.args[:2]:
                     self.spanned[a, n.args[2], n.attr("reach")].append(n)
+        self.pairing = False  # are the operands of two such products being formed?
         self.factors: dict[tuple[Node, str], str] = {}  # by logs of decays and reach: what `cut_factors` gives
         self.summed: set[str] = set()  # which running sums of vectors there were
         self.taken = {*taken, *kwlist}  # what `not` forms is no `not`

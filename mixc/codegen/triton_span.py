@@ -48,9 +48,11 @@ def span_contract_code(tiles: Tiles, node: Node) -> str | None:
     matrix = tiles.whole(A, (ROW, COL))
     for other in tiles.spanned.get((A, g, node.attr("reach")), ()):  # the same matrix from the other side: one product
         their = _applied(other, d)
-        if their and their[2] != row and other not in tiles.names and node not in postorder([other]) and other not in postorder([node]):
+        if their and their[2] != row and not tiles.pairing and other not in tiles.names and node not in postorder([other]) and other not in postorder([node]):
             pair = [(node, z), (other, their[1])] if row == ROW else [(other, their[1]), (node, z)]
+            tiles.pairing = True  # what the other needs is formed first, alone: its partner may need this one
             earlier, later = _bare(tiles, pair[0][1], (COL, d)), _bare(tiles, pair[1][1], (ROW, d))
+            tiles.pairing = False
             for n, _ in pair:
                 tiles.names[n] = tiles.fresh("found")
             tiles.emit(node, f"{tiles.names[pair[0][0]]}, {tiles.names[pair[1][0]]} = span_apply_both("
