@@ -22,7 +22,7 @@ from mixc.ir.node import COL, ROW, Node, number
 from mixc.ir.program import Program, Result
 from mixc.ir.ranges import proving
 from mixc.ir.scans import previous, scan
-from mixc.passes.affine import Affine, AffineForms, Write
+from mixc.passes.affine import Affine, AffineForms, ReadForm, Write
 from mixc.passes.block import Block, BlockState, Scanned
 from mixc.passes.classify import classify, of_complex
 from mixc.passes.context import context, has_context
@@ -71,6 +71,7 @@ class _Group:
         self.transport = Transport(self.updates, forms.leaves, self.decls[0].dims, lift)
         self.writes = list(dict.fromkeys(w for u in self.updates for w in u.writes))
         self.written: dict[Write, list[Node]] = {}  # the lifted factors of every write
+        self.solved = False  # are those among them that read the states?
         self.after: Node | None = None  # the state after every row, where a scan forms it
 
     # ------------------------------------------------------------ factors on the side where they belong
@@ -88,23 +89,24 @@ class _Group:
 
     def _at(self, write: Write) -> list[Node]:
         """What a write adds at its row: all its factors.  One that reads the state is solved for first."""
-        if write.value is not None and write not in self.written:
+        if write.value is not None and not self.solved:
+            self.solved = True
             self.written |= solve_writes(self)
         if write not in self.written:
-            self.written[write] = [*(self.lift(f) for f in write.factors), *self._read_only(write)]
+            # one with a value that no update keeps, nor anything that one reads: all that it reads is there
+            value = None if write.value is None else self.found(write.value)
+            self.written[write] = [*(self.lift(f) for f in write.factors), *([] if value is None else [value])]
         return self.written[write]
 
-    def _read_only(self, write: Write) -> list[Node]:
-        """The value of a write that no update keeps, nor anything that one reads: all that it reads is there."""
-        if write.value is None:
-            return []
-        value = None if write.value.constant is None else self.lift(write.value.constant)
-        for r, c in write.value.coefs.items():
+    def found(self, value: ReadForm, among: Iterable[Write] | None = None) -> Node | None:
+        """A value that reads the states, for every row, as far as it is made of these writes (default: all)."""
+        known = None if value.constant is None else self.lift(value.constant)
+        for r, c in value.coefs.items():
             form = self.forms.form(r.x)
             assert form is not None
-            found = self.read(form, None if r.query is None else self.lift(r.query), r.node.dims)
-            value = maybe_add(value, maybe_mul(None if c is None else self.lift(c), found))
-        return [] if value is None else [value]
+            query, coef = (None if x is None else self.lift(x) for x in (r.query, c))
+            known = maybe_add(known, maybe_mul(coef, self.read(form, query, r.node.dims, among)))
+        return known
 
     # ------------------------------------------------------------ what the chunk leaves
     def next(self, i: int) -> Node:
@@ -306,13 +308,12 @@ def solve_writes(group: _Group) -> dict[Write, list[Node]]:
     for w in writes:
         assert w.value is not None
         scale = product(lift(f) for f in w.factors if not summed & set(f.dims))
-        value, row = None if w.value.constant is None else lift(w.value.constant), dict[int, Node]()
+        value, row = group.found(w.value, others), dict[int, Node]()
         for r, c in w.value.coefs.items():
             x = forms.form(r.x)
             assert x is not None
             query, coef = None if r.query is None else lift(r.query), None if c is None else lift(c)
             place = Place(group, x, query, r.node.dims)
-            value = maybe_add(value, maybe_mul(coef, group.read(x, query, r.node.dims, others)))
             for j, other in enumerate(writes):
                 found = place.matrix(other, keys[other])
                 if found is not None:
