@@ -38,20 +38,24 @@ class Workspace:
         """A tensor [M, shape...] for every name; valid until the next frame is asked for."""
         key = (M, tuple((name, tuple(shape)) for name, shape in shapes.items()))
         if key not in self.frames:
-            sizes = {name: M * math.prod(shape) for name, shape in shapes.items()}
-            total = sum(-(-n // _LINE) * _LINE for n in sizes.values())
-            if total > self.flat.numel():
-                self.flat = torch.empty(total, dtype=self.flat.dtype, device=self.flat.device)
-                self.frames.clear()
-            if len(self.frames) > 64:
-                self.frames.clear()
-            views, at = {}, 0
-            for name, n in sizes.items():
-                views[name] = self.flat[at:at + n].view(M, *shapes[name])
-                views[name].mixc_scratch = True  # type: ignore[attr-defined]
-                at += -(-n // _LINE) * _LINE
-            self.frames[key] = views
+            with torch.inference_mode(False):  # it is kept, for calls in any mode
+                self.frames[key] = self._made(M, shapes)
         return self.frames[key]
+
+    def _made(self, M: int, shapes: dict[str, list[int]]) -> dict[str, Tensor]:
+        sizes = {name: M * math.prod(shape) for name, shape in shapes.items()}
+        total = sum(-(-n // _LINE) * _LINE for n in sizes.values())
+        if total > self.flat.numel():
+            self.flat = torch.empty(total, dtype=self.flat.dtype, device=self.flat.device)
+            self.frames.clear()
+        if len(self.frames) > 64:
+            self.frames.clear()
+        views, at = {}, 0
+        for name, n in sizes.items():
+            views[name] = self.flat[at:at + n].view(M, *shapes[name])
+            views[name].mixc_scratch = True  # type: ignore[attr-defined]
+            at += -(-n // _LINE) * _LINE
+        return views
 
 
 LEAST, MOST = 1 << 18, 1 << 27
