@@ -105,6 +105,17 @@ def test_the_last_row_of_a_scan_is_not_overwritten():
     assert all(f.ok for f in cells.compare(mixer, cell, "torch"))
 
 
+@pytest.mark.parametrize("body", ["S += b * (k @ (v - k @ S))", "S = exp(g) * S + k @ (w * v - p @ S)"])
+def test_a_sum_over_corrections(body):
+    """K, over which the state was read, was taken for the K of what is written."""
+    mixer = mixc.loads("mixer m(K, V, R) {\nin q[K], k[K, R] where norm[K, R](k) <= 1, v[R, V], w[R]\n"
+                       "in b where 0 <= b <= 1, p[R, K] where norm[R, K](p) <= 1, g where g <= 0\n"
+                       f"state S[K, V]\n{body}\nout o[V] = q @ S\n}}")
+    cell = dict(length=33, size=3, heads="2/1", gates=1.0, dtype=torch.float64, rows="plain", start=True)
+    with patch.object(chunked, "chunk_length", lambda longest: 8):
+        assert all(f.ok for f in cells.compare(mixer, cell, "torch"))
+
+
 @pytest.mark.parametrize("body", [
     "state S[K, V], n[K]\nS += b * k * v\nn += b * square(k)\nout o[V] = (q / (n + c)) @ S",  # 0 / 0 behind K
     "state S[K, V]\nS += k * v\nout o[V] = K ** -0.5 * (q @ S) + sqrt(V)"])  # logarithms of integers

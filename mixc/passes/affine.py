@@ -250,10 +250,9 @@ class AffineForms:
         a, *others = sorted(n.args, key=self.free)
         if self.free(a) or not all(map(self.free, others)):
             return None
-        x = self.value(a)
-        if x is None:
-            return None
-        factor = others[0] if others else number(1)
+        x, factor = self.value(a), others[0] if others else number(1)
+        if x is None or any(self.summed(r) & {*n.dims, *factor.dims} for r in x.coefs):
+            return None  # a dim that a read has summed over is there again: p @ (k @ S) along K is no read of K
 
         def summed(c: Node) -> Node:
             return contract(c, factor, n.dims)
