@@ -77,7 +77,8 @@ def run_chunks(program: Program, tensors: Tensors, states: Tensors, sizes: dict[
         box: list[Env] = []
         incoming = starts[n] if starts is not None else carried
         leaf = _leaf(program, tensors, incoming, carried, consts or {}, start, C, H, box)
-        box.append(Env(leaf, {**sizes, ROW: C, COL: C, "_u": C, LEVEL: max(1, (C - 1).bit_length())}, dtype=dtype,
+        rows = {ROW: C, COL: C, "_u": C, LEVEL: max(1, (C - 1).bit_length())}
+        box.append(Env(leaf, {**program.sized(sizes), **rows}, dtype=dtype,
                        live=(torch.arange(start, start + C) < T).reshape(1, 1, C)))
         result.starts.append(dict(carried))
         values = evaluate(program.values(), box[0])

@@ -21,6 +21,8 @@ DECLARED = {  # what a spec may read, declared when it does
     "gk": "in gk[K] where gk <= 0", "gv": "in gv[V] where gv <= 0", "ak": "in ak[K] where -1 <= ak <= 1",
     "av": "in av[V] where 0 <= av <= 1", "bv": "in bv[V] where 0 <= bv <= 1", "bk": "in bk[K] where 0 <= bk <= 1",
     "kn": "in kn[N, K] where norm[K](kn) <= 1", "vn": "in vn[N, V]", "bn": "in bn[N] where 0 <= bn <= 2",
+    "kp": "in kp[K, P] where norm[K, P](kp) <= 1", "vp": "in vp[P, V]", "qp": "in qp[P, K]",
+    "wp": "in wp[P] where -1 <= wp <= 1",
     "w": "param w[K]", "D": "param D[V]", "s": "param s where s <= 0", "e": "param e where -1 <= e <= 1",
     "ek": "param ek[K] where ek <= 0", "c": "const c = 0.5", "scale": "const scale = K ** -0.5",
     "one": "const one = 1", "zero": "const zero = 0", "R": "param R[K, J]",
@@ -57,6 +59,11 @@ ENTRIES = (  # the same, a number an entry of K
     "exp(-square({x}))", "(R @ ({x} * {y})[J])",
 )
 ENTRIES_OF_N, ENTRIES_OF_M = ("({n} * {K})",), ("({M} @ {V})", "(silu({x} @ {M}) @ {M})")
+RANKS = (  # sums of outer products
+    "(kp @ vp)", "(tanh(kp) @ vp)", "sum[P](wp * kp * vp)", "(kp @ (silu(vp) - {u} * wp))", "sum[P](kp * (wp * {u}))",
+    "(kp @ (vp * {b}) - {k} * {u})", "sum[P](kp * vp * (kp @ {k}))", "where({f} > 0, kp @ vp, {k} * {u})",
+)
+RANK_READS = ("(wp @ (qp @ {S}))", "sum[P](wp * tanh(qp @ {S}))", "sum[P](qp @ {S})", "max[P]((qp * kp) @ {S})")
 CELLS = (  # what a state s becomes; d: a decay, z: a gate, v: a value of the token
     "tanh({x} + {y})", "{z} * {s} + (1 - {z}) * tanh({x})", "{d} * {s} + tanh({x})", "{d} * tanh({s} + {x})",
     "maximum({d} * {s}, tanh({x}))", "clamp({s} + {x}, -1, 1)", "where({f} > 0, {s}, tanh({x} - {y}))",
@@ -185,6 +192,8 @@ class _Writer:
                 state = self.of("({S} - {b} * {k} * ({p} @ {S}))", "({S} - ({S} @ {u}) * {u})").format(
                     S=state, b=self.name("b"), k=self.name("k"), p=self.name("k", "p"), u=self.name("u"))
             if kind == "V":
+                if self.chance(15):
+                    return "V", self.filled(self.of(*RANK_READS), S=lambda: state)
                 q = self.vector("K")
                 return "V", self.of(f"({q} @ {state})", f"sum[K]({q} * {state})")
             if kind == "K":
@@ -197,6 +206,8 @@ class _Writer:
     def write(self, state: str) -> str:
         """What is added to a state: from the token, sometimes from what was read of an earlier state."""
         dims, earlier = self.states[state], self.earlier(state)
+        if dims == MATRIX and self.chance(15):
+            return " * ".join([*([self.scalar()] if self.chance(40) else []), self.filled(self.of(*RANKS))])
         parts = []
         for d in dims:
             source = [s for s in earlier if self.states[s] in (MATRIX, (d,))] if self.chance(20) else []
@@ -325,6 +336,7 @@ class _Writer:
                 if other != state and self.chance(60):
                     terms.append(f"{self.of('0.3', '-0.3', '0.2 * ' + self.name('a'))} * {other}")
             added = [f"0.5 * {self.correction(self.of(*names), side)}".replace("* -", "* ") if self.chance(60)
+                     else self.filled(self.of(*RANKS)) if self.chance(15)
                      else f"{self.vector('K')} * {self.vector('V')}" for _ in range(self.draw(st.integers(1, 2)))]
             self.lines.append(f"{state} = {' + '.join([*terms, *added])}")
         self.lines.append(self.out())
@@ -410,7 +422,8 @@ def specs(draw: Any, kind: str = "scalar") -> Spec:
     header += [f"    {w.used[n]}" for n in DECLARED if n in w.used and not w.used[n].startswith("in")]
     header += [f"    state {s}[{', '.join(dims)}]{starts[s]}".replace("[]", "") for s, dims in w.states.items()]
     header += ["    state m = -inf"] if w.largest else []
-    dims = [d for d, names in {"N": ("kn",), "W": ("cw",), "J = K": ("R",)}.items() if set(names) & set(w.used)]
+    with_dims = {"N": ("kn",), "W": ("cw",), "J = K": ("R",), "P = 2": ("kp", "vp", "qp", "wp")}
+    dims = [d for d, names in with_dims.items() if set(names) & set(w.used)]
     lines = [f"    {line}" for line in w.lines]
     text = "\n".join([f"mixer m({', '.join(['K', 'V', *dims])}) {{", *header, *lines, "}"])
     return Spec(text + "\n", w.states, w.chunk)

@@ -24,31 +24,33 @@ def emit_factors(w: Writer, n: Node) -> Value:
     return _in_room(w, n, f"span_factors({x}, {n.attr('reach')!r}", axes, x)
 
 
-def _in_room(w: Writer, n: Node, call: str, axes: Dims, like: str) -> Value:
+def _in_room(w: Writer, n: Node, call: str, axes: Dims, like: str, more: str = "") -> Value:
     """A call that writes to a buffer: scratch, or (in the loop over chunks, which has none) a new one for the M of `like`."""
     if w.buffered or (n in w.fixed and axes == n.dims):
         out = w.room(n, axes, over=False)
-        v = w.line(n, f"{call})", axes, out=out)
+        v = w.line(n, f"{call}{more})", axes, out=out)
         return Value(v.text, v.axes, None if n in w.fixed else out)
-    return w.line(n, f"{call}, {like}.new_empty({', '.join([f'len({like})', *map(size_of, axes)])}))", axes)
+    return w.line(n, f"{call}, {like}.new_empty({', '.join([f'len({like})', *map(size_of, axes)])}){more})", axes)
 
 
 def emit_product(w: Writer, n: Node) -> Value:
-    """Of x, y and the result, one has rows t, one rows s, and one both: where that has no other dim it is one matrix
-    product a level, the decays in its operands."""
+    """Of x, y and the result, one has rows t, one rows s, and one, P, both: one matrix product a level, the decays in its
+    operands. What P has beside its rows makes more of them, of its own for every row of the other that has it."""
     x, y, F = n.args
-    rows, decayed = {ROW, COL}, _features(F)
-    later, earlier = ([z for z in (x, y) if rows & {*z.dims} == {row}] for row in (ROW, COL))
-    if {*n.dims} == rows and later and earlier:
-        (a,), (b,) = later, earlier
-        dims = tuple(dict.fromkeys((*decayed, *_features(a), *_features(b))))
-        return _call(w, n, "span_pair", w.full(a, (ROW, *dims)), w.full(b, (COL, *dims)), (ROW, COL))
-    A, z = (x, y) if {*x.dims} == rows else (y, x)
-    if {*A.dims} == rows and {*decayed, *_features(z)} == {*_features(n)}:
-        dims = tuple(dict.fromkeys((*decayed, *_features(n))))
-        to, of, name = (ROW, COL, "span_apply") if ROW in n.dims else (COL, ROW, "span_apply_back")
-        return _call(w, n, name, w.full(A, (ROW, COL)), w.full(z, (of, *dims)), (to, *dims))
-    return _general(w, n, decayed)
+    decayed, by_rows = _features(F), {frozenset({ROW, COL} & {*z.dims}): z for z in (x, y, n)}
+    if len(by_rows) < 3 or frozenset() in by_rows:
+        return _general(w, n, decayed)
+    P, T, S = (by_rows[frozenset(rows)] for rows in ((ROW, COL), (ROW,), (COL,)))
+    t, s = (tuple(d for d in _features(z) if d in P.dims) for z in (T, S))
+    shared = tuple(dict.fromkeys((*decayed, *(d for z in (T, S) for d in _features(z) if d not in P.dims))))
+    if sorted((*t, *s)) != sorted(_features(P)) or {*t, *s} & {*shared} or (n is not P and {*_features(n)} - {*t, *s} != {*shared}):
+        return _general(w, n, decayed)
+    axes = {P: (ROW, *t, COL, *s), T: (ROW, *t, *shared), S: (COL, *s, *shared)}
+    name, a, b = {P: ("span_pair", T, S), T: ("span_apply", P, S), S: ("span_apply_back", P, T)}[n]
+    factors = w.value(F).over((LEVEL, ROW, *decayed))
+    ranks = f", rows=({len(t)}, {len(s)})" if t or s else ""
+    left = w.full(a, axes[a])
+    return _in_room(w, n, f"{name}({left}, {w.full(b, axes[b])}, {factors}", axes[n], left, ranks)
 
 
 def axes_of_gradient(n: Node) -> Dims:
@@ -77,12 +79,6 @@ def emit_gradient(w: Writer, n: Node) -> Value:
         if not w.uses[x]:
             w.scratch.give(room)
     return Value("", n.dims)
-
-
-def _call(w: Writer, n: Node, name: str, a: str, b: str, axes: Dims) -> Value:
-    F = n.args[2]
-    factors = w.value(F).over((LEVEL, ROW, *_features(F)))
-    return _in_room(w, n, f"{name}({a}, {b}, {factors}", axes, a)
 
 
 def _general(w: Writer, n: Node, dims: Dims) -> Value:

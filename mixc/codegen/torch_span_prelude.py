@@ -51,54 +51,71 @@ def span_of(F: Tensor) -> Tensor:
     return E
 
 
-def _halves(x: Tensor, level: int, ndim: int = 0) -> tuple[Tensor, Tensor]:
-    """The earlier and the later halves of all blocks: [M, blocks, h, ...] each; `ndim`: of what they are factors of."""
-    more = [1] * (ndim - x.ndim)
-    both = x.view(x.shape[0], -1, 2, 1 << level, *x.shape[2:], *more)
+def _halves(x: Tensor, level: int, ndim: int = 0, rows: int = 0) -> tuple[Tensor, Tensor]:
+    """The earlier and the later halves of all blocks: [M, blocks, h, ...] each; of what they are factors of, `ndim`, and
+    how many of its axes make more `rows` of each."""
+    both = x.reshape(x.shape[0], -1, 2, 1 << level, *[1] * rows, *x.shape[2:], *[1] * (ndim - x.ndim - rows))
     return both[:, :, 0], both[:, :, 1]
 
 
-def _meeting(A: Tensor, level: int) -> Tensor:
-    """[M, blocks, h, h] of A [M, C, C]: later rows against earlier columns of every block."""
-    M, C, _ = A.shape
-    h = 1 << level
-    n = C // (2 * h)
-    a, b, c = A.stride()
-    return A.as_strided((M, n, h, h), (a, 2 * h * (b + c), b, c), A.storage_offset() + h * b)
+def _meeting(A: Tensor, level: int, rows: int = 1, cols: int = 1) -> Tensor:
+    """[M, blocks, h, h] of A [M, C, C]: later rows against earlier columns of every block; each `rows` and `cols` times."""
+    h, (M, C, _), (a, b, c) = 1 << level, A.shape, A.stride()
+    r, s = h * rows, h * cols
+    return A.as_strided((M, C // (2 * r), r, s), (a, 2 * (r * b + s * c), b, c), A.storage_offset() + r * b)
 
 
-def span_pair(x: Tensor, y: Tensor, F: Tensor, out: Tensor) -> Tensor:
-    """[M, C, C]: sum over D, E of x[t] y[s] exp(g[s+1] + ... + g[t]), 0 unless s < t, of x, y [M, C, D, E...]."""
-    out.zero_()
+def _flat(x: Tensor, rows: int) -> Tensor:
+    """[M, blocks, h, rows..., D...] as [M, blocks, h * rows, D]."""
+    return x.flatten(2, 2 + rows).flatten(3)
+
+
+def _matrix(A: Tensor, p: int) -> tuple[Tensor, int, int]:
+    """[M, C, p more..., C, more...] as [M, rows, columns], and how many of each a token has."""
+    C = A.shape[1]
+    flat = A.flatten(1, 1 + p).flatten(2)
+    return flat, flat.shape[1] // C, flat.shape[2] // C
+
+
+def span_pair(x: Tensor, y: Tensor, F: Tensor, out: Tensor, rows: tuple[int, int] = (0, 0)) -> Tensor:
+    """[M, C, C]: sum over D, E of x[t] y[s] exp(g[s+1] + ... + g[t]), 0 unless s < t, of x, y [M, C, D, E...].
+
+    rows: how many axes of x, and of y, make more rows of a token: [M, C, R..., D, E...], out [M, C, R..., C, R_s...]."""
+    p, q = rows
+    whole, r, s = _matrix(out.zero_(), p)
     for level in range(F.shape[1]):
-        earlier, later = _halves(F[:, level], level, x.ndim)
+        (_, later), (earlier, _) = _halves(F[:, level], level, x.ndim, p), _halves(F[:, level], level, y.ndim, q)
         (_, x1), (y0, _) = _halves(x, level), _halves(y, level)
-        left, right = (x1 * later).flatten(3), (y0 * earlier).flatten(3)
-        to = _meeting(out, level)
-        if level == 0:
+        left, right = _flat(x1 * later, p), _flat(y0 * earlier, q)
+        to = _meeting(whole, level, r, s)
+        if level == 0 and not p + q:
             torch.sum(left.mul_(right), -1, keepdim=True, out=to)
         else:
             to.copy_(torch.matmul(left, right.mT))
+    return out if whole.data_ptr() == out.data_ptr() else out.copy_(whole.view(out.shape))  # its axes lie another way
+
+
+def span_apply(A: Tensor, y: Tensor, F: Tensor, out: Tensor, rows: tuple[int, int] = (0, 0)) -> Tensor:
+    """[M, C, D, E...]: sum over s < t of A[t, s] y[s] exp(g[s+1] + ... + g[t]); rows as in `span_pair`."""
+    (p, q), (A, r, s) = rows, _matrix(A, rows[0])
+    out.zero_()
+    for level in range(F.shape[1]):
+        (_, later), (earlier, _) = _halves(F[:, level], level, out.ndim, p), _halves(F[:, level], level, y.ndim, q)
+        found = _times(_meeting(A, level, r, s), _flat(_halves(y, level)[0] * earlier, q))
+        to = _halves(out, level)[1]
+        to.addcmul_(found.view(to.shape), later)
     return out
 
 
-def span_apply(A: Tensor, y: Tensor, F: Tensor, out: Tensor) -> Tensor:
-    """[M, C, D, E...]: sum over s < t of A[t, s] y[s] exp(g[s+1] + ... + g[t])."""
+def span_apply_back(A: Tensor, x: Tensor, F: Tensor, out: Tensor, rows: tuple[int, int] = (0, 0)) -> Tensor:
+    """[M, C, D, E...]: sum over t > s of A[t, s] x[t] exp(g[s+1] + ... + g[t]); rows as in `span_pair`."""
+    (p, q), (A, r, s) = rows, _matrix(A, rows[0])
     out.zero_()
     for level in range(F.shape[1]):
-        (earlier, later), (y0, _) = _halves(F[:, level], level, y.ndim), _halves(y, level)
-        found = _times(_meeting(A, level), (y0 * earlier).flatten(3))
-        _halves(out, level)[1].addcmul_(found.view(y0.shape), later)
-    return out
-
-
-def span_apply_back(A: Tensor, x: Tensor, F: Tensor, out: Tensor) -> Tensor:
-    """[M, C, D, E...]: sum over t > s of A[t, s] x[t] exp(g[s+1] + ... + g[t])."""
-    out.zero_()
-    for level in range(F.shape[1]):
-        (earlier, later), (_, x1) = _halves(F[:, level], level, x.ndim), _halves(x, level)
-        found = _times(_meeting(A, level).mT, (x1 * later).flatten(3))
-        _halves(out, level)[0].addcmul_(found.view(x1.shape), earlier)
+        (_, later), (earlier, _) = _halves(F[:, level], level, x.ndim, p), _halves(F[:, level], level, out.ndim, q)
+        found = _times(_meeting(A, level, r, s).mT, _flat(_halves(x, level)[1] * later, p))
+        to = _halves(out, level)[0]
+        to.addcmul_(found.view(to.shape), earlier)
     return out
 
 
@@ -131,9 +148,9 @@ def span_gradient(A: Tensor, x: Tensor, y: Tensor, F: Tensor, reach: str, out: l
 
 
 def _times(block: Tensor, x: Tensor) -> Tensor:
-    """[M, blocks, h, D]: block @ x.  (Products of tiny matrices take many times as long as their entries.)"""
+    """[M, blocks, rows, D]: block @ x.  (Products of tiny matrices take many times as long as their entries.)"""
     h = block.shape[-1]
-    if h > 2:
+    if h > 2 or block.shape[-2] != h:
         return torch.matmul(block, x)
     found = block[..., :1] * x[:, :, :1]
     return found if h == 1 else found.addcmul_(block[..., 1:], x[:, :, 1:])

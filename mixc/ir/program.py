@@ -141,6 +141,10 @@ class Program:
     def outs(self) -> tuple[Decl, ...]:
         return self.of("out")
 
+    def sized(self, sizes: dict[str, int]) -> dict[str, int]:
+        """Sizes of all dims, from those of the header."""
+        return {**sizes, **{d.name: d.size or sizes[d.alias or d.name] for d in self.dims if d.name not in sizes}}
+
     def decl(self, name: str) -> Decl:
         return next(d for d in self.decls if d.name == name)
 

@@ -8,22 +8,27 @@ with decays and coefs that read none of them and act entry by entry, and writes 
 of a write, its *value*, may be affine in what is read of the states: that is a low-rank term,
 `beta * k * (v - k @ S)`.  `AffineForms` finds all this by walking the Step's DAG, operation by operation; where no
 rule keeps the form, that node is to blame.
+
+A factor may have dims that no state has, its *ranks*: what is written is the product, summed over them.  They get names
+of their own, `k @ v` with `k[K, R]`, `v[R, V]` being a sum over `R_s`, so that a read may keep an R of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from mixc.ir.build import contract, is_number, maybe_mul, where
-from mixc.ir.node import Node, depends, make, number
+from mixc.ir.build import contract, is_number, maybe_mul, rename, total, where
+from mixc.ir.node import Node, depends, make, number, postorder
 from mixc.ir.program import Decl
 
 
 @dataclass(frozen=True, eq=False)
 class Write:
-    """An outer product added to the state: factors without the state, and a value that reads it, if one does.
-    Compared by identity."""
+    """An outer product added to the state: factors without the state, and a value that reads it, if one does; summed
+    over what dims they have beside the state's.  Compared by identity."""
 
     factors: tuple[Node, ...]
     value: ReadForm | None = None
@@ -106,11 +111,15 @@ class AffineForms:
         self.states, self.dims = states, set(states[0].dims)
         self.leaves = [s.leaf() for s in states]
         self.reads = depends(roots, self.leaves)
+        self.ranks = Ranks(roots)
         self.forms: dict[Node, Affine | None] = {}
         self.values: dict[Node, ReadForm | None] = {}
 
     def free(self, node: Node) -> bool:
         return node not in self.reads
+
+    def outer(self, node: Node) -> list[tuple[Node, ...]]:
+        return outer_products(node, self.dims, self.ranks)
 
     # ------------------------------------------------------------ nodes with the dims of the state
     def form(self, node: Node) -> Affine | None:
@@ -123,7 +132,7 @@ class AffineForms:
         if node in self.leaves:
             return Affine({node: None})
         if self.free(node):
-            return Affine({}, {Write(p): None for p in outer_products(node, self.dims)})
+            return Affine({}, {Write(p): None for p in self.outer(node)})
         rule = _RULES.get(node.op)
         found = rule(self, node) if rule else None
         return found or self._correction(node)
@@ -138,7 +147,7 @@ class AffineForms:
     def _products(self, node: Node) -> list[Write] | None:
         """A value as a sum of outer products, each with a factor that may read the state."""
         if self.free(node):
-            return [Write(p) for p in outer_products(node, self.dims)]
+            return [Write(p) for p in self.outer(node)]
         value = self.value(node)
         if value is not None and not any(self.summed(r) & set(node.dims) for r in value.coefs):
             return [Write((), value)]
@@ -158,7 +167,7 @@ class AffineForms:
         if node.op == "mul":
             for x, c in (a, a[::-1]):
                 if self.free(c):
-                    found = [self._times(p, x) for p in outer_products(c, self.dims)]
+                    found = [self._times(p, x) for p in self.outer(c)]
                     return None if any(f is None for f in found) else [w for f in found for w in f or ()]
         if node.op == "where" and self.free(a[0]) and not set(a[0].dims) & self.dims:
             yes, no = make("to_number", a[0]), make("to_number", make("not", a[0]))
@@ -320,26 +329,72 @@ _RULES: dict[str, Callable[[AffineForms, Node], Affine | None]] = {
 }
 
 
-def outer_products(node: Node, dims: set[str]) -> list[tuple[Node, ...]]:
+class Ranks(dict[str, str]):
+    """By dim over which a sum of outer products runs: its name among the rows that wrote."""
+
+    def __init__(self, roots: Iterable[Node]):
+        nodes = list(postorder(roots))
+        self.taken = {d for n in nodes for d in n.dims} | {str(n.attr("name")) for n in nodes if not n.args}
+
+    def __missing__(self, dim: str) -> str:
+        self[dim] = next(name for i in itertools.count(1) if (name := f"{dim}_s{i if i > 1 else ''}") not in self.taken)
+        self.taken.add(self[dim])
+        return self[dim]
+
+
+def outer_products(node: Node, dims: set[str], ranks: Mapping[str, str]) -> list[tuple[Node, ...]]:
     """A state-free value as a sum of products: `b * (k * v - u * w)` is b k v + (-b) u w.
 
-    Sums are opened only where that separates dims of the state; a value of one dim stays whole."""
+    Sums are opened only where that separates dims of the state; a value of one dim stays whole.
+    ranks: what dims are called that a sum of products runs over."""
+    def opened(x: Node) -> list[tuple[Node, ...]]:
+        return outer_products(x, dims, ranks)
     if len(set(node.dims) & dims) <= 1 and node.op != "expand":
         return [] if is_number(node, 0.0) else [(node,)]
     a = node.args
     if node.op == "add":
-        return outer_products(a[0], dims) + outer_products(a[1], dims)
+        return opened(a[0]) + opened(a[1])
     if node.op == "sub":
-        return outer_products(a[0], dims) + [(number(-1), *p) for p in outer_products(a[1], dims)]
+        return opened(a[0]) + [(number(-1), *p) for p in opened(a[1])]
     if node.op == "neg":
-        return [(number(-1), *p) for p in outer_products(a[0], dims)]
+        return [(number(-1), *p) for p in opened(a[0])]
     if node.op == "mul":
-        return [(*p, *q) for p in outer_products(a[0], dims) for q in outer_products(a[1], dims)]
+        left, right = opened(a[0]), opened(a[1])
+        if any(_ranks(p, ranks) & _ranks(q, ranks) for p in left for q in right):
+            return [(node,)]  # sums over one dim each, not one sum over it
+        return [(*p, *q) for p in left for q in right]
     if node.op == "div":
-        return [(*p, 1.0 / a[1]) for p in outer_products(a[0], dims)]
+        return [(*p, 1.0 / a[1]) for p in opened(a[0])]
     if node.op == "expand":
-        return outer_products(a[0], dims)
+        return opened(a[0])
     if node.op == "where" and not set(a[0].dims) & dims:
-        return ([(make("to_number", a[0]), *p) for p in outer_products(a[1], dims)]
-                + [(make("to_number", make("not", a[0])), *p) for p in outer_products(a[2], dims)])
+        return ([(make("to_number", a[0]), *p) for p in opened(a[1])]
+                + [(make("to_number", make("not", a[0])), *p) for p in opened(a[2])])
+    if node.op in ("sum", "contract") and not (over := _summed(node)) & dims:
+        inside = opened(a[0] if node.op == "sum" else a[0] * a[1])
+        return [_over_ranks(p, over, dims, ranks) for p in inside]
     return [(node,)]
+
+
+def _summed(node: Node) -> set[str]:
+    return {d for a in node.args for d in a.dims} - set(node.dims)
+
+
+def _ranks(factors: Iterable[Node], ranks: Mapping[str, str]) -> set[str]:
+    return {d for f in factors for d in f.dims} & set(ranks.values())
+
+
+def _over_ranks(factors: tuple[Node, ...], over: set[str], dims: set[str], ranks: Mapping[str, str]
+                ) -> tuple[Node, ...]:
+    """A product summed over dims: those that factors of one dim of the state alone have are summed there."""
+    for d in sorted(over):
+        having = [f for f in factors if d in f.dims]
+        rest = tuple(f for f in factors if d not in f.dims)
+        if not having:
+            factors = (make("size", dim=d), *rest)
+        elif len({e for f in having for e in f.dims} & dims) <= 1:
+            (first, *more) = having
+            factors = (total(functools.reduce(lambda a, b: a * b, more, first), [d]), *rest)
+        else:
+            factors = tuple(rename(f, **{d: ranks[d]}) for f in factors)
+    return factors

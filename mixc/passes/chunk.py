@@ -19,7 +19,7 @@ from dataclasses import replace
 
 from mixc.ir.build import at_col, contract, expand, make, maybe_add, maybe_mul, product, total
 from mixc.ir.node import COL, ROW, Node, number
-from mixc.ir.program import Program, Result
+from mixc.ir.program import Dim, Program, Result
 from mixc.ir.ranges import proving
 from mixc.ir.scans import previous, scan
 from mixc.passes.affine import Affine, AffineForms, ReadForm, Write
@@ -27,7 +27,7 @@ from mixc.passes.block import Block, BlockState, Scanned
 from mixc.passes.classify import classify, of_complex
 from mixc.passes.context import context, has_context
 from mixc.passes.coupled import Link, Transport, joined
-from mixc.passes.decay import by_dim
+from mixc.passes.decay import Decay, by_dim
 from mixc.passes.planes import Split, is_complex, planes
 from mixc.passes.scan import ScanState
 from mixc.passes.separate import factors_of
@@ -80,6 +80,10 @@ class _Group:
         inside = [f for f in factors if keys & set(f.dims)]
         return product(inside), product(f for f in factors if f not in inside)
 
+    def ranks(self, *values: Node | None) -> set[str]:
+        """The dims that a sum of outer products runs over."""
+        return {d for x in values if x is not None for d in x.dims} & {*self.forms.ranks.values()}
+
     def _factors(self, weight: Node | None) -> list[Node]:
         """A weight of the step, lifted, in factors where it separates."""
         if weight is None:
@@ -125,7 +129,7 @@ class _Group:
                 left = maybe_mul(link.decay.along(first).after(), left)
                 right = maybe_mul(link.decay.not_along(first).after(), right)
                 right = make("live", expand(right or number(1), (ROW,)), fill=0.0)
-                added = total(right, (ROW,)) if left is None else contract(
+                added = total(right, [d for d in right.dims if d not in dims]) if left is None else contract(
                     expand(left, (ROW,)), right, _present(dims, left, right))
                 value = maybe_add(value, expand(added, dims))
         assert value is not None
@@ -165,8 +169,9 @@ class _Group:
         """[_t, dims...]: what is added at every row."""
         value: Node | None = None
         for write, coef in x.writes.items():
-            factors = [*self._at(write), *self._factors(coef)]
-            value = maybe_add(value, expand(product(factors) or number(1), (ROW, *dims)))
+            left, right = (y if y is not None else number(1) for y in self._sides(
+                [*self._at(write), *self._factors(coef)], {*dims[:1]}))
+            value = maybe_add(value, expand(contract(left, right, _present((ROW, *dims), left, right)), (ROW, *dims)))
         return value if value is not None else expand(number(0), (ROW, *dims))
 
 
@@ -178,8 +183,10 @@ class Place:
     (`strict`).  At the own row it is found if it was executed before."""
 
     def __init__(self, group: _Group, x: Affine, query: Node | None, out: Dims):
-        self.group, self.x, self.out, self.query = group, x, out, query
+        self.group, self.x, self.out = group, x, out
         self.summed = group.dims - set(out)
+        self.query = query if query is None else total(
+            query, [d for d in query.dims if d not in (ROW, *out) and d not in group.dims])
         self.sources = [(group.forms.leaves.index(leaf), group._factors(d)) for leaf, d in x.decays.items()]
         (i, _), *others = self.sources or [(0, [])]
         leaf, update = group.forms.leaves[i], group.updates[i]
@@ -247,7 +254,11 @@ class Place:
             yield found
         if whole is None and write in self.x.writes:
             keys, values = group._sides([*at, *group._factors(self.x.writes[write])], self.summed)
-            yield expand(maybe_mul(self._meet(keys), values) or number(1), (ROW, *self.out))
+            if group.ranks(keys, values):
+                scores = Decay().scores(self.query, keys, self.summed, "diag")
+                yield Decay().spread(scores, values, self.out, "diag")
+            else:
+                yield expand(maybe_mul(self._meet(keys), values) or number(1), (ROW, *self.out))
 
     def _meet(self, keys: Node | None) -> Node | None:
         """[_t, ...]: query times keys at the own row, summed."""
@@ -419,7 +430,10 @@ class _Lift:
                 results.append(Result("out", r.name, expand(self(r.value), (ROW, *dims))))
             else:
                 results.append(Result("next", r.name, self._next(r.name)))
-        return replace(self.step, level="chunk", results=tuple(results))
+        sized = {d.name: d for d in self.step.dims}
+        ranks = {new: d for f in self.forms.values() for d, new in f.ranks.items()}
+        more = [Dim(new, sized[d].alias or d, sized[d].size) for new, d in ranks.items()]
+        return replace(self.step, level="chunk", results=tuple(results), dims=(*self.step.dims, *more))
 
     def _next(self, name: str) -> Node:
         if name in self.scans:

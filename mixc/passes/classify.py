@@ -185,14 +185,16 @@ def _reason(step: Program, states: list[Decl]) -> str:
         decay += ", complex, its phase turning what is read and written,"
     writes = {w for f in updates for w in f.writes}
     n, low = len(writes), sum(w.value is not None for w in writes)
-    of_rank = f", {low} of which read{'s' if low == 1 else ''} it (rank {low})" if low else ""
+    over = [d for d, new in forms.ranks.items() if any(new in f.dims for w in writes for f in w.factors)]
+    of_rank = f" and summed over {', '.join(over)}" if over else ""
+    of_rank += f", {low} of which read{'s' if low == 1 else ''} it (rank {low})" if low else ""
     written = f"{n} outer product{'s' if n != 1 else ''} written{of_rank}"
     if len(states) == 1:
         return f"affine in itself, with {decay} and {written}"
     taken = [f"{s.name} from {o.name}" for s, f in zip(states, updates, strict=True)
              for o, leaf in zip(states, forms.leaves, strict=True) if o is not s and leaf in f.decays]
-    over = f"; {', '.join(taken)} by a factor that is carried through the chunk" if taken else ""
-    return f"{' and '.join(s.name for s in states)} are affine in each other, with {decay} and {written}{over}"
+    through = f"; {', '.join(taken)} by a factor that is carried through the chunk" if taken else ""
+    return f"{' and '.join(s.name for s in states)} are affine in each other, with {decay} and {written}{through}"
 
 
 def why_not_chunk(step: Program, states: list[Decl]) -> tuple[str, Span | None] | None:

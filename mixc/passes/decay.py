@@ -250,10 +250,11 @@ class Decay:
             for d in mine[1:]:
                 q, k = (product(f for f in x if f is not None) for x in zip((q, k), apart[d], strict=True))
             found = self.scores(q, k, mine, reach)
-            return product([found, *(p for d in rest if (p := _pair(*apart[d])) is not None)]) or found
+            pairs = (_pair(apart[d][0], apart[d][1], summed) for d in rest)
+            return product([found, *(p for p in pairs if p is not None)]) or found
         inside, same = self.along(summed), self.not_along(self._dims())
         if not inside.parts:
-            pair = _pair(query, keys)
+            pair = _pair(query, keys, summed)
             if self.parts and not same.parts:  # parts along other dims are 0 where t does not reach s
                 return expand(pair if pair is not None else number(1), (ROW, COL))
             return same.over(pair, reach)
@@ -261,9 +262,9 @@ class Decay:
         k = at_col(expand(keys if keys is not None else number(1), (ROW, *inside._dims())))
         q, k = (total(x, [d for d in x.dims if d in summed and d not in y.dims and d not in inside._dims()])
                 for x, y in ((q, k), (k, q)))
-        out = (ROW, COL, *(d for d in dict.fromkeys((*q.dims, *k.dims)) if d[0] != "_" and d not in summed))
+        out = (*(d for d in q.dims if d not in summed), *(d for d in k.dims if d not in (*summed, *q.dims)))
         (first, *others) = inside.parts
-        if first.log is not None and not others and len(out) == 2:
+        if first.log is not None and not others and not {*q.dims} & {*k.dims} & {*out}:
             found = make("span_contract", q, k, first.log, out=out, reach=reach)
         else:
             span = inside.span(reach)
@@ -289,15 +290,18 @@ class Decay:
             return product([moduli.spread(scores, values, out, reach), *(t.up_to(reach == "excl") for t in here)]) or (
                 number(1))
         kept = self.along(out)
-        scores = total(scores, [d for d in scores.dims if d not in (ROW, COL, *out)])
+        scores = total(scores, [d for d in scores.dims if d not in (ROW, COL, *out) and (
+            values is None or d not in values.dims)])  # else with the values
         if not kept.parts and values is None:
             return expand(total(scores, (COL,)), (ROW, *out))
+        if values is not None:
+            values = total(values, [d for d in values.dims if d not in (ROW, *out, *scores.dims)])
         column = at_col(expand(values if values is not None else number(1), (ROW, *kept._dims())))
         present = tuple(d for d in out if d in scores.dims or d in column.dims)
         if not kept.parts:
             return expand(contract(scores, column, (ROW, *present)), (ROW, *out))
         (first, *others) = kept.parts
-        if first.log is not None and not others and len(scores.dims) == 2:
+        if first.log is not None and not others and not {*scores.dims} & {*column.dims} & {*present}:
             found = make("span_contract", scores, column, first.log, out=(ROW, *present), reach=reach)
         else:
             span = kept.span(reach)
@@ -348,12 +352,11 @@ def by_dim(*values: Node | None, summed: Iterable[str]) -> dict[str, list[Node |
                 for fs in factors] for d in dims}
 
 
-def _pair(query: Node | None, keys: Node | None) -> Node | None:
+def _pair(query: Node | None, keys: Node | None, over: Iterable[str]) -> Node | None:
     """query[t] . keys[s] -> [_t, _s, dims that are kept]; None is 1."""
     if query is None and keys is None:
         return None
     q = expand(number(1) if query is None else query, (ROW,))
     k = at_col(expand(number(1) if keys is None else keys, (ROW,)))
-    summed = set(q.dims) & set(k.dims)
-    left = total(q, [d for d in q.dims if d in summed and d not in k.dims])
-    return contract(left, k, (ROW, COL, *[d for d in q.dims if d not in summed and d != ROW]))
+    summed = {*q.dims} & {*k.dims} | {*over}  # q and k have the rows under two names
+    return contract(q, k, [d for d in (*q.dims, *k.dims) if d not in summed])

@@ -56,16 +56,14 @@ def reason(state: Decl, form: ScanForm) -> str:
     if not _separates(form.a, set(state.dims)):
         return f"affine entry by entry, and its decay {text_of(form.a)} does not separate over {', '.join(state.dims)}"
     if not _outer(form.b, set(state.dims)):
-        summed = [d for d in form.b.args[0].dims if d not in form.b.dims] if form.b.op == "contract" else []
-        loop = f"; over {summed[0]} in a loop, `for i in {summed[0]} {{ ... }}`, it is one" if len(summed) == 1 else ""
-        return f"affine entry by entry, and what is added, {text_of(form.b)}, is no sum of outer products{loop}"
+        return f"affine entry by entry, and what is added, {text_of(form.b)}, is no sum of outer products"
     return f"affine entry by entry, and its decay {text_of(form.a)} has the dim of the vector"
 
 
 def _outer(added: Node, dims: set[str]) -> bool:
-    from mixc.passes.affine import outer_products
+    from mixc.passes.affine import Ranks, outer_products
 
-    return all(len(set(f.dims) & dims) <= 1 for p in outer_products(added, dims) for f in p)
+    return all(len(set(f.dims) & dims) <= 1 for p in outer_products(added, dims, Ranks([added])) for f in p)
 
 
 class _Walk:

@@ -61,8 +61,9 @@ class _Run:
         scan_rows = self._scan_rows() if code.scans or self.fused else 0
         self.C = C or scan_rows or min(self._longest(), chunk_length(spans))
         levels = max(1, (self.C - 1).bit_length())
-        self.sizes = {**call.sizes, ROW: self.C, COL: self.C, "_u": self.C, LEVEL: levels}
-        self.shape = {"C": self.C, "levels": levels, **{safe(n): s for n, s in call.sizes.items()}}
+        sizes = code.chunk.sized(call.sizes)
+        self.sizes = {**sizes, ROW: self.C, COL: self.C, "_u": self.C, LEVEL: levels}
+        self.shape = {"C": self.C, "levels": levels, **{safe(n): s for n, s in sizes.items()}}
         kinds = [d.dims for d in (*self.program.ins, *self.program.outs)]
         rows = self.C if code.single or code.matrix else 1  # a scan forms the state of every row
         widest = max([self.C * self.C, *(self.C * math.prod(call.sizes[n] for n in dims) for dims in kinds),

@@ -129,9 +129,8 @@ def test_why_says_what_no_line_spells():
         made = mixc.loads(f"mixer m(D, E = D) {{\nin x[D], b[D], c[D], w[D]\nparam A[D, E]\nstate h[D]\n{update}\n"
                           "out o[D] = h\n}")
         assert why in made.why["h"], made.why
-    rank = mixc.loads("mixer m(K, V, R) {\nin k[K, R], v[R, V]\nstate S[K, V]\nS = 0.5 * S + k @ v\n"
-                      "out o[K, V] = S\n}")
-    assert "`k @ v` (line 4), is no sum of outer products; over R in a loop" in rank.why["S"]
+    dense = mixc.loads("mixer m(K, V) {\nin k[K], v[V]\nstate S[K, V]\nS = 0.5 * S + tanh(k * v)\nout o[K, V] = S\n}")
+    assert "`tanh(k * v)` (line 4), is no sum of outer products" in dense.why["S"]
     held = mixc.loads("mixer m(K, V) {\nin k[K], b\nparam S0[K, V]\nstate S[K, V]\nS = S - k * (k @ S) + b * S0\n"
                       "out o[V] = k @ S\n}")
     assert held.why["S"].endswith("no sum of outer products: `S0`")
