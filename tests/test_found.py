@@ -126,6 +126,16 @@ def test_quotients_and_sizes_in_kernels(body):
     assert all(f.ok for f in cells.compare(mixer, cell, "triton"))
 
 
+def test_numbers_a_row_of_many_segments():
+    """A sum over rows by a matrix of params was taken before the segments, where the matrix was not repeated so often;
+    what the loop left of a segment for later lay where the next segment wrote its own: dx was wrong."""
+    mixer = mixc.loads("mixer m() {\nin x\nparam b\nstate m, s\nm = sigmoid(b) * m + x\ns = 0.9 * s + 0.1 * m\n"
+                       "out o = s\n}")
+    cell = dict(length=40, size=3, heads="2", gates=1.0, dtype=torch.float64, rows="plain", start=True)
+    with patch.multiple(chunked, chunk_length=lambda longest: 8, SEGMENT_BYTES=1):
+        assert all(f.ok for f in cells.compare(mixer, cell, "torch"))
+
+
 def test_a_deep_expression_is_written_at_once():
     """What stands where was asked anew at every level: 40 of them would take days."""
     x = "tanh(" * 40 + "f" + ")" * 40

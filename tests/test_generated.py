@@ -39,7 +39,8 @@ def check(spec: Spec, call: cells.Cell, C: int, backend: str, must: str | None =
     mixer = mixc.loads(spec.text)
     if must is not None:
         assert set(mixer.form.values()) == {must}, (mixer.form, mixer.why)
-    with patch.object(chunked, "chunk_length", lambda longest: C), warnings.catch_warnings():
+    segment = chunked.SEGMENT_BYTES if C > 8 else 1  # short chunks: one a segment, so that calls have several
+    with patch.multiple(chunked, chunk_length=lambda longest: C, SEGMENT_BYTES=segment), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         bad = [str(f) for f in cells.compare(mixer, call, backend) if not f.ok]
     assert not bad, "; ".join(bad)

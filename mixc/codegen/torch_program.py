@@ -155,13 +155,13 @@ class _Function:
         w.write(s.rest)
         self._leave(w)
         texts = self._results(w, made.results, {*s.late, *s.early}, inside=True)
-        made.exported = [w.value(n).text for n in s.exported]
+        handed = self._handed_on(w)
         made.scratch = {n: shape for n, shape in w.scratch.shapes.items() if n not in loaded}
         for n in s.kept:
             if w.fixed[n] not in made.saved:
                 made.scratch[w.fixed[n]] = tuple(map(size_of, n.dims))
-        body = [*self._head(), *w.lines, f"    return {_tuple([*texts, *made.exported])}"]
-        late = self._late({**known, **early}, w)
+        body = [*self._head(), *w.lines, f"    return {_tuple([*texts, *handed])}"]
+        late = self._late({**known, **early})
         made.text = "\n".join([*self._imports(), *self._per_head(), *self.before, *body, *late]) + "\n"
         return made
 
@@ -204,9 +204,20 @@ class _Function:
         self.before = self._part("before", w.lines, made.early, [*made.small]) if s.early else []
         return values
 
-    def _late(self, known: dict[Node, Value], segment: Writer) -> list[str]:
+    def _handed_on(self, w: Writer) -> list[str]:
+        """Code for what a segment hands to `after`: copies of what lies where the next segment writes its own."""
+        texts, self.exported = [], dict[Node, Value]()
+        for n in self.stages.exported:
+            v = w.value(n)
+            name = self.names.fresh(n) if n in self.stages.kept else v.text
+            texts.append(f"{v.text}.clone()" if n in self.stages.kept else name)
+            self.exported[n] = Value(name, v.axes)
+        self.made.exported = [v.text for v in self.exported.values()]
+        return texts
+
+    def _late(self, known: dict[Node, Value]) -> list[str]:
         made, s = self.made, self.stages
-        known = known | {n: Value(v.text, v.axes) for n in s.exported for v in [segment.value(n)]}
+        known = known | self.exported
         w = Writer(s.level, known, self.names, buffered=False)
         once = {*s.late, *s.early}
         w.plan([s.late], [r.value for r in made.program.results if origin(r.value) in once])

@@ -150,8 +150,8 @@ def _early(nodes: list[Node], level: dict[Node, Level]) -> list[Node]:
     found: dict[Node, None] = {}
     for n in nodes:
         if level[n] == Level.SEGMENT and small(n) and all(
-                level[a] < Level.SEGMENT or (small(a) and (origin(a) in found or origin(a).op in ("in", "cot")))
-                for a in n.args):
+                level[a] < Level.HEAD or (small(a) and (  # a head's matrix is there as often as a segment has heads
+                    level[a] == Level.HEAD or origin(a) in found or origin(a).op in ("in", "cot"))) for a in n.args):
             found[n] = None
         elif level[n] == Level.SEGMENT and is_span(n) and origin(n.args[0]) in found:
             found[n] = None  # its running sums, see `torch_prelude.span_parts`
