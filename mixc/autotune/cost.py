@@ -163,9 +163,9 @@ class LaunchModel:
 
         The schedule of statements says what is alive. Two groups of four warps repeat the work of a chunk of 64 rows
         or more in chained products. Fitted to ptxas on sm_90 over the examples' kernels: see benchmarks/tuner.py."""
-        rows = self.names["C"]
+        rows = self.names["C"] * product(self.names[f"B{d}"] for d in sorted(self.kernel.ranks))  # of all tokens
         repeated = where(term(rows) >= 64, where(self.warps > 4, 2, 1), 1)
-        sizes = {ROW: term(rows) * repeated} | {d: term(self.names[f"B{d}"]) for d in self.kernel.dims}
+        sizes = {ROW: self.names["C"] * repeated} | {d: term(self.names[f"B{d}"]) for d in self.kernel.dims}
         sizes[WARPS] = where(term(rows) < 64, self.warps, 1) * (LEFT / TILES)
         wide = 1.0 if self.shape.operand == 2 else 1.5
         scans = [(6 if n.op == "scan" else 2 * n.attr("n") * (n.attr("n") + 1)) * _numbers(n.dims, sizes)

@@ -13,7 +13,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from mixc.autotune.cost import Costs, LaunchModel, Shape
-from mixc.autotune.space import Infeasible, Space, Term, divides, maximum, powers_of_two
+from mixc.autotune.space import Infeasible, Space, Term, divides, maximum, powers_of_two, product
 from mixc.autotune.trace import Counts, counts_of
 from mixc.codegen.config import Tile, padded
 from mixc.codegen.kernel import Kernel
@@ -21,6 +21,7 @@ from mixc.codegen.offline import Report
 from mixc.targets import Target
 
 CHUNKS = [16, 32, 64, 128]
+FEW = [4, 8]  # where tokens have more rows
 SEGMENTS = [16, 32, 64, 128, 256]
 KEPT = 0.35  # the most that states kept for the backward may add to the bytes of inputs, outs and gradients
 ESTIMATED = " (estimated)"
@@ -86,7 +87,8 @@ class LaunchSpace:
         rows are sequences, and there is a trace for weights that are held, one for those that are read every token."""
         launch, sizes = of.kernel.launch, dict(self.shape.dims)
         cells = launch.loop == "cells"
-        rows = [c for c in CHUNKS if c <= max(16, padded(self.shape.B if cells else self.shape.T))]
+        chunks = [*(FEW if of.kernel.ranks else ()), *CHUNKS]
+        rows = [c for c in chunks if c <= max(16, padded(self.shape.B if cells else self.shape.T))]
         whole = tuple((f"B{d}", padded(sizes[d])) for d in of.kernel.dims if d not in launch.split) if cells else ()
         def counts(C: int | None, held: bool) -> Counts | None:
             return counts_of(of.text, launch.name, C, self.shape.operand, tuple(of.kernel.dims),
@@ -130,7 +132,7 @@ class LaunchSpace:
         space, sizes, target = Space(), dict(self.shape.dims), self.target
         names: dict[str, Any] = {"C": space.variable("C", rows), "SEGMENT": space.variable("segment", self.segments())}
         for d in kernel.dims:
-            full = padded(sizes[d])
+            full = padded(sizes[d], 1 if d in kernel.ranks else 16)
             if d in kernel.launch.split:
                 names[f"B{d}"] = space.variable(f"B{d}", [*powers_of_two(16, full)])
             else:
@@ -144,6 +146,9 @@ class LaunchSpace:
             chunks = (names["SEGMENT"] == C, "a segment is a chunk") if of.single else \
                 (names["SEGMENT"] > C, "a segment has several chunks")
             space.require(*chunks)
+        more = product(names[f"B{d}"] for d in sorted(kernel.ranks))  # rows of a token
+        for side in dict.fromkeys(s for m, n, k, *_ in counts.products for s in (m, n, k) if kernel.ranks):
+            space.require(whole(model.size(side)) >= 16, "tensor cores want 16 of every side")
         space.require(divides(C, names["SEGMENT"]), "a segment is a whole number of chunks")
         space.require(warps * target.warp <= 1024, "threads a block")
         if turned:
@@ -161,7 +166,7 @@ class LaunchSpace:
             space.require(whole(largest) >= warps * (16 * wide), f"every warp has 16 x {wide} results of some product")
             widest = maximum(0, *[model.size(n) for _, n, *_ in counts.products if n[1]])
             if not model.cells:
-                space.require((target.full_rows <= C) | (warps * 16 <= C) | (whole(widest) > C),
+                space.require((target.full_rows <= C * more) | (warps * 16 <= C * more) | (whole(widest) > C * more),
                               "of products with few rows one has more columns, or every warp forms all (`wide_last`)")
         return space, model
 

@@ -12,7 +12,7 @@ class Tile:
     """Sizes of one launch.
 
     Attributes:
-        chunk: rows that a program works on at once, a power of two, at least 16.
+        chunk: rows that a program works on at once, a power of two, at least 16 but where tokens have more rows.
         blocks: the block of every dim that programs divide among them (a dim not named: whole).
             Every other dim is whole: padded to a power of two.
         warps: of 32 (64) threads each. stages: how far ahead the loop over chunks loads.
@@ -27,9 +27,9 @@ class Tile:
     turns: int = 1
     turned: str = ""
 
-    def block(self, dim: str, size: int) -> int:
+    def block(self, dim: str, size: int, least: int = 16) -> int:
         """The block of a dim of this size."""
-        return min(dict(self.blocks).get(dim, 1 << 30), padded(size))
+        return min(dict(self.blocks).get(dim, 1 << 30), padded(size, least))
 
     def named(self, to: Mapping[str, str]) -> Tile:
         """The same where these dims have other names."""
@@ -62,7 +62,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for name, tile in self.tiles:
-            if tile.chunk < 16 or tile.chunk & (tile.chunk - 1) or self.segment % tile.chunk:
+            if tile.chunk < 1 or tile.chunk & (tile.chunk - 1) or self.segment % tile.chunk:
                 raise ValueError(f"{name}: a chunk of {tile.chunk} rows in segments of {self.segment}")
         if self.hands_on and len({tile.chunk for _, tile in self.tiles}) > 1:
             raise ValueError("launches that hand rows on have chunks of one size: what a row holds goes by its chunk")
@@ -104,6 +104,6 @@ def hands_on(launches: Iterable[str]) -> bool:
     return any("_along_" in name for name in launches)
 
 
-def padded(size: int) -> int:
+def padded(size: int, least: int = 16) -> int:
     """The block that holds a whole dim: a power of two, at least 16 as tensor cores want it."""
-    return max(16, 1 << (size - 1).bit_length())
+    return max(least, 1 << (size - 1).bit_length())

@@ -7,41 +7,20 @@ knows where the launch came from.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from functools import cached_property
 
+from mixc.codegen.axes import Axes, is_rows, more_rows
 from mixc.codegen.lines import group, in_block, indented, plus, times, wrapped
 from mixc.codegen.names import RESERVED
 from mixc.codegen.names import safe as safe
 from mixc.codegen.notation import formula, is_decay, span_formula
-from mixc.codegen.schedule import nominal_sizes, schedule
+from mixc.codegen.schedule import nominal_sizes, numbers, schedule
 from mixc.codegen.tiles import Tiles, refuse
-from mixc.ir.blocks import PART
-from mixc.ir.launch import Carry, Launch, Store
+from mixc.codegen.written import WARPS as WARPS
+from mixc.codegen.written import Kernel as Kernel
+from mixc.ir.launch import Carry, Launch, Store, row_dims
 from mixc.ir.node import COL, ROW, Node, postorder, source
 from mixc.ir.program import Decl
-
-WARPS = "_w"  # among the dims of a tile: as many copies as there are warps
-
-
-@dataclass
-class Kernel:
-    """The text of one kernel, and what its caller must pass, in order. `alive`: at every statement that makes or reads a
-    matrix, the tiles that are there, and the parts of a register that a number takes; with WARPS the left side of a
-    product whose rows are tokens: with few rows every warp has all."""
-
-    launch: Launch
-    text: str
-    arguments: list[str]  # runtime arguments, in order
-    constexprs: list[str]  # constexpr arguments, in order
-    loads: list[str] = field(default_factory=list)  # ins and params it reads
-    dims: list[str] = field(default_factory=list)
-    cots: list[str] = field(default_factory=list)  # outs whose cotangents it reads
-    alive: list[list[tuple[tuple[str, ...], float]]] = field(default_factory=list)
-    vectors: int = 0  # alive at once, at most
-    given: dict[str, tuple[str, ...]] = field(default_factory=dict)  # rows of other launches that it reads, and their dims
-    turned: str = ""  # the dim of which a program takes TURNS blocks one after the other
 
 
 class KernelWriter:
@@ -65,16 +44,18 @@ class KernelWriter:
         self.given: dict[str, tuple[str, ...]] = {}  # rows that another launch stored, and their dims
         dims = {d for n in nodes for d in n.dims} | {d for s in launch.stores for d in s.dims}
         dims |= {d for c in launch.carries for d in c.dims} | {n.attr("dim") for n in nodes if n.op == "size"}
+        dims = {self.program.inner.get(d, d) for d in dims}
         self.dims = [d.name for d in self.program.dims if d.name in dims]
         self.consts = [c.name for c in self.program.consts if any(n is c.leaf() for n in nodes)]
         taken = {*RESERVED, *(d.name for d in self.program.decls), *self.dims, *(f"{x}_{d}" for d in self.dims for x in ("in", "has")),
                  *(c.name for c in launch.carries), *(s.name for s in launch.stores),
                  *("d" + d.name for d in self.program.decls), *(n.attr("name") for n in nodes if n.op == "saved")}
         self.header = tuple(d.name for d in self.program.dims)
-        self.tiles = Tiles(self._emit, self._leaf, taken, launch.body(), launch.roots(), self.header, launch.fine)
+        self.by_rows = launch.loop not in ("tokens", "cells")
+        self.axes = Axes(row_dims(nodes, self.program) if self.by_rows else frozenset(), self.program.inner)
+        self.tiles = Tiles(self._emit, self._leaf, taken, launch.body(), launch.roots(), self.header, self.axes, launch.fine)
         self.whole, self.ends = "seq", launch.carries  # what its loop is over, and what has an initial and a final value there
         self.row, self.held = "row", "held"  # the chunk's first row, and its rows that there are
-        self.by_rows = launch.loop not in ("tokens", "cells")
         self.carry_of = {c.leaf: c for c in launch.carries}
 
     # ------------------------------------------------------------ values
@@ -169,7 +150,7 @@ class KernelWriter:
     def _replay(self, names: dict[str, str]) -> None:
         """One chunk on, for the states of `starts`."""
         launch, outer = self.launch, self.tiles
-        inner = Tiles(self._emit, self._leaf, (), list(postorder(launch.replay)), list(launch.replay), self.header, launch.fine)
+        inner = Tiles(self._emit, self._leaf, (), list(postorder(launch.replay)), list(launch.replay), self.header, self.axes, launch.fine)
         inner.taken, inner.rows = outer.taken, outer.rows
         self.tiles, self.row, self.held = inner, "past_row", "rows"
         inner.names = {self.program.decl(s).leaf(): names[s] for s in launch.starts}
@@ -219,30 +200,34 @@ class KernelWriter:
             return 0.0 if len(n.dims) < 2 else 0.5 if n not in held and (not n.args or n in tiles.operands) else 1.0
         def within(n: Node) -> float:
             """The factors of four levels, and what they multiply."""
-            return 6.0 * numbers(n.args[-1].dims, nominal) if n.op in ("span_contract", "span_crossing") else 0.0
-        nominal = nominal_sizes(self.launch)
+            return 6.0 * size(n.args[-1].dims) if n.op in ("span_contract", "span_crossing") else 0.0
+        nominal = nominal_sizes(self.launch, self.axes.ranks)
+        def size(dims: tuple[str, ...]) -> int:
+            return numbers(tuple(map(self.axes.size_of, dims)), nominal)
         def wide(n: Node) -> bool | None:
             """Has the product that a statement forms more columns than rows, where those are few (16 or 32 tokens)?"""
             inner = [x for a in n.args if a.op in ("rename", "expand") or tiles.grouped(a) if (x := wide(a)) is not None]
             if tiles.rows_of_tokens(n):
-                inner.append((d := tiles.order(n)[1]) not in (ROW, COL, "_u") and nominal[d] > 32)
+                inner.append(not is_rows(d := tiles.order(n)[1]) and nominal[d] > 32)
             return any(inner) if inner else None
-        found = schedule(roots, held, lambda n: part(n) * numbers(n.dims, nominal), tiles.grouped, kept, within, wide)
+        found = schedule(roots, held, lambda n: part(n) * size(n.dims), tiles.grouped, kept, within, wide)
         placed = {*found.statements, *held}
         for n, there in found.alive:
             formed = [n, *(x for x in postorder(n.args, placed) if x not in placed)]
             lefts = {left.dims for x in formed if (left := tiles.rows_of_tokens(x))}
-            self.alive.append([(m.dims, part(m)) for m in there] + [((*dims, WARPS), 0.5) for dims in sorted(lefts)])
+            sized = [(m.dims, part(m)) for m in there] + [((*dims, WARPS), 0.5) for dims in sorted(lefts)]
+            self.alive.append([(tuple(map(self.axes.size_of, dims)), n) for dims, n in sized])
         self.vectors = max(self.vectors, found.vectors)
         return found.statements
 
     # ------------------------------------------------------------ addresses
     def _axis(self, dims: tuple[str, ...], d: str, code: str) -> str:
-        return code if len(dims) < 2 else code + "[" + ", ".join(":" if x == d else "None" for x in self.tile(dims)) + "]"
+        axes = self.tile(dims)
+        return code if axes == (d,) else self.axes.along(code, d, axes)
 
     def tile(self, dims: tuple[str, ...]) -> tuple[str, ...]:
         """The axes of a tile of these dims: as `Tiles.order` has them, whatever the tensor's."""
-        return tuple(sorted(dims, key=lambda d: self.tiles.rank.get(d, -1)))
+        return self.tiles.of(dims)
 
     def _flat(self, dims: tuple[str, ...], axes: tuple[str, ...] | None = None) -> str:
         """Offsets into a contiguous tensor of these dims; `axes`: of the tile they are for, where it has more."""
@@ -353,7 +338,7 @@ class KernelWriter:
         head += wrapped(arguments) + wrapped([f"{c}: tl.constexpr" for c in constexprs]) + "):\n"
         text = head + "".join(indented(line, 1) for line in self._lines(sums))
         return Kernel(launch, text, arguments, constexprs, list(self.loaded), self.dims, self.cots, self.alive,
-                      self.vectors, self.given, self.turned)
+                      self.vectors, self.given, self.turned, self.axes.ranks & {*self.dims})
 
     def _lines(self, sums: list[Store]) -> list[str]:
         d = self.turned
@@ -422,9 +407,13 @@ class KernelWriter:
         for c in self.ends:
             if parts := self.launch.partial_over(c.dims):
                 lines.append(f"{c.name}_final += {self._part(parts)} * {c.name}_part")
-        if self.by_rows:
-            lines.append("rows = tl.arange(0, C)")
-        return lines
+        return lines + (["rows = tl.arange(0, C)", *self.axes.places(self.joint)] if self.by_rows else [])
+
+    @cached_property
+    def joint(self) -> list[str]:
+        """The axes whose rows are more than tokens, one of each kind."""
+        dims = [n.dims for n in self.launch.nodes()] + [(ROW, *s.dims) for s in self.launch.stores]
+        return sorted({self.axes.suffix(a): a for d in dims for a in self.tile(d) if more_rows(a)}.values())
 
     def _place(self, d: str) -> str:
         begin = f"block_{d} * B{d} + " if d in self.launch.split else ""
@@ -481,7 +470,8 @@ class KernelWriter:
         """The body, behind the chunk's place in its sequence."""
         return ["row = (chunk * C).to(tl.int64) * SIGN",
                 "live = rows < length - chunk * C",
-                "held = tl.minimum(rows, length - 1 - chunk * C)  # rows behind the end repeat the last token", *self.body]
+                "held = tl.minimum(rows, length - 1 - chunk * C)  # rows behind the end repeat the last token",
+                *self.axes.in_chunk(self.joint), *self.body]
 
     def _first_segment(self, condition: str) -> list[str]:
         return [f"if {condition}:", "    first_segment = tl.load(segment_at + seq)", "else:",
@@ -494,7 +484,3 @@ class KernelWriter:
 
     def _stored(self, sums: list[Store]) -> list[str]:
         return [self._store_state(f"{s.name}_sum", f"{s.name}_ptr", f"{self.whole} * H + head", s.dims) for s in sums]
-
-
-def numbers(dims: tuple[str, ...], sizes: Mapping[str, int]) -> int:
-    return math.prod(sizes[ROW if d in (ROW, COL, "_u") else d] for d in dims if d != PART)

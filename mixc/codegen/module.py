@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
+from mixc.codegen.axes import rows_prelude
 from mixc.codegen.calls import HOST as CALLS
 from mixc.codegen.calls import call_lines, range_check, tables
 from mixc.codegen.config import Config, Tile
@@ -58,7 +59,7 @@ class Module:
     @cached_property
     def own(self) -> dict[str, str]:
         """What kernels call the dims of the spec."""
-        return {outer.name: inner.name for outer, inner in zip(self.spec.dims, self.p.dims, strict=True)}
+        return {outer.name: inner.name for outer, inner in zip(self.spec.dims, self.p.dims, strict=False)}
 
     @cached_property
     def plans(self) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
@@ -180,11 +181,13 @@ class Module:
         return "\n".join(body)
 
     def _sizes(self) -> list[str]:
-        return size_lines(self._tensors(), self.p.dims)
+        return size_lines(self._tensors(), [d for d in self.p.dims if d.name not in self.p.inner])
 
     def _blocks(self, kernel: Kernel, tile: str) -> list[str]:
         split = kernel.launch.split
-        return [f"B{d} = block({d}, {tile}['B{d}'])" if d in split else f"B{d} = block({d})" for d in kernel.dims]
+        limit = {d: f", {tile}['B{d}']" for d in split}
+        return [f"B{d} = triton.next_power_of_2({d})" if d in kernel.ranks else f"B{d} = block({d}{limit.get(d, '')})"
+                for d in kernel.dims]
 
     def _forward_body(self, names: list[str], initial: list[str], consts: list[str]) -> list[str]:
         lines = [*self._sizes(), "device, count = " + f"{names[0]}.device, seqs.count",
@@ -233,6 +236,8 @@ class Module:
 
     def _forward_tile(self) -> str:
         sizes = self._called(self.fwd[0][0])
+        if self.config.tile(self.fwd[0][0]).chunk < 16:
+            return f"tile = {sizes}"
         return f"tile = dict({sizes}, C=16) if seqs.T <= 16 else {sizes}"
 
     def _saved(self) -> list[str]:
@@ -453,6 +458,6 @@ def file_text(name: str, doc: str, modules: list[Any], step: Program, calls: str
             "import collections", "import math", "import os", "", "import torch", "import triton", "import triton.language as tl", "",
             *(line for m in modules for line in m.size_lines()), *tables(step)]
     parts = ["\n".join(head), HOST, CALLS, PRELUDE + (ATAN2 if "atan2(" in written else ""), scan_prelude(written),
-             span_prelude(written) + "".join(preludes) + past_text(step), "\n",
+             span_prelude(written) + rows_prelude(written) + "".join(preludes) + past_text(step), "\n",
              *(x for text in kernels for x in (text, "\n\n")), *(x for m in modules for x in (m.function(), "\n\n")), calls]
     return "".join(p if p.endswith("\n") else p + "\n" for p in parts)

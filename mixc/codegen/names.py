@@ -11,6 +11,7 @@ from dataclasses import replace
 from keyword import iskeyword
 from typing import Any
 
+from mixc.codegen.axes import FUNCTIONS as MORE_ROWS
 from mixc.codegen.calls import HOST as CALLS
 from mixc.codegen.host import HOST
 from mixc.codegen.lines import camel
@@ -29,7 +30,7 @@ RESERVED = frozenset([
     "ctx", "seqs", "device", "count", "tile", "keep", "bound", "has_initial", "has_final", "parts", "initial",
     "lane", "there", "group", "longest", "late", "begin", "some", "segment", "weights", "HELD", "STARTED", "piece", "pieces", "piece_of",
     "entered", "torch", "math", "os", "run", "block", "operand", "precision", "merged", "add_parts", "over_group", "features_packed",
-    "registers", "through", *FUNCTIONS, "Sequences", "Past", "Guarded", "pieces_of", "FORWARD", "BACKWARD", "FORWARD_STATES", "FORWARD_OUTS",
+    "registers", "through", *FUNCTIONS, *MORE_ROWS, "Sequences", "Past", "Guarded", "pieces_of", "FORWARD", "BACKWARD", "FORWARD_STATES", "FORWARD_OUTS",
     "BACKWARD_STATES", "BACKWARD_GRADS", "INTERPRETED",
 ])
 _HOST = frozenset(re.findall(r"^(?:def|class) (\w+)", HOST + CALLS + PRELUDE, re.MULTILINE)) | {
@@ -74,7 +75,8 @@ def own_names(p: Program) -> dict[str, str]:
 def _of_dim(d: str) -> set[str]:
     """Names that stand for something of a dim: its blocks, places in it, programs along it, and the sizes of these."""
     sizes = {f"{x}_{d}" for x in ("BACKWARD_OF", "FORWARD_FOR", "BACKWARD_FOR", "BACKWARD_ALONG")}
-    return {"B" + d, *(f"{x}_{d}" for x in ("in", "has", "block", "group", "first", "more", "parts")), *sizes}
+    rows = {f"{x}_by_{d}" for x in ("rows", "live", "held", f"in_{d}", f"has_{d}")}
+    return {"B" + d, *rows, *(f"{x}_{d}" for x in ("in", "has", "block", "group", "first", "more", "parts")), *sizes}
 
 
 def _of_value(name: str) -> set[str]:

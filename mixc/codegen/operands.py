@@ -4,19 +4,19 @@ what is formed before it is multiplied."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from mixc.ir.launch import feature_dims
+from mixc.codegen.axes import Axes
+from mixc.ir.launch import feature_dims, sides
 from mixc.ir.node import ALIASES, ROW, Node, depends, source
 from mixc.ir.ops import OPS
 
 
-def dot_axes(node: Node) -> tuple[str, str] | None:
-    """(axes of the value that a and b bring) where a contraction is a product of two matrices; else None."""
-    if node.op != "contract" or not all(len(n.dims) == 2 for n in (node, *node.args)):
-        return None
-    a, b = node.args
-    return (next(d for d in a.dims if d not in b.dims), next(d for d in b.dims if d not in a.dims))
+def dot_axes(node: Node, axes: Axes, rank: Callable[[str], int]) -> tuple[str, str, str] | None:
+    """(a's own axis, the summed one, b's own) where a contraction is a product of two matrices; else None."""
+    found = tuple(axes.joint(sorted(side, key=rank)) for side in sides(node) or ())
+    return found if found and None not in found else None  # type: ignore[return-value]
 
 
 def sharp(node: Node) -> bool:
@@ -46,7 +46,7 @@ def entrywise(node: Node) -> bool:
     return bool(node.args) and (OPS[node.op].elementwise or node.op == "mask")
 
 
-def added(nodes: list[Node], uses: Counter[Node]) -> dict[Node, Node]:
+def added(nodes: list[Node], uses: Counter[Node], is_dot: Callable[[Node], Any]) -> dict[Node, Node]:
     """Sums that a product adds to its own, by the product: `dot(a, b, ..., x)` for x + a @ b."""
     found: dict[Node, Node] = {}
     for n in nodes:
@@ -56,19 +56,19 @@ def added(nodes: list[Node], uses: Counter[Node]) -> dict[Node, Node]:
                 while c.op == "rename":
                     c = c.args[0]
                     once = once and uses[c] == 1
-                if dot_axes(c) and once and set(x.dims) == set(n.dims) and x.op not in ("expand", "number"):
+                if is_dot(c) and once and set(x.dims) == set(n.dims) and x.op not in ("expand", "number"):
                     found[c] = n
                     break
     return found
 
 
-def only_operands(nodes: list[Node], roots: list[Node], fine: set[Node]) -> set[Node]:
+def only_operands(nodes: list[Node], roots: list[Node], fine: set[Node], is_dot: Callable[[Node], Any]) -> set[Node]:
     """Matrices that nothing but products use, not those that are `fine`: kept in the dtype of operands, half the
     registers."""
-    others = {source(a) for n in nodes if (not dot_axes(n) or sharp(n) or n in fine) and n.op != "rename" for a in n.args}
+    others = {source(a) for n in nodes if (not is_dot(n) or sharp(n) or n in fine) and n.op != "rename" for a in n.args}
     others |= {source(r) for r in roots}
-    used = {source(a) for n in nodes if dot_axes(n) for a in n.args}
-    return {n for n in used - others if n.args and len(n.dims) == 2}
+    used = {source(a) for n in nodes if is_dot(n) for a in n.args}
+    return {n for n in used - others if n.args and len(n.dims) > 1}
 
 
 def worked_out(node: Node) -> bool:

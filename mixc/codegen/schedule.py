@@ -8,23 +8,31 @@ placed with its first use, and the rest just before what needs it.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
-from mixc.ir.launch import Launch
+from mixc.ir.blocks import PART
+from mixc.ir.launch import ROWS, Launch
 from mixc.ir.node import ALIASES, ROW, Node, postorder, source
 
 _WIDTH, _WIDE = 100, 128  # orders that are followed at once, up to so many statements; of more fewer, as time allows
 _BLOCK = 6  # statements that are moved together, at most
 
 
-def nominal_sizes(launch: Launch) -> Mapping[str, int]:
-    """The blocks by whose sizes statements are ordered, whatever a config's. Rows are handed on where heads are wide."""
+def nominal_sizes(launch: Launch, ranks: Iterable[str] = ()) -> Mapping[str, int]:
+    """The blocks by whose sizes statements are ordered, whatever a config's. Rows are handed on where heads are wide;
+    `ranks`: dims that make more rows of a token."""
+    more = dict.fromkeys(ranks, 4) | ({ROW: 16} if ranks else {})
     if not any(n.op == "saved" for n in launch.nodes()):
-        return defaultdict(lambda: 64)
-    return defaultdict(lambda: 128, {ROW: 32} | dict.fromkeys(launch.split, 32))
+        return defaultdict(lambda: 64, more)
+    return defaultdict(lambda: 128, {ROW: 32} | dict.fromkeys(launch.split, 32) | more)
+
+
+def numbers(dims: tuple[str, ...], sizes: Mapping[str, int]) -> int:
+    return math.prod(sizes[ROW if d in ROWS else d] for d in dims if d != PART)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Node by node to Triton: how a value of named dims is written as a tile expression.
 
-A tile has one axis a dim, at most two, or three with the rows (a scan of matrices).  `Tiles` names every value, aligns operands by name
-(`x[:, None]`, `tl.trans(x)`), turns contractions into `dot` or into a product and a sum, and keeps the
+A tile has at most two axes (`axes`), or three with the rows (a scan of matrices).  `Tiles` names every value, aligns
+operands by name (`x[:, None]`, `tl.trans(x)`), turns contractions into `dot` or into a product and a sum, and keeps the
 padding of a block (dims are padded to powers of two) out of every sum.
 """
 
@@ -15,20 +15,18 @@ from keyword import kwlist
 
 from mixc.codegen import operands as products
 from mixc.codegen import triton_span as spans
+from mixc.codegen.axes import JOINT, Axes, flat
 from mixc.codegen.brackets import atom, filled
 from mixc.codegen.notation import is_decay
 from mixc.codegen.operands import added, dot_axes, entrywise, only_operands, operand_of, sharp, worked_out
+from mixc.codegen.padding import zero_padded
 from mixc.codegen.triton_reduce import batched_code, extremum_code, softmax_code
 from mixc.codegen.triton_scan import component_name, is_factor_behind, pick_code, previous_code, rows_before, scan_code
 from mixc.errors import Diagnostic, SpecError
 from mixc.ir.blocks import PART
-from mixc.ir.launch import feature_dims
+from mixc.ir.launch import ROWS, feature_dims
 from mixc.ir.node import COL, ROW, Node, postorder, source
 from mixc.ir.ops import OPS
-from mixc.ir.ranges import bounds
-
-_ZERO_AT_ZERO = {"square", "abs", "sqrt", "sin", "tanh", "relu", "silu", "gelu", "elu", "expm1", "log1p", "sign",
-                 "neg", "rename", "live", "once", "mask", "cumsum", "sum", "stop_gradient", "pick", "place", "conj"}
 
 
 def refuse(what: str, node: Node | None = None) -> SpecError:
@@ -36,46 +34,7 @@ def refuse(what: str, node: Node | None = None) -> SpecError:
                                 "backend=\"torch\" runs every spec"))
 
 
-def zero_padded(node: Node, dim: str) -> bool:
-    """Is the value 0 behind the end of `dim`, where its block is larger than the dim?"""
-    if dim not in node.dims or node.op in ("index", "expand"):
-        return False
-    if not node.args:
-        return True  # loads are masked with 0
-    if node.op in ("add", "sub", "maximum", "minimum"):
-        return all(zero_padded(a, dim) for a in node.args)
-    if node.op in ("mul", "contract", "guard"):
-        a, b = node.args
-        return (zero_padded(a, dim) and (node.op == "guard" or _finite_padded(b, dim))) or (
-            zero_padded(b, dim) and _finite_padded(a, dim))
-    if node.op == "div":
-        return zero_padded(node.args[0], dim) and dim not in node.args[1].dims
-    if node.op == "where":
-        return all(zero_padded(a, dim) for a in node.args[1:])
-    return node.op in _ZERO_AT_ZERO and zero_padded(node.args[0], dim)
-
-
-def _finite_padded(node: Node, dim: str) -> bool:
-    """Is the value finite there, so that 0 times it is 0?  Behind the end of `dim`, 0 stands for what was loaded."""
-    if dim not in node.dims or not node.args:
-        return not (node.op == "number" and math.isinf(abs(node.attr("value"))))
-    if node.op in ("exp", "expm1"):
-        return _nonpositive_padded(node.args[0], dim)
-    if node.op == "div" and dim in node.args[1].dims:
-        return False
-    odd = node.op in _SINGULAR or node.attr("combine", "affine") != "affine" or (node.op == "ipow" and node.attr("n") < 0)
-    return not odd and all(_finite_padded(a, dim) for a in node.args)
-
-
 SHORT = 4  # values in an expression that has no name of its own
-_SINGULAR = {"log", "log1p", "rsqrt", "pow", "logaddexp"}
-_SUMMED = {"add", "cumsum", "sum", "live", "rename", "expand", "segsum", "mask", "where"}
-
-
-def _nonpositive_padded(x: Node, dim: str) -> bool:
-    args = x.args[1:] if x.op == "where" else x.args
-    return zero_padded(x, dim) or bounds(x).nonpositive or (
-        x.op in _SUMMED and all(_nonpositive_padded(a, dim) for a in args))
 
 
 def axes_of(node: Node) -> set[str]:
@@ -101,23 +60,26 @@ class Tiles:
     Args:
         emit: called with (node, statement) to put a line where the node belongs.
         leaf: the name of a leaf's tile (after loading it).
-        blocks: constexpr names of the block sizes by dim, e.g. {"K": "BK", ROW: "C"}.
+        axes: which dims make more rows.
         fine: is it of a launch that forms a small difference of products?
     """
 
     def __init__(self, emit: Callable[[Node, str], None], leaf: Callable[[Node], str], taken: Iterable[str],
-                 nodes: list[Node], roots: list[Node], header: tuple[str, ...], fine: bool = False):
-        self.emit, self.leaf = emit, leaf
+                 nodes: list[Node], roots: list[Node], header: tuple[str, ...], axes: Axes, fine: bool = False):
+        self.emit, self.leaf, self.axes = emit, leaf, axes
+        self.block, self.shape, self.aligned = axes.block, axes.shape, axes.aligned
+        self.rank = {d: i for i, d in enumerate((ROW, COL, "_u", *header))}
         self.uses = Counter(a for n in nodes for a in n.args)
         self.uses.update(roots)
         self.user = {a: n for n in nodes for a in n.args if self.uses[a] == 1}
         self.rows = True  # are there rows, so that a tile has few other axes?
         self.through: Callable[[str, Node, tuple[str, str], str], str] | None = None  # how rows are multiplied by a param
-        self.added, self.before = added(nodes, self.uses), rows_before(nodes)
+        self.added, self.before = added(nodes, self.uses, self.dot_axes), rows_before(nodes)
         self.joined = set(self.added.values())  # and the sums, which stand in the product's statement
         self.reduced = {n.args[0] for n in nodes if n.op == "sum"}  # products that are summed stand in the sum
+        self.crossed = {n.args[0] for n in nodes if n.op == "crossing" and self._over_rows(n.args[0])}
         self.operand, self.fine = operand_of(nodes), products.fine_products(nodes) if fine else set[Node]()
-        self.operands = only_operands(nodes, roots, self.fine) if self.operand == "OPERAND" else set()
+        self.operands = only_operands(nodes, roots, self.fine, self.dot_axes) if self.operand == "OPERAND" else set()
         self.names: dict[Node, str] = {}
         self.spans = Counter((n.args[-1], n.attr("reach")) for n in nodes if n.op in ("span_contract", "span_crossing"))
         self.spanned: dict[tuple[Node, Node, str], list[Node]] = defaultdict(list)  # by matrix, logs of decays and reach
@@ -129,9 +91,8 @@ class Tiles:
         self.factors: dict[tuple[Node, str], str] = {}  # by logs of decays and reach: what `cut_factors` gives
         self.summed: set[str] = set()  # which running sums of vectors there were
         self.taken = {*taken, *kwlist}  # what `not` forms is no `not`
-        self.rank = {d: i for i, d in enumerate((ROW, COL, "_u", *header))}
         self.raw: set[Node] = set()  # loaded tiles, still in the dtype of their tensor
-        self.apart = {source(a) for n in self.fine if dot_axes(n) for a in n.args}  # what TF32 wants on either side
+        self.apart = {source(a) for n in self.fine if self.dot_axes(n) for a in n.args}  # what TF32 wants on either side
         self.lefts = {source(left) for n in nodes if (left := self.rows_of_tokens(n))}
 
     # ------------------------------------------------------------ names
@@ -143,24 +104,29 @@ class Tiles:
         self.taken.add(name)
         return name
 
-    def block(self, dim: str) -> str:
-        return "C" if dim in (ROW, COL, "_u") else f"B{dim}"
-
     def index(self, dim: str) -> str:
-        return "rows" if dim in (ROW, COL, "_u") else f"in_{dim}"
+        return "rows" if dim in ROWS else f"in_{self.axes.size_of(dim)}"
+
+    def inside(self, dim: str) -> str:
+        return f"has_{self.axes.size_of(dim)}"
+
+    def dot_axes(self, node: Node) -> tuple[str, str, str] | None:
+        return dot_axes(node, self.axes, lambda d: self.rank.get(d, -1))
+
+    def _over_rows(self, node: Node) -> bool:
+        """Is it the sum, over what makes them more, of the rows of tokens?"""
+        return node.op == "sum" and self.uses[node] == 1 and set(node.attr("over")) <= self.axes.ranks and (
+            len(self.order(node.args[0])) == 2)
+
+    def of(self, dims: Iterable[str]) -> tuple[str, ...]:
+        """The axes of a tile of these dims, whatever their order."""
+        return self.axes.of(tuple(sorted(dims, key=lambda d: self.rank.get(d, -1))))
 
     def order(self, node: Node) -> tuple[str, ...]:
         """The axes of a node's tile: rows first, then dims as in the header; a rename keeps its argument's."""
         if node.op == "rename":
-            to = dict(node.attr("to"))
-            return tuple(to.get(d, d) for d in self.order(node.args[0]))
-        return tuple(sorted(node.dims, key=lambda d: self.rank.get(d, -1)))
-
-    def inside(self, dim: str) -> str:
-        return f"has_{dim}"
-
-    def shape(self, dims: tuple[str, ...]) -> str:
-        return "[" + ", ".join(self.block(d) for d in dims) + "]"
+            return called(self.order(node.args[0]), dict(node.attr("to")))
+        return self.of(node.dims)
 
     # ------------------------------------------------------------ references
     def name(self, node: Node) -> str:
@@ -170,8 +136,9 @@ class Tiles:
         if node.op == "scan_block" or (node.op == "pick" and node.attr("dim") == PART):
             return component_name(self, node)
         if node not in self.names:
-            if self.rows and (len(node.dims) > 3 or (len(node.dims) == 3 and ROW not in node.dims)):
-                raise refuse(f"a tile of {len(node.dims)} axes [{', '.join(node.dims)}]", node)
+            many = len(self.order(node))
+            if self.rows and (many > 3 or (many == 3 and ROW not in node.dims)):
+                raise refuse(f"a tile of {many} axes [{', '.join(node.dims)}]", node)
             if not node.args:
                 self.names[node] = self.leaf(node)
             else:
@@ -192,7 +159,7 @@ class Tiles:
             return literal(node.attr("value"))
         if node.op == "size":
             return node.attr("dim")
-        if node.op == "expand" and set(node.dims) <= set(want):
+        if node.op == "expand" and set(node.dims) <= set(flat(want)):
             return self.ref(node.args[0], want, cast)
         if self._inline(node):
             return self.aligned(atom(self.expression(node)), self.order(node), want)
@@ -208,23 +175,13 @@ class Tiles:
     def whole(self, node: Node, order: tuple[str, ...]) -> str:
         """Code for a tile that has all axes of `order`, also those that the value is repeated along."""
         code = self.bare(node, order)
-        return code if axes_of(node) == set(order) else filled(f"tl.zeros({self.shape(order)}, tl.float32) + {{0}}", [code])
+        return code if axes_of(node) == set(flat(order)) else filled(f"tl.zeros({self.shape(order)}, tl.float32) + {{0}}", [code])
 
     def _value(self, node: Node, cast: bool) -> str:
         name = self.name(node)
         while node.op == "rename":
             node = node.args[0]
         return f"{name}.to(tl.float32)" if cast and node in self.raw else name
-
-    def aligned(self, code: str, have: tuple[str, ...], want: tuple[str, ...]) -> str:
-        order = tuple(d for d in want if d in have)
-        if order != have:
-            assert sorted(order) == sorted(have), (have, want)
-            axes = ", ".join(str(have.index(d)) for d in order)
-            code = f"tl.trans({code})" if len(have) == 2 else f"tl.permute({code}, ({axes}))"
-        if len(want) > 1 and len(have) < len(want) and have:
-            code += "[" + ", ".join(":" if d in have else "None" for d in want) + "]"
-        return code
 
     def inlined(self, node: Node) -> bool:
         """Will the node stand inside the expression that uses it?"""
@@ -233,7 +190,7 @@ class Tiles:
 
     def absorbed(self, node: Node) -> bool:
         """Is the matrix never formed: a product that is added by the way, or what a sum is taken of?"""
-        return node in self.added or (node in self.reduced and self.uses[node] == 1 and OPS[node.op].elementwise)
+        return node in self.added or node in self.crossed or (node in self.reduced and self.uses[node] == 1 and OPS[node.op].elementwise)
 
     def grouped(self, node: Node) -> bool:
         """Does the node belong to the statement that uses it: formed with it, entry by entry, or never?"""
@@ -273,7 +230,7 @@ class Tiles:
 
     def _live(self, node: Node) -> str:
         order = self.order(node)
-        live = self.aligned("live", (ROW,), order)
+        live = self.axes.along("live", ROW, order)
         return f"tl.where({live}, {self.bare(node.args[0], order)}, {literal(node.attr('fill'))})"
 
     def _once(self, node: Node) -> str:
@@ -291,7 +248,8 @@ class Tiles:
     def _mask(self, node: Node) -> str:
         sign = {"incl": ">=", "strict": ">", "diag": "=="}[node.attr("keep")]
         order = self.order(node)
-        seen = f"rows[:, None] {sign} rows[None, :]"
+        t, s = (self.axes.suffix(next(a for a in order if row in flat([a]))) for row in (ROW, COL))
+        seen = f"rows{t}[:, None] {sign} rows{s}[None, :]"
         seen = seen if len(order) == 2 else self.aligned(f"({seen})", (ROW, COL), order)
         return f"tl.where({seen}, {self.bare(node.args[0], order)}, 0.0)"
 
@@ -301,6 +259,10 @@ class Tiles:
     def _crossing(self, node: Node) -> str:
         if node.dims != (ROW,):
             raise refuse("sums over the spans that cross a row, for every entry", node)
+        if node.args[0] in self.crossed:
+            x, = node.args[0].args
+            t, s = (f"rows{self.axes.suffix(a)}" for a in self.order(x))
+            return f"sum_crossing_tokens({self.cleaned(x, self.order(x))}, {t}, {s}, C, {node.attr('reach')!r}, PRECISION)"
         return f"sum_crossing({self.whole(node.args[0], (ROW, COL))}, rows, {node.attr('reach')!r}, PRECISION)"
 
     def _segprod(self, node: Node) -> str:
@@ -351,17 +313,17 @@ class Tiles:
             order = self.order(node)
             while c.op == "rename":
                 back = {new: old for old, new in c.attr("to")}
-                order, c = tuple(back.get(d, d) for d in order), c.args[0]
-            if self.added.get(c) is node:
+                order, c = called(order, back), c.args[0]
+            if self.added.get(c) is node and set(order) <= set(self.dot_axes(c) or ()):
                 return self._dot(c, order, f", {self.whole(x, self.order(node))}")
         return filled("{0} + {1}", [self.bare(a, self.order(node)) for a in node.args])
 
     def _contract(self, node: Node) -> str:
-        if dot_axes(node):
+        if self.dot_axes(node):
             return self._dot(node, self.order(node))
         a, b = node.args
         summed = [d for d in a.dims if d in b.dims and d not in node.dims]
-        over = tuple(sorted((*node.dims, *summed), key=lambda d: self.rank[d]))
+        over = self.of((*node.dims, *summed))
         if len(over) > 3:
             code = batched_code(self, node, summed)
             if code:
@@ -372,10 +334,10 @@ class Tiles:
 
     def rows_of_tokens(self, node: Node) -> Node | None:
         """The left side of a product of matrices, if its rows are tokens."""
-        if node.op != "contract" or not dot_axes(node):
+        if not self.dot_axes(node):
             return None
-        rows = self.order(node)[0]
-        return next(a for a in node.args if rows in a.dims) if rows in (ROW, COL, "_u") else None
+        row = flat(self.order(node))[0]
+        return next(a for a in node.args if row in a.dims) if row in ROWS else None
 
     def operand_for(self, node: Node) -> str:
         """The dtype that a product rounds its operands to."""
@@ -383,21 +345,23 @@ class Tiles:
 
     def _dot(self, node: Node, order: tuple[str, ...], plus: str = "") -> str:
         """The product of two matrices, its axes in `order`."""
-        a, b = node.args
-        (z,) = (d for d in a.dims if d in b.dims)
-        x, y = order
-        if x not in a.dims:
-            a, b = b, a
+        (a, b), found = node.args, self.dot_axes(node)
+        assert found
+        x, z, y = found
+        if y == order[0]:
+            (a, b), (x, y) = (b, a), (y, x)
         operand = self.operand_for(node)
         plus = f"{operand}, PRECISION{plus}"
         if x == ROW and self.through is not None and (code := self.through(self._operand(a, (x, z), z), b, (z, y), plus)):
             return code
-        return f"dot({self._operand(a, (x, z), z)}, {self._operand(b, (z, y), z)}, {plus})"
+        code = f"dot({self._operand(a, (x, z), z)}, {self._operand(b, (z, y), z)}, {plus})"
+        return code if order == (x, y) else self.aligned(code, (x, y), order)
 
     def _operand(self, node: Node, order: tuple[str, str], summed: str) -> str:
-        if summed in feature_dims(node) and not zero_padded(node, summed):
-            return self.cleaned(node, order, order)
-        if axes_of(node) != set(order):  # repeated along an axis of the product
+        over = [d for d in flat([summed]) if d in feature_dims(node) and not zero_padded(node, d)]
+        if over:
+            return self.cleaned(node, order, flat(order))
+        if axes_of(node) != set(flat(order)):  # repeated along an axis of the product
             return self.whole(node, order)
         return self.ref(node, order, cast=False)
 
@@ -410,17 +374,26 @@ class Tiles:
                 code = f"tl.where({self.mask_of(d, order)}, {code}, 0.0)"
         return code
 
-    def summed_code(self, code: str, over: tuple[str, ...], summed: list[str], fn: str = "tl.sum") -> str:
-        for d in sorted(summed, key=over.index, reverse=True):
-            code = f"{fn}({code}, {over.index(d)})"
-        return code
+    def summed_code(self, code: str, axes: tuple[str, ...], summed: Iterable[str], fn: str = "tl.sum") -> str:
+        """The tile summed over dims; where rows are more than tokens, perhaps over what makes them more alone."""
+        summed = {*summed}
+
+        def without(code: str, axes: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+            for a in reversed(axes):
+                if {*flat([a])} <= summed:
+                    code, axes = f"{fn}({code}, {axes.index(a)})", tuple(x for x in axes if x != a)
+            return code, axes
+        code, axes = without(code, axes)
+        if {*flat(axes)} & summed:
+            code, axes = without(f"tl.reshape({code}, {self.shape(flat(axes))})", flat(axes))
+        return self.aligned(code, axes, self.of(flat(axes)))
 
     def _sum(self, node: Node) -> str:
         x, over = node.args[0], list(node.attr("over"))
         return self.summed_code(self.cleaned(x, self.order(x), over), self.order(x), over)
 
-    def mask_of(self, d: str, dims: tuple[str, ...]) -> str:
-        return self.aligned(self.inside(d), (d,), dims)
+    def mask_of(self, d: str, axes: tuple[str, ...]) -> str:
+        return self.axes.along(self.inside(d), d, axes)
 
     def _max(self, node: Node) -> str:
         return extremum_code(self, node, "tl.max", "float('-inf')")
@@ -445,7 +418,7 @@ class Tiles:
     def _pick(self, node: Node) -> str:
         if node.attr("dim") != ROW:
             x, order = node.args[0], self.order(node.args[0])
-            return f"tl.sum(tl.where({self._at(node, order)}, {self.ref(x, order)}, 0.0), {order.index(node.attr('dim'))})"
+            return self.summed_code(f"tl.where({self._at(node, order)}, {self.ref(x, order)}, 0.0)", order, [node.attr("dim")])
         return pick_code(self, node)
 
     def _place(self, node: Node) -> str:
@@ -454,12 +427,17 @@ class Tiles:
 
     def _at(self, node: Node, order: tuple[str, ...]) -> str:
         d = node.attr("dim")
-        return self.aligned(f"({self.index(d)} == {node.attr('i')})", (d,), order)
+        return self.axes.along(self.index(d), d, order, f"({{}} == {node.attr('i')})")
 
     def _prod(self, node: Node) -> str:
         if node.attr("over") != (ROW,):
             raise refuse("a product over feature dims", node)
         return f"whole_product({self.whole(node.args[0], self.order(node.args[0]))})"
+
+
+def called(axes: tuple[str, ...], to: dict[str, str]) -> tuple[str, ...]:
+    """The axes under other names of dims."""
+    return tuple(JOINT.join(to.get(d, d) for d in flat([a])) for a in axes)
 
 
 def literal(value: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mixc.codegen.axes import flat
 from mixc.ir.node import Node
 
 if TYPE_CHECKING:
@@ -19,10 +20,12 @@ def softmax_code(w: Tiles, node: Node) -> str:
     x, over = node.args[0], list(node.attr("over"))
     order, e = w.order(x), w.fresh("e")
     masked = _filled(w, x, over, "float('-inf')")
-    keep = w.aligned("{}", tuple(d for d in order if d not in over), order)
-    top = keep.format(w.summed_code(masked, order, over, "tl.max"))
-    w.emit(node, f"{e} = tl.exp({masked} - {top})")
-    return f"{e} / {keep.format(w.summed_code(e, order, over))}"
+    rest = w.of(d for d in flat(order) if d not in over)
+
+    def repeated(fn: str, x: str) -> str:
+        return w.aligned(w.summed_code(x, order, over, fn), rest, order)
+    w.emit(node, f"{e} = tl.exp({masked} - {repeated('tl.max', masked)})")
+    return f"{e} / {repeated('tl.sum', e)}"
 
 
 def _filled(w: Tiles, x: Node, over: list[str], fill: str) -> str:

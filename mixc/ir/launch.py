@@ -126,8 +126,37 @@ class Launch:
         return out
 
 
+ROWS = (ROW, COL, "_u")  # whatever they are called
+
+
+def sides(node: Node) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]] | None:
+    """The dims that a has, those that are summed, and those that b has, of a product of two matrices; else None."""
+    if node.op != "contract":
+        return None
+    a, b = node.args
+    summed = tuple(d for d in a.dims if d in b.dims)
+    left, right = (tuple(d for d in x.dims if d not in summed) for x in (a, b))
+    return (left, summed, right) if left and summed and right and not {*summed} & {*node.dims} else None
+
+
+def row_dims(nodes: list[Node], program: Program) -> frozenset[str]:
+    """The dims that make more rows of a token: no state has them, and products have them beside rows."""
+    names = {pair for n in nodes if n.op == "rename" for pair in n.attr("to")}
+
+    def called(dims: set[str]) -> set[str]:
+        """With the other names of what has them."""
+        for _ in names:
+            dims = dims | {d for pair in names if {*pair} & dims for d in pair}
+        return dims - {*ROWS}
+    found: set[str] = set()
+    for n in nodes:
+        for side in sides(n) or ():
+            found |= {*side} if any(d in ROWS for d in side) else set()
+    return frozenset(called(found - {*ROWS}) - called({d for s in program.states for d in s.dims}))
+
+
 def feature_dims(node: Node) -> tuple[str, ...]:
-    return tuple(d for d in node.dims if d not in (ROW, COL, "_u"))
+    return tuple(d for d in node.dims if d not in ROWS)
 
 
 def splittable(nodes: list[Node], dims: list[str]) -> tuple[str, ...]:

@@ -145,6 +145,12 @@ class Program:
         """Sizes of all dims, from those of the header."""
         return {**sizes, **{d.name: d.size or sizes[d.alias or d.name] for d in self.dims if d.name not in sizes}}
 
+    @functools.cached_property
+    def inner(self) -> dict[str, str]:
+        """Of every dim that no tensor has: whose size it has."""
+        have = {d for x in self.decls for d in x.dims}
+        return {d.name: d.alias for d in self.dims if d.alias and d.name not in have}
+
     def decl(self, name: str) -> Decl:
         return next(d for d in self.decls if d.name == name)
 

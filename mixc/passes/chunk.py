@@ -432,7 +432,7 @@ class _Lift:
                 results.append(Result("next", r.name, self._next(r.name)))
         sized = {d.name: d for d in self.step.dims}
         ranks = {new: d for f in self.forms.values() for d, new in f.ranks.items()}
-        more = [Dim(new, sized[d].alias or d, sized[d].size) for new, d in ranks.items()]
+        more = [Dim(new, d, sized[d].size) for new, d in ranks.items()]
         return replace(self.step, level="chunk", results=tuple(results), dims=(*self.step.dims, *more))
 
     def _next(self, name: str) -> Node:

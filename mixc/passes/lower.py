@@ -150,10 +150,19 @@ def rows_of(n: Node, more: bool = False) -> tuple[Node, Node, Node] | None:
     return (A, x, y) if A and x and y else None
 
 
+def crossing_of_rows(n: Node) -> Node | None:
+    """A factor of a sum inside it, where that is over what makes more rows of a token: no matrix [t, s]."""
+    if n.op == "crossing" and n.args[0].op == "mul":
+        for y, factor in (n.args[0].args, n.args[0].args[::-1]):
+            if y.op == "sum" and {*factor.dims} <= {ROW, COL} and feature_dims(y.args[0]):
+                return make("crossing", total(y.args[0] * factor, y.attr("over")), reach=n.attr("reach"))
+    return None
+
+
 def with_inverses(program: Program) -> Program:
     """The program with inverses, but decays whole: kernels form the factors of a level where they use them."""
     program = without_tangents(program)
     program = program.with_values(zeros_forget(program))
     with proving(program):
         program = program.with_values(rewrite(program.values(), (span_crossing_by_pairs, span_crossing_by_rows)))
-        return program.with_values(rewrite(simplify(program).values(), (solve_by_inverse,)))
+        return program.with_values(rewrite(simplify(program).values(), (solve_by_inverse, crossing_of_rows)))

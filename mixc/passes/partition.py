@@ -18,7 +18,7 @@ import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from mixc.ir.launch import Carry, Launch, Store, splittable
+from mixc.ir.launch import Carry, Launch, Store, row_dims, splittable
 from mixc.ir.node import COL, ROW, Node, depends, make, postorder, substitute
 from mixc.ir.ops import CHOICES
 from mixc.ir.program import Program
@@ -270,6 +270,7 @@ def _with_split(launch: Launch, only: tuple[str, ...] = (), whole: Iterable[str]
     to the whole: what has not the dim is then a partial sum."""
     nodes, program = launch.nodes(), launch.program
     used = {d for n in nodes for d in n.dims} | {d for s in launch.stores for d in s.dims}
+    used -= row_dims(nodes, program)  # every block of those would form the states again
     dims = [d.name for d in program.dims if d.name in used and (not only or d.name in only)]
     own = splittable(nodes, dims)
     if not launch.reverse:
