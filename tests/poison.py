@@ -14,7 +14,7 @@ from unittest.mock import patch
 import torch
 
 from mixc.runtime import memory
-from mixc.runtime.memory import Workspace
+from mixc.runtime.memory import Frame, Workspace
 
 
 def poison(x: torch.Tensor) -> torch.Tensor:
@@ -32,8 +32,8 @@ def _fills(fn: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     return filled
 
 
-def _frame(self: Workspace, M: int, shapes: dict[str, list[int]], frame: Any = Workspace.frame) -> Any:
-    found = frame(self, M, shapes)
+def _frame(self: Workspace, wanted: Frame, frame: Any = Workspace.frame) -> Any:
+    found = frame(self, wanted)
     poison(self.flat)
     return found
 

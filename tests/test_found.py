@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import mixc
-from mixc.runtime import agree, chunked
+from mixc.runtime import agree, shapes
 from tests import cells
 from tests.generate import DECLARED
 
@@ -69,7 +69,7 @@ def loaded(body):
 @pytest.mark.parametrize("what", FOUND)
 def test_found(what, rows):
     cell = dict(length=17, size=3, heads="2/1", gates=1.0, dtype=torch.float64, rows=rows, start=True)
-    with patch.object(chunked, "chunk_length", lambda longest: 8):
+    with patch.object(shapes, "chunk_length", lambda longest: 8):
         bad = [str(f) for f in cells.compare(loaded(FOUND[what]), cell, "torch") if not f.ok]
     assert not bad, "; ".join(bad)
 

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, given, note, seed, settings
 from hypothesis import strategies as st
 
 import mixc
-from mixc.runtime import backends, chunked
+from mixc.runtime import backends, shapes
 from tests import cells
 from tests.generate import Spec, specs
 
@@ -39,8 +39,8 @@ def check(spec: Spec, call: cells.Cell, C: int, backend: str, must: str | None =
     mixer = mixc.loads(spec.text)
     if must is not None:
         assert set(mixer.form.values()) == {must}, (mixer.form, mixer.why)
-    segment = chunked.SEGMENT_BYTES if C > 8 else 1  # short chunks: one a segment, so that calls have several
-    with patch.multiple(chunked, chunk_length=lambda longest: C, SEGMENT_BYTES=segment), warnings.catch_warnings():
+    segment = shapes.SEGMENT_BYTES if C > 8 else 1  # short chunks: one a segment, so that calls have several
+    with cells.cut(C, SEGMENT_BYTES=segment), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         bad = [str(f) for f in cells.compare(mixer, call, backend) if not f.ok]
     assert not bad, "; ".join(bad)

@@ -80,8 +80,11 @@ def carry(at: Chunks, to: Chunks, a: Tensor, b: Tensor, done: list[Callable[[], 
     order in memory, each place in `at` being the one in `to` of the chunk before."""
     if isinstance(at, Tensor) and isinstance(to, Tensor):
         n = len(steps)
-        now, then, A, B = (x.unflatten(0, (n, -1)) for x in (at, to, a, b))
-        _carry_rows(now[-1] if reverse else now[0], then, A, B, reverse)
+        if n == 1:
+            torch.addcmul(b, a, at, out=to)
+        else:
+            now, then, A, B = (x.unflatten(0, (n, -1)) for x in (at, to, a, b))
+            _carry_rows(now[-1] if reverse else now[0], then, A, B, reverse)
         for finish in filter(None, done):
             finish()
         return

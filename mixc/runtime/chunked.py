@@ -7,29 +7,25 @@ Temporaries live in a workspace of a fixed size, so time and memory are linear i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from mixc.codegen.torch_program import Segment, safe
-from mixc.ir.evaluate import Env, evaluate, heads
-from mixc.ir.node import COL, LEVEL, ROW, Node
+from mixc.ir.evaluate import heads
+from mixc.ir.node import ROW, Node
 from mixc.ir.program import Decl
 from mixc.runtime import memory
 from mixc.runtime.call import Call
 from mixc.runtime.compiled import Compiled, compiled
 from mixc.runtime.memory import Workspace
 from mixc.runtime.recorded import all_finite, gradients, recorded
-from mixc.runtime.segments import Band, Block, Group, Layout
+from mixc.runtime.segments import Band, Block, Group
+from mixc.runtime.shapes import shapes
 
 Tensor = torch.Tensor
 Put = Callable[[str, str, tuple[str, ...], Tensor, Block], None]  # takes a result (role, name, axes, value, block)
-SEGMENT_BYTES = 1 << 20  # of one temporary: some eight of them share the cache
-BAND_BYTES = 1 << 22
-SLAB = 1 << 16  # values of a row of all chunks of a scan: two threads share no less than 32,768
-MATRIX_SLABS = 1 << 20  # values of all rows of a chunk of a scan of matrices: a few such temporaries share the cache
 
 
 def run(call: Call, C: int | None = None, fused: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -39,116 +35,49 @@ def run(call: Call, C: int | None = None, fused: bool = False) -> tuple[dict[str
     return recorded(call, lambda needs: _Run(code, call, C, needs, fused))
 
 
-def chunk_length(longest: int) -> int:
-    """64 rows: a product of that size runs at full speed, and half of what it forms is not masked away."""
-    return 64 if longest > 32 else max(16, 1 << max(longest - 1, 0).bit_length())
-
-
 class _Run:
-    """One call: where its tokens are, and the functions that run its segments."""
+    """One call."""
 
     def __init__(self, code: Compiled, call: Call, C: int | None, needs: bool, fused: bool = False):
-        code = code.spreading if fused else code
-        self.code, self.call, self.program, self.needs = code, call, call.program, needs
-        spans = call.rows.T if call.rows.dense else max((n for _, n in call.rows.sequences()), default=0)
-        self.borrow = code.scans and call.rows.dense and call.H == 1 and all(
-            x.dtype == call.dtype for x in call.ins.values()) and all(t == call.dtype for t in call.out_dtypes.values())
-        self.handed = code.handed if self.borrow and needs else ()
+        self.call, self.program, self.needs = call, call.program, needs
         self.finite = call.device.type == "cpu" and all_finite(call)
-        self.fused = fused and (code.scans or code.single)
-        # what has a matrix a row lies with the longest dim inside
-        self.order = tuple(sorted(call.sizes, key=lambda n: call.sizes[n])) if code.single or code.matrix else ()
-        scan_rows = self._scan_rows() if code.scans or self.fused else 0
-        self.C = C or scan_rows or min(self._longest(), chunk_length(spans))
-        levels = max(1, (self.C - 1).bit_length())
-        sizes = code.chunk.sized(call.sizes)
-        self.sizes = {**sizes, ROW: self.C, COL: self.C, "_u": self.C, LEVEL: levels}
-        self.shape = {"C": self.C, "levels": levels, **{safe(n): s for n, s in sizes.items()}}
-        kinds = [d.dims for d in (*self.program.ins, *self.program.outs)]
-        rows = self.C if code.single or code.matrix else 1  # a scan forms the state of every row
-        widest = max([self.C * self.C, *(self.C * math.prod(call.sizes[n] for n in dims) for dims in kinds),
-                      *(rows * math.prod(call.sizes[n] for n in d.dims) for d in self.program.states)])
-        triple = widest * call.dtype.itemsize
-        segment = 1 if code.single else scan_rows * SLAB * call.dtype.itemsize if code.scans else SEGMENT_BYTES
-        self.layout = Layout(call.rows, call.H, self.C, triple, call.device, segment,
-                             1 if self.borrow else BAND_BYTES)
-        self.common = {**self.shape, "dtype": call.dtype, "device": call.device}
-
-    def _longest(self) -> int:
-        """Rows a chunk may have."""
-        if not self.code.single:
-            return self.code.longest
-        widths = [math.prod(self.call.sizes[n] for n in d.dims) for d in self.program.states]
-        slab = max(1, self.call.rows.N * self.call.H * max(widths, default=1))
-        return min(self.code.longest, max(16, 1 << (MATRIX_SLABS // slab).bit_length() >> 1))
-
-    def _scan_rows(self) -> int:
-        """Rows a chunk of a scan has: half of them where there are many temporaries, for the sake of memory."""
-        if self.fused:
-            return 16
-        made = [self.code.forward(False, self.finite, self.needs, self.order, self.borrow)]
-        if self.needs:
-            every = frozenset(d.name for d in (*self.program.ins, *self.program.params))
-            made.append(self.code.backward(False, self.finite, every, self.order, self.borrow))
-        return 16 if max(len(s.scratch) for s in made) <= 4 else 8
+        self.shapes = shapes(code, call, C, needs, self.finite, fused)
+        self.layout, self.handed = self.shapes.layout, self.shapes.handed
 
     # ------------------------------------------------------------ what both directions give a segment
-    def _constants(self, s: Segment, params: list[Tensor]) -> dict[str, Any]:
-        """Values formed once per call, those of a head repeated for the largest segment."""
-        call = self.call
-        env = Env(lambda n: torch.full((1,), call.consts[n.attr("name")], dtype=torch.float64), self.sizes, batch=1)
-        values = evaluate(s.numbers.values(), env)
-        found: dict[str, Any] = {}
-        for (name, node), v in zip(s.numbers.items(), values, strict=True):
-            found[name] = v.to(call.device, v.dtype if node.kind == "bool" else call.dtype) if node.dims else v.item()
-        if s.heads:
-            given = {safe(d.name): heads(p.to(call.dtype), call.H, 0)
-                     for d, p in zip(self.program.params, params, strict=True)}
-            formed = s.per_head(M=call.H, **given, **found, **self.common)
-            all_groups = [g for band in self.layout.bands for g in band.groups]
-            wide = max((g.whole.N for g in all_groups), default=0)
-            most = max((b.N for g in all_groups for b in g.blocks), default=0)
-            found |= {name: v.repeat(wide if v.ndim <= 2 else most, *[1] * (v.ndim - 1))
-                      for name, v in zip(s.heads, formed, strict=True)}
-        return found
+    def _heads(self, s: Segment, params: list[Tensor]) -> dict[str, Tensor]:
+        """What is formed from params, once per call, repeated for the largest segment."""
+        if not s.heads:
+            return {}
+        H, blocks = self.call.H, [b for band in self.layout.bands for g in band.groups for b in g.blocks]
+        given = {safe(d.name): heads(p.to(self.call.dtype), H, 0)
+                 for d, p in zip(self.program.params, params, strict=True)}
+        formed = s.per_head(M=H, **given, **self.shapes.numbers(s), **self.shapes.common)
+        wide = max((g.whole.N for band in self.layout.bands for g in band.groups), default=0)
+        most = max((b.N for b in blocks), default=0)
+        return {name: v.repeat(wide if v.ndim <= 2 else most, *[1] * (v.ndim - 1))
+                for name, v in zip(s.heads, formed, strict=True)}
 
-    def _for(self, s: Segment, block: Block, constants: dict[str, Any]) -> dict[str, Any]:
-        """The constants of M triples."""
-        given = {name: (v[:block.M] if name in s.heads else v) for name, v in constants.items()}
-        if s.partial:
-            given["live"] = block.live  # type: ignore[attr-defined]
-        return {"M": block.M, **given, **self.common}
-
-    def _arguments(self, s: Segment, block: Block, constants: dict[str, Any], work: Workspace) -> dict[str, Any]:
-        loads = {} if self.borrow and block.viewable else s.loads
-        frame = work.frame(block.M, {**{n: [self.sizes[d] for d in axes] for n, axes in loads.items()},
-                                     **{n: [self.shape[d] for d in shape] for n, shape in s.scratch.items()}})
-        return {"steps": block.steps, **frame, **self._for(s, block, constants), "finish": [None] * len(block.counts)}
+    def _for(self, s: Segment, block: Block, of_heads: dict[str, Tensor]) -> dict[str, Any]:
+        """What M triples are given whatever their tokens are."""
+        return {**self.shapes.fixed(s, block), **{name: v[:block.M] for name, v in of_heads.items()}}
 
     def _small(self, s: Segment, block: Block, rows: dict[str, Tensor]) -> dict[str, Tensor]:
         """Inputs of one number a token, for a whole group: [M, C]."""
         found = {}
-        for name, node in s.small.items():
-            x = found[name] = torch.empty(block.M, self.C, dtype=self.call.dtype, device=self.call.device)
-            self._load(block, rows, node, x)
+        for name, load in self.shapes.small(s):
+            found[name] = torch.empty(block.M, self.shapes.C, dtype=self.call.dtype, device=self.call.device)
+            load(block, rows, found[name])
         return found
-
-    def _load(self, block: Block, rows: dict[str, Tensor], node: Node, out: Tensor) -> None:
-        cot = node.op == "cot"
-        block.load(rows[("d" if cot else "") + node.attr("name")], out)
-        if cot and block.partial:
-            out.mul_(block.live.view(block.M, self.C, *[1] * (out.ndim - 2)))  # type: ignore[attr-defined]
-
-    def borrows(self, group: Group) -> bool:
-        return self.borrow and group.whole.viewable
 
     def states(self, rows: int, d: Decl) -> Tensor:
         return memory.empty([rows, *[self.call.sizes[n] for n in d.dims]], self.call.dtype, self.call.device)
 
-    def _group(self, s: Segment, group: Group, flows: list[Any], rows: dict[str, Tensor], constants: dict[str, Any],
+    def _group(self, s: Segment, group: Group, flows: list[Any], rows: dict[str, Tensor], of_heads: dict[str, Tensor],
                work: Workspace, put: Put, saved: dict[str, Tensor], places: dict[str, Tensor]) -> None:
         """All segments of a group, in the order of the program's loop."""
-        whole = self._for(s, group.whole, constants)
+        whole, borrows = self._for(s, group.whole, of_heads), self.shapes.borrows(group)
+        loads = self.shapes.loads(s)
         small = self._small(s, group.whole, rows)
         early = dict(zip(s.early, s.before(**small, **whole), strict=True)) if s.early else {}
         a_row = {**small, **early}
@@ -157,15 +86,14 @@ class _Run:
         for i in range(len(group.blocks))[::step]:
             block = group.blocks[i]
             at -= block.M if step < 0 else 0
-            given = self._arguments(s, block, constants, work)
+            given = self._for(s, block, of_heads) | work.frame(self.shapes.frame(s, block))
+            given["finish"] = [None] * len(block.counts)
             given |= {name: v[at:at + block.M] for name, v in a_row.items()}
-            for name, node in s.rows.items():
-                if self.borrows(group):
-                    row = rows[("d" if node.op == "cot" else "") + node.attr("name")]
-                    given[name] = block.view(row) if s.loads[name] == node.dims else block.view(row).mT
-                    continue
-                natural = s.loads[name] == node.dims
-                self._load(block, rows, node, given[name] if natural else given[name].mT)
+            for name, load in loads:
+                if borrows:
+                    given[name] = load.borrowed(block, rows)
+                else:
+                    load(block, rows, given[name])
             for flow, name in zip(flows, s.carried, strict=True):
                 finish = [None] * len(block.counts) if s.carries else given["finish"]
                 given |= flow.places(name, block, finish, s.carries)
@@ -180,7 +108,8 @@ class _Run:
                 flow.advance(block)
             at += block.M if step > 0 else 0
         if s.late:
-            sums = {name: torch.cat(xs[::step]) for name, *xs in zip(s.exported, *exported, strict=True)}
+            sums = {name: torch.cat(xs[::step]) if len(xs) > 1 else xs[0]
+                    for name, *xs in zip(s.exported, *exported, strict=True)}
             found = s.after(**a_row, **sums, **whole)
             for (role, name, axes), y in zip(s.late, found, strict=True):
                 put(role, name, axes, y, group.whole)
@@ -188,11 +117,6 @@ class _Run:
     @staticmethod
     def reverse(s: Segment) -> bool:
         return s.program.reverse
-
-    def _fused(self, group: Group, wanted: frozenset[str] | None) -> Segment | None:
-        if not self.fused or group.whole.partial:
-            return None
-        return self.code.fused(self.finite, self.C, wanted, self.order, self.borrows(group))
 
     # ------------------------------------------------------------ forward
     def forward(self, tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -202,7 +126,7 @@ class _Run:
         params, starts = tensors[n_in:n_in + n_par], tensors[n_in + n_par:]
         outs = {d.name: self._out(d) for d in program.outs}
         finals = [self.layout.by_rank(x).clone() for x in starts]
-        work, constants = Workspace.mine(call.dtype, call.device), {}
+        work, of_heads = Workspace.mine(call.dtype, call.device), dict[int, dict[str, Tensor]]()
         kept: list[Tensor] = []
 
         def put(role: str, name: str, axes: tuple[str, ...], y: Tensor, block: Block) -> None:
@@ -212,20 +136,18 @@ class _Run:
             flows = [_Flow(self, d, final[band.low:band.high].flatten(0, 1), band)
                      for d, final in zip(program.states, finals, strict=True)]
             for group in band.groups:
-                s = self._fused(group, None) or self.code.forward(
-                    group.whole.partial, self.finite, self.needs, self.order, self.borrows(group))
-                key = (s.partial, self.borrows(group))
-                if key not in constants:
-                    constants[key] = self._constants(s, params)
+                s = self.shapes.forward(group)
+                if id(s) not in of_heads:
+                    of_heads[id(s)] = self._heads(s, params)
                 saved = {name: self._like(group.whole.M, node) for name, node in s.saved.items()}
-                self._group(s, group, flows, ins, constants[key], work, put, saved, outs)
+                self._group(s, group, flows, ins, of_heads[id(s)], work, put, saved, outs)
                 kept += saved.values()
             kept += [f.buffer for f in flows if self.needs]
         finals = [self.layout.by_call(x) for x in finals]
         return [self.layout.scatter(o) for o in outs.values()], finals, kept
 
     def _like(self, M: int, node: Node) -> Tensor:
-        return memory.empty([M, *[self.sizes[d] for d in node.dims]], self.call.dtype, self.call.device)
+        return memory.empty([M, *self.shapes.like(node)], self.call.dtype, self.call.device)
 
     def _out(self, d: Decl) -> Tensor:
         rows, call = self.call.rows, self.call
@@ -239,7 +161,8 @@ class _Run:
         if axes != want:
             have = iter(y.shape[1:])
             y = y.reshape(y.shape[0], *[next(have) if n in axes else 1 for n in want])
-        return y.expand(M, *[self.sizes[n] for n in want])
+        whole = (M, *[self.shapes.sizes[n] for n in want])
+        return y if y.shape == whole else y.expand(whole)
 
     # ------------------------------------------------------------ backward
     def backward(self, tensors: list[Tensor], kept: list[Tensor], cotangents: list[Tensor],
@@ -257,7 +180,8 @@ class _Run:
                 grad.zero_()
         sums: dict[str, Tensor] = {}
         final = [layout.by_rank(c).contiguous() for c in cotangents[n_out:]]
-        work, constants, kept = Workspace.mine(call.dtype, call.device), {}, list(kept)
+        work, kept = Workspace.mine(call.dtype, call.device), list(kept)
+        of_heads: dict[int, dict[str, Tensor]] = {}
         rows |= {name: layout.gather(kept.pop()) for name in reversed(self.handed)}
 
         def put(role: str, name: str, axes: tuple[str, ...], y: Tensor, block: Block) -> None:
@@ -273,13 +197,11 @@ class _Run:
             flows = [_BackFlow(self, d, dF[band.low:band.high].flatten(0, 1), band, s0)
                      for d, dF, s0 in zip(program.states, final, starts, strict=True)]
             for group in reversed(band.groups):
-                s = self._fused(group, wanted) or self.code.backward(
-                    group.whole.partial, self.finite, wanted, self.order, self.borrows(group))
-                key = (s.partial, self.borrows(group))
-                if key not in constants:
-                    constants[key] = self._constants(s, params)
+                s = self.shapes.backward(group, wanted)
+                if id(s) not in of_heads:
+                    of_heads[id(s)] = self._heads(s, params)
                 saved = {name: kept.pop() for name in reversed(s.saved)}
-                self._group(s, group, flows, rows, constants[key], work, put, saved, grads)
+                self._group(s, group, flows, rows, of_heads[id(s)], work, put, saved, grads)
             for flow in flows:
                 flow.finish()
         whole = {name: layout.scatter(grad) for name, grad in grads.items()}
@@ -327,7 +249,7 @@ class _Flow:
     def advance(self, block: Block) -> None:
         if self.keep:
             self.base += block.M
-        else:
+        elif block.after:
             n = block.after * self.H
             self.buffer[:n] = self.buffer[block.M:block.M + n].clone()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from mixc.codegen.torch_fused import fused_segment
 from mixc.codegen.torch_program import Segment, needs_single, prepare, scans_matrix, segment
-from mixc.ir.node import COL, ROW, Node, make, postorder, substitute
+from mixc.ir.node import COL, LEVEL, ROW, Node, make, postorder, substitute
 from mixc.ir.program import Program, once_a_program
 from mixc.passes.chunk import chunk
 from mixc.passes.classify import classify
@@ -35,6 +35,7 @@ class Compiled:
         self._prepared: dict[tuple[bool, bool, bool, bool], Program] = {}
         self._saves: dict[tuple[bool, bool, bool], tuple[Node, ...]] = {}
         self._segments: dict[object, Any] = {}  # None: there is no such segment
+        self.shapes: dict[object, object] = {}  # of calls, see `shapes.shapes`
 
     @cached_property
     def chunk(self) -> Program:
@@ -80,6 +81,12 @@ class Compiled:
         """Rows a chunk may have: a factor of its own for every pair of rows and every entry along a dim is dear."""
         nodes = postorder([*self.chunk.values(), *differentiate(self.chunk).values()])
         return 16 if any({ROW, COL} <= set(n.dims) and len(n.dims) > 2 for n in nodes) else 64
+
+    @cached_property
+    def levelled(self) -> bool:
+        """Is a chunk halved again and again, so that its rows are a power of two?"""
+        programs = [self.prepared(False, True, reverse) for reverse in (False, True)]
+        return any(LEVEL in n.dims for program in programs for n in postorder(program.values()))
 
     @cached_property
     def handed(self) -> tuple[str, ...]:

@@ -19,12 +19,13 @@ import torch
 Tensor = torch.Tensor
 _local = threading.local()
 _LINE = 16  # values: buffers start at a cache line
+Frame = tuple[int, tuple[tuple[str, tuple[int, ...]], ...]]  # M, and what a row of each buffer is: name, shape
 
 
 class Workspace:
     def __init__(self, dtype: torch.dtype, device: torch.device):
         self.flat = torch.empty(0, dtype=dtype, device=device)
-        self.frames: dict[tuple[object, ...], dict[str, Tensor]] = {}
+        self.frames: dict[Frame, dict[str, Tensor]] = {}
 
     @staticmethod
     def mine(dtype: torch.dtype, device: torch.device) -> Workspace:
@@ -34,15 +35,16 @@ class Workspace:
             pool[dtype, device] = Workspace(dtype, device)
         return pool[dtype, device]
 
-    def frame(self, M: int, shapes: dict[str, list[int]]) -> dict[str, Tensor]:
+    def frame(self, wanted: Frame) -> dict[str, Tensor]:
         """A tensor [M, shape...] for every name; valid until the next frame is asked for."""
-        key = (M, tuple((name, tuple(shape)) for name, shape in shapes.items()))
-        if key not in self.frames:
+        found = self.frames.get(wanted)
+        if found is None:
             with torch.inference_mode(False):  # it is kept, for calls in any mode
-                self.frames[key] = self._made(M, shapes)
-        return self.frames[key]
+                found = self.frames[wanted] = self._made(*wanted)
+        return found
 
-    def _made(self, M: int, shapes: dict[str, list[int]]) -> dict[str, Tensor]:
+    def _made(self, M: int, wanted: tuple[tuple[str, tuple[int, ...]], ...]) -> dict[str, Tensor]:
+        shapes = dict(wanted)
         sizes = {name: M * math.prod(shape) for name, shape in shapes.items()}
         total = sum(-(-n // _LINE) * _LINE for n in sizes.values())
         if total > self.flat.numel():
@@ -83,7 +85,7 @@ _ALONE = _alone()
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """A contiguous tensor to be filled."""
-    bytes_ = torch.Size(shape).numel() * dtype.itemsize
+    bytes_ = math.prod(shape) * dtype.itemsize
     if _ALONE is None or device.type != "cpu" or not LEAST <= bytes_ <= MOST or torch.is_inference_mode_enabled():
         return torch.empty(shape, dtype=dtype, device=device)
     with _lock:

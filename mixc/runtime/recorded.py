@@ -7,7 +7,9 @@ the tensors are ins, params and initial states [N, H, dims...], in the program's
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +29,7 @@ def recorded(call: Call, make: Callable[[bool], Any]) -> tuple[dict[str, Tensor]
     starts = [start(call, d, call.dtype) for d in call.program.states]
     tensors = [*call.ins.values(), *call.params.values(), *starts]
     needs = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    with torch.autocast(call.device.type, enabled=False), torch.set_grad_enabled(needs):
+    with exact(call.device), torch.set_grad_enabled(needs):
         if needs:
             found = _Recorded.apply(make(True), *tensors)
         else:  # nothing is kept
@@ -36,6 +38,11 @@ def recorded(call: Call, make: Callable[[bool], Any]) -> tuple[dict[str, Tensor]
     outs = [d.name for d in call.program.outs]
     return dict(zip(outs, found, strict=False)), dict(zip([d.name for d in call.program.states], found[len(outs):],
                                                         strict=True))
+
+
+def exact(device: torch.device) -> AbstractContextManager[object]:
+    """No autocast: products in the dtype of their operands."""
+    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
 
 
 class _Recorded(torch.autograd.Function):
@@ -52,7 +59,7 @@ class _Recorded(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         run, needs, saved = ctx.run, ctx.needs_input_grad[1:], list(ctx.saved_tensors)
         tensors = saved[:len(needs)]
-        with torch.autocast(run.call.device.type, enabled=False), torch.no_grad():
+        with exact(run.call.device), torch.no_grad():
             grads = run.backward(tensors, saved[len(needs):], list(cotangents), needs)
         return (None, *(refuse_again(grads, tensors) if torch.is_grad_enabled() else grads))
 
@@ -103,7 +110,7 @@ def all_finite(call: Call) -> bool:
     """Is no input infinite?  (May say no where it is: a sum may overflow.)"""
     given = {**call.ins, **call.params}
     some = [given[d.name].detach() for d in (*call.program.ins, *call.program.params) if _open_ended(d)]
-    return all(bool(x.sum(dtype=torch.promote_types(x.dtype, torch.float32)).isfinite()) for x in some)
+    return all(math.isfinite(x.sum(dtype=torch.promote_types(x.dtype, torch.float32)).item()) for x in some)
 
 
 def _open_ended(d: Decl) -> bool:

@@ -32,11 +32,11 @@ class Block:
     partial = False
     viewable = False  # do its rows lie in the call's tensors as they do in a segment?
 
-    @property
+    @cached_property
     def N(self) -> int:
         return sum(self.counts)
 
-    @property
+    @cached_property
     def M(self) -> int:
         return self.N * self.H
 
@@ -60,8 +60,11 @@ class Block:
     def load(self, x: Tensor, out: Tensor) -> None:
         """out [M, C, ...] from x [B, T, G, ...], heads repeated."""
         y = self.source(x)
-        G = y.shape[2]
-        out.unflatten(0, (*y.shape[:2], G, self.H // G)).copy_(y.unsqueeze(3))
+        n, b, G, *row = y.shape
+        if G == self.H:
+            out.view(y.shape).copy_(y)
+        else:
+            out.view(n, b, G, self.H // G, *row).copy_(y.unsqueeze(3))
 
     def view(self, x: Tensor) -> Tensor:
         """[M, C, ...] of x [B, T, 1, ...], where `viewable`."""
@@ -94,20 +97,17 @@ class DenseBlock(Block):
         return self.H == 1 and self.high == self.low + 1
 
     def view(self, x: Tensor) -> Tensor:
-        n, at = len(self.counts), self.first * self.C
-        return x[self.low, at:at + n * self.C, 0].unflatten(0, (n, self.C))
-
-    def _view(self, x: Tensor) -> Tensor:
-        n, at = len(self.counts), self.first * self.C
-        rows = x[self.low:self.high, at:at + n * self.C].unflatten(1, (n, self.C))
-        return rows.transpose(0, 1).transpose(2, 3)
+        return self.source(x)[:, 0, 0]
 
     def source(self, x: Tensor) -> Tensor:
-        return self._view(x)
+        (_, _, G, *row), (sequence, token, head, *inner) = x.shape, x.stride()
+        at = x.storage_offset() + self.low * sequence + self.first * self.C * token
+        return x.as_strided((len(self.counts), self.high - self.low, G, self.C, *row),
+                            (self.C * token, sequence, head, token, *inner), at)
 
     def store(self, y: Tensor, out: Tensor) -> None:
         lead = (len(self.counts), self.high - self.low)
-        self._view(out).copy_(self.grouped(y, lead, out.shape[2]))
+        self.source(out).copy_(self.grouped(y, lead, out.shape[2]))
 
 
 @dataclass
