@@ -6,15 +6,17 @@ import itertools
 import os
 import random
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 import mixc
-from mixc.runtime import agree, arguments
+from mixc.runtime import agree, arguments, chunked, shapes
 from mixc.runtime.draw import dim_sizes, draw, generator, normal
 from tests.pairs import cover
 from tests.poison import poisoned
@@ -30,6 +32,18 @@ AXES: dict[str, tuple[Any, ...]] = dict(
     rows=("plain", "reverse", "mask", "mask, reverse", "step"),
     start=(False, True),
 )
+
+
+@contextmanager
+def cut(C: int | None = None, **sizes: int) -> Iterator[None]:
+    """Chunks of at most C rows, and other sizes of `mixc.runtime.shapes` by name; nothing is remembered."""
+    with ExitStack() as stack:
+        if C is not None:
+            stack.enter_context(patch.object(shapes, "chunk_length", lambda longest: C))
+        for name, value in sizes.items():
+            stack.enter_context(patch.object(shapes, name, value))
+        stack.enter_context(patch.object(chunked, "shapes", shapes.Shapes))
+        yield
 
 
 def allowed(cell: Cell) -> bool:
@@ -173,5 +187,11 @@ def compare(mixer: mixc.Mixer, cell: dict[str, Any], backend: str, seed: int = 0
         caller = Decode(mixer) if cell["rows"] == "step" else mixer
         got = agree.run(caller, g.tensors, initial_state=g.initial_state, backend=backend, **g.options)
     assert all(torch.equal(before[n], x) for n, x in g.tensors.items()), "an input was modified"
-    return agree.judge(mixer.declared, got, want, dtype, lambda: agree.run(
-        agree.Plain(mixer), g.tensors, initial_state=g.initial_state, **g.options))
+
+    def rounded() -> agree.Run:
+        """What rounding alone does: in fp64 that of the inputs, as the truth itself is in fp64."""
+        if dtype == torch.float64:
+            moved = {n: x * (1 - 2.0 ** -52) if x.is_floating_point() else x for n, x in g.tensors.items()}
+            return agree.run(mixer, moved, initial_state=g.initial_state, wide=True, **g.options)
+        return agree.run(agree.Plain(mixer), g.tensors, initial_state=g.initial_state, **g.options)
+    return agree.judge(mixer.declared, got, want, dtype, rounded)

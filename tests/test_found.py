@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from unittest.mock import patch
 
 import pytest
 import torch
 
 import mixc
-from mixc.runtime import agree, shapes
+from mixc.runtime import agree
 from tests import cells
 from tests.generate import DECLARED
 
@@ -69,7 +68,7 @@ def loaded(body):
 @pytest.mark.parametrize("what", FOUND)
 def test_found(what, rows):
     cell = dict(length=17, size=3, heads="2/1", gates=1.0, dtype=torch.float64, rows=rows, start=True)
-    with patch.object(shapes, "chunk_length", lambda longest: 8):
+    with cells.cut(8):
         bad = [str(f) for f in cells.compare(loaded(FOUND[what]), cell, "torch") if not f.ok]
     assert not bad, "; ".join(bad)
 
@@ -112,7 +111,7 @@ def test_a_sum_over_corrections(body):
                        "in b where 0 <= b <= 1, p[R, K] where norm[R, K](p) <= 1, g where g <= 0\n"
                        f"state S[K, V]\n{body}\nout o[V] = q @ S\n}}")
     cell = dict(length=33, size=3, heads="2/1", gates=1.0, dtype=torch.float64, rows="plain", start=True)
-    with patch.object(chunked, "chunk_length", lambda longest: 8):
+    with cells.cut(8):
         assert all(f.ok for f in cells.compare(mixer, cell, "torch"))
 
 
@@ -132,7 +131,7 @@ def test_numbers_a_row_of_many_segments():
     mixer = mixc.loads("mixer m() {\nin x\nparam b\nstate m, s\nm = sigmoid(b) * m + x\ns = 0.9 * s + 0.1 * m\n"
                        "out o = s\n}")
     cell = dict(length=40, size=3, heads="2", gates=1.0, dtype=torch.float64, rows="plain", start=True)
-    with patch.multiple(chunked, chunk_length=lambda longest: 8, SEGMENT_BYTES=1):
+    with cells.cut(8, SEGMENT_BYTES=1):
         assert all(f.ok for f in cells.compare(mixer, cell, "torch"))
 
 

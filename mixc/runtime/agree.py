@@ -143,7 +143,8 @@ def judge(program: Any, got: Run, want: Run, dtype: torch.dtype, plain: Callable
     Args:
         program: the step, for which inputs are gates.
         dtype: the narrowest dtype of the inputs.
-        plain: the step run token by token in fp32; asked for only if the bound of 1e-5 is passed."""
+        plain: another run of the step, as far from `want` as rounding takes it: token by token in fp32, or in fp64
+            on inputs moved by a rounding. Asked for only if a bound is passed, which becomes four times its error."""
     kinds = {d.name: "gate" if is_gate(d) else "grad" for d in (*program.ins, *program.params)}
     floor = FLOOR * max((rms(g[torch.isfinite(g)]) for g in want.grads.values()), default=0.0)
     items = [(n, "out", n, "outs", 0.0) for n in want.outs]
@@ -157,7 +158,7 @@ def judge(program: Any, got: Run, want: Run, dtype: torch.dtype, plain: Callable
         mine = getattr(got, where).get(name)
         error = math.inf if mine is None else ratio(mine, right, least)
         bound = BOUNDS[dtype][kind]
-        if error > bound and dtype == torch.float32 and plain is not None and error < math.inf:
+        if error > bound and dtype in (torch.float32, torch.float64) and plain is not None and error < math.inf:
             loop = loop or plain()
             bound = max(bound, 4 * ratio(getattr(loop, where)[name], right, least))
         found.append(Finding(label, kind, error, bound))

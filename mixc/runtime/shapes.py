@@ -37,8 +37,8 @@ def shapes(code: Compiled, call: Call, C: int | None, needs: bool, finite: bool,
     rows = call.rows
     if not rows.dense or rows.order is not None:
         return Shapes(code, call, C, needs, finite, fused)
-    key = (C, chunk_length(rows.T), needs, finite, fused, _one_dtype(call), rows.B, rows.T, rows.reverse, call.H,
-           call.dtype, call.device, *call.sizes.items(), *call.consts.items())
+    key = (C, needs, finite, fused, _one_dtype(call), rows.B, rows.T, rows.reverse, call.H, call.dtype, call.device,
+           *call.sizes.items(), *call.consts.items())
     found = code.shapes.get(key)
     if found is None:
         if len(code.shapes) >= MOST:

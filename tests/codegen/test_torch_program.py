@@ -20,6 +20,7 @@ from mixc.runtime.draw import is_gate
 from mixc.runtime.rows import rows
 from tests.agree import assert_agree
 from tests.build import KINDS, scalar_decay
+from tests.cells import cut
 from tests.chunks import run_chunks
 
 PROGRAMS = {kind: scalar_decay(kind) for kind in KINDS}
@@ -118,12 +119,11 @@ def test_half_inputs_are_computed_in_single_precision(dtype):
     check(make_call("log", T=70, dtype=dtype))
 
 
-def test_many_segments_and_bands(monkeypatch):
+def test_many_segments_and_bands():
     """Segments of a chunk or two, bands of a sequence or two: what flows between them."""
-    monkeypatch.setattr(chunked, "SEGMENT_BYTES", 1 << 14)
-    monkeypatch.setattr(chunked, "BAND_BYTES", 1 << 14)
-    check(make_call("between", B=3, T=150), 16)
-    check(make_call("log", B=1, T=150, cu_seqlens=torch.tensor([0, 3, 80, 80, 150])), 8)
+    with cut(SEGMENT_BYTES=1 << 14, BAND_BYTES=1 << 14):
+        check(make_call("between", B=3, T=150), 16)
+        check(make_call("log", B=1, T=150, cu_seqlens=torch.tensor([0, 3, 80, 80, 150])), 8)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import mixc
-from mixc.runtime import chunked
 from tests.agree import assert_runs_agree, draw, normal, run
+from tests.cells import cut
 from tests.scans import NAMES, body, spec
 
 EXAMPLES = ("hgrn", "min_gru", "mamba1", "min_lstm", "rg_lru", "s4d_real", "qrnn", "sru", "max_plus", "log_sum",
@@ -52,10 +52,9 @@ def test_ragged_reversed_masked(name):
 
 
 @pytest.mark.parametrize("name", ["hgrn", "mamba1", "stabilised", "scan_feeds_scan"])
-def test_many_segments_and_bands(name, monkeypatch):
-    monkeypatch.setattr(chunked, "SEGMENT_BYTES", 1 << 12)
-    monkeypatch.setattr(chunked, "BAND_BYTES", 1 << 12)
-    check(spec(name) if name in NAMES else mixc.load(name), 300, B=3)
+def test_many_segments_and_bands(name):
+    with cut(SEGMENT_BYTES=1 << 12, BAND_BYTES=1 << 12):
+        check(spec(name) if name in NAMES else mixc.load(name), 300, B=3)
 
 
 @pytest.mark.parametrize("gate", [0.0, 1.0])

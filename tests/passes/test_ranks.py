@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from unittest.mock import patch
-
 import pytest
 import torch
 
 import mixc
-from mixc.runtime import agree, chunked
+from mixc.runtime import agree
 from mixc.runtime.draw import dim_sizes, draw
 from tests import cells
 
@@ -51,7 +49,7 @@ def test_a_sum_of_outer_products_is_a_chunk(what, length, rows):
     mixer = loaded(CHUNKS[what])
     assert set(mixer.form.values()) == {"chunk"}, mixer.why
     cell = dict(length=length, size=4, heads="4/2", gates=1.0, dtype=torch.float64, rows=rows, start=True)
-    with patch.object(chunked, "chunk_length", lambda longest: 8):
+    with cells.cut(8):
         bad = [str(f) for f in cells.compare(mixer, cell, "torch") if not f.ok]
     assert not bad, "; ".join(bad)
 
