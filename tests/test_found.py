@@ -48,6 +48,8 @@ KERNELS = {  # the same of kernels, whose blocks are wider than their dims
     "a correction of a vector that nothing keeps": "M = exp(g) * M + v\nout o[V] = M + u * (u @ M)\nout r[K] = q",
     "what a chunk left behind the end of a dim was summed by the next one":
         "S = exp(g) * S + sigmoid(k) * v\nout o[V] = sigmoid(q) @ S",
+    "what every token writes alike, of the chunks that the backward forms again":
+        "y = M @ (q @ S)\nM += D\nS += k * v\nout o = y",
     "a product added to what has no axis of its own": "L = L + (k > 0)\nout o[K] = q / (9 + L)\nout r[V] = v",
     "a product added to a sum without an axis of the product": "L = exp(g) * L + k + 1\nout y = q @ L\nout r[V] = v",
     "a product added to what one program of several adds":

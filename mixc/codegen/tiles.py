@@ -330,7 +330,9 @@ class Tiles:
                 return code
             if self.rows:
                 raise refuse("a contraction over four axes", node)
-        return self.summed_code(filled("{0} * {1}", [self.cleaned(a, over), self.cleaned(b, over)]), over, summed)
+        lacking = not axes_of(a) | axes_of(b) >= set(summed)  # both repeated along an axis that is summed over
+        first = self.cleaned(a, over, over if lacking else None)
+        return self.summed_code(filled("{0} * {1}", [first, self.cleaned(b, over)]), over, summed)
 
     def rows_of_tokens(self, node: Node) -> Node | None:
         """The left side of a product of matrices, if its rows are tokens."""
