@@ -12,7 +12,7 @@ from mixc.runtime import agree
 from tests import cells
 from tests.generate import DECLARED
 
-STATES = {"S": "S[K, V]", "Z": "Z[K, V]", "M": "M[V]", "L": "L[K]"}
+STATES = {"S": "S[K, V]", "Z": "Z[K, V]", "M": "M[V]", "Y": "Y[V]", "L": "L[K]"}
 FOUND = {  # what was wrong: the body
     "a sum over q * S was no read": "S = exp(g) * S + k * v\nout o[V] = sum[K](w * S)",
     "what only the backward reads was not kept": "S += k * v\nM += b * (q @ S)\nout o[V] = u * M",
@@ -37,6 +37,9 @@ FOUND = {  # what was wrong: the body
     "the same that a kept one reads": "S = S + b * k * (v - k @ (S - f * p * (p @ S)))\nout o[V] = q @ S",
     "the same of a vector, beside itself": "M = exp(g) * M + v\nout o[V] = M + u * (u @ M)\nout r[K] = q",
     "a sum over a state beside it": "S += k * v\nout o[V] = q @ (S + sum[K](S))",
+    "one system for every column before one for all":
+        "S = e * S + bv * p * (u - k @ S) + 0.5 * p * (v - k @ Z)\nZ = 0.3 * Z + 0.2 * a * S + 0.5 * k * (p @ Z)\n"
+        "out o[V] = q @ S",
     "a decay above 0 that is no scan": "S += (elu(k) + 1) * v\nout o[V] = (elu(q) + 1) @ S",
 }
 
@@ -49,7 +52,7 @@ KERNELS = {  # the same of kernels, whose blocks are wider than their dims
     "what a chunk left behind the end of a dim was summed by the next one":
         "S = exp(g) * S + sigmoid(k) * v\nout o[V] = sigmoid(q) @ S",
     "what every token writes alike, of the chunks that the backward forms again":
-        "y = M @ (q @ S)\nM += D\nS += k * v\nout o = y",
+        "out o = M @ Y\nM += D\nY += v\nout r[K] = q",
     "a product added to what has no axis of its own": "L = L + (k > 0)\nout o[K] = q / (9 + L)\nout r[V] = v",
     "a product added to a sum without an axis of the product": "L = exp(g) * L + k + 1\nout y = q @ L\nout r[V] = v",
     "a product added to what one program of several adds":

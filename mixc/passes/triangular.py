@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mixc.ir.build import at_col, contract, make, maybe_add, rename
+from mixc.ir.build import at_col, contract, expand, make, maybe_add, rename
 from mixc.ir.node import COL, ROW, Node
 
 
@@ -18,8 +18,9 @@ def eliminate(N: list[dict[int, Node]], b: list[Node | None]) -> list[Node | Non
     for i in range(n):
         own = N[i].pop(i, None)
         if own is not None:
-            b[i] = _solve(own, b[i])
-            N[i] = {j: make("solve", -own, x, transposed=False) if j > i else x for j, x in N[i].items()}
+            value = b[i]
+            b[i] = None if value is None else _solve(own, value)
+            N[i] = {j: _solve(own, x) if j > i else x for j, x in N[i].items()}
         across.append({j: x for j, x in N[i].items() if j > i})
         for k in range(i + 1, n):
             through = N[k].pop(i, None)
@@ -37,8 +38,9 @@ def eliminate(N: list[dict[int, Node]], b: list[Node | None]) -> list[Node | Non
     return [z[i] for i in range(n)]
 
 
-def _solve(own: Node, b: Node | None) -> Node | None:
-    return None if b is None else make("solve", -own, b, transposed=False)
+def _solve(own: Node, b: Node) -> Node:
+    """(1 - own)^-1 b; under a system for every column what was alike for all of them no longer is."""
+    return make("solve", -own, expand(b, [d for d in own.dims if d != COL]), transposed=False)
 
 
 def apply(matrix: Node, z: Node | None) -> Node | None:
