@@ -121,31 +121,3 @@ class Axes:
             marks = ", ".join(":" if d in dims else "None" for d in whole)
             code = f"tl.broadcast_to({code}[{marks}], {self.shape(whole)})"
         return (code if whole == axes else f"tl.reshape({code}, {self.shape(axes)})"), axes
-
-
-PRELUDE = '''
-
-@triton.jit
-def sum_of_tokens(x, C: tl.constexpr):
-    """[C]: the sum over the rows of each token."""
-    return tl.sum(tl.reshape(x, [C, x.shape[0] // C]), 1)
-
-
-@triton.jit
-def sum_crossing_tokens(x, t, s, C: tl.constexpr, REACH: tl.constexpr, PRECISION: tl.constexpr):
-    """`sum_crossing` where tokens have more rows: t and s are those of the rows and columns of x."""
-    x = tl.where(t[:, None] > s[None, :], x, 0.0)
-    if PRECISION != "tf32":
-        x = x.to(tl.float64)
-    row = sum_of_tokens(tl.sum(x, 1), C)
-    total = tl.cumsum((row - sum_of_tokens(tl.sum(x, 0), C)).to(tl.float64), 0, reverse=True)
-    if REACH == "excl":
-        total = total - row
-    return total.to(tl.float32)
-'''
-FUNCTIONS = ("sum_of_tokens", "sum_crossing_tokens")
-
-
-def rows_prelude(text: str) -> str:
-    """What a module's text calls."""
-    return PRELUDE if any(f"{name}(" in text for name in FUNCTIONS) else ""

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from mixc.codegen.axes import rows_prelude
 from mixc.codegen.calls import HOST as CALLS
 from mixc.codegen.calls import call_lines, range_check, tables
 from mixc.codegen.config import Config, Tile
@@ -23,6 +22,7 @@ from mixc.codegen.prelude import ATAN2, PRELUDE
 from mixc.codegen.segment_kernel import SegmentWriter
 from mixc.codegen.sizes import const_lines, only_needed, size_lines, typed_by
 from mixc.codegen.starts import start_lines
+from mixc.codegen.triton_rows import rows_prelude
 from mixc.codegen.triton_scan import scan_prelude
 from mixc.codegen.triton_span import span_prelude
 from mixc.errors import SpecError
@@ -458,6 +458,6 @@ def file_text(name: str, doc: str, modules: list[Any], step: Program, calls: str
             "import collections", "import math", "import os", "", "import torch", "import triton", "import triton.language as tl", "",
             *(line for m in modules for line in m.size_lines()), *tables(step)]
     parts = ["\n".join(head), HOST, CALLS, PRELUDE + (ATAN2 if "atan2(" in written else ""), scan_prelude(written),
-             span_prelude(written) + rows_prelude(written) + "".join(preludes) + past_text(step), "\n",
+             span_prelude(written + rows_prelude(written)) + rows_prelude(written) + "".join(preludes) + past_text(step), "\n",
              *(x for text in kernels for x in (text, "\n\n")), *(x for m in modules for x in (m.function(), "\n\n")), calls]
     return "".join(p if p.endswith("\n") else p + "\n" for p in parts)

@@ -11,11 +11,11 @@ from dataclasses import replace
 from keyword import iskeyword
 from typing import Any
 
-from mixc.codegen.axes import FUNCTIONS as MORE_ROWS
 from mixc.codegen.calls import HOST as CALLS
 from mixc.codegen.host import HOST
 from mixc.codegen.lines import camel
 from mixc.codegen.prelude import PRELUDE
+from mixc.codegen.triton_rows import FUNCTIONS as MORE_ROWS
 from mixc.codegen.triton_span import FUNCTIONS
 from mixc.ir.node import Node, make, postorder
 from mixc.ir.program import Decl, Program

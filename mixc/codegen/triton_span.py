@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from mixc.codegen import triton_crossing
 from mixc.codegen.triton_crossing import later_sum_code
+from mixc.codegen.triton_rows import span_contract_rows_code
 from mixc.ir.launch import feature_dims
 from mixc.ir.node import COL, ROW, Node, postorder
 
@@ -41,9 +42,8 @@ def span_contract_code(tiles: Tiles, node: Node) -> str | None:
         a, b = (x, y) if ROW in x.dims else (y, x)
         if set(a.dims) == {ROW, d} and set(b.dims) == {COL, d}:
             return f"span_pair({_bare(tiles, a, (ROW, d))}, {_bare(tiles, b, (COL, d))}, {_decays(tiles, node, d)}, {tiles.operand_for(node)}, PRECISION)"
-        return None
     if (found := _applied(node, d)) is None:
-        return None
+        return span_contract_rows_code(tiles, node, d)
     A, z, row = found
     matrix = tiles.whole(A, (ROW, COL))
     for other in tiles.spanned.get((A, g, node.attr("reach")), ()):  # the same matrix from the other side: one product

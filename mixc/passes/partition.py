@@ -112,7 +112,10 @@ def handed_on(forward: Program, backward: Program, d: str, keeps: tuple[str, ...
     carries, stores, states = _cotangents(forward, backward), _gradients(forward, backward), _states(forward)
     roots = [c.next for c in (*carries, *states)] + [s.value for s in stores]
     count = itertools.count()
-    found = Along(roots, [c.leaf for c in carries], d, lambda n: make("saved", name=f"row {next(count)}", dims=n.dims))
+    def leaf(n: Node) -> Node | None:
+        """None: it has a dim that no tensor has."""
+        return None if {*n.dims} & {*forward.inner} else make("saved", name=f"row {next(count)}", dims=n.dims)
+    found = Along(roots, [c.leaf for c in carries], d, leaf)
     own = found.formed.keys() - found.handed.keys()
     mine = tuple(s for s in stores if s.value in own and (d in s.dims or not s.dims))
     needed = _needed(carries, [s.value for s in stores])

@@ -28,20 +28,21 @@ class Along:
 
     Args:
         carried: cotangents of states: what has not the dim enters one program, and is a share from then on.
-        leaf: of a value that may be handed on, what is read in its place (None: nothing is).
+        leaf: of a value that may be handed on, what is read in its place (None: nothing is, or not in this one's).
 
     Attributes:
         formed: by value, what a program forms of it; what is not there cannot be formed.
         handed: by value that is loaded instead, its leaf."""
 
-    def __init__(self, roots: list[Node], carried: list[Node], d: str, leaf: Callable[[Node], Node] | None = None):
+    def __init__(self, roots: list[Node], carried: list[Node], d: str,
+                 leaf: Callable[[Node], Node | None] | None = None):
         self.d, self.formed, self.handed = d, dict[Node, Node](), dict[Node, Node]()
         self.linear = depends(roots, [n for n in postorder(roots) if n.op == "cot"])
         self._shares = {n for n in carried if d not in n.dims}
         for n in postorder(roots):
             new = self._form(n)
-            if new is None and leaf is not None and _is_row(n):
-                new = self.handed[n] = leaf(n)
+            if new is None and leaf is not None and _is_row(n) and (new := leaf(n)) is not None:
+                self.handed[n] = new
             if new is not None:
                 self.formed[n] = new
 

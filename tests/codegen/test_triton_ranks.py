@@ -20,6 +20,11 @@ from tests.passes.test_ranks import loaded
 
 KERNELS = {
     "a decay of the head": "S = exp(g) * S + k @ v\nout o[R, V] = q @ S",
+    "a decay of each key": "S = exp(gk) * S + k @ v\nout o[R, V] = q @ S",
+    "decays along both, a read before": "out o[R, V] = q @ S\nS = exp(gk) * exp(gv) * S + k @ v",
+    "a decay of each key, one read": "S = exp(gk) * S + k @ v\nout o[V] = p @ S",
+    "a decay of each key, one write": "S = exp(gk) * S + p * u\nout o[R, V] = q @ S",
+    "a correction under it": "S = exp(gk) * S + k @ v\nS = S + b * p * (u - p @ S)\nout o[R, V] = q @ S",
     "no decay": "S = S + k @ v\nout o[R, V] = q @ S",
     "a read before the update, summed": "out o[V] = w @ tanh(q @ S)\nS = exp(g) * S + k @ v",
     "a read without the rank": "S = exp(g) * S + k @ v\nout o[V] = p @ S",
@@ -57,8 +62,9 @@ def test_chunks_of_few_tokens(chunk):
 @pytest.mark.parametrize("cell", [
     dict(length=(0, 0, 3, 3, 37)), dict(rows="mask, reverse"), dict(heads="2/1", size=4), dict(rows="step", length=6),
     dict(dtype=torch.bfloat16), dict(dtype=torch.float16, length=17)], ids=cells.label)
-def test_calls(cell):
-    agrees(loaded(KERNELS["a read before the update, summed"]), **cell)
+@pytest.mark.parametrize("what", ["a read before the update, summed", "a decay of each key"])
+def test_calls(what, cell):
+    agrees(loaded(KERNELS[what]), **cell)
 
 
 def test_params_of_the_rank_get_gradients():
