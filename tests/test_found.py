@@ -40,6 +40,8 @@ FOUND = {  # what was wrong: the body
     "one system for every column before one for all":
         "S = e * S + bv * p * (u - k @ S) + 0.5 * p * (v - k @ Z)\nZ = 0.3 * Z + 0.2 * a * S + 0.5 * k * (p @ Z)\n"
         "out o[V] = q @ S",
+    "a decision on what a decay of 0 erased, in the backward":
+        "out o[V] = relu(q @ S) + where(k @ S > 0, v, u)\nS = av * S",
     "a decay above 0 that is no scan": "S += (elu(k) + 1) * v\nout o[V] = (elu(q) + 1) @ S",
 }
 
@@ -53,6 +55,7 @@ KERNELS = {  # the same of kernels, whose blocks are wider than their dims
         "S = exp(g) * S + sigmoid(k) * v\nout o[V] = sigmoid(q) @ S",
     "what every token writes alike, of the chunks that the backward forms again":
         "out o = M @ Y\nM += D\nY += v\nout r[K] = q",
+    "a decision on what a decay of 0 erased, in the backward": "out o[V] = where(k @ S > 0, v, u)\nS = av * S",
     "a product added to what has no axis of its own": "L = L + (k > 0)\nout o[K] = q / (9 + L)\nout r[V] = v",
     "a product added to a sum without an axis of the product": "L = exp(g) * L + k + 1\nout y = q @ L\nout r[V] = v",
     "a product added to what one program of several adds":

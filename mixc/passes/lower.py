@@ -11,13 +11,14 @@ from __future__ import annotations
 from mixc.ir.blocks import component
 from mixc.ir.build import at_col, contract, cumsum, exp, expand, make, number, rename, total, where
 from mixc.ir.launch import feature_dims
-from mixc.ir.node import COL, ROW, Node, postorder, substitute
+from mixc.ir.node import COL, ROW, Node, depends, postorder, substitute
 from mixc.ir.program import Program
 from mixc.ir.ranges import magnitude, proving
 from mixc.passes.decay import FORGET, by_rows
 from mixc.passes.simplify import rewrite, simplify
 from mixc.passes.tangent import without_tangents
 
+DECISIONS = ("lt", "le", "eq", "ne", "sign")
 DECAYS = ("segsum", "segprod", "span_contract")  # over the rows between two
 
 
@@ -97,10 +98,16 @@ def span_crossing_by_pairs(n: Node) -> Node | None:
 
 
 def zeros_forget(program: Program) -> list[Node]:
-    """The values of a program, a decay given as 0 forgetting everything: not in a backward, which divides by what is
-    left of it."""
-    sizes = [] if program.reverse else [n for n in postorder(program.values()) if n.op == "log_size"]
-    return substitute(program.values(), {n: where(make("eq", n.args[0], number(0)), FORGET, n) for n in sizes})
+    """The values of a program, a decay given as 0 forgetting everything.  A backward divides by what is left of it:
+    there only what decides between branches is formed so, as the forward decided."""
+    values = program.values()
+    sizes = [n for n in postorder(values) if n.op == "log_size"]
+    forgetting = {n: where(make("eq", n.args[0], number(0)), FORGET, n) for n in sizes}
+    if not program.reverse:
+        return substitute(values, forgetting)
+    reads = depends(values, sizes) if sizes else set()
+    decide = [n for n in postorder(values) if n.op in DECISIONS and n in reads]
+    return substitute(values, dict(zip(decide, substitute(decide, forgetting), strict=True)))
 
 
 def of_numbers(n: Node) -> bool:
