@@ -143,6 +143,20 @@ def test_numbers_a_row_of_many_segments():
         assert all(f.ok for f in cells.compare(mixer, cell, "torch"))
 
 
+@pytest.mark.parametrize("update", ["exp(g) * S + k * v", "tanh(S) + k * v"])
+@pytest.mark.parametrize("length", [1, 37, (0, 3, 3, 20)])
+def test_a_part_without_outs_in_kernels(update, length):
+    """It kept its states for a backward also in calls without one, which have no room for them; or named no KEEP."""
+    mixer = mixc.loads("mixer m(K, V) {\nin k[K], v[V], g where g <= 0\nstate S[K, V], y[V]\ny = tanh(y + v)\n"
+                       f"S = {update}\nout o[V] = y\n}}")
+    cell = dict(length=length, size=5, heads="1", gates=1.0, dtype=torch.float32, rows="plain", start=True)
+    assert all(f.ok for f in cells.compare(mixer, cell, "triton"))
+    x = cells.given(mixer, cell)
+    want, got = (agree.run(mixer, x.tensors, initial_state=x.initial_state, grads=False, backend=b, **x.options)
+                 for b in ("reference", "triton"))
+    assert all(f.ok for f in agree.judge(mixer.declared, got, want, torch.float32))
+
+
 def test_a_deep_expression_is_written_at_once():
     """What stands where was asked anew at every level: 40 of them would take days."""
     x = "tanh(" * 40 + "f" + ")" * 40

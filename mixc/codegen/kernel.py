@@ -460,7 +460,7 @@ class KernelWriter:
                     *[indented(line, 1).rstrip("\n") for line in self.body]]
         lines = ["chunks = tl.cdiv(length, C)"]
         if self._by_segment:
-            lines += self._first_segment("RAGGED and KEEP" if "KEEP" in self._keeping() else "RAGGED")
+            lines += self._first_segment()
         # what a compiler hoists out of the loop, above all addresses of shared memory, would fill the registers
         loop = ["for i in tl.range(0, chunks, num_stages=STAGES, disable_licm=True):"]
         inner = ["chunk = chunks - 1 - i"] if self.launch.reverse else ["chunk = i"]
@@ -473,8 +473,9 @@ class KernelWriter:
                 "held = tl.minimum(rows, length - 1 - chunk * C)  # rows behind the end repeat the last token",
                 *self.axes.in_chunk(self.joint), *self.body]
 
-    def _first_segment(self, condition: str) -> list[str]:
-        return [f"if {condition}:", "    first_segment = tl.load(segment_at + seq)", "else:",
+    def _first_segment(self) -> list[str]:
+        ragged = "if RAGGED and KEEP:" if "KEEP" in self._keeping() else "if RAGGED:"
+        return [ragged, "    first_segment = tl.load(segment_at + seq)", "else:",
                 "    first_segment = seq * tl.cdiv(length, SEGMENT)"]
 
     def _final(self, sums: list[Store]) -> list[str]:

@@ -260,7 +260,7 @@ class Module:
     def _kept_lines(self) -> list[str]:
         """Room for the state at the start of every segment."""
         kept = self.fwd[0][1].launch.keeps
-        always = len(self.fwd) > 1 or not self.starts
+        always = len(self.fwd) > 1 or not self.starts or "KEEP" not in self.fwd[0][1].constexprs
         lines = [f"bound, segment_at = seqs.pieces({self._segment})" + ("" if always else " if keep else (0, None)")]
         lines += ["piece_of = pieces_of(segment_at, bound)"] if len(self.fwd) > 1 else []
         def dtype(s: str) -> str:

@@ -74,7 +74,7 @@ class TokenWriter(KernelWriter):
             at = ["row_at = length - 1 - i"] if self.launch.reverse else ["row_at = i"]
             return ["for i in tl.range(0, length, num_stages=STAGES):", *in_block([*at, row, *self.body])]
         if not self.launch.reverse:
-            return [*self._first_segment("RAGGED and KEEP"), "for row_at in tl.range(0, length, num_stages=STAGES):",
+            return [*self._first_segment(), "for row_at in tl.range(0, length, num_stages=STAGES):",
                     *in_block([row, *self.body])]
         kept = [f"{safe(s)} = {self._kept(f'{s}_starts', self.program.decl(s).dims)}" for s in self.launch.starts]
         back = ["row_at = begin + some - 1 - i", row, *self.body]
@@ -84,5 +84,5 @@ class TokenWriter(KernelWriter):
                  "tl.debug_barrier()  # all that was put aside is there",
                  "for i in tl.range(0, some, num_stages=1):", *in_block(back),
                  "tl.debug_barrier()"]
-        return [*self._first_segment("RAGGED"), "for late in tl.range(0, tl.cdiv(length, SEGMENT), num_stages=1):",
+        return [*self._first_segment(), "for late in tl.range(0, tl.cdiv(length, SEGMENT), num_stages=1):",
                 *in_block(inner)]
