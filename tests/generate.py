@@ -22,7 +22,7 @@ DECLARED = {  # what a spec may read, declared when it does
     "av": "in av[V] where 0 <= av <= 1", "bv": "in bv[V] where 0 <= bv <= 1", "bk": "in bk[K] where 0 <= bk <= 1",
     "kn": "in kn[N, K] where norm[K](kn) <= 1", "vn": "in vn[N, V]", "bn": "in bn[N] where 0 <= bn <= 2",
     "kp": "in kp[K, P] where norm[K, P](kp) <= 1", "vp": "in vp[P, V]", "qp": "in qp[P, K]",
-    "wp": "in wp[P] where -1 <= wp <= 1",
+    "gp": "in gp[P] where gp <= 0", "wp": "in wp[P] where -1 <= wp <= 1",
     "w": "param w[K]", "D": "param D[V]", "s": "param s where s <= 0", "e": "param e where -1 <= e <= 1",
     "ek": "param ek[K] where ek <= 0", "c": "const c = 0.5", "scale": "const scale = K ** -0.5",
     "one": "const one = 1", "zero": "const zero = 0", "R": "param R[K, J]",
@@ -64,6 +64,12 @@ RANKS = (  # sums of outer products
     "(kp @ (vp * {b}) - {k} * {u})", "sum[P](kp * vp * (kp @ {k}))", "where({f} > 0, kp @ vp, {k} * {u})",
 )
 RANK_READS = ("(wp @ (qp @ {S}))", "sum[P](wp * tanh(qp @ {S}))", "sum[P](qp @ {S})", "max[P]((qp * kp) @ {S})")
+BESIDE = (  # what becomes of a state [P, K, V], matrices beside each other
+    "{d} * X + kp * vp", "exp(gp) * X + kp * {u}", "{d} * X + kp * vp + {k} * {u} * wp", "exp(gp) * X + {k} * vp",
+)
+BESIDE_CORRECTED = ("exp(gp) * X + {b} * kp * (vp - sum[K](kp * X))", "exp(gk) * exp(gp) * X + kp * vp",
+                    "exp(gv) * X + wp * {k} * ({u} - {k} @ X)")
+BESIDE_READS = ("[P, V] = sum[K](qp * X)", "[V] = qp @ X", "[P, V] = {k} @ X", "[V] = wp @ tanh({k} @ X)")
 CELLS = (  # what a state s becomes; d: a decay, z: a gate, v: a value of the token
     "tanh({x} + {y})", "{z} * {s} + (1 - {z}) * tanh({x})", "{d} * {s} + tanh({x})", "{d} * tanh({s} + {x})",
     "maximum({d} * {s}, tanh({x}))", "clamp({s} + {x}, -1, 1)", "where({f} > 0, {s}, tanh({x} - {y}))",
@@ -93,6 +99,7 @@ class _Writer:
     lines: list[str] = field(default_factory=list)
     seen: dict[str, tuple[str, str]] = field(default_factory=dict)  # locals: their dims, the state that they read
     made: dict[str, list[str]] = field(default_factory=dict)  # values of one token, to be met again
+    beside: bool = False  # whether there is a state X[P, K, V]
     largest: bool = False  # whether a running maximum m is there, as exponents are held below
     outs: int = 0
     chunk: bool = True
@@ -305,6 +312,12 @@ class _Writer:
             else:
                 self.lines.append(self.update(state))
         self.lines.append(self.out())
+        if self.chance(8):
+            self.beside = True
+            update = self.filled(self.of(*BESIDE, *(BESIDE_CORRECTED if self.wide else ())),
+                                 d=lambda: self.filled(self.of("{c}", "exp({g})", "{b}")))
+            lines = [f"X = {update}", "out oX" + self.filled(self.of(*BESIDE_READS))]
+            self.lines += self.draw(st.permutations(lines))
 
     def keep(self) -> None:
         """A read by a name, for lines below that change its state."""
@@ -422,7 +435,8 @@ def specs(draw: Any, kind: str = "scalar") -> Spec:
     header += [f"    {w.used[n]}" for n in DECLARED if n in w.used and not w.used[n].startswith("in")]
     header += [f"    state {s}[{', '.join(dims)}]{starts[s]}".replace("[]", "") for s, dims in w.states.items()]
     header += ["    state m = -inf"] if w.largest else []
-    with_dims = {"N": ("kn",), "W": ("cw",), "J = K": ("R",), "P = 2": ("kp", "vp", "qp", "wp")}
+    header += ["    state X[P, K, V]"] if w.beside else []
+    with_dims = {"N": ("kn",), "W": ("cw",), "J = K": ("R",), "P = 2": ("kp", "vp", "qp", "wp", "gp")}
     dims = [d for d, names in with_dims.items() if set(names) & set(w.used)]
     lines = [f"    {line}" for line in w.lines]
     text = "\n".join([f"mixer m({', '.join(['K', 'V', *dims])}) {{", *header, *lines, "}"])

@@ -35,20 +35,25 @@ def _in_room(w: Writer, n: Node, call: str, axes: Dims, like: str, more: str = "
 
 def emit_product(w: Writer, n: Node) -> Value:
     """Of x, y and the result, one has rows t, one rows s, and one, P, both: one matrix product a level, the decays in its
-    operands. What P has beside its rows makes more of them, of its own for every row of the other that has it."""
+    operands. What P has beside its rows makes more of them, of its own for every row of the other that has it;
+    what all three have makes a product for each of its entries."""
     x, y, F = n.args
     decayed, by_rows = _features(F), {frozenset({ROW, COL} & {*z.dims}): z for z in (x, y, n)}
     if len(by_rows) < 3 or frozenset() in by_rows:
         return _general(w, n, decayed)
     P, T, S = (by_rows[frozenset(rows)] for rows in ((ROW, COL), (ROW,), (COL,)))
-    t, s = (tuple(d for d in _features(z) if d in P.dims) for z in (T, S))
+    each = tuple(d for d in _features(P) if d in T.dims and d in S.dims and d not in decayed)
+    t, s = (tuple(d for d in _features(z) if d in P.dims and d not in each) for z in (T, S))
     shared = tuple(dict.fromkeys((*decayed, *(d for z in (T, S) for d in _features(z) if d not in P.dims))))
-    if sorted((*t, *s)) != sorted(_features(P)) or {*t, *s} & {*shared} or (n is not P and {*_features(n)} - {*t, *s} != {*shared}):
+    rest = {*_features(n)} - {*t, *s, *each}
+    if sorted((*each, *t, *s)) != sorted(_features(P)) or {*t, *s} & {*shared} or (n is not P and rest != {*shared}):
         return _general(w, n, decayed)
-    axes = {P: (ROW, *t, COL, *s), T: (ROW, *t, *shared), S: (COL, *s, *shared)}
+    axes = {P: (*each, ROW, *t, COL, *s), T: (*each, ROW, *t, *shared), S: (*each, COL, *s, *shared)}
     name, a, b = {P: ("span_pair", T, S), T: ("span_apply", P, S), S: ("span_apply_back", P, T)}[n]
     factors = w.value(F).over((LEVEL, ROW, *decayed))
     ranks = f", rows=({len(t)}, {len(s)})" if t or s else ""
+    if each:
+        name, ranks = "of_each", f", of={name}, dims={len(each)}{ranks}"
     left = w.full(a, axes[a])
     return _in_room(w, n, f"{name}({left}, {w.full(b, axes[b])}, {factors}", axes[n], left, ranks)
 

@@ -9,13 +9,14 @@ h = 1, 2, 4, ... costs one product of [h, D] matrices a block, and nothing overf
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
 Tensor = torch.Tensor
 LOG2E = 1 / math.log(2)
 
-__all__ = ["solve_columns", "span_apply", "span_apply_back", "span_factors", "span_gradient", "span_of", "span_pair", "unit_inverse"]
+__all__ = ["of_each", "solve_columns", "span_apply", "span_apply_back", "span_factors", "span_gradient", "span_of", "span_pair", "unit_inverse"]
 
 
 def span_factors(g: Tensor, reach: str, out: Tensor) -> Tensor:
@@ -117,6 +118,16 @@ def span_apply_back(A: Tensor, x: Tensor, F: Tensor, out: Tensor, rows: tuple[in
         to = _halves(out, level)[0]
         to.addcmul_(found.view(to.shape), earlier)
     return out
+
+
+def of_each(a: Tensor, b: Tensor, F: Tensor, out: Tensor, of: Callable[..., Tensor], dims: int,
+            rows: tuple[int, int] = (0, 0)) -> Tensor:
+    """What `of` gives of [M, dims..., ...], for each entry of those dims."""
+    M, levels, *tail = F.shape
+    F = F.view(M, *[1] * dims, levels, *tail).expand(M, *a.shape[1:1 + dims], levels, *tail).flatten(0, dims)
+    whole = out.flatten(0, dims)
+    of(a.flatten(0, dims), b.flatten(0, dims), F, whole, rows)
+    return out if whole.data_ptr() == out.data_ptr() else out.copy_(whole.view(out.shape))
 
 
 def span_gradient(A: Tensor, x: Tensor, y: Tensor, F: Tensor, reach: str, out: list[Tensor]) -> list[Tensor]:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 
 from mixc.ir.build import contract, is_number, maybe_mul, rename, total, where
 from mixc.ir.node import Node, depends, make, number, postorder
-from mixc.ir.program import Decl
+from mixc.ir.program import Decl, Program
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,11 +104,12 @@ class AffineForms:
     """The forms of all nodes that are affine in the states of one group.
 
     Args:
-        states: their declarations, of the same dims. roots: every value of the step, so that dependence is known.
-    """
+        states: their declarations, of the same dims."""
 
-    def __init__(self, states: list[Decl], roots: list[Node]):
+    def __init__(self, step: Program, states: list[Decl]):
+        roots = step.values()
         self.states, self.dims = states, set(states[0].dims)
+        self.nexts = [step.result("next", s.name) for s in states]
         self.leaves = [s.leaf() for s in states]
         self.reads = depends(roots, self.leaves)
         self.ranks = Ranks(roots)
@@ -216,6 +217,16 @@ class AffineForms:
     def summed(self, r: Read) -> set[str]:
         """The dims of the state over which a read sums."""
         return self.dims - set(r.node.dims)
+
+    @functools.cached_property
+    def apart(self) -> frozenset[str]:
+        """Dims along which the state is one state beside the other, if that makes what is written outer products: those
+        that fewest reads sum over."""
+        found = apart([f for n in self.nexts for w in (self.form(n) or Affine()).writes for f in w.factors], self.dims)
+        reads = [r for n in self.reads if n.op in ("contract", "sum") and (r := self.read(n)) is not None]
+        place = self.states[0].dims.index
+        return min(found, key=lambda a: (sum(len(self.summed(r) & a) for r in reads), sorted(map(place, a))),
+                   default=frozenset())
 
     def in_order(self, writes: Iterable[Write]) -> list[Write]:
         """Those writes that read the state, and all such that their values see, each behind what it sees at its row."""
@@ -327,6 +338,18 @@ def _where(forms: AffineForms, n: Node) -> Affine | None:
 _RULES: dict[str, Callable[[AffineForms, Node], Affine | None]] = {
     "add": _add, "sub": _sub, "neg": _neg, "mul": _mul, "div": _div, "where": _where,
 }
+
+
+def apart(factors: Iterable[Node], dims: set[str]) -> list[frozenset[str]]:
+    """The smallest sets of dims without which every factor has at most one of `dims`, and two of these are left: the
+    empty one, where factors have one each."""
+    have = [set(f.dims) & dims for f in factors]
+    for n in range(max(len(dims) - 1, 1)):
+        found = [frozenset(a) for a in itertools.combinations(sorted(dims), n)]
+        found = [a for a in found if all(len(h - a) <= 1 for h in have)]
+        if found:
+            return found
+    return []
 
 
 class Ranks(dict[str, str]):

@@ -68,6 +68,7 @@ class _Group:
         found = [forms.form(lift.step.result("next", d.name)) for d in self.decls]
         self.updates = [f for f in found if f is not None]
         assert len(self.updates) == len(found)
+        self.first = {next(d for d in self.decls[0].dims if d not in forms.apart)}  # a side of outer products
         self.transport = Transport(self.updates, forms.leaves, self.decls[0].dims, lift)
         self.writes = list(dict.fromkeys(w for u in self.updates for w in u.writes))
         self.written: dict[Write, list[Node]] = {}  # the lifted factors of every write
@@ -116,8 +117,7 @@ class _Group:
     def next(self, i: int) -> Node:
         """The decayed states, and every write under the decays after it."""
         dims = self.decls[i].dims
-        first = set(dims[:1])
-        value: Node | None = None
+        first, value = self.first, None
         into = [(j, self.transport.paths[i, j]) for j in range(len(self.decls)) if (i, j) in self.transport.paths]
         for j, decay in into:
             value = maybe_add(value, maybe_mul(decay.whole(), self.forms.leaves[j]))
@@ -147,8 +147,8 @@ class _Group:
         for write in among:
             for term in place.terms(write):
                 value = maybe_add(value, term)
-        return value if value is not None else expand(number(0), (ROW, *out))
-
+        value = value if value is not None else expand(number(0), (ROW, *place.out))
+        return total(value, place.beside)
 
     def rows(self, x: Affine) -> Node | None:
         """x of every row, of one state, where its decay has dims of the state: a product for every entry along them
@@ -170,7 +170,7 @@ class _Group:
         value: Node | None = None
         for write, coef in x.writes.items():
             left, right = (y if y is not None else number(1) for y in self._sides(
-                [*self._at(write), *self._factors(coef)], {*dims[:1]}))
+                [*self._at(write), *self._factors(coef)], self.first))
             value = maybe_add(value, expand(contract(left, right, _present((ROW, *dims), left, right)), (ROW, *dims)))
         return value if value is not None else expand(number(0), (ROW, *dims))
 
@@ -180,11 +180,16 @@ class Place:
 
     A write that an update keeps is found at later rows under the decays since: those before the own row (`excl`) and
     what the place has made of the states since, or, where that is one state's whole update, the own row's too
-    (`strict`).  At the own row it is found if it was executed before."""
+    (`strict`).  At the own row it is found if it was executed before.
+
+    States that lie beside each other along some dims are read each for itself; `beside`: those that the outcome lacks.
+    """
 
     def __init__(self, group: _Group, x: Affine, query: Node | None, out: Dims):
-        self.group, self.x, self.out = group, x, out
-        self.summed = group.dims - set(out)
+        self.group, self.x = group, x
+        self.beside = tuple(d for d in group.decls[0].dims if d in group.forms.apart and d not in out)
+        self.out = (*self.beside, *out)
+        self.summed = group.dims - set(self.out)
         self.query = query if query is None else total(
             query, [d for d in query.dims if d not in (ROW, *out) and d not in group.dims])
         self.sources = [(group.forms.leaves.index(leaf), group._factors(d)) for leaf, d in x.decays.items()]
@@ -352,7 +357,6 @@ class _Lift:
     def __init__(self, step: Program):
         self.step, self.planes = step, Split(step)
         self.done: dict[Node, Node] = {}
-        roots = step.values()
         self.groups: dict[tuple[str, ...], _Group] = {}
         scans = {s for g in step.groups if g.form == "scan" for s in g.states}
         self.scans: dict[str, Scanned] = {}
@@ -363,7 +367,7 @@ class _Lift:
                 block = Block(step, [step.decl(name) for name in g.states], self)
                 self.scans |= {name: BlockState(block, i) for i, name in enumerate(g.states)}
         self.scanned = {step.result("next", name): name for name in scans}
-        self.forms = {g.states: AffineForms([step.decl(name) for name in g.states], roots)
+        self.forms = {g.states: AffineForms(step, [step.decl(name) for name in g.states])
                       for g in step.groups if g.form != "scan"}
 
     def __call__(self, node: Node) -> Node:

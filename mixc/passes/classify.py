@@ -171,7 +171,7 @@ def _with_advice(step: Program, names: list[str], why: str) -> str:
 
 
 def affine_forms(step: Program, states: list[Decl]) -> AffineForms:
-    return AffineForms(states, step.values())
+    return AffineForms(step, states)
 
 
 def _reason(step: Program, states: list[Decl]) -> str:
@@ -185,6 +185,8 @@ def _reason(step: Program, states: list[Decl]) -> str:
         decay += ", complex, its phase turning what is read and written,"
     writes = {w for f in updates for w in f.writes}
     n, low = len(writes), sum(w.value is not None for w in writes)
+    if forms.apart:
+        decay += f", matrices beside each other along {', '.join(d for d in states[0].dims if d in forms.apart)}"
     over = [d for d, new in forms.ranks.items() if any(new in f.dims for w in writes for f in w.factors)]
     of_rank = f" and summed over {', '.join(over)}" if over else ""
     of_rank += f", {low} of which read{'s' if low == 1 else ''} it (rank {low})" if low else ""
@@ -216,7 +218,7 @@ def why_not_chunk(step: Program, states: list[Decl]) -> tuple[str, Span | None] 
             blame = _blame(forms, update)
             return f"the update of {s.name} is not affine in {_itself(states)}: {text_of(blame)}", blame.span
         found.append(form)
-        refusal = _one_state(s, form)
+        refusal = _one_state(s, form, forms.apart)
         if refusal is not None:
             return refusal
     return _two_sides(states, forms, found) or _crossed(states, forms, found) or _endless(states)
@@ -226,7 +228,7 @@ def _itself(states: list[Decl]) -> str:
     return "it" if len(states) == 1 else " and ".join(s.name for s in states)
 
 
-def _one_state(state: Decl, form: Affine) -> tuple[str, Span | None] | None:
+def _one_state(state: Decl, form: Affine, apart: frozenset[str]) -> tuple[str, Span | None] | None:
     """Decays that do not separate, writes that are no outer products."""
     for leaf, decay in form.decays.items():
         if decay is not None and factors_of(decay, state.dims) is None:
@@ -235,7 +237,7 @@ def _one_state(state: Decl, form: Affine) -> tuple[str, Span | None] | None:
             return f"{of} {state.name} does not separate over {where}: {text_of(decay)}", decay.span
     for write in form.writes:
         for f in write.factors:
-            if len(set(f.dims) & set(state.dims)) > 1:
+            if len(set(f.dims) & set(state.dims) - apart) > 1:
                 return f"what is added to {state.name} is no sum of outer products: {text_of(f)}", f.span
     return None
 
@@ -267,6 +269,10 @@ def _two_sides(states: list[Decl], forms: AffineForms, found: list[Affine]) -> t
     for w in forms.in_order(w for f in found for w in f.writes):
         for r in w.value.coefs if w.value is not None else ():
             sides.setdefault(frozenset(forms.summed(r)), r.node)
+            if forms.summed(r) & forms.apart:
+                along = ", ".join(d for d in states[0].dims if d in forms.summed(r) & forms.apart)
+                names = ", ".join(s.name for s in states)
+                return f"{names} is corrected by a sum over {along}: {text_of(r.node)}", r.node.span
     if len(sides) > 1:
         (_, a), (_, b) = list(sides.items())[:2]
         is_ = f"{states[0].name} is" if len(states) == 1 else f"{_itself(states)} are"

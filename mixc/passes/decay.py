@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import cmath
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -264,7 +264,7 @@ class Decay:
                 for x, y in ((q, k), (k, q)))
         out = (*(d for d in q.dims if d not in summed), *(d for d in k.dims if d not in (*summed, *q.dims)))
         (first, *others) = inside.parts
-        if first.log is not None and not others and not {*q.dims} & {*k.dims} & {*out}:
+        if first.log is not None and not others:
             found = make("span_contract", q, k, first.log, out=out, reach=reach)
         else:
             span = inside.span(reach)
@@ -301,7 +301,7 @@ class Decay:
         if not kept.parts:
             return expand(contract(scores, column, (ROW, *present)), (ROW, *out))
         (first, *others) = kept.parts
-        if first.log is not None and not others and not {*scores.dims} & {*column.dims} & {*present}:
+        if first.log is not None and not others and not {*scores.dims} & {*first.dims}:
             found = make("span_contract", scores, column, first.log, out=(ROW, *present), reach=reach)
         else:
             span = kept.span(reach)
@@ -352,11 +352,10 @@ def by_dim(*values: Node | None, summed: Iterable[str]) -> dict[str, list[Node |
                 for fs in factors] for d in dims}
 
 
-def _pair(query: Node | None, keys: Node | None, over: Iterable[str]) -> Node | None:
+def _pair(query: Node | None, keys: Node | None, over: Collection[str]) -> Node | None:
     """query[t] . keys[s] -> [_t, _s, dims that are kept]; None is 1."""
     if query is None and keys is None:
         return None
     q = expand(number(1) if query is None else query, (ROW,))
     k = at_col(expand(number(1) if keys is None else keys, (ROW,)))
-    summed = {*q.dims} & {*k.dims} | {*over}  # q and k have the rows under two names
-    return contract(q, k, [d for d in (*q.dims, *k.dims) if d not in summed])
+    return contract(q, k, dict.fromkeys(d for d in (*q.dims, *k.dims) if d not in over))

@@ -61,9 +61,9 @@ def reason(state: Decl, form: ScanForm) -> str:
 
 
 def _outer(added: Node, dims: set[str]) -> bool:
-    from mixc.passes.affine import Ranks, outer_products
+    from mixc.passes.affine import Ranks, apart, outer_products
 
-    return all(len(set(f.dims) & dims) <= 1 for p in outer_products(added, dims, Ranks([added])) for f in p)
+    return bool(apart([f for p in outer_products(added, dims, Ranks([added])) for f in p], dims))
 
 
 class _Walk:

@@ -1,0 +1,65 @@
+"""States of more than two dims: matrices beside each other along the dims that factors of what is written share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import mixc
+from tests import cells
+
+INS = ("in q[N, K], k[N, K] where norm[K](k) <= 1, p[K] where norm[K](p) <= 1, v[N, V], u[V], n[N], g where g <= 0\n"
+       "in gn[N] where gn <= 0, gk[K] where gk <= 0, gv[V] where gv <= 0, a[N] where -1 <= a <= 1\n"
+       "in b[N] where 0 <= b <= 1, kr[R, N, K], vr[R, N, V]")
+EACH = "out o[N, V] = sum[K](q * S)"
+CHUNKS = {
+    "one decay": f"S = exp(g) * S + k * u\n{EACH}",
+    "a decay of each": f"S = exp(gn) * S + k * v\n{EACH}",
+    "a decay that is a number": f"S = a * S + k * v\n{EACH}",
+    "a decay of each key": f"S = exp(gk) * S + k * v\n{EACH}",
+    "decays along two dims": f"S = exp(gk) * exp(gn) * S + p * v\n{EACH}",
+    "a decay of each value": f"S = exp(gv) * S + k * v\n{EACH}",
+    "read before the update": f"{EACH}\nS = exp(gn) * S + k * u",
+    "the sum of what is read of each": "S = exp(gn) * S + k * v\nout o[V] = q @ S",
+    "the same of values without the dim": "S = exp(g) * S + k * u\nout o[V] = q @ S",
+    "a read of their sum": "S = exp(g) * S + k * v\nout o[V] = p @ (n @ S)",
+    "read along the values": "S = exp(gn) * S + k * v\nout o[N, K] = S @ u",
+    "a correction of each": f"S = exp(gn) * S\nS = S + b * k * (v - sum[K](k * S))\n{EACH}",
+    "a correction of all by one key": f"S = exp(gn) * S\nS = S + b * p * (v - p @ S)\n{EACH}",
+    "a correction under a decay of each key": f"S = exp(gk) * S\nS = S + b * k * (u - sum[K](k * S))\n{EACH}",
+    "momentum": f"M = 0.5 * M + k * v\nS = exp(g) * S + M\n{EACH}",
+    "ranks": "S = exp(gn) * S + sum[R](kr * vr)\nout o[R, N, V] = sum[K](kr * S)",
+    "the states themselves": "S = exp(gn) * S + k * v\nout o[N, K, V] = tanh(S)",
+}
+
+
+def loaded(body: str, dims: str = "N, K, V") -> mixc.Mixer:
+    states = ", ".join(f"{s}[{dims}]" for s in "SM" if f"{s} = " in body)
+    return mixc.loads(f"mixer m({dims}, R) {{\n{INS}\nstate {states}\n{body}\n}}")
+
+
+@pytest.mark.parametrize("dims,length,rows", [("N, K, V", 33, "plain"), ("K, V, N", (0, 0, 3, 3, 20), "mask, reverse")])
+@pytest.mark.parametrize("what", CHUNKS)
+def test_matrices_beside_each_other(what, dims, length, rows):
+    mixer = loaded(CHUNKS[what], dims)
+    assert set(mixer.form.values()) == {"chunk"}, mixer.why
+    cell = dict(length=length, size=4, heads="4/2", gates=1.0, dtype=torch.float64, rows=rows, start=True)
+    with cells.cut(8):
+        bad = [str(f) for f in cells.compare(mixer, cell, "torch") if not f.ok]
+    assert not bad, "; ".join(bad)
+
+
+def test_why():
+    assert "matrices beside each other along N" in loaded(CHUNKS["a decay of each"]).why["S"]
+    assert "matrices beside each other along N" in loaded(CHUNKS["a decay of each"], "K, V, N").why["S"]
+
+
+@pytest.mark.parametrize("body,form,why", [
+    ("S = exp(gn) * S + tanh(k * v)", "scan", "is no sum of outer products"),
+    ("S = exp(gn) * S\nS = S + 0.3 * b * k * (u - k @ S)", "sequential", "S is corrected by a sum over N: `k @ S`")])
+@pytest.mark.filterwarnings("ignore:.*MX301")
+def test_what_is_no_matrix_beside_another(body, form, why):
+    mixer = loaded(f"{body}\n{EACH}")
+    assert mixer.form == {"S": form} and why in mixer.why["S"], mixer.why
+    cell = dict(length=20, size=3, heads="1", gates=1.0, dtype=torch.float64, rows="plain", start=True)
+    assert all(f.ok for f in cells.compare(mixer, cell, "torch"))
