@@ -105,6 +105,15 @@ def test_a_const_that_is_one_less_itself_by_default():
     assert all(f.ok for f in agree.judge(mixer.declared, got, want, torch.float64))
 
 
+def test_a_const_on_the_other_side_of_a_threshold_than_its_default():
+    """Where 1 was chosen the clamp let nothing through, so that the choice went from the backward."""
+    mixer = mixc.loads("mixer m(K, V) {\nin q[K], u[V], k[K] where norm[K](k) <= 1\nconst one = 1\n"
+                       "state S[K, V], M[K, V]\nS = 0.9 * S + k * u\nM = 0.9 * M + q * u\n"
+                       "out o[V] = clamp(where(q @ M > 0, k @ S, one), -0.4, 0.3)\n}")
+    cell = dict(length=20, size=3, heads="1", gates=1.0, dtype=torch.float64, rows="plain", start=False, consts=0.3)
+    assert all(f.ok for f in cells.compare(mixer, cell, "torch"))
+
+
 def test_the_last_row_of_a_scan_is_not_overwritten():
     """It was a view of the scan's buffer, which tanh was written to; the state left was tanh(S)."""
     mixer = mixc.loads("mixer m(K) {\nin q[K]\nstate S[K], M[K]\nS = maximum(0.9 * S, q)\nM = tanh(S)\nout o[K] = q\n}")

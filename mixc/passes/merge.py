@@ -163,16 +163,14 @@ def _env(program: Program, roots: Sequence[Node], kind: Kind, dtype: torch.dtype
         sizes[d.name] = sizes[d.alias] if d.alias else d.size or max(
             [next(spare, 2), *(i for dim, i in taken if dim == d.name)])
     consts = default_consts(program.consts, sizes)
-    if kind is not NEAR:  # c and 1 - c are one number at 0.5, where alone c may start
-        consts = {n: (c or 1.0) * (1 + 0.1 * float(uniform(f"merge|{kind.name}|{n}", [1])[0]))
-                  for n, c in consts.items()}
+    given = {n: _const(c, f"merge|{kind.name}|{n}", kind) for n, c in consts.items()}
     decls = {d.name: d for d in program.decls}
     every = {**sizes, ROW: ROWS, COL: ROWS, "_u": ROWS, LEVEL: (ROWS - 1).bit_length()}
 
     def leaf(n: Node) -> Tensor:
         name = n.attr("name", "")
         if n.op == "const":
-            return torch.full((1, 1), consts[name], dtype=dtype)
+            return given[name].to(dtype)
         if n.op == "pos":
             return torch.arange(ROWS, dtype=dtype).reshape(1, 1, *[ROWS] * len(n.dims))
         d = decls.get(name)
@@ -186,6 +184,15 @@ def _env(program: Program, roots: Sequence[Node], kind: Kind, dtype: torch.dtype
 
     live = (torch.arange(ROWS) < kind.live).reshape(1, 1, ROWS)
     return Env(leaf, every, dtype=dtype, live=live if kind.live < ROWS else None)
+
+
+def _const(default: float, key: str, kind: Kind) -> Tensor:
+    """Values [2, 1] that a call may give it, other than the default: c and 1 - c are one number at 0.5, and on which
+    side of a threshold c lies at first says little."""
+    u = torch.from_numpy(uniform(key, [2]))
+    factor = 1 + 0.1 * u if kind.ends else -2 * u if kind.name == "far" else 4 * u * u
+    value = default + 0 * u if kind is NEAR else (default or 1.0) * factor
+    return value.to(torch.float32).reshape(2, 1)
 
 
 def _with_ends(x: np.ndarray, r: Region | None, infinite: bool) -> np.ndarray:
