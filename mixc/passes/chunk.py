@@ -68,7 +68,7 @@ class _Group:
         found = [forms.form(lift.step.result("next", d.name)) for d in self.decls]
         self.updates = [f for f in found if f is not None]
         assert len(self.updates) == len(found)
-        self.first = {next(d for d in self.decls[0].dims if d not in forms.apart)}  # a side of outer products
+        self.first = set([d for d in self.decls[0].dims if d not in forms.apart][:1])  # a side of outer products
         self.transport = Transport(self.updates, forms.leaves, self.decls[0].dims, lift)
         self.writes = list(dict.fromkeys(w for u in self.updates for w in u.writes))
         self.written: dict[Write, list[Node]] = {}  # the lifted factors of every write
