@@ -106,7 +106,8 @@ class LaunchSpace:
     def turned(self) -> str:
         """The dim whose blocks a program may take in turn: the longest of those over which gradients are summed."""
         sizes = dict(self.shape.dims)
-        return max((d for d in self.kernel.launch.summed if d in self.kernel.dims), key=sizes.__getitem__, default="")
+        dims = {*self.kernel.dims} - {*self.kernel.launch.each}
+        return max((d for d in self.kernel.launch.summed if d in dims), key=sizes.__getitem__, default="")
 
     @cached_property
     def spaces(self) -> list[tuple[Space, LaunchModel]]:
@@ -132,8 +133,8 @@ class LaunchSpace:
         space, sizes, target = Space(), dict(self.shape.dims), self.target
         names: dict[str, Any] = {"C": space.variable("C", rows), "SEGMENT": space.variable("segment", self.segments())}
         for d in kernel.dims:
-            full = padded(sizes[d], 1 if d in kernel.ranks else 16)
-            if d in kernel.launch.split:
+            full = kernel.block(d, sizes[d])
+            if d in kernel.launch.split and d not in kernel.launch.each:
                 names[f"B{d}"] = space.variable(f"B{d}", [*powers_of_two(16, full)])
             else:
                 names[f"B{d}"] = full
@@ -251,7 +252,8 @@ class LaunchSpace:
             return float(t.evaluate(point, known))
 
         parts = {k: number(t) for k, t in costs.parts.items()}
-        split = [d for d in model.kernel.launch.split if d in model.kernel.dims]
+        launch = model.kernel.launch
+        split = [d for d in launch.split if d in model.kernel.dims and d not in launch.each]
         turns = point.get("turns", 1)
         tile = Tile(point["C"], tuple((d, point[f"B{d}"]) for d in split), point["warps"], point["stages"], turns,
                     self.turned if turns > 1 else "")

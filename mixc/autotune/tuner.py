@@ -195,7 +195,7 @@ class Schedule:
         """A candidate's kernel, to be compiled."""
         kernel, path = self.module.kernel_of(c.launch, c.tile, c.segment), self._path(c)
         sizes = dict(self.shape.dims)
-        blocks = {d: c.tile.block(d, sizes[d], 1 if d in kernel.ranks else 16) for d in kernel.dims}
+        blocks = {d: kernel.block(d, sizes[d], c.tile) for d in kernel.dims}
         return job_of(str(path), kernel, {d: sizes[d] for d in kernel.dims}, blocks, c.tile.chunk, c.tile.warps,
                       c.tile.stages, target=self.target.arch, dtype=self.dtype, segment=c.segment, turns=c.tile.turns,
                       held=self.spaces[c.launch].point(c.tile, c.segment)[1].held, label=label(c))

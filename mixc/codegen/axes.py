@@ -33,13 +33,15 @@ def more_rows(axis: str) -> tuple[str, ...]:
 @dataclass(frozen=True)
 class Axes:
     """ranks: dims that make more rows of a token. inner: by dim that no tensor has the one whose size it has; among
-    rows under two names these are the later one's."""
+    rows under two names these are the later one's. each: dims of which a tile has one entry, and no axis."""
 
     ranks: frozenset[str]
     inner: Mapping[str, str]
+    each: frozenset[str] = frozenset()
 
     def of(self, dims: tuple[str, ...]) -> tuple[str, ...]:
         """Of a tile of these dims, which are in order."""
+        dims = tuple(d for d in dims if d not in self.each)
         rows = [d for d in dims if d in ROWS]
         if len(dims) < 3 or not rows or not self.ranks & {*dims}:
             return dims

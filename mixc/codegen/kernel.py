@@ -21,6 +21,7 @@ from mixc.codegen.written import Kernel as Kernel
 from mixc.ir.launch import Carry, Launch, Store, row_dims
 from mixc.ir.node import COL, ROW, Node, postorder, source
 from mixc.ir.program import Decl
+from mixc.passes.beside import one_of, tensor_dims
 
 
 class KernelWriter:
@@ -52,7 +53,8 @@ class KernelWriter:
                  *("d" + d.name for d in self.program.decls), *(n.attr("name") for n in nodes if n.op == "saved")}
         self.header = tuple(d.name for d in self.program.dims)
         self.by_rows = launch.loop not in ("tokens", "cells")
-        self.axes = Axes(row_dims(nodes, self.program) if self.by_rows else frozenset(), self.program.inner)
+        self.axes = Axes(row_dims(nodes, self.program) if self.by_rows else frozenset(), self.program.inner,
+                         frozenset(launch.each))
         self.tiles = Tiles(self._emit, self._leaf, taken, launch.body(), launch.roots(), self.header, self.axes, launch.fine)
         self.whole, self.ends = "seq", launch.carries  # what its loop is over, and what has an initial and a final value there
         self.row, self.held = "row", "held"  # the chunk's first row, and its rows that there are
@@ -93,17 +95,18 @@ class KernelWriter:
         tensor = safe(node.attr("name"))
         self.loaded[tensor] = self.program.decl(node.attr("name"))
         name = tensor if self.row == "row" else self.tiles.fresh(f"{tensor}_{self.row}")
-        offset = self._row_offset(f"{tensor}_st", node.dims, self.held)
-        self.body.append(f"{name} = tl.load({tensor}_ptr + {self.row} * {tensor}_st{plus(offset)}{self._guard(node.dims, rows=False)})")
+        dims = tensor_dims(node)
+        offset = self._row_offset(f"{tensor}_st", dims, self.held)
+        self.body.append(f"{name} = tl.load({tensor}_ptr + {self.row} * {tensor}_st{plus(offset)}{self._guard(dims, rows=False)})")
         return name
 
     def _load_cotangent(self, node: Node) -> str:
         self.cots.append(node.attr("name"))
-        return self._load_own("d" + node.attr("name"), node.dims, 0)
+        return self._load_own("d" + node.attr("name"), tensor_dims(node), 0)
 
     def _load_given(self, node: Node) -> str:
-        self.given[node.attr("name")] = tuple(d for d in node.dims if d != ROW)
-        return self._load_own(node.attr("name"), node.dims, node.attr("behind"))
+        self.given[node.attr("name")] = tuple(d for d in tensor_dims(node) if d != ROW)
+        return self._load_own(node.attr("name"), tensor_dims(node), node.attr("behind"))
 
     def _load_own(self, tensor: str, dims: tuple[str, ...], behind: float | None) -> str:
         """Rows of a tensor [B, T, H, dims...] of the module's own; behind the end 0, or the last one, if any may stand there."""
@@ -117,9 +120,10 @@ class KernelWriter:
     def _load_param(self, node: Node) -> str:
         name = safe(node.attr("name"))
         self.loaded[name] = self.program.decl(node.attr("name"))
-        size = " * ".join(node.dims)
+        dims = tensor_dims(node)
+        size = " * ".join(dims)
         base = f"{name}_ptr + (head // {name}_rep)" + (f" * ({size})" if size else "")
-        self.before.append(f"{name} = tl.load({base}{plus(self._flat(node.dims))}{self._guard(node.dims, False)})")
+        self.before.append(f"{name} = tl.load({base}{plus(self._flat(dims))}{self._guard(dims, False)})")
         return name
 
     def _load_start(self, node: Node) -> str:
@@ -133,10 +137,14 @@ class KernelWriter:
         if launch.replay:
             self._form_again(names)
         for s in launch.starts:
-            leaf = self.program.decl(s).leaf()
+            leaf = self._start(s)
             self.tiles.names[leaf] = names[s]
             self.tiles.raw.add(leaf)
         return names[node.attr("name")]
+
+    def _start(self, name: str) -> Node:
+        """The leaf of a state."""
+        return one_of(self.program.decl(name).leaf(), self.launch.each)
 
     def _form_again(self, names: dict[str, str]) -> None:
         """The states at the start of this chunk, from those at the start of its segment."""
@@ -153,7 +161,7 @@ class KernelWriter:
         inner = Tiles(self._emit, self._leaf, (), list(postorder(launch.replay)), list(launch.replay), self.header, self.axes, launch.fine)
         inner.taken, inner.rows = outer.taken, outer.rows
         self.tiles, self.row, self.held = inner, "past_row", "rows"
-        inner.names = {self.program.decl(s).leaf(): names[s] for s in launch.starts}
+        inner.names = {self._start(s): names[s] for s in launch.starts}
         inner.names |= {n: name for n, name in outer.names.items() if n not in self.varying}
         self.body.append(self.past)
         for node in self._ordered(list(launch.replay), set(inner.names), inner, tuple(launch.replay)):
@@ -223,7 +231,7 @@ class KernelWriter:
     # ------------------------------------------------------------ addresses
     def _axis(self, dims: tuple[str, ...], d: str, code: str) -> str:
         axes = self.tile(dims)
-        return code if axes == (d,) else self.axes.along(code, d, axes)
+        return code if axes == (d,) or d in self.axes.each else self.axes.along(code, d, axes)
 
     def tile(self, dims: tuple[str, ...]) -> tuple[str, ...]:
         """The axes of a tile of these dims: as `Tiles.order` has them, whatever the tensor's."""
@@ -251,7 +259,7 @@ class KernelWriter:
 
     def _inside(self, dims: tuple[str, ...]) -> list[str]:
         """What holds where a tile's entries are within their dims, those of rows aside."""
-        return [self._axis(dims, d, self.tiles.inside(d)) for d in dims if d not in (ROW, COL)]
+        return [self._axis(dims, d, self.tiles.inside(d)) for d in dims if d not in (ROW, COL, *self.axes.each)]
 
     def _guard(self, dims: tuple[str, ...], rows: bool) -> str:
         masks = self._inside(dims)
@@ -416,6 +424,8 @@ class KernelWriter:
         return sorted({self.axes.suffix(a): a for d in dims for a in self.tile(d) if more_rows(a)}.values())
 
     def _place(self, d: str) -> str:
+        if d in self.axes.each:
+            return f"in_{d} = block_{d}"
         begin = f"block_{d} * B{d} + " if d in self.launch.split else ""
         return f"in_{d} = {begin}tl.arange(0, B{d})\nhas_{d} = inside(in_{d}, {d}, B{d})"
 

@@ -22,12 +22,14 @@ from mixc.codegen.prelude import ATAN2, PRELUDE
 from mixc.codegen.segment_kernel import SegmentWriter
 from mixc.codegen.sizes import const_lines, only_needed, size_lines, typed_by
 from mixc.codegen.starts import start_lines
+from mixc.codegen.tiles import refuse
 from mixc.codegen.triton_rows import rows_prelude
 from mixc.codegen.triton_scan import scan_prelude
 from mixc.codegen.triton_span import span_prelude
 from mixc.errors import SpecError
 from mixc.ir.launch import Launch, Store
 from mixc.ir.program import Decl, Program
+from mixc.passes.beside import of_one
 from mixc.passes.context import Context, counts_tokens, looked_back
 from mixc.passes.partition import fused_backward, fused_forward, of_a_chunk, plans, token_loop
 
@@ -41,12 +43,17 @@ class Module:
     backward: Program | None = None  # None: each direction is one launch, and not to be cut
     kept_later = False  # are the buffers that are kept made after the initial states are known?
 
-    def __init__(self, forward: Program, backward: Program, step: Program | None = None, spec: Program | None = None):
+    each: tuple[str, ...] = ()
+
+    def __init__(self, forward: Program, backward: Program, step: Program | None = None, spec: Program | None = None,
+                 each: tuple[str, ...] = ()):
         """
         Args:
             step: what happens to one token, for a kernel that decodes (None: the chunk's kernel does).
             spec: the step under its user's names, of as many dims and values in the same order (None: these are they).
+            each: dims of which a program has one entry.
         """
+        self.each = each
         self.p, self.backward, self.spec = forward, backward, spec or forward
         self.token = _token_kernel(step) if step is not None and step.decls == forward.decls else None
         bwd = fused_backward(forward, backward)
@@ -70,7 +77,8 @@ class Module:
             names = tuple(launch.name.removeprefix(self.name + "_") for launch in cut)
             self.launches |= {n: launch for n, launch in zip(names, cut, strict=True) if n not in self.launches}
             return names
-        return [(named(fwd), named(bwd)) for fwd, bwd in plans(self.p, self.backward, self.starts)]
+        return [(named(fwd), named(bwd)) for fwd, bwd in plans(self.p, self.backward, self.starts)
+                if all({*self.each} <= {*launch.split} for launch in (*fwd, *bwd))]
 
     def sizes(self, sizes: Mapping[str, int], operand: int) -> Config:
         """Those of `by_rule`.
@@ -93,7 +101,10 @@ class Module:
         key = launch, turned, single and found.alone
         if key not in self._written:
             writer = SegmentWriter if found.alone else KernelWriter
-            self._written[key] = writer(of_a_chunk(found) if key[2] else found, turned).write()
+            found = of_a_chunk(found) if key[2] else found
+            if not {*self.each} <= {*found.split}:
+                raise refuse(f"programs do not divide {', '.join(self.each)}")
+            self._written[key] = writer(of_one(found, self.each) if self.each else found, turned).write()
         return self._written[key]
 
     def kernel_of(self, launch: str, tile: Tile, segment: int) -> Kernel:
@@ -154,7 +165,8 @@ class Module:
 
     def _tile(self, kernel: Kernel, launch: str) -> str:
         tile = self.config.tile(launch)
-        blocks = "".join(f"B{d}={dict(tile.blocks).get(d, 1 << 30)}, " for d in kernel.launch.split if d in kernel.dims)
+        split = [d for d in kernel.launch.split if d in kernel.dims and d not in kernel.launch.each]
+        blocks = "".join(f"B{d}={dict(tile.blocks).get(d, 1 << 30)}, " for d in split)
         turns = f"turns={tile.turns}, " if kernel.turned else ""
         return f"dict(C={tile.chunk}, {blocks}{turns}warps={tile.warps}, stages={tile.stages})"
 
@@ -186,8 +198,9 @@ class Module:
     def _blocks(self, kernel: Kernel, tile: str) -> list[str]:
         split = kernel.launch.split
         limit = {d: f", {tile}['B{d}']" for d in split}
-        return [f"B{d} = triton.next_power_of_2({d})" if d in kernel.ranks else f"B{d} = block({d}{limit.get(d, '')})"
-                for d in kernel.dims]
+        own = {d: f"triton.next_power_of_2({d})" for d in kernel.ranks} | dict.fromkeys(kernel.launch.each, "1")
+        own = {d: f"block({d}{limit.get(d, '')})" for d in kernel.dims} | own
+        return [f"B{d} = {own[d]}" for d in kernel.dims]
 
     def _forward_body(self, names: list[str], initial: list[str], consts: list[str]) -> list[str]:
         lines = [*self._sizes(), "device, count = " + f"{names[0]}.device, seqs.count",

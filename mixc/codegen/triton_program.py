@@ -120,6 +120,7 @@ def tuned_kernels(step: Program) -> Module:
 
 def _chunks(stages: Program, inner: Program, step: Program) -> Module:
     from mixc.codegen.module import Module
+    from mixc.passes.beside import one_each
     from mixc.passes.chunk import chunk
     from mixc.passes.differentiate import differentiate
 
@@ -127,7 +128,8 @@ def _chunks(stages: Program, inner: Program, step: Program) -> Module:
     matrices = {d.leaf() for g in stages.groups if g.form == "chunk" for d in map(stages.decl, g.states) if len(d.dims) > 1}
     if any(n.op == "scan" and n.args[2] in matrices for n in postorder(forward.values())):
         raise refuse("every entry of a matrix at every row")  # one row at a time, it stays on chip
-    made = Module(with_inverses(forward), with_inverses(differentiate(forward)), inner, step)
+    each = one_each(forward)
+    made = Module(with_inverses(forward, each), with_inverses(differentiate(forward), each), inner, step, each)
     for launch in ("fwd", "bwd"):  # written here: what has none is refused here
         made.kernel(launch)
     return made

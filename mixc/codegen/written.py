@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from mixc.codegen.config import Tile, padded
 from mixc.ir.launch import Launch
 
 WARPS = "_w"  # among the dims of a tile: as many copies as there are warps
@@ -27,3 +28,10 @@ class Kernel:
     given: dict[str, tuple[str, ...]] = field(default_factory=dict)  # rows of other launches that it reads, and their dims
     turned: str = ""  # the dim of which a program takes TURNS blocks one after the other
     ranks: frozenset[str] = frozenset()  # dims that make more rows of a token: their blocks have no least size
+
+    def block(self, dim: str, size: int, tile: Tile | None = None) -> int:
+        """The block of a dim of this size, whole where no tile is given."""
+        if dim in self.launch.each:
+            return 1
+        least = 1 if dim in self.ranks else 16
+        return tile.block(dim, size, least) if tile is not None else padded(size, least)

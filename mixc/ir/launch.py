@@ -59,7 +59,7 @@ class Launch:
     stores what it carries into every segment, for other launches; `exact`: states that are kept in fp32; `fine`: do
     products meet in a small difference, so that they take TF32 operands, and rows are handed on in fp32? `split`: dims
     that programs may divide among them; `summed`: those of `split` over which the stores without that dim are partial
-    sums."""
+    sums; `each`: those of `split` of which a program has one entry, so that its values lack them."""
 
     name: str
     program: Program
@@ -74,6 +74,7 @@ class Launch:
     fine: bool = False
     split: tuple[str, ...] = ()
     summed: tuple[str, ...] = ()
+    each: tuple[str, ...] = ()
 
     def partial_over(self, dims: tuple[str, ...]) -> list[str]:
         """The dims over which what has only `dims` is a partial sum: one for each of their blocks."""
@@ -150,8 +151,10 @@ def row_dims(nodes: list[Node], program: Program) -> frozenset[str]:
         return dims - {*ROWS}
     found: set[str] = set()
     for n in nodes:
-        for side in sides(n) or ():
-            found |= {*side} if any(d in ROWS for d in side) else set()
+        if n.op == "contract":
+            a, b = ({*x.dims} for x in n.args)
+            parts = (a - b, b - a, (a & b) - {*n.dims})
+            found |= {d for part in parts if all(parts) and part & {*ROWS} for d in part}
     return frozenset(called(found - {*ROWS}) - called({d for s in program.states for d in s.dims}))
 
 

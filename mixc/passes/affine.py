@@ -220,10 +220,13 @@ class AffineForms:
 
     @functools.cached_property
     def apart(self) -> frozenset[str]:
-        """Dims along which the state is one state beside the other, if that makes what is written outer products: those
-        that fewest reads sum over."""
+        """Dims along which the state is one state beside the other: those that make what is written outer products, of
+        these the ones that fewest reads sum over; else all but two that no read sums over."""
         found = apart([f for n in self.nexts for w in (self.form(n) or Affine()).writes for f in w.factors], self.dims)
         reads = [r for n in self.reads if n.op in ("contract", "sum") and (r := self.read(n)) is not None]
+        if found == [frozenset()]:
+            more = map(frozenset, itertools.combinations(self.states[0].dims, max(len(self.dims) - 2, 0)))
+            found = [a for a in more if not any(self.summed(r) & a for r in reads)] or found
         place = self.states[0].dims.index
         return min(found, key=lambda a: (sum(len(self.summed(r) & a) for r in reads), sorted(map(place, a))),
                    default=frozenset())

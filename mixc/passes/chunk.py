@@ -69,7 +69,7 @@ class _Group:
         self.updates = [f for f in found if f is not None]
         assert len(self.updates) == len(found)
         self.first = set([d for d in self.decls[0].dims if d not in forms.apart][:1])  # a side of outer products
-        self.transport = Transport(self.updates, forms.leaves, self.decls[0].dims, lift)
+        self.transport = Transport(self.updates, forms, lift)
         self.writes = list(dict.fromkeys(w for u in self.updates for w in u.writes))
         self.written: dict[Write, list[Node]] = {}  # the lifted factors of every write
         self.solved = False  # are those among them that read the states?

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 from mixc.ir.build import at_col, contract, expand, make, maybe_add, number, product, rename
 from mixc.ir.node import COL, ROW, Node
-from mixc.passes.affine import Affine
+from mixc.passes.affine import Affine, AffineForms
 from mixc.passes.decay import Decay, Lift, Part
 from mixc.passes.separate import factors_of
 from mixc.passes.triangular import eliminate
@@ -62,14 +62,15 @@ class Path(Part):
 class Transport:
     """How the states of a group, by number, reach each other: `own` decays, and `paths` by (to, from)."""
 
-    def __init__(self, updates: list[Affine], leaves: list[Node], dims: tuple[str, ...], lift: Lift):
+    def __init__(self, updates: list[Affine], forms: AffineForms, lift: Lift):
+        leaves, dims = forms.leaves, forms.states[0].dims
         self.own: list[Decay] = []
         self.taken: list[dict[int, Node]] = []
         for i, update in enumerate(updates):
             decay = update.decays.get(leaves[i], number(0))
             factors = [] if decay is None else factors_of(decay, dims)
             assert factors is not None
-            self.own.append(Decay.of(factors, dims, lift))
+            self.own.append(Decay.of(factors, dims, lift, forms.apart))
             taken = {j: update.decays[x] for j, x in enumerate(leaves) if j != i and x in update.decays}
             self.taken.append({j: make("live", expand(lift(number(1) if c is None else c), (ROW,)), fill=0.0)
                                for j, c in taken.items()})

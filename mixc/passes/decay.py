@@ -162,8 +162,9 @@ class Decay:
     parts: tuple[Part, ...] = ()
 
     @staticmethod
-    def of(factors: Iterable[Node], dims: Iterable[str], lift: Lift) -> Decay:
-        """From the factors of one row's decay, each with one of `dims` at most."""
+    def of(factors: Iterable[Node], dims: Iterable[str], lift: Lift, apart: Collection[str] = ()) -> Decay:
+        """From the factors of one row's decay, each with one of `dims` at most; along `apart` one state lies beside the
+        other, and a number is multiplied out for each."""
         logs: dict[Dims, Node] = {}
         values: dict[Dims, Node] = {}
         turns: dict[Dims, Node] = {}
@@ -181,7 +182,7 @@ class Decay:
                 f, turn = _polar(*lift.planes(f))
                 if turn is not None:
                     turns[own] = turns[own] + turn if own in turns else turn
-            if g is None and own and _at_most_one(f):
+            if g is None and {*own} - {*apart} and _at_most_one(f):
                 g = make("log_size", f)
                 if bounds(f).low < 0:
                     negative = make("stop_gradient", where(make("lt", f, number(0)), 1.0, 0.0))

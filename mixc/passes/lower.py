@@ -8,6 +8,9 @@ Forward and backward then share the inverse, and the factors of every decay.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable
+
 from mixc.ir.blocks import component
 from mixc.ir.build import at_col, contract, cumsum, exp, expand, make, number, rename, total, where
 from mixc.ir.launch import feature_dims
@@ -22,10 +25,11 @@ DECISIONS = ("lt", "le", "eq", "ne", "sign")
 DECAYS = ("segsum", "segprod", "span_contract")  # over the rows between two
 
 
-def solve_by_inverse(n: Node) -> Node | None:
-    """M^-1 y as a product with the inverse, where one matrix serves all columns.  (`small`: no entry of L exceeds 1,
-    so that products of TF32 form it to 1e-3; `grows`: nothing says that a step keeps errors from growing.)"""
-    if n.op != "solve" or len(n.args[0].dims) > 2:
+def solve_by_inverse(n: Node, each: Iterable[str] = ()) -> Node | None:
+    """M^-1 y as a product with the inverse, where one matrix serves all columns, or those of one entry of `each`.
+    (`small`: no entry of L exceeds 1, so that products of TF32 form it to 1e-3; `grows`: nothing says that a step keeps
+    errors from growing.)"""
+    if n.op != "solve" or {*n.args[0].dims} - {ROW, COL, *each}:
         return None
     small = magnitude(n.args[0]) <= 1
     X, y = make("unit_inverse", n.args[0], small=small, grows=not small or not _shrinks(n.args[0])), n.args[1]
@@ -166,10 +170,13 @@ def crossing_of_rows(n: Node) -> Node | None:
     return None
 
 
-def with_inverses(program: Program) -> Program:
-    """The program with inverses, but decays whole: kernels form the factors of a level where they use them."""
+def with_inverses(program: Program, each: Iterable[str] = ()) -> Program:
+    """The program with inverses, but decays whole: kernels form the factors of a level where they use them.
+
+    each: dims of which a kernel's program has one entry."""
     program = without_tangents(program)
     program = program.with_values(zeros_forget(program))
     with proving(program):
         program = program.with_values(rewrite(program.values(), (span_crossing_by_pairs, span_crossing_by_rows)))
-        return program.with_values(rewrite(simplify(program).values(), (solve_by_inverse, crossing_of_rows)))
+        return program.with_values(rewrite(simplify(program).values(), (
+            functools.partial(solve_by_inverse, each=each), crossing_of_rows)))

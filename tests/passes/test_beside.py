@@ -16,6 +16,7 @@ CHUNKS = {
     "one decay": f"S = exp(g) * S + k * u\n{EACH}",
     "a decay of each": f"S = exp(gn) * S + k * v\n{EACH}",
     "a decay that is a number": f"S = a * S + k * v\n{EACH}",
+    "nothing that differs": "S = exp(g) * S + n * p * u\nout o[N, V] = p @ S",
     "a decay of each key": f"S = exp(gk) * S + k * v\n{EACH}",
     "decays along two dims": f"S = exp(gk) * exp(gn) * S + p * v\n{EACH}",
     "a decay of each value": f"S = exp(gv) * S + k * v\n{EACH}",

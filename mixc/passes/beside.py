@@ -1,0 +1,71 @@
+"""Launch -> Launch: states of more than two dims are matrices beside each other, and a program has one of them.
+
+before: q[_t, N, K] @ S[N, K, V], N along with both        tiles of three axes
+after:  q[_t, K] @ S[K, V], loaded at the program's N      matrices
+
+A program of its own has each entry of N, as with blocks of other dims that programs divide; what N is summed over, in a
+backward, is a partial sum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mixc.ir.build import contract, total
+from mixc.ir.launch import Launch, splittable
+from mixc.ir.node import Node, make, postorder
+from mixc.ir.program import Program
+
+
+def one_each(forward: Program) -> tuple[str, ...]:
+    """Dims of which a program is to have one entry, so that no state has more than two others: such that nothing sums
+    over, and products have along with both their sides; else the first of several."""
+    many = [s.dims for s in forward.states if len(s.dims) > 2]
+    if not many:
+        return ()
+    nodes, most = list(postorder(forward.values())), max(map(len, many)) - 2
+    along = {d for n in nodes if n.op == "contract" for d in n.dims if all(d in a.dims for a in n.args)}
+    free = splittable(nodes, [d for d in many[0] if all(d in m for m in many)])
+    both = tuple(d for d in free if d in along)
+    return both[:most] if both or {*many[0]} & along or len(free) <= most else free[:most]
+
+
+def of_one(launch: Launch, dims: tuple[str, ...]) -> Launch:
+    """The launch whose programs have one entry of `dims` each; carries, stores and tensors have them still."""
+    done: dict[Node, Node] = {}
+
+    def without(roots: list[Node]) -> list[Node]:
+        for n in postorder(roots):
+            if n not in done:
+                done[n] = _without(n, tuple(done[a] for a in n.args), {*dims})
+        return [done[n] for n in roots]
+    without([c.leaf for c in launch.carries])
+    made = launch.with_nodes(without)
+    carries = tuple(replace(c, leaf=done[c.leaf]) for c in made.carries)
+    return replace(made, carries=carries, each=dims)
+
+
+def one_of(leaf: Node, dims: tuple[str, ...]) -> Node:
+    """What such a launch calls a leaf."""
+    return _without(leaf, (), {*dims})
+
+
+def tensor_dims(leaf: Node) -> tuple[str, ...]:
+    """The dims of the tensor, one entry of which is perhaps all that a program has."""
+    dims: tuple[str, ...] = leaf.attr("of", leaf.dims)
+    return dims
+
+
+def _without(n: Node, args: tuple[Node, ...], gone: set[str]) -> Node:
+    if args == n.args and not gone & {*n.dims}:
+        return n
+    attrs = {k: tuple(d for d in v if d not in gone) if k in ("dims", "out", "over") else v for k, v in n.attrs}
+    if not args:
+        return make(n.op, span=n.span, **{**attrs, "of": n.dims})
+    if n.op == "contract":
+        return contract(args[0], args[1], attrs["out"])
+    if n.op == "sum":
+        return total(args[0], attrs["over"])
+    if n.op == "expand" and not attrs["dims"]:
+        return args[0]
+    return make(n.op, *args, span=n.span, **attrs)

@@ -1,0 +1,78 @@
+"""Kernels of states of three dims: a program has one of the matrices beside each other; interpreted, against fp64."""
+
+from __future__ import annotations
+
+from unittest.mock import patch
+
+import pytest
+import torch
+
+import mixc
+from mixc.autotune.tuner import schedule_of
+from mixc.codegen import triton_program
+from mixc.codegen.config import Config, Tile
+from mixc.codegen.triton_program import kernels
+from mixc.ir.node import ROW, make
+from mixc.passes.beside import one_of
+from mixc.targets import find
+from tests import cells
+from tests.passes.test_beside import CHUNKS, loaded
+
+ONE_EACH = ("one decay", "a decay of each", "a decay that is a number", "nothing that differs",
+            "a decay of each key", "decays along two dims",
+            "a decay of each value", "read before the update", "read along the values", "a correction of each",
+            "a correction of all by one key", "a correction under a decay of each key", "momentum", "ranks")
+
+
+def agrees(mixer: mixc.Mixer, tiles: Config | None = None, **cell) -> None:
+    cell = dict(length=40, size=3, heads="1", gates=0.1, dtype=torch.float32, rows="plain", start=True) | cell
+    assert kernels(mixer.declared).each == ("N",)
+    with patch.object(triton_program, "_config", (lambda *_: tiles) if tiles else triton_program._config):
+        bad = [str(f) for f in cells.compare(mixer, cell, "triton") if not f.ok]
+    assert not bad, "; ".join(bad)
+
+
+@pytest.mark.parametrize("what", ONE_EACH)
+def test_a_program_has_one_of_the_matrices(what):
+    agrees(loaded(CHUNKS[what]))
+
+
+@pytest.mark.parametrize("cell", [
+    dict(length=(0, 0, 3, 3, 37)), dict(rows="mask, reverse"), dict(heads="2/1", size=4), dict(rows="step", length=6),
+    dict(dtype=torch.bfloat16), dict(dtype=torch.float16, length=17)], ids=cells.label)
+def test_calls(cell):
+    agrees(loaded(CHUNKS["one decay"], "K, V, N"), **cell)  # u lacks N: its gradient comes in parts
+
+
+@pytest.mark.parametrize("launches", [("fwd", "bwd"), ("fwd_states", "fwd_outs", "bwd_states", "bwd_grads")])
+def test_blocks_and_segments(launches):
+    tiles = Config(tuple((n, Tile(16, (("V", 16),))) for n in launches), 32)
+    agrees(loaded(CHUNKS["a correction of each"]), tiles, size=20, length=50)
+
+
+def test_params_that_each_has():
+    agrees(mixc.loads("mixer m(N, K, V) {\nin q[K], k[K], v[V]\nparam a[N] where 0 <= a <= 1, A[N, K], c[K], d[V]\n"
+                      "state S[N, K, V] = A * d\nS = a * S + A * k * v\nout o[N, V] = sum[K](c * q * A * S)\n}"))
+
+
+def test_what_is_summed_over_them_runs_token_by_token():
+    made = kernels(loaded("S = exp(gn) * S + k * v\nout o[V] = q @ S").declared)
+    assert "3 axes" in made.instead
+
+
+def test_a_leaf():
+    x = make("in", name="x", dims=(ROW, "N", "K"), kind="real")
+    assert one_of(x, ("N",)).dims == (ROW, "K") and one_of(x, ("N",)).attr("of") == (ROW, "N", "K")
+    assert one_of(x, ("M",)) is x
+
+
+def test_the_model_of_programs_beside_each_other_is_that_of_more_heads():
+    def seconds(text: str, **sizes: int) -> list[float]:
+        step = mixc.loads(text).declared
+        _, chosen = schedule_of(step, find("h100"), dict(B=8, T=4096, K=64, V=64, **sizes), "bf16").default()
+        return [chosen[n].seconds for n in ("fwd", "bwd")]
+    body = "S = exp(g) * S + k * v\nout o{0} = sum[K](q * S)\n}}"
+    beside = seconds("mixer m(N, K, V) {\nin q[N, K], k[N, K], v[N, V], g[N] where g <= 0\nstate S[N, K, V]\n"
+                     + body.format("[N, V]"), H=16, N=4)
+    heads = seconds("mixer m(K, V) {\nin q[K], k[K], v[V], g where g <= 0\nstate S[K, V]\n" + body.format("[V]"), H=64)
+    assert beside == pytest.approx(heads, rel=0.05)
