@@ -19,7 +19,7 @@ from mixc.runtime import arguments, sequential
 from mixc.runtime.draw import is_gate, normal
 
 Tensor = torch.Tensor
-FLOOR = 1e-4
+FLOOR, TINY = 1e-4, 1e-300
 
 # dtype of the inputs -> bound for outs and states, for gradients, for the gradients of gates
 BOUNDS: dict[torch.dtype, dict[str, float]] = {
@@ -156,6 +156,7 @@ def judge(program: Any, got: Run, want: Run, dtype: torch.dtype, plain: Callable
     for label, kind, name, where, least in items:
         right = getattr(want, where)[name]
         mine = getattr(got, where).get(name)
+        least = max(least, TINY)  # where the truth is exactly 0, rounding is held against rounding
         error = math.inf if mine is None else ratio(mine, right, least)
         bound = BOUNDS[dtype][kind]
         if error > bound and dtype in (torch.float32, torch.float64) and plain is not None and error < math.inf:
