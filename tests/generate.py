@@ -244,7 +244,7 @@ class _Writer:
                      for _ in range(2))
         seen = f"({erase} @ {state})" if side == "K" else f"({state} @ {erase})"
         strength = self.of(self.name("b"), "0.5", self.name(*CONSTS),
-                           self.name("bv" if side == "K" else "bk") if self.chance(30) else "1")
+                           self.name("bv" if side == "K" else "bk") if self.chance(30) else "0.9")
         if self.chance(60):
             source = [s for s in self.earlier(state) if self.states[s] == (other,)] if self.chance(30) else []
             wanted = self.read(self.of(*source), other)[1] if source else self.vector(other, 0)

@@ -1,13 +1,16 @@
 """Segments of scans as bodies for `torch.compile`: rows unrolled, no buffers, results returned.
 
-    def ends(...)   what every chunk does to its state: h' = a * h + b   (where chunks are carried first)
-    def body(...)   the results, from what every chunk received          (and the next states, where it is one chunk)
+    def shared(...)  values of rows that both others need and that are dear to form (`kept1`, ...)
+    def ends(...)    what every chunk does to its state: h' = a * h + b   (where chunks are carried first)
+    def body(...)    the results, from what every chunk received          (and the next states, where it is one chunk)
 
-Both form again what they share: a compiler of loops keeps it in registers.
+Other values are formed again: a compiler of loops keeps them in registers.  Rows are written where they are wanted:
+what a graph returns lies in fresh memory, which costs a page fault every 4 KB, and is copied from there.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,34 +19,45 @@ import torch
 from mixc.codegen.torch_program import Segment
 from mixc.codegen.torch_scan_prelude import carry
 from mixc.codegen.torch_stages import Level, Stages, affine_updates, levels, origin, stages
-from mixc.codegen.torch_values import RESERVED, Dims, Names, Value, safe
+from mixc.codegen.torch_values import RESERVED, Dims, Names, Value, safe, size_of
 from mixc.codegen.torch_writer import Writer, in_order
 from mixc.ir.node import ROW, Node, postorder
+from mixc.ir.ops import OPS
 from mixc.ir.program import Program
 from mixc.ir.ranges import proving
-from mixc.passes.unroll import NotRows, Rows, row_leaf, unroll
+from mixc.passes.unroll import NotRows, row_leaf, unroll
 
 Tensor = torch.Tensor
 
 
-def fused_segment(program: Program, single: bool, C: int, order: Dims) -> Segment | None:
+Write = tuple[str, Node, Dims]  # where to, what, its axes there
+CHEAP = {"add", "sub", "mul", "neg", "minimum", "maximum", "where", "lt", "le", "eq", "ne", "and", "or", "not", "square",
+         "abs", "sign"}  # what costs no more than to read its result
+# of Inductor: one loop for all rows, whose values are no buffers
+OPTIONS: dict[str, Any] = {"realize_reads_threshold": 1 << 20, "realize_opcount_threshold": 1 << 20,
+                           "max_fusion_size": 1 << 20, "cpp.max_horizontal_fusion_size": 1 << 20}
+
+
+def fused_segment(program: Program, single: bool, C: int, order: Dims, borrowed: bool) -> Segment | None:
     """The segment of a prepared program all rows of which are tokens; None where rows are not what it works on.
-    `order`: see `Writer`."""
+    `order`: see `Writer`; `borrowed`: rows of inputs and results are views of the call's tensors."""
     s = stages(program, frozenset(), False, single)
     updates = [] if single else affine_updates(s)
     if not single and not updates:
         return None
     try:
         with proving(program):
-            return _Body(program, s, updates, C, order).write()
+            return _Body(program, s, updates, C, order, borrowed).write()
     except NotRows:
         return None
 
 
 class _Body:
-    def __init__(self, program: Program, s: Stages, updates: list[tuple[Node, Node]], C: int, order: Dims):
-        self.program, self.s, self.updates, self.C, self.order = program, s, updates, C, order
+    def __init__(self, program: Program, s: Stages, updates: list[tuple[Node, Node]], C: int, order: Dims, borrowed: bool):
+        self.program, self.s, self.updates, self.C, self.order, self.borrowed = program, s, updates, C, order, borrowed
         self.made = Segment(program, carries=bool(updates))
+        self.places: dict[tuple[str, str], str] = {}  # of results (role, name): the argument that is their place
+        self.kept: dict[Node, str] = {}
         spec = {safe(d.name) for d in program.decls}
         self.names = Names({*RESERVED, *(safe(d.name) for d in program.dims), *spec, *(f"d{n}" for n in spec)})
         roots = [*(r.value for r in program.results if r.role != "next" or not updates), *(x for p in updates for x in p)]
@@ -55,27 +69,61 @@ class _Body:
         made.carried = [safe(d.name) for d, _, _ in self.s.carried]
         lead = "d" if self.program.reverse else ""
         self.states = [lead + n for n in made.carried]
-        texts = []
+        results, texts = [r for r in self.program.results if r.role != "next"], list[str]()
         if self.updates:
-            pairs = [(self.rows[x], d.dims) for p, (d, _, _) in zip(self.updates, self.s.carried, strict=True) for x in p]
-            texts += self._function("ends", pairs)
-        results = [r for r in self.program.results if r.role != "next"]
-        outs = [(self.rows[r.value], self._axes(r.role, r.name)) for r in results]
-        made.results = [(r.role, r.name, axes if not isinstance(x, list) else (ROW, *axes))
-                        for r, (x, axes) in zip(results, outs, strict=True)]
+            texts += self._shared([r.value for r in results])
+            texts += self._function("ends", [(self._row(x), d.dims) for pair, (d, _, _) in zip(
+                self.updates, self.s.carried, strict=True) for x in pair], [])
+        returned, writes = list[tuple[Node, Dims]](), list[Write]()
+        for r in results:
+            axes, rows = self.program.decl(r.name).dims, self.rows[r.value]
+            made.results.append((r.role, r.name, (ROW, *axes) if isinstance(rows, list) else axes))
+            if isinstance(rows, list):
+                place = self._place(r.role, r.name, axes)
+                writes += [(f"{place}[{t}]", x, axes) for t, x in enumerate(rows)]
+            else:
+                returned.append((rows, axes))
         if not self.updates:
-            outs += [(self.rows[n], d.dims) for d, _, n in self.s.carried]
-        texts += self._function("body", outs)
+            returned += [(self._row(n), d.dims) for d, _, n in self.s.carried]
+        texts += self._function("body", returned, writes)
         made.text = "\n".join(["import torch", "import torch.nn.functional as F", "",
                                "from mixc.codegen.torch_prelude import *", "", "", *texts]) + "\n"
         scope: dict[str, Any] = {}
         exec(compile(made.text, f"<mixc {self.program.name} fused>", "exec"), scope)
-        made.run = self._run(scope.get("ends"), scope["body"])
+        made.run = self._run({name: scope.get(name) for name in ("shared", "ends", "body")})
         made.per_head = lambda **given: tuple(given[n] for n in made.heads)
         return made
 
-    def _axes(self, role: str, name: str) -> Dims:
-        return next(d.dims for d in self.program.decls if d.name == name)
+    def _row(self, n: Node) -> Node:
+        rows = self.rows[n]
+        assert isinstance(rows, Node)
+        return rows
+
+    def _shared(self, results: list[Node]) -> list[str]:
+        """Values that `ends` and `body` need, where to write and read them costs less than to form them again."""
+        ends, body = postorder(x for p in self.updates for x in p), set(postorder(results))
+        both = [n for n in ends if n in body and n.args and isinstance(self.rows[n], list) and n.kind == "real"]
+        read = {a for n in body.difference(both) for a in n.args} | set(results)
+        widths = [set(n.dims) for n in self.made.rows.values()]
+        for n in (n for n in both if n in read and any(set(n.dims) <= w for w in widths)):
+            formed = [x for x in postorder([n], self.kept) if x.args and ROW in x.dims and x not in self.kept]
+            if all(OPS[x.op].elementwise for x in formed) and any(x.op not in CHEAP for x in formed):
+                self.kept[n] = f"kept{len(self.kept) + 1}"
+        writes = [(name, n, (ROW, *_features(n))) for n, name in self.kept.items()]
+        text = self._function("shared", [], writes) if writes else []
+        for n, name in self.kept.items():
+            self.made.scratch[name] = tuple(map(size_of, (ROW, *_features(n))))
+            self.known |= {x: Value(f"{name}[:, {t}]", _features(n)) for t, x in enumerate(self.rows[n])}  # type: ignore[arg-type]
+        return text
+
+    def _place(self, role: str, name: str, axes: Dims) -> str:
+        """The argument that is the rows of a result, one by one."""
+        place = self.places[role, name] = f"to_{'d' * (role != 'out')}{safe(name)}"
+        if self.borrowed:
+            self.made.direct[place] = (role, name)
+        else:
+            self.made.scratch[place] = tuple(map(size_of, (ROW, *axes)))
+        return place
 
     def _leaves(self) -> dict[Node, Value]:
         made, known = self.made, dict[Node, Value]()
@@ -96,11 +144,11 @@ class _Body:
             known[n] = Value(name, n.dims if ROW in n.dims else in_order(n.dims, self.order))
         return known
 
-    def _function(self, name: str, roots: list[tuple[Rows, Dims]]) -> list[str]:
+    def _function(self, name: str, returned: list[tuple[Node, Dims]], writes: list[Write]) -> list[str]:
         made = self.made
-        flat = [x for rows, _ in roots for x in (rows if isinstance(rows, list) else [rows])]
-        order = list(postorder(flat))
-        level = levels(order, set(made.received.values()), frozenset(), False)
+        flat = [*(x for x, _ in returned), *(x for _, x, _ in writes)]
+        level = levels(list(postorder(flat)), set(made.received.values()), frozenset(), False)
+        order = list(postorder(flat, self.known))
         for n in (n for n in order if level[n] == Level.NUMBER and n.op != "number" and n not in self.known):
             if any(level[x] > Level.NUMBER and n in map(origin, x.args) for x in order) or n in flat:
                 number = safe(n.attr("name")) if n.op == "const" else f"n{len(made.numbers) + 1}"
@@ -110,51 +158,84 @@ class _Body:
         nodes = [n for n in order if n.args and level[n] > Level.NUMBER and n not in self.known]
         w.plan([nodes], flat)
         w.write(nodes)
-        texts = []
-        for rows, axes in roots:
-            if isinstance(rows, list):
-                texts.append(f"torch.stack([{', '.join(w.full(x, axes) for x in rows)}], 1)")
-            else:
-                texts.append(w.full(rows, axes))
-        args = [*made.received, *made.rows, *made.heads, *made.numbers]
+        texts = [w.full(x, axes) for x, axes in returned]
+        lines = [*w.lines, *(f"    {place}.copy_({w.full(x, axes)})" for place, x, axes in writes)]
         sizes = [safe(d.name) for d in self.program.dims]
-        return [f"def {name}(*, {', '.join(dict.fromkeys([*args, *sizes, 'dtype', 'device']))}, **_):",
-                f"    M = {next(iter(made.received))}.shape[0]", *w.lines, f"    return ({', '.join(texts)},)", "", ""]
+        lines = _with_exp2([f"    M = {next(iter(made.received))}.shape[0]", *lines,
+                            f"    return ({''.join(f'{x}, ' for x in texts).rstrip()})"])
+        used = set(re.findall(r"[^\W\d]\w*", "\n".join(lines)))
+        args = [*made.received, *made.rows, *made.heads, *made.numbers, *self.kept.values(), *self.places.values(), *sizes]
+        return [f"def {name}(*, {', '.join(n for n in dict.fromkeys([*args, 'dtype', 'device']) if n in used)}):",
+                *lines, "", ""]
 
-    def _run(self, ends: Callable[..., Any] | None, body: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
+    def _run(self, functions: dict[str, Callable[..., Any] | None]) -> Callable[..., tuple[Any, ...]]:
         made, states, reverse = self.made, self.states, self.program.reverse
         turned = {name: [0, *(1 + n.dims.index(d) for d in in_order(n.dims, self.order))]
                   for name, n in (*made.received.items(), *made.heads.items()) if in_order(n.dims, self.order) != n.dims}
-        ends_, body_ = (None if f is None else torch.compile(f, fullgraph=True) for f in (ends, body))
-        wanted = [*made.received, *made.rows, *made.heads, *made.numbers, *(safe(d.name) for d in self.program.dims),
-                  "dtype", "device"]
-
-        def ordered(name: str, x: Tensor) -> Tensor:
-            return x.permute(turned[name]).contiguous() if name in turned else x
+        shared, ends, body = (f and _compiled(f) for f in functions.values())
+        wanted = [*made.received, *made.rows, *made.heads, *made.numbers, *self.kept.values(),
+                  *(safe(d.name) for d in self.program.dims), "dtype", "device"]
         compiled: set[tuple[Any, bool]] = set()
 
-        def run(**given: Any) -> tuple[Any, ...]:
+        def arguments(given: dict[str, Any]) -> dict[str, Any]:
             args = {n: given[n] for n in dict.fromkeys(wanted)}
-            M, new = given["M"], (given["dtype"], given["M"] == 1) not in compiled
-            for n in (*made.received, *made.rows, *made.heads):
-                args[n] = x = _at_start(ordered(n, args[n]))
-                if new and M > 1 and len(x) == M:
-                    torch._dynamo.mark_dynamic(x, 0)
-            compiled.add((given["dtype"], M == 1))
-            if ends_ is not None:
-                found = ends_(**args)
+            for n in (*made.received, *made.rows, *made.heads, *self.kept.values()):
+                args[n] = _at_start(args[n].permute(turned[n]).contiguous() if n in turned else args[n])
+            args |= {place: _rows(given[place]) for place in self.places.values()}
+            key = (given["dtype"], given["M"] == 1)
+            if key not in compiled and given["M"] > 1:
+                for x in (y for v in args.values() for y in (v if isinstance(v, list) else [v])):
+                    if isinstance(x, Tensor) and x.ndim and len(x) == given["M"]:
+                        torch._dynamo.mark_dynamic(x, 0)
+            compiled.add(key)
+            return args
+
+        def run(**given: Any) -> tuple[Any, ...]:
+            args = arguments(given)
+            if shared:
+                shared(args)
+            if ends:
+                found = ends(args)
                 for n, a, b in zip(states, found[::2], found[1::2], strict=True):
                     carry(given[f"{n}_at"], given[f"{n}_to"], a, b, given[f"{n}_done"], given["steps"], reverse)
                 for n in (n for n in turned if n in made.received):  # copies made before chunks received anything
                     args[n].copy_(given[n].permute(turned[n]))
-                return tuple(body_(**args))  # type: ignore[misc]
-            found = body_(**args)  # type: ignore[misc]
-            for n, x in zip(states, found[len(made.results):], strict=True):
-                given[f"{n}_to"][0].copy_(x)
-            if given["finish"][0] is not None:
-                given["finish"][0]()
-            return tuple(found[:len(made.results)])
+            found = list(body(args))  # type: ignore[misc]
+            if not ends:
+                for n, x in zip(states, found[len(found) - len(states):], strict=True):
+                    given[f"{n}_to"][0].copy_(x)
+                if given["finish"][0] is not None:
+                    given["finish"][0]()
+            return tuple(given[self.places[role, name]] if (role, name) in self.places else found.pop(0)
+                         for role, name, _ in made.results)
         return run
+
+
+def _compiled(f: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
+    """Of the arguments that it names: each that is passed is looked at in every call."""
+    code, run = f.__code__, torch.compile(f, fullgraph=True, options=OPTIONS)
+    names = code.co_varnames[:code.co_kwonlyargcount]
+    return lambda args: run(**{n: args[n] for n in names})
+
+
+def _features(n: Node) -> Dims:
+    return tuple(d for d in n.dims if d != ROW)
+
+
+def _with_exp2(lines: list[str]) -> list[str]:
+    """Inductor gives what it thinks dear, exp and sigmoid, a buffer and a loop of its own; of exp2 it does not think so."""
+    return [x.replace("torch.exp(", "exp_by_two(").replace("torch.sigmoid(", "sigmoid_by_two(") for x in lines]
+
+
+def _rows(x: Tensor) -> list[Tensor]:
+    """x [M, C, ...] row by row, each at the start of its memory.  Scratch keeps them."""
+    found: list[Tensor] | None = getattr(x, "mixc_rows", None)
+    if found is None:
+        whole = x.detach().numpy()
+        found = [torch.from_numpy(whole[:, t]) for t in range(x.shape[1])]
+        if hasattr(x, "mixc_scratch"):
+            x.mixc_rows = found  # type: ignore[attr-defined]
+    return found
 
 
 def _at_start(x: Tensor) -> Tensor:
@@ -163,7 +244,7 @@ def _at_start(x: Tensor) -> Tensor:
         return x.detach() if x.requires_grad else x
     found: Tensor | None = getattr(x, "mixc_at_start", None)
     if found is None:
-        found = torch.from_dlpack(x.detach())
+        found = torch.from_numpy(x.detach().numpy())  # in a fifth of the time of from_dlpack
         if hasattr(x, "mixc_scratch"):
             x.mixc_at_start = found  # type: ignore[attr-defined]
     return found

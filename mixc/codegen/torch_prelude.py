@@ -16,8 +16,9 @@ Tensor = torch.Tensor
 LOG2E = 1 / math.log(2)
 
 
-__all__ = ["compare", "decay", "decay_of", "fold", "guard", "keep", "norm", "number", "place", "running_decay", "running_product",
-           "running_sum", "select", "softmax", "span_decay", "span_parts", "span_product", "span_sum", "span_sum_of"]
+__all__ = ["compare", "decay", "decay_of", "exp_by_two", "fold", "guard", "keep", "norm", "number", "place", "running_decay",
+           "running_product", "running_sum", "select", "sigmoid_by_two", "softmax", "span_decay", "span_parts", "span_product",
+           "span_sum", "span_sum_of"]
 
 
 def number(value: float, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
@@ -58,6 +59,14 @@ def decay(g: Tensor, out: Tensor | None = None) -> Tensor:
     if g.dtype == torch.float64:
         return torch.exp(g, out=out)
     return torch.mul(g, LOG2E, out=out).exp2_()
+
+
+def exp_by_two(x: Tensor) -> Tensor:
+    return torch.exp2(x * LOG2E)
+
+
+def sigmoid_by_two(x: Tensor) -> Tensor:
+    return 1 / (1 + torch.exp2(x * -LOG2E))
 
 
 def decay_of(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:

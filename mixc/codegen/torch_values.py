@@ -21,7 +21,7 @@ RESERVED = frozenset([
     "levels", *torch_prelude.__all__, *torch_scan_prelude.__all__, *torch_span_prelude.__all__])
 
 
-_OURS = re.compile(r"[skhn]\d+|(buf|to)_\w+|\w+_(at|to|now|next|j)")  # names that are counted or built here
+_OURS = re.compile(r"([skhn]|kept)\d+|(buf|to)_\w+|\w+_(at|to|now|next|j)")  # names that are counted or built here
 
 
 def safe(name: str) -> str:

@@ -144,5 +144,5 @@ class Compiled:
         if key not in self._segments:
             program = self.prepared(False, finite, wanted is not None, borrowed)
             results = tuple(r for r in program.results if wanted is None or r.role == "next" or r.name in wanted)
-            self._segments[key] = fused_segment(replace(program, results=results), self.single, C, order)
+            self._segments[key] = fused_segment(replace(program, results=results), self.single, C, order, borrowed)
         return self._segments[key]

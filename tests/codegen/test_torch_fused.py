@@ -68,11 +68,11 @@ def test_compiled_once_whatever_the_lengths(monkeypatch):
         graphs.append(graph)
         return graph.forward
 
-    monkeypatch.setattr(torch, "compile", lambda f, **options: compile_(f, backend=count, **options))
+    monkeypatch.setattr(torch, "compile", lambda f, **_: compile_(f, backend=count, fullgraph=True))
     mixer = mixc.loads(SPEC.format(name="counted"))
     for T in (64, 200, 48, 333, 96):
         check(mixer, T, B=3)
-    assert len(graphs) == 4, "ends and body, forward and backward"
+    assert len(graphs) == 6, "shared, ends and body, forward and backward"
 
 
 def test_no_compiler(monkeypatch):
