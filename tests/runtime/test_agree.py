@@ -42,12 +42,22 @@ def test_a_missing_value_is_an_error() -> None:
     assert not judge(m.declared, Run(), Run(outs={"o": torch.ones(1)}), torch.float32)[0].ok
 
 
-def test_the_plain_loop_widens_the_bound_in_fp32_only() -> None:
+def test_what_rounding_does_widens_the_bound_but_not_of_half_dtypes() -> None:
     m = Mixer(scalar_decay("log"))
-    want, got = Run(outs={"o": torch.ones(9)}), Run(outs={"o": torch.ones(9) + 3e-5})
-    loop = Run(outs={"o": torch.ones(9) + 1e-5})
-    assert judge(m.declared, got, want, torch.float32, lambda: loop)[0].ok
-    assert not judge(m.declared, got, want, torch.float64, lambda: loop)[0].ok
+    want, got = Run(outs={"o": torch.ones(9)}), Run(outs={"o": torch.ones(9) + 3e-2})
+    for by, ok in ((1e-2, True), (5e-3, False)):
+        loop = Run(outs={"o": torch.ones(9) + by})
+        assert judge(m.declared, got, want, torch.float32, lambda: loop)[0].ok == ok  # noqa: B023
+        assert judge(m.declared, got, want, torch.float64, lambda: loop)[0].ok == ok  # noqa: B023
+        assert not judge(m.declared, got, want, torch.bfloat16, lambda: loop)[0].ok  # noqa: B023
+
+
+def test_where_the_truth_is_exactly_0_rounding_is_held_against_rounding() -> None:
+    m = Mixer(scalar_decay("log"))
+    want, got = Run(outs={"o": torch.zeros(9)}), Run(outs={"o": torch.full((9,), 3e-17)})
+    assert judge(m.declared, got, want, torch.float64, lambda: Run(outs={"o": torch.full((9,), 1e-17)}))[0].ok
+    assert not judge(m.declared, got, want, torch.float64, lambda: Run(outs={"o": torch.zeros(9)}))[0].ok
+    assert not judge(m.declared, Run(outs={"o": torch.full((9,), torch.nan)}), want, torch.float64, lambda: got)[0].ok
 
 
 def test_run_pulls_cotangents_of_outs_and_states_to_everything() -> None:
