@@ -42,6 +42,7 @@ FOUND = {  # what was wrong: the body
         "out o[V] = q @ S",
     "a decision on what a decay of 0 erased, in the backward":
         "out o[V] = relu(q @ S) + where(k @ S > 0, v, u)\nS = av * S",
+    "a decay of 0 beside the log of another": "S = exp(gv) * S + q * v\nout o[K] = S @ u\nS = av * S",
     "a decay above 0 that is no scan": "S += (elu(k) + 1) * v\nout o[V] = (elu(q) + 1) @ S",
 }
 

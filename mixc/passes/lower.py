@@ -103,14 +103,14 @@ def span_crossing_by_pairs(n: Node) -> Node | None:
 
 def zeros_forget(program: Program) -> list[Node]:
     """The values of a program, a decay given as 0 forgetting everything.  A backward divides by what is left of it:
-    there only what decides between branches is formed so, as the forward decided."""
+    there only what decides between branches is formed so, as the forward decided (but not whether it is forgotten)."""
     values = program.values()
     sizes = [n for n in postorder(values) if n.op == "log_size"]
     forgetting = {n: where(make("eq", n.args[0], number(0)), FORGET, n) for n in sizes}
     if not program.reverse:
         return substitute(values, forgetting)
     reads = depends(values, sizes) if sizes else set()
-    decide = [n for n in postorder(values) if n.op in DECISIONS and n in reads]
+    decide = [n for n in postorder(values) if n.op in DECISIONS and n in reads and number(FORGET) not in n.args]
     return substitute(values, dict(zip(decide, substitute(decide, forgetting), strict=True)))
 
 
