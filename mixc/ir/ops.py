@@ -216,7 +216,7 @@ OPS: dict[str, Op] = {
     "imag": _ew(1, "torch.imag({0})", None, "imaginary part", real, linear_in=(0,)),
     "conj": _ew(1, "torch.conj({0}).resolve_conj()", "{0}", "complex conjugate", linear_in=(0,)),
     "stop_gradient": _ew(1, "{0}.detach()", "{0}", "x, its derivative 0", first),
-    "guard": _ew(2, "torch.where({0} == 0, torch.zeros_like({1} * {0}), {0} * {1})",
+    "guard": _ew(2, "({0} * {1}).masked_fill({0} == 0, 0.0)",
                  "tl.where({0} == 0, 0.0, {0} * {1})", "cotangent * derivative, where a cotangent of 0 stays 0"),
     "lt": _ew(2, "{0} < {1}", "{0} < {1}", "less", boolean),
     "le": _ew(2, "{0} <= {1}", "{0} <= {1}", "less or equal", boolean),

@@ -254,6 +254,15 @@ def _log(x: float) -> float:
     return math.log(x) if 0 < x < INF else -INF if x <= 0 else INF
 
 
+def _sqrt(x: float) -> float:
+    return math.sqrt(max(x, 0.0))
+
+
+def _rsqrt(n: Node, a: list[Interval]) -> Interval:
+    low, high = _sqrt(a[0].low), _sqrt(a[0].high)
+    return Interval(1 / high if high else INF, 1 / low if low else INF)
+
+
 RULES: dict[str, Callable[[Node, list[Interval]], Interval]] = {
     "number": _number,
     "size": lambda n, a: Interval(1.0, INF),
@@ -272,12 +281,15 @@ RULES: dict[str, Callable[[Node, list[Interval]], Interval]] = {
     "tanh": _monotone(math.tanh),
     "relu": _monotone(lambda x: max(x, 0.0)),
     "elu": _monotone(lambda x: x if x > 0 else _exp(x) - 1),
+    "sqrt": _monotone(_sqrt),
+    "rsqrt": _rsqrt,
     "log": _monotone(_log, finite_at_minus_inf=False),
     "log_size": lambda n, a: Interval(-60 * math.log(2), _log(max(-a[0].low, a[0].high))),
     "abs": _abs,
     "square": _square,
     "norm": _norm,
     "sum": _sum,
+    "mean": _sum,
     "cumsum": _sum,
     "segsum": lambda n, a: Interval(-INF, 0.0 if a[0].high <= 0 else INF, True),  # -inf where t does not reach s
     "contract": _contract,

@@ -33,7 +33,7 @@ def simplify(program: Program, drop_live: bool = False, finite: bool = False) ->
     infinite."""
     roots = program.values()
     if finite:
-        roots = rewrite(roots, (guards_of_finite(program),))
+        roots = unguarded(program)
     if drop_live:
         roots = rewrite(roots, (all_rows_live,))
     for _ in range(4):
@@ -77,25 +77,29 @@ def all_rows_live(n: Node) -> Node | None:
     return n.args[0] if n.op == "live" else None
 
 
-def guards_of_finite(program: Program) -> Rule:
-    """guard(c, d) = c * d, where d is finite for finite inputs"""
+def unguarded(program: Program) -> list[Node]:
+    """guard(c, d) = c * d, where d is finite for finite inputs: nothing that may be 0 divides"""
     with proving(program):
         odd = {d.leaf() for d in program.states if bounds(d.leaf()).infinite}
 
-    def finite(x: Node) -> bool:
-        numbers = [x.attr("value")] if x.op == "number" else [x.attr("fill", 0.0)]
-        return (x.op in _FINITE or (x.op == "scan" and x.attr("combine") == "affine")) and x not in odd and not any(
-            map(cmath.isinf, numbers))
+        def finite(x: Node) -> bool:
+            numbers = [x.attr("value")] if x.op == "number" else [x.attr("fill", 0.0)]
+            apart = x.op in _DIVIDING and (bounds(x.args[-1]).low > 0 or bounds(x.args[-1]).high < 0)
+            known = apart or x.op in _FINITE or (x.op == "scan" and x.attr("combine") == "affine")
+            return known and x not in odd and not any(map(cmath.isinf, numbers))
 
-    def rule(n: Node) -> Node | None:
-        return n.args[0] * n.args[1] if n.op == "guard" and all(map(finite, postorder([n.args[1]]))) else None
-    return rule
+        def rule(n: Node) -> Node | None:
+            unneeded = n.op == "guard" and all(map(finite, postorder(n.args[1:])))
+            return n.args[0] * n.args[1] if unneeded else None
+        return rewrite(program.values(), (rule,))
 
 
-_FINITE = frozenset(("number", "size", "const", "index", "in", "param", "state", "add", "sub", "mul", "neg", "square",
-                     "rename", "expand", "live", "pick", "place", "contract", "sum", "sigmoid", "tanh", "logsigmoid",
-                     "softplus", "relu", "sin", "cos", "where", "lt", "le", "eq", "ne", "and", "or", "not", "to_number",
-                     "exp", "previous"))
+_DIVIDING = ("div", "log", "rsqrt")
+_FINITE = frozenset((
+    "number", "size", "const", "index", "in", "param", "state", "add", "sub", "mul", "neg", "square", "abs", "sign",
+    "rename", "expand", "live", "pick", "place", "contract", "sum", "mean", "max", "min", "norm", "softmax", "sigmoid",
+    "tanh", "logsigmoid", "softplus", "relu", "elu", "sin", "cos", "sqrt", "exp", "expm1", "maximum", "minimum",
+    "clamp", "where", "lt", "le", "eq", "ne", "and", "or", "not", "to_number", "previous"))
 
 
 def live_twice(n: Node) -> Node | None:

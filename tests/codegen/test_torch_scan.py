@@ -165,6 +165,17 @@ def test_infinite_inputs_are_guarded_and_finite_ones_are_not():
     assert "guard(" not in code.backward(False, True, names).text
 
 
+@pytest.mark.parametrize("by,guarded", [("sqrt(sum(square(k)) + 1e-6)", False), ("maximum(norm(k), 1)", False),
+                                        ("sum(square(k))", True)])
+def test_what_divides_is_guarded_where_it_may_be_0(by, guarded):
+    from mixc.runtime.compiled import compiled
+
+    mixer = mixc.loads("mixer m(K, V) {\nin q[K], k[K], v[V]\nstate S[K, V]\n"
+                       f"S += k / ({by}) * v\nout o[V] = q @ S\n}}")
+    text = compiled(mixer.declared).backward(False, True, frozenset("qkv")).text
+    assert ("guard(" in text) == guarded
+
+
 def test_outs_that_are_scans_are_read_by_the_backward():
     """It scans once, for the adjoint; an out that was written to since is refused."""
     mixer = mixc.load("hgrn")
