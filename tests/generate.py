@@ -63,6 +63,8 @@ RANKS = (  # sums of outer products
     "(kp @ vp)", "(tanh(kp) @ vp)", "sum[P](wp * kp * vp)", "(kp @ (silu(vp) - {u} * wp))", "sum[P](kp * (wp * {u}))",
     "(kp @ (vp * {b}) - {k} * {u})", "sum[P](kp * vp * (kp @ {k}))", "where({f} > 0, kp @ vp, {k} * {u})",
 )
+RANK_CORRECTIONS = ("0.5 * (kp @ (square(wp) * (vp - kp @ {S})))", "{b} * kp @ (vp - kp @ {S})",
+                    "0.3 * (kp @ (vp - {k} @ {S}))", "{b} * sum[P](kp * (0.5 * {u} - kp @ {S}))")
 RANK_READS = ("(wp @ (qp @ {S}))", "sum[P](wp * tanh(qp @ {S}))", "sum[P](qp @ {S})", "max[P]((qp * kp) @ {S})")
 BESIDE = (  # what becomes of a state [P, K, V], matrices beside each other
     "{d} * X + kp * vp", "exp(gp) * X + kp * {u}", "{d} * X + kp * vp + {k} * {u} * wp", "exp(gp) * X + {k} * vp",
@@ -243,6 +245,8 @@ class _Writer:
         erase, at = (str(self.of(*UNITS)).format(x=self.name(*keys), d=side) if self.chance(30) else self.name(*keys)
                      for _ in range(2))
         seen = f"({erase} @ {state})" if side == "K" else f"({state} @ {erase})"
+        if side == "K" and self.chance(12):
+            return self.filled(self.of(*RANK_CORRECTIONS), S=lambda: state)
         strength = self.of(self.name("b"), "0.5", self.name(*CONSTS),
                            self.name("bv" if side == "K" else "bk") if self.chance(30) else "0.9")
         if self.chance(60):

@@ -101,7 +101,8 @@ class Spelling:
             args = f"I - {args[1:]}" if args[0] == "-" else f"I + {args}"
         if "over" in dict(n.attrs):
             return f"{n.op}[{', '.join(map(dim_name, n.attr('over')))}]({args})"
-        more = "".join(f", {k}={dim_name(v) if isinstance(v, str) else v}" for k, v in n.attrs if v is not False)
+        more = "".join(f", {k}={dim_name(v) if isinstance(v, str) else v}" for k, v in n.attrs
+                       if v is not False and k != "rows")
         return f"{n.op}({args}{more if self.whole else ''})"
 
 

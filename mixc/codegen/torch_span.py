@@ -97,15 +97,18 @@ def _general(w: Writer, n: Node, dims: Dims) -> Value:
 
 
 def emit_inverse(w: Writer, n: Node) -> Value:
-    axes, L = (ROW, COL), w.full(n.args[0], (ROW, COL))
+    ranks = n.attr("rows", ())
+    axes = (ROW, *(t for t, *_ in ranks), COL, *(s for _, s, _ in ranks))
+    L = w.full(n.args[0], axes)
     return _in_room(w, n, f"unit_inverse({L}", axes, L)
 
 
 def emit_solve(w: Writer, n: Node) -> Value:
     """With a matrix of its own for every entry along some dims."""
-    L, y = n.args
-    own = tuple(d for d in L.dims if d[0] != "_")
-    rest = tuple(d for d in y.dims if d != ROW and d not in own)
-    axes = (*own, ROW, *rest)
-    text = (f"solve_columns({w.full(L, (*own, ROW, COL))}, {w.full(y, axes)}, {bool(n.attr('transposed'))}, {len(rest)})")
+    (L, y), ranks = n.args, n.attr("rows", ())
+    rows, cols = (ROW, *(t for t, *_ in ranks)), (COL, *(s for _, s, _ in ranks))
+    own = tuple(d for d in L.dims if d not in (*rows, *cols))
+    rest = tuple(d for d in y.dims if d not in (*rows, *own))
+    axes, more = (*own, *rows, *rest), f", {len(rows)}" if ranks else ""
+    text = (f"solve_columns({w.full(L, (*own, *rows, *cols))}, {w.full(y, axes)}, {bool(n.attr('transposed'))}, {len(rest)}{more})")
     return w.line(n, text, axes)

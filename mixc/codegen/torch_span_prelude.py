@@ -168,14 +168,18 @@ def _times(block: Tensor, x: Tensor) -> Tensor:
 
 
 def unit_inverse(L: Tensor, out: Tensor) -> Tensor:
-    """(I + L)^-1 of strictly lower matrices [M, C, C]: by substitution."""
-    eye = torch.eye(L.shape[-1], dtype=L.dtype, device=L.device).expand(L.shape)
-    return out.copy_(torch.linalg.solve_triangular(L, eye, upper=False, unitriangular=True))
+    """(I + L)^-1 of strictly lower matrices [M, C, C], or [M, C, R..., C, R...]: by substitution."""
+    rows = L.ndim // 2
+    flat = L.flatten(1, rows).flatten(2)
+    eye = torch.eye(flat.shape[-1], dtype=L.dtype, device=L.device).expand(flat.shape)
+    return out.copy_(torch.linalg.solve_triangular(flat, eye, upper=False, unitriangular=True).view(L.shape))
 
 
-def solve_columns(L: Tensor, y: Tensor, transposed: bool, columns: int) -> Tensor:
+def solve_columns(L: Tensor, y: Tensor, transposed: bool, columns: int, rows: int = 1) -> Tensor:
     """(I + L)^-1 y (transposed: (I + L)^-T y) with a matrix of its own for every entry along D: [M, D..., C, C],
-    [M, D..., C, columns...]."""
+    [M, D..., C, columns...]; rows: of how many axes C stands for."""
+    L = L.flatten(-rows).flatten(-rows - 1, -2)
     L = L.mT if transposed else L
     flat = y.flatten(-columns) if columns else y.unsqueeze(-1)
+    flat = flat.flatten(-rows - 1, -2)
     return torch.linalg.solve_triangular(L, flat, upper=transposed, unitriangular=True).view(y.shape)

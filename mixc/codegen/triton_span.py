@@ -104,7 +104,11 @@ def _decays(tiles: Tiles, node: Node, d: str) -> str:
 
 
 def unit_inverse_code(tiles: Tiles, node: Node) -> str:
-    return f"unit_inverse({tiles.whole(node.args[0], (ROW, COL))}, rows, PRECISION, {bool(node.attr('small'))})"
+    axes = tiles.order(node)
+    if len(axes) != 2:
+        raise _refuse("a triangular system of this shape", node)
+    rows = "rows" if axes == (ROW, COL) else f"tl.arange(0, {tiles.block(axes[0])})"
+    return f"unit_inverse({tiles.whole(node.args[0], axes)}, {rows}, PRECISION, {bool(node.attr('small'))})"
 
 
 def running_sum_code(tiles: Tiles, node: Node) -> str:

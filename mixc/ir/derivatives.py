@@ -258,11 +258,11 @@ def _span_contract(n: Node, c: Node) -> Cotangents:
 def _solve(n: Node, c: Node) -> Cotangents:
     """u = M^-1 y, M = I + L:  dy = M^-T c,  dL = -(dy u^T below the diagonal)"""
     L = n.args[0]
-    back = not n.attr("transposed")
-    dy = make("solve", L, c, transposed=back)
+    back, ranks = not n.attr("transposed"), n.attr("rows", ())
+    dy = make("solve", L, c, **{**dict(n.attrs), "transposed": back})
     left, right = (dy, n) if back else (n, dy)
-    left, right = (rename(z, **{COL: _MID}) for z in (left, right))
-    dL = make("mask", contract(left, at_col(right), L.dims), keep="strict")
+    left, right = (rename(z, **{COL: _MID}, **{s: u for _, s, u in ranks}) for z in (left, right))
+    dL = make("mask", contract(left, rename(right, **{ROW: COL}, **{t: s for t, s, _ in ranks}), L.dims), keep="strict")
     return -dL, dy
 
 

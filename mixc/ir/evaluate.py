@@ -289,25 +289,38 @@ def _span_of(F: Node, factors: torch.Tensor, env: Env) -> tuple[torch.Tensor, tu
 def _solve(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
     """By substitution; columns of y are all its dims that L has not."""
     (L, y), b, (l, x) = node.args, env.batch, args
-    own = [d for d in L.dims if d not in (ROW, COL)]
-    rest = [d for d in y.dims if d != ROW and d not in own]
-    l = l.permute(*range(b), *(b + L.dims.index(d) for d in (*own, ROW, COL)))
-    x = x.permute(*range(b), *(b + y.dims.index(d) for d in (*own, ROW, *rest)))
+    rows, cols = _rows(node)
+    own = [d for d in L.dims if d not in (*rows, *cols)]
+    rest = [d for d in y.dims if d not in (*rows, *own)]
+    l = l.permute(*range(b), *(b + L.dims.index(d) for d in (*own, *rows, *cols)))
+    x = x.permute(*range(b), *(b + y.dims.index(d) for d in (*own, *rows, *rest)))
     x = x.expand(*torch.broadcast_shapes(x.shape[:b], l.shape[:b]), *x.shape[b:])
-    columns = x.flatten(b + len(own) + 1) if rest else x.unsqueeze(-1)
+    at = b + len(own)
+    l = l.flatten(at, at + len(rows) - 1).flatten(at + 1)
+    columns = x.flatten(at, at + len(rows) - 1)
+    columns = columns.flatten(at + 1) if rest else columns.unsqueeze(-1)
     found = torch.linalg.solve_triangular(l.mT if node.attr("transposed") else l, columns,
                                           upper=bool(node.attr("transposed")), unitriangular=True)
     found = found.reshape(x.shape)
-    order = (*own, ROW, *rest)
+    order = (*own, *rows, *rest)
     return found.permute(*range(b), *(b + order.index(d) for d in y.dims))
 
 
+def _rows(node: Node) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The dims of a system's rows, and of its columns."""
+    ranks = node.attr("rows", ())
+    return (ROW, *(t for t, *_ in ranks)), (COL, *(s for _, s, _ in ranks))
+
+
 def _unit_inverse(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
-    (L,), b, (l,) = node.args, env.batch, args
-    order = (*(d for d in L.dims if d not in (ROW, COL)), ROW, COL)
-    l = l.permute(*range(b), *(b + L.dims.index(d) for d in order))
+    (L,), b, (whole,) = node.args, env.batch, args
+    rows, cols = _rows(node)
+    own = [d for d in L.dims if d not in (*rows, *cols)]
+    order, at = (*own, *rows, *cols), b + len(own)
+    whole = whole.permute(*range(b), *(b + L.dims.index(d) for d in order))
+    l = whole.flatten(at, at + len(rows) - 1).flatten(at + 1)
     eye = torch.eye(l.shape[-1], dtype=l.dtype, device=l.device).expand(l.shape)
-    found = torch.linalg.solve_triangular(l, eye, upper=False, unitriangular=True)
+    found = torch.linalg.solve_triangular(l, eye, upper=False, unitriangular=True).reshape(whole.shape)
     return found.permute(*range(b), *(b + order.index(d) for d in node.dims))
 
 

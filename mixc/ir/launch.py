@@ -114,9 +114,10 @@ class Launch:
         return read | {s.name for s in self.stores if s.result == "save"} if self.fine else set()
 
     def inverse_over(self) -> list[str]:
-        """The dims that the products inside inverses sum over."""
+        """The dims that the products inside inverses sum over, but for what makes more rows."""
         inside = postorder([n for n in self.nodes() if n.op == "unit_inverse"])
-        return sorted({d for n in inside if n.op == "contract" for d in feature_dims(n.args[0]) if d not in n.dims})
+        return sorted({d for n in inside if n.op == "contract" for d in feature_dims(n.args[0])
+                       if d not in (*n.dims, *self.program.inner)})
 
     def varying(self) -> set[Node]:
         """What differs from chunk to chunk: below it, the body of the loop."""

@@ -118,7 +118,8 @@ def crossed(args: Args, attrs: Attrs) -> tuple[str, ...]:
 
 def solved(args: Args, attrs: Attrs) -> tuple[str, ...]:
     L, y = args
-    if not {"_t", "_s"} <= set(L.dims) or not set(L.dims) - {"_s"} <= set(y.dims):
+    columns = {"_s", *(s for _, s, _ in attrs.get("rows", ()))}
+    if not {"_t", "_s"} <= set(L.dims) or not set(L.dims) - columns <= set(y.dims):
         raise TypeError(f"cannot solve {L} for {y}")
     return y.dims
 
@@ -272,7 +273,8 @@ OPS: dict[str, Op] = {
     "span_gradient": Op(4, lambda a, k: ("_i", *a[1].dims), joined, "of A[t, s] under the decays of factors, along _i: "
                         "span_product with y[s], with x[t] (its rows s), span_crossing with both, but not summed over "
                         "what factors have not; reach as there", level="chunk"),
-    "solve": Op(2, solved, joined, "u with (I + L) u = y, L strictly lower [_t, _s]; transposed: (I + L)^T",
+    "solve": Op(2, solved, joined, "u with (I + L) u = y, L strictly lower [_t, _s]; transposed: (I + L)^T; rows: "
+                "names of dims that make more of them, among rows t, s and u",
                 linear_in=(1,), level="chunk"),
     "unit_inverse": Op(1, same, first, "(I + L)^-1, L strictly lower [_t, _s]", level="chunk"),
     "scan": Op(3, scanned, joined, "h[t] = combine(a[t], h[t-1], b[t]) from a start; reverse: from the last row",

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from mixc.ir.build import contract, is_number, maybe_mul, rename, total, where
-from mixc.ir.node import Node, depends, make, number, postorder
+from mixc.ir.node import COL, Node, depends, make, number, postorder
 from mixc.ir.program import Decl, Program
 
 
@@ -74,6 +74,11 @@ class ReadForm:
 
     constant: Node | None
     coefs: dict[Read, Node | None] = field(default_factory=dict)
+
+    @property
+    def dims(self) -> set[str]:
+        nodes = [self.constant, *self.coefs.values(), *(r.node for r in self.coefs)]
+        return {d for n in nodes if n is not None for d in n.dims}
 
     def scaled(self, c: Node | None) -> ReadForm:
         if c is None:
@@ -163,6 +168,8 @@ class AffineForms:
             return self._times((number(-1),), a[0])
         if node.op == "expand":
             return self._products(a[0])
+        if node.op in ("sum", "contract"):
+            return self._over_ranks(node)
         if node.op == "div" and self.free(a[1]):
             return self._times((1.0 / a[1],), a[0])
         if node.op == "mul":
@@ -179,6 +186,24 @@ class AffineForms:
     def _times(self, factors: tuple[Node, ...], node: Node) -> list[Write] | None:
         inner = self._products(node)
         return None if inner is None else [Write((*factors, *w.factors), w.value) for w in inner]
+
+    def _over_ranks(self, node: Node) -> list[Write] | None:
+        """A sum, over dims that the state has not, of outer products each with a factor that may read the state."""
+        over = _summed(node)
+        if over & self.dims:
+            return None
+        inner, *others = sorted(node.args, key=self.free)
+        products = self._products(inner) if not others or self.free(others[0]) else None
+        found = []
+        for w in products or ():
+            for more in self.outer(others[0]) if others else [()]:
+                factors, inside = (*more, *w.factors), w.value.dims & over if w.value else set()
+                have = {d for f in factors for d in f.dims}
+                if not inside <= have or {self.ranks[d] for d in over} & have:
+                    return None
+                factors = tuple(rename(f, **{d: self.ranks[d] for d in inside}) for f in factors)
+                found.append(Write(_over_ranks(factors, over - inside, self.dims, self.ranks), w.value))
+        return None if products is None else found
 
     # ------------------------------------------------------------ values that read the state
     def value(self, node: Node) -> ReadForm | None:
@@ -356,16 +381,28 @@ def apart(factors: Iterable[Node], dims: set[str]) -> list[frozenset[str]]:
 
 
 class Ranks(dict[str, str]):
-    """By dim over which a sum of outer products runs: its name among the rows that wrote."""
+    """By dim over which a sum of outer products runs: its name among the rows that wrote.
+
+    between: by the same dims, what they are called where rows lie between those that read and those that wrote."""
 
     def __init__(self, roots: Iterable[Node]):
         nodes = list(postorder(roots))
         self.taken = {d for n in nodes for d in n.dims} | {str(n.attr("name")) for n in nodes if not n.args}
+        self.between: dict[str, str] = {}
 
     def __missing__(self, dim: str) -> str:
-        self[dim] = next(name for i in itertools.count(1) if (name := f"{dim}_s{i if i > 1 else ''}") not in self.taken)
-        self.taken.add(self[dim])
+        self[dim], self.between[dim] = (self._fresh(f"{dim}{row}") for row in (COL, "_u"))
         return self[dim]
+
+    def _fresh(self, base: str) -> str:
+        name = next(name for i in itertools.count(1) if (name := f"{base}{i if i > 1 else ''}") not in self.taken)
+        self.taken.add(name)
+        return name
+
+    @property
+    def rows(self) -> tuple[tuple[str, str, str], ...]:
+        """Of each its three names."""
+        return tuple((d, new, self.between[d]) for d, new in self.items())
 
 
 def outer_products(node: Node, dims: set[str], ranks: Mapping[str, str]) -> list[tuple[Node, ...]]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from mixc.ir.build import at_col, contract, expand, make, maybe_add, maybe_mul, product, total
+from mixc.ir.build import at_col, contract, expand, make, maybe_add, maybe_mul, product, rename, total
 from mixc.ir.node import COL, ROW, Node, number
 from mixc.ir.program import Dim, Program, Result
 from mixc.ir.ranges import proving
@@ -85,6 +85,10 @@ class _Group:
         """The dims that a sum of outer products runs over."""
         return {d for x in values if x is not None for d in x.dims} & {*self.forms.ranks.values()}
 
+    def as_written(self, value: Node | None) -> Node | None:
+        """A value of every row under the names of the rows that wrote."""
+        return value if value is None else rename(value, **self.forms.ranks)
+
     def _factors(self, weight: Node | None) -> list[Node]:
         """A weight of the step, lifted, in factors where it separates."""
         if weight is None:
@@ -99,7 +103,7 @@ class _Group:
             self.written |= solve_writes(self)
         if write not in self.written:
             # one with a value that no update keeps, nor anything that one reads: all that it reads is there
-            value = None if write.value is None else self.found(write.value)
+            value = None if write.value is None else self.as_written(self.found(write.value))
             self.written[write] = [*(self.lift(f) for f in write.factors), *([] if value is None else [value])]
         return self.written[write]
 
@@ -294,7 +298,11 @@ class Place:
             found = maybe_add(found, maybe_mul(here, self._to_columns(faded, [*keys, *link.coef], link)))
         if whole is None and write in self.x.writes:
             left, right = self.group._sides([*keys, *self.group._factors(self.x.writes[write])], self.summed)
-            row = expand(maybe_mul(self._meet(left), right) or number(1), (ROW,))
+            if self.group.ranks(left, right):
+                scores = Decay().scores(self.query, left, self.summed, "diag")
+                row = maybe_mul(None if right is None else at_col(right), scores) or scores
+            else:
+                row = expand(maybe_mul(self._meet(left), right) or number(1), (ROW,))
             found = maybe_add(found, make("mask", expand(row, (ROW, COL)), keep="diag"))
         return found
 
@@ -319,11 +327,12 @@ def solve_writes(group: _Group) -> dict[Write, list[Node]]:
     reads = [r for w in writes for r in (w.value.coefs if w.value else ())]
     seen = [w for r in reads for w in (forms.form(r.x) or Affine()).writes]
     others = [w for w in dict.fromkeys([*group.writes, *seen]) if w.value is None]  # the rest are `writes`
+    by_row = {s: t for t, s, _ in forms.ranks.rows}
     b: list[Node | None] = []
     N: list[dict[int, Node]] = []
     for w in writes:
         assert w.value is not None
-        scale = product(lift(f) for f in w.factors if not summed & set(f.dims))
+        scale = product(rename(lift(f), **by_row) for f in w.factors if not summed & set(f.dims))
         value, row = group.found(w.value, others), dict[int, Node]()
         for r, c in w.value.coefs.items():
             x = forms.form(r.x)
@@ -339,7 +348,8 @@ def solve_writes(group: _Group) -> dict[Write, list[Node]]:
         assert value is not None
         b.append(expand(maybe_mul(scale, value) or number(1), (ROW, *dims)))
         N.append(row)
-    return {w: [*keys[w], z] for w, z in zip(writes, eliminate(N, b), strict=True) if z is not None}
+    values = map(group.as_written, eliminate(N, b, forms.ranks.rows))
+    return {w: [*keys[w], z] for w, z in zip(writes, values, strict=True) if z is not None}
 
 
 def _present(dims: Dims, *nodes: Node) -> Dims:
@@ -435,7 +445,7 @@ class _Lift:
             else:
                 results.append(Result("next", r.name, self._next(r.name)))
         sized = {d.name: d for d in self.step.dims}
-        ranks = {new: d for f in self.forms.values() for d, new in f.ranks.items()}
+        ranks = {new: d for f in self.forms.values() for d, *more in f.ranks.rows for new in more}
         more = [Dim(new, d, sized[d].size) for new, d in ranks.items()]
         return replace(self.step, level="chunk", results=tuple(results), dims=(*self.step.dims, *more))
 

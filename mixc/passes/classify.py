@@ -8,6 +8,7 @@ after:  the same DAG, with `group` lines: the strongly connected components of "
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from mixc.errors import Diagnostic, Span
@@ -15,7 +16,7 @@ from mixc.ir.node import Node, is_number, number, postorder
 from mixc.ir.program import Decl, Group, Program, once_a_program
 from mixc.ir.ranges import bounds, proving
 from mixc.passes.advice import advice
-from mixc.passes.affine import Affine, AffineForms
+from mixc.passes.affine import Affine, AffineForms, Write
 from mixc.passes.block import MOST, block_rows
 from mixc.passes.block import reason as coupled_reason
 from mixc.passes.context import context
@@ -184,12 +185,16 @@ def _reason(step: Program, states: list[Decl]) -> str:
     if any(c is not None and c.kind == "complex" for c in own):
         decay += ", complex, its phase turning what is read and written,"
     writes = {w for f in updates for w in f.writes}
-    n, low = len(writes), sum(w.value is not None for w in writes)
+    n, low = len(writes), [w for w in writes if w.value is not None]
     if forms.apart:
         decay += f", matrices beside each other along {', '.join(d for d in states[0].dims if d in forms.apart)}"
-    over = [d for d, new in forms.ranks.items() if any(new in f.dims for w in writes for f in w.factors)]
-    of_rank = f" and summed over {', '.join(over)}" if over else ""
-    of_rank += f", {low} of which read{'s' if low == 1 else ''} it (rank {low})" if low else ""
+    def summed(writes: Iterable[Write]) -> list[str]:
+        return [d for d, new in forms.ranks.items() if any(new in f.dims for w in writes for f in w.factors)]
+    of_rank = f" and summed over {', '.join(summed(writes))}" if summed(writes) else ""
+    if low:
+        alone = [w for w in low if not summed([w])]
+        rank = [*([str(len(alone))] if alone else []), *(" * ".join(summed([w])) for w in low if w not in alone)]
+        of_rank += f", {len(low)} of which read{'s' if len(low) == 1 else ''} it (rank {' + '.join(sorted(rank))})"
     written = f"{n} outer product{'s' if n != 1 else ''} written{of_rank}"
     if len(states) == 1:
         return f"affine in itself, with {decay} and {written}"

@@ -12,7 +12,7 @@ import functools
 from collections.abc import Iterable
 
 from mixc.ir.blocks import component
-from mixc.ir.build import at_col, contract, cumsum, exp, expand, make, number, rename, total, where
+from mixc.ir.build import contract, cumsum, exp, expand, make, number, rename, total, where
 from mixc.ir.launch import feature_dims
 from mixc.ir.node import COL, ROW, Node, depends, postorder, substitute
 from mixc.ir.program import Program
@@ -29,14 +29,18 @@ def solve_by_inverse(n: Node, each: Iterable[str] = ()) -> Node | None:
     """M^-1 y as a product with the inverse, where one matrix serves all columns, or those of one entry of `each`.
     (`small`: no entry of L exceeds 1, so that products of TF32 form it to 1e-3; `grows`: nothing says that a step keeps
     errors from growing.)"""
-    if n.op != "solve" or {*n.args[0].dims} - {ROW, COL, *each}:
+    ranks = n.attr("rows", ())
+    if n.op != "solve" or {*n.args[0].dims} - {ROW, COL, *each, *(d for r in ranks for d in r)}:
         return None
     small = magnitude(n.args[0]) <= 1
-    X, y = make("unit_inverse", n.args[0], small=small, grows=not small or not _shrinks(n.args[0])), n.args[1]
+    X, y = make("unit_inverse", n.args[0], small=small, grows=not small or not _shrinks(n.args[0]), **(
+        {"rows": ranks} if ranks else {})), n.args[1]
+    if n.attr("transposed"):
+        X = rename(X, **{ROW: COL, COL: ROW}, **{a: b for t, s, _ in ranks for a, b in ((t, s), (s, t))})
     if COL not in y.dims:
-        return contract(rename(X, **{ROW: COL, COL: ROW}) if n.attr("transposed") else X, at_col(y), y.dims)
-    X = rename(X, **({ROW: "_u", COL: ROW} if n.attr("transposed") else {COL: "_u"}))
-    return contract(X, rename(y, **{ROW: "_u"}), y.dims)
+        return contract(X, rename(y, **{ROW: COL}, **{t: s for t, s, _ in ranks}), y.dims)
+    X = rename(X, **{COL: "_u"}, **{s: u for _, s, u in ranks})
+    return contract(X, rename(y, **{ROW: "_u"}, **{t: u for t, _, u in ranks}), y.dims)
 
 
 def _shrinks(L: Node) -> bool:

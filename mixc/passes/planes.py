@@ -259,7 +259,7 @@ def _solve(n: Node, args: list[Planes]) -> Planes:
         raise NotImplementedError(n.op)
     N = [{j: _present(x, n.args[0].dims) for j, x in row.items() if x is not None}
          for row in ({0: _sub(None, L), 1: M}, {0: _sub(None, M), 1: _sub(None, L)})]
-    re, im = eliminate(N, [None if p is None else _present(p, n.dims) for p in y])
+    re, im = eliminate(N, [None if p is None else _present(p, n.dims) for p in y], n.attr("rows", ()))
     return re, im
 
 

@@ -16,7 +16,7 @@ from mixc.codegen.triton_program import kernels
 from mixc.ir.node import COL, ROW
 from mixc.targets import find
 from tests import cells
-from tests.passes.test_ranks import loaded
+from tests.passes.test_ranks import corrected, loaded
 
 KERNELS = {
     "a decay of the head": "S = exp(g) * S + k @ v\nout o[R, V] = q @ S",
@@ -38,6 +38,10 @@ KERNELS = {
 }
 
 
+CORRECTED = ("one weight", "a weight of each", "other keys that read", "one that reads, many that write", "a phase",
+             "another beside it", "one behind the other", "momentum", "a step down the loss of a batch", "for one read")
+
+
 def agrees(mixer: mixc.Mixer, chunk: int = 0, **cell) -> None:
     cell = dict(length=40, size=3, heads="1", gates=0.1, dtype=torch.float32, rows="plain", start=True) | cell
     made = kernels(mixer.declared)
@@ -52,6 +56,11 @@ def agrees(mixer: mixc.Mixer, chunk: int = 0, **cell) -> None:
 @pytest.mark.parametrize("what", KERNELS)
 def test_chunks_of_tokens_with_more_rows(what):
     agrees(loaded(KERNELS[what]))
+
+
+@pytest.mark.parametrize("what", CORRECTED)
+def test_corrections_of_several_keys_at_once(what):
+    agrees(corrected(what))
 
 
 @pytest.mark.parametrize("chunk", [4, 8, 32])

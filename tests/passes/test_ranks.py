@@ -10,6 +10,7 @@ from mixc.runtime import agree
 from mixc.runtime.draw import dim_sizes, draw
 from tests import cells
 
+MORE = "\nin br[R] where 0 <= br <= 1, bv[V] where 0 <= bv <= 1, kj[K, J] where norm[K, J](kj) <= 1, vj[J, V]"
 INS = ("in q[R, K], k[K, R] where norm[K, R](k) <= 1, p[K] where norm[K](p) <= 1, v[R, V], u[V], w[R]\n"
        "in g where g <= 0, gk[K] where gk <= 0, gv[V] where gv <= 0, a[K] where -1 <= a <= 1, b where 0 <= b <= 1, f")
 CHUNKS = {  # what is in the way of a sum over one product: the body
@@ -37,16 +38,55 @@ CHUNKS = {  # what is in the way of a sum over one product: the body
         "S = exp(g) * S + k @ v\nn = exp(g) * n + sum[R](k)\nout o[R, V] = (q @ S) / (1 + abs(q @ n))",
 }
 
+CORRECTIONS = {  # those of several keys at once, which all read what the token before left
+    "one weight": "S = S + b * (k @ (v - k @ S))",
+    "a weight of each": "S = exp(g) * S\nS = S + k @ (br * (v - k @ S))",
+    "a sum that is spelled out": "S = exp(g) * S + sum[R](k * br * (v - k @ S))",
+    "other keys that read": "S = exp(gk) * S + k @ (br * (w * u - 0.5 * q @ S))",
+    "values that lack the rank": "S = exp(gk) * S\nS = S + k @ (br * (u - k @ S))",
+    "one that reads, many that write": "S = exp(g) * S + 0.3 * k @ (v - p @ S)",
+    "many that write one value": "S = exp(g) * S + 0.2 * sum[R](k * w) * (u - p @ S)",
+    "a decay of each value": "S = exp(gv) * S\nS = S + k @ (br * (v - k @ S))",
+    "a decay that is a number": "S = a * S\nS = S + k @ (br * (v - k @ S))",
+    "a strength of each value": "S = exp(g) * S\nS = S + bv * (k @ (v - k @ S))",
+    "a phase": "S = exp(g + 1j * f) * S\nS = S + k @ (v - k @ S)",
+    "another beside it": "S = exp(g) * S + 0.5 * k @ (br * (v - k @ S)) + 0.5 * b * p * (u - p @ S)",
+    "one of another rank beside it": "S = exp(g) * S + 0.5 * k @ (v - k @ S) + 0.5 * kj @ (vj - kj @ S)",
+    "one behind the other": "S = exp(g) * S + k @ (br * (v - k @ S))\nS = S - b * p * (p @ S)\n"
+                            "S = S + k @ (v - k @ S)",
+    "momentum": "M = 0.5 * M + k @ (v - k @ S)\nS = exp(g) * S + 0.3 * M",
+    "a step down the loss of a batch":
+        "loss = 0.5 * sum[R](br * sum[V](square(k @ S - v)))\nS = exp(g) * S - b * grad[S](loss)",
+    "for one read": "S = exp(g) * S + p * u\nS = S + 0 * (p @ S) * p",
+}
+READ = {"for one read": "p @ (S - k @ (br * (k @ S)))", "a phase": "real(p @ S)"}
+
 
 def loaded(body: str) -> mixc.Mixer:
     states = [s for s in ("S[K, V]", "M[K, V]", "n[K]") if f"{s[0]} = " in body]
-    return mixc.loads(f"mixer m(R, K, V) {{\n{INS}\nstate {', '.join(states)}\n{body}\n}}")
+    more, dims = (MORE, ", J") if any(x in body for x in ("br", "bv", "kj")) else ("", "")
+    return mixc.loads(f"mixer m(R, K, V{dims}) {{\n{INS}{more}\nstate {', '.join(states)}\n{body}\n}}")
+
+
+def corrected(what: str) -> mixc.Mixer:
+    return loaded(f"{CORRECTIONS[what]}\nout o[V] = {READ.get(what, 'p @ S')}")
 
 
 @pytest.mark.parametrize("length,rows", [(33, "plain"), ((0, 0, 3, 3, 20), "mask, reverse")])
 @pytest.mark.parametrize("what", CHUNKS)
 def test_a_sum_of_outer_products_is_a_chunk(what, length, rows):
     mixer = loaded(CHUNKS[what])
+    assert set(mixer.form.values()) == {"chunk"}, mixer.why
+    cell = dict(length=length, size=4, heads="4/2", gates=1.0, dtype=torch.float64, rows=rows, start=True)
+    with cells.cut(8):
+        bad = [str(f) for f in cells.compare(mixer, cell, "torch") if not f.ok]
+    assert not bad, "; ".join(bad)
+
+
+@pytest.mark.parametrize("length,rows", [(33, "plain"), ((0, 0, 3, 3, 20), "mask, reverse")])
+@pytest.mark.parametrize("what", CORRECTIONS)
+def test_corrections_of_several_keys_at_once(what, length, rows):
+    mixer = corrected(what)
     assert set(mixer.form.values()) == {"chunk"}, mixer.why
     cell = dict(length=length, size=4, heads="4/2", gates=1.0, dtype=torch.float64, rows=rows, start=True)
     with cells.cut(8):
@@ -67,6 +107,11 @@ def test_other_dtypes_and_decode(decay, dtype):
 def test_why_names_the_rank():
     why = loaded("S = exp(g) * S + k @ v\nout o[R, V] = q @ S").why["S"]
     assert why.endswith("1 outer product written and summed over R")
+
+
+def test_why_names_the_rank_of_corrections():
+    assert "1 of which reads it (rank R)" in corrected("a weight of each").why["S"]
+    assert "2 of which read it (rank 1 + R)" in corrected("another beside it").why["S"]
 
 
 def test_products_of_sums_are_no_sum_of_products():
