@@ -56,6 +56,8 @@ KERNELS = {  # the same of kernels, whose blocks are wider than their dims
         "S = exp(g) * S + sigmoid(k) * v\nout o[V] = sigmoid(q) @ S",
     "what every token writes alike, of the chunks that the backward forms again":
         "out o = M @ Y\nM += D\nY += v\nout r[K] = q",
+    "a running sum of nothing but pairs":
+        "M = exp(g) * M + q @ S\nS = exp(-exp(ek) * sigmoid(f)) * S + q * u\nout o[V] = q @ S + u",
     "a decision on what a decay of 0 erased, in the backward": "out o[V] = where(k @ S > 0, v, u)\nS = av * S",
     "a product added to what has no axis of its own": "L = L + (k > 0)\nout o[K] = q / (9 + L)\nout r[V] = v",
     "a product added to a sum without an axis of the product": "L = exp(g) * L + k + 1\nout y = q @ L\nout r[V] = v",

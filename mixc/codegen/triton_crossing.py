@@ -123,7 +123,8 @@ def later_sum_code(tiles: Tiles, node: Node, which: str, d: str) -> str | None:
     exclusive = bool(node.attr("exclusive"))
     own, name = tiles.whole(node.args[0], (ROW, d)), tiles.fresh("running")
     others = "".join(f" {'-' if minus else '+'} {_product(tiles, (*factors, x), d)}" for minus, factors, x in rest)
-    others = others.removeprefix(" + ") if others.startswith(" + ") else f"0.0{others}"
+    zero = f"tl.zeros({tiles.shape((ROW, d))}, tl.float32)"
+    others = others.removeprefix(" + ") if others.startswith(" + ") else f"{'0.0' if others else zero}{others}"
     tiles.emit(node, f"{name} = sum_of_rows(either({own}, {others}, OPERAND, PRECISION), rows, {which!r}, PRECISION)")
     calls = []
     for p in pairs:
