@@ -27,6 +27,8 @@ from mixc.targets import Target
 Say = Callable[[str], None]
 FUSED, SPLIT = ("fwd", "bwd"), ("fwd_states", "fwd_outs", "bwd_states", "bwd_grads")
 SHORT = 256  # rows in which a walk is too short for more launches to save time
+SLOW = 3  # times its forward: a backward has two to three times the work
+GAIN = 1.4  # by which others have to be faster: they read inputs again, and each more kernel is one more estimate
 WIDTHS = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 
@@ -75,18 +77,24 @@ class Schedule:
     @cached_property
     def plans(self) -> list[tuple[str, ...]]:
         """Launches that do the whole. Both directions in one launch each; split, where these leave the GPU idle; by
-        dims, where they leave partial sums or do not fit on chip."""
+        dims, where they leave partial sums or do not fit on chip; any that is clearly faster, where a backward in one
+        takes far longer than its forward, as one does that finds room for short chunks only."""
         if self.cut:
             return [FUSED] if self.cut == "fused" else [p for p in self._every_plan() if {*p} <= {*SPLIT}] or [FUSED]
         fused = [self._space(name) for name in FUSED]
         few, sequences = self.target.sms // 2, self.shape.B * self.shape.H
         idle = self.shape.T > SHORT and sequences < few and any(s.first.programs < few for s in fused)
         summed = not fused[1].fits() or fused[1].leaves_parts
-        if not idle and not summed:
+        slow = all(s.fits() for s in fused) and fused[1].first.seconds > SLOW * fused[0].first.seconds
+        if not idle and not summed and not slow:
             return [FUSED]
         wanted = {*FUSED, *(SPLIT if idle else ())}
-        found = [p for p in self._every_plan() if {*p} <= wanted or (summed and not {*p} & {*SPLIT})]
-        return [p for p in found if any(all(self._space(n).fits(c) for n in p) for c in _common_chunks(p))] or found
+        found = [p for p in self._every_plan() if slow or {*p} <= wanted or (summed and not {*p} & {*SPLIT})]
+        found = [p for p in found if any(all(self._space(n).fits(c) for n in p) for c in _common_chunks(p))] or found
+        if idle or summed:
+            return found
+        seconds = {p: min(self._totals([p]))[0] for p in found}
+        return [p for p in found if p == FUSED or GAIN * seconds[p] < seconds[FUSED]]
 
     def _every_plan(self) -> list[tuple[str, ...]]:
         return [fwd + bwd for fwd, bwd in self.module.plans]
@@ -100,13 +108,13 @@ class Schedule:
 
         Raises:
             Infeasible: the limits of the target leave none."""
-        _, segment, names, chunk = min(self._totals())
+        _, segment, names, chunk = min(self._totals(self.plans))
         chosen = {name: self._space(name).by_segment(chunk)[segment][1]() for name in names}
         return config_of(chosen, segment), chosen
 
-    def _totals(self) -> Iterator[tuple[float, int, tuple[str, ...], int]]:
+    def _totals(self, plans: list[tuple[str, ...]]) -> Iterator[tuple[float, int, tuple[str, ...], int]]:
         """Seconds of every plan with every segment, and the one chunk that its launches have (0: each its own)."""
-        for plan in self.plans:
+        for plan in plans:
             for chunk in _common_chunks(plan):
                 spaces = [self._space(name) for name in plan]
                 if chunk and not all(space.fits(chunk) for space in spaces):
@@ -120,7 +128,7 @@ class Schedule:
         """Candidates of a launch, by their time and that of the best launches beside it with the same segment; of those
         that differ only in how far ahead they load the best one."""
         others: dict[int, float] = {}
-        for seconds, segment, plan, chunk in self._totals():
+        for seconds, segment, plan, chunk in self._totals(self.plans):
             if name in plan:
                 beside = seconds - self._space(name).by_segment(chunk)[segment][0]
                 others[segment] = min(beside, others.get(segment, beside))

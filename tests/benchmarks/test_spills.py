@@ -23,7 +23,8 @@ SPILLS: dict[str, dict[int, str]] = {
     "gdn2": {64: "bwd_along_K 40 B", 128: "bwd_along_K 404 B"},
     "gla": {256: "fwd 316 B, bwd_of_K 128 B, bwd_of_V 344 B"},
     "gsa": {64: "bwd_for_K 172 B", 128: "bwd_for_M 176 B, bwd_along_M 180 B"},
-    "iplr": {64: "fwd 32 B", 128: "fwd_for_K 1312 B, bwd_for_K 1616 B, bwd_along_K 440 B"},
+    "iplr": {32: "fwd 172 B", 64: "fwd_for_K 48 B, bwd_for_K 64 B",
+             128: "fwd_for_K 1312 B, bwd_for_K 1616 B, bwd_along_K 440 B"},
     "kda": {32: "bwd_along_K 144 B", 96: "fwd_for_K 16 B, bwd_along_K 500 B", 128: "bwd_along_K 448 B",
             256: "fwd_for_K 276 B, bwd_for_K 132 B, bwd_along_K 3380 B"},
     "lightnet": {128: "bwd_of_K 92 B"},
@@ -31,12 +32,13 @@ SPILLS: dict[str, dict[int, str]] = {
     "linear_attention": {96: "bwd_of_V 80 B", 128: "bwd_of_V 80 B", 256: "bwd_of_V 96 B"},
     "lru": {64: "fwd 6272 B, bwd 17092 B", 128: "fwd 6272 B, bwd 17092 B"},
     "mamba2": {256: "bwd 40 B"},
-    "mlstm": {96: "bwd_for_K 64 B", 128: "bwd_for_K 16 B", 256: "bwd_for_K 372 B, bwd_along_K 48 B"},
+    "mlstm": {32: "bwd_for_K 160 B, bwd_along_K 272 B", 96: "bwd_for_K 64 B",
+             128: "bwd_for_K 16 B", 256: "bwd_for_K 372 B, bwd_along_K 48 B"},
     "momentum_delta_rule": {64: "bwd 1232 B", 128: "bwd 1768 B"},
     "norm_attention": {128: "bwd_for_K 16 B"},
     "preconditioned_delta_rule": {64: "bwd_along_K 270 B", 128: "bwd_along_K 308 B"},
     "retnet": {256: "bwd 32 B"},
-    "rotary_linear_attention": {128: "fwd 332 B"},
+    "rotary_linear_attention": {32: "fwd 192 B", 128: "fwd 332 B"},
     "rwkv6": {96: "bwd_of_K 16 B", 128: "bwd_of_K 32 B", 256: "fwd 280 B, bwd_of_K 144 B, bwd_of_V 298 B"},
     "rwkv7": {64: "bwd_along_K 188 B", 128: "fwd_for_K 44 B, bwd_for_K 232 B, bwd_along_K 232 B"},
     "s5": {64: "fwd 6204 B, bwd 17228 B", 128: "fwd 6204 B, bwd 17228 B"},
@@ -45,8 +47,9 @@ SPILLS: dict[str, dict[int, str]] = {
     "titans_linear": {64: "bwd 1236 B", 128: "bwd not in 40 s"},
 }
 # sizes beside 64 and 128 of which it is known whether anything spills
-COMPILED = {"delta_rule": (96, 256), "gated_delta_rule": (32, 96, 256), "gla": (96,), "kda": (96,),
-            "linear_attention": (96, 256), "mamba2": (96, 256), "mlstm": (96, 256), "retnet": (96, 256),
+COMPILED = {"comba": (32,), "iplr": (32,), "rotary_linear_attention": (32,),
+            "delta_rule": (96, 256), "gated_delta_rule": (32, 96, 256), "gla": (96,), "kda": (96,),
+            "linear_attention": (96, 256), "mamba2": (96, 256), "mlstm": (32, 96, 256), "retnet": (96, 256),
             "rwkv6": (96,), "simple_gla": (32, 96, 256)}
 
 
