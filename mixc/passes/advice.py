@@ -1,4 +1,4 @@
-"""What would make a sequential state parallel, where that is known: for `mixer.why` and its note.
+"""What would make a sequential state parallel, or a scan a chunk, where that is known: for `mixer.why` and its note.
 
 A recurrent product `R @ h` with weights of its own is tried out: the step without such products is classified
 again.  One that is linear in its states needs no change of what it can express, only another basis.
@@ -6,8 +6,8 @@ again.  One that is linear in its states needs no change of what it can express,
 
 from __future__ import annotations
 
-from mixc.ir.build import expand, number
-from mixc.ir.node import Node, depends, postorder, substitute
+from mixc.ir.build import expand, number, product
+from mixc.ir.node import Node, depends, is_number, make, postorder, substitute
 from mixc.ir.program import Program
 
 _LINEAR = {"add": None, "sub": None, "neg": None, "expand": None, "rename": None, "mul": 1, "contract": 1, "div": 0}
@@ -34,8 +34,28 @@ def is_linear(step: Program, names: list[str]) -> bool:
 
 def advice(step: Program, names: list[str]) -> str | None:
     """The change that would help, in words; None: none is known."""
-    return (_without(step, names, recurrent_products(step, names))
+    return (lags_apart(step, names) or _without(step, names, recurrent_products(step, names))
             or _without(step, names, recurrent_products(step, names, ("contract", "mul"))))
+
+
+def lags_apart(step: Program, names: list[str]) -> str | None:
+    """A lag of an outer product is a matrix of every token, any one at the start; the product of the lags of its
+    factors is no matrix: that, if it makes a chunk."""
+    from mixc.passes.affine import Ranks, outer_products
+    from mixc.passes.classify import text_of, why_not_chunk
+
+    states, values = [step.decl(n) for n in names], step.values()
+    dims, apart, said = set(states[0].dims), dict[Node, Node](), ""
+    for n in postorder([step.result("next", name) for name in names]):
+        factors = outer_products(n.args[0], dims, Ranks(values)) if n.op == "lag" and len(n.dims) > 1 else []
+        if len(factors) != 1 or any(len(f.dims) > 1 for f in factors[0]):
+            continue
+        apart[n] = product(f if is_number(f) else make("lag", f, n=n.attr("n"), name="x") for f in factors[0]) or n
+        said = said or f"{text_of(n)} is a matrix of every token; as the product of the lags of " + " and ".join(
+            f"`{f.attr('name')}`" if not f.args else text_of(f) for f in factors[0] if not is_number(f))
+    if not apart or why_not_chunk(step.with_values(substitute(values, apart)), states) is not None:
+        return None
+    return f"{said} it would be a chunk"
 
 
 def _without(step: Program, names: list[str], products: list[Node]) -> str | None:

@@ -15,7 +15,7 @@ from mixc.errors import Diagnostic, Span
 from mixc.ir.node import Node, is_number, number, postorder
 from mixc.ir.program import Decl, Group, Program, once_a_program
 from mixc.ir.ranges import bounds, proving
-from mixc.passes.advice import advice
+from mixc.passes.advice import advice, lags_apart
 from mixc.passes.affine import Affine, AffineForms, Write
 from mixc.passes.block import MOST, block_rows
 from mixc.passes.block import reason as coupled_reason
@@ -119,13 +119,13 @@ def _group(step: Program, names: list[str]) -> Group:
     states = [step.decl(name) for name in names]
     scan = scan_words(step, states)
     if scan is not None and not (len(states) > 1 and coupled_by_scalars(step, states)):
-        return Group(tuple(names), "scan", scan)
+        return Group(tuple(names), "scan", _advised(scan, lags_apart(step, names)))
     refusal = why_not_chunk(step, states)
     if refusal is None:
         return Group(tuple(names), "chunk", _reason(step, states))
     if scan is not None:
-        return Group(tuple(names), "scan", scan)
-    return Group(tuple(names), "sequential", _with_advice(step, names, refusal[0]))
+        return Group(tuple(names), "scan", _advised(scan, lags_apart(step, names)))
+    return Group(tuple(names), "sequential", _advised(refusal[0], advice(step, names)))
 
 
 def _fed(step: Program, groups: list[Group]) -> list[Group]:
@@ -166,8 +166,7 @@ def scan_words(step: Program, states: list[Decl]) -> str | None:
     return None if form is None else reason(states[0], form)
 
 
-def _with_advice(step: Program, names: list[str], why: str) -> str:
-    change = advice(step, names)
+def _advised(why: str, change: str | None) -> str:
     return why if change is None else f"{why}; {change}"
 
 

@@ -134,3 +134,14 @@ def test_why_says_what_no_line_spells():
     held = mixc.loads("mixer m(K, V) {\nin k[K], b\nparam S0[K, V]\nstate S[K, V]\nS = S - k * (k @ S) + b * S0\n"
                       "out o[V] = k @ S\n}")
     assert held.why["S"].endswith("no sum of outer products: `S0`")
+
+
+@pytest.mark.parametrize("write,other", [("b * x", "lag(b, 1) * lag(x, 1)"), ("tanh(b * x)", None)])
+def test_a_lag_of_an_outer_product_is_told_to_be_taken_apart(write, other):
+    """Any matrix may stand at its start, so that it is one of every token."""
+    text = ("mixer m(N, P) {{\nin x[P], b[N], c[N], g where g <= 0\nstate h[N, P]\nw = {}\n"
+            "h = exp(g) * h + w + 0.5 * {}\nout y[P] = c @ h\n}}")
+    mixer = mixc.loads(text.format(write, "lag(w, 1)"))
+    assert mixer.form == {"h": "scan"}
+    assert ("as the product of the lags of `b` and `x` it would be a chunk" in mixer.why["h"]) == (other is not None)
+    assert other is None or mixc.loads(text.format(write, other)).form == {"h": "chunk"}
