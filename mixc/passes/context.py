@@ -18,6 +18,7 @@ from mixc.ir.build import total
 from mixc.ir.node import Node, depends, first_below, make, number, postorder, substitute
 from mixc.ir.ops import OPS
 from mixc.ir.program import Decl, Program, Range
+from mixc.ir.ranges import bounds, proving
 
 _EXACT = ("number", "size", "const", "index", "pos")
 
@@ -106,14 +107,25 @@ def looked_back(step: Program) -> dict[str, tuple[Node, int, tuple[str, ...]]]:
 
 
 def _ranges(step: Program, n: Node) -> tuple[Range, ...]:
-    """A lag of an input lies where the input does, and at 0."""
+    """A lag of an input lies where the input does, and at 0; any other value where it is proved to lie."""
     if n.op != "lag" or n.args[0].op != "in":
-        return ()
+        return _proved(step, n)
     def holds_zero(r: Range) -> bool:
         if r.of != "x" or r.low_open or r.high_open or any(b is not None and b.op != "number" for b in (r.low, r.high)):
             return False
         return (r.low is None or r.low.attr("value") <= 0) and (r.high is None or r.high.attr("value") >= 0)
     return tuple(filter(holds_zero, step.decl(n.args[0].attr("name")).ranges))
+
+
+def _proved(step: Program, n: Node) -> tuple[Range, ...]:
+    """What decays are asked for: is it between -1 or 0, and 1? (Of one end alone the other would count as infinite.)"""
+    looks_back = n.op in ("lag", "window")  # where there is nothing to see yet, it sees 0
+    with proving(step):
+        found = bounds(n.args[0] if looks_back else n)
+    low, high = (min(found.low, 0.0), max(found.high, 0.0)) if looks_back else (found.low, found.high)
+    if n.kind == "complex" or found.infinite or low < -1 or high > 1:
+        return ()
+    return (Range("x", low=number(0 if low >= 0 else -1), high=number(1)),)
 
 
 # ---------------------------------------------------------------- windows

@@ -118,3 +118,17 @@ def test_positions_are_exact_far_from_the_start():
     start = {"pos": torch.tensor([1_000_000])}
     got, want = (mixer(**x, initial_state=start, backend=b)[0] for b in ("torch", "reference"))
     assert (got - want).norm() <= 1e-5 * want.norm()
+
+
+@pytest.mark.parametrize("decay,sized", [
+    ("where(pos % (index[K] + 1) == 0, 0.9, 1)", True), ("1 - 1 / (pos + 2)", True), ("sigmoid(lag(y, 1))", False),
+    ("where(pos % 3 == 0, 2, 0.5)", False)])
+def test_what_positions_and_lags_are_proved_to_be_is_known_of_them_as_inputs(decay, sized):
+    """A decay of size 1 at most goes by its log; of any size its products would be formed for all pairs of rows."""
+    from mixc.passes.context import context
+
+    mixer = mixc.loads("mixer m(K, V) {\nin k[K], v[V], q[K]\nstate S[K, V]\ny = 2 * k\n"
+                       f"S = {decay} * S + k * v\nout o[V] = q @ S\n}}")
+    (made,) = (d for d in context(mixer.declared).program.ins if d.name not in "kvq")
+    ends = [(r.low.attr("value"), r.high.attr("value")) for r in made.ranges]
+    assert ends == ([(0, 1)] if sized else [])
