@@ -111,7 +111,8 @@ def exponential(w: Writer, n: Node) -> Value:
         call = f"decay_of({a.over(axes)}, {b.over(axes)})"
         return w.line(n, call, axes, out=w.room(n, axes) if w.is_large(axes) else None)
     v = w.value(x)
-    if not small(n) and COL not in n.dims and w.is_large(v.axes) and bounds(x).nonpositive and v.axes and not v.scalar:
+    decays = bounds(x).nonpositive and (COL not in n.dims or x.op == "segsum")
+    if decays and not small(n) and w.is_large(v.axes) and v.axes and not v.scalar:
         return w.line(n, f"decay({v.text})", v.axes, out=w.room(n, v.axes))
     return elementwise(w, n)
 

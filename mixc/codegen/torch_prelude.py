@@ -125,8 +125,18 @@ def span_sum_of(parts: Tensor, reach: str) -> Tensor:
 
 
 def span_sum(x: Tensor, reach: str) -> Tensor:
-    """[M, t, s, ...]: x[s+1] + ... + x[t] (reach "excl": to t-1), -inf where t does not reach s."""
-    return _span(x, reach, torch.cumsum, 0.0, -math.inf)
+    """[M, t, s, ...]: x[s+1] + ... + x[t] (reach "excl": to t-1), -inf where t does not reach s.
+
+    Differences of running sums in two parts, as in `span_parts`: a sum for every pair takes 16 times as long."""
+    if x.dtype == torch.float64:
+        return _span(x, reach, torch.cumsum, 0.0, -math.inf)
+    s = torch.cumsum(x, 1, dtype=torch.float64)
+    t = s - x if reach == "excl" else s
+    t_high, s_high = t.to(x.dtype), s.to(x.dtype)
+    t_low, s_low = (t - t_high).to(x.dtype), (s - s_high).to(x.dtype)
+    L = (t_high[:, :, None] - s_high[:, None]).add_(t_low[:, :, None]).sub_(s_low[:, None])
+    seen = reach_mask(x.shape[1], reach, x.device).reshape(*L.shape[1:3], *[1] * (x.ndim - 2))
+    return L.masked_fill_(~seen, -math.inf)
 
 
 def span_product(x: Tensor, reach: str) -> Tensor:

@@ -200,3 +200,15 @@ def test_select_is_where_bit_by_bit(dtype):
                     to = a2 if out is a else b2 if out is b else out.clone()
                     got = select(cond, a2, b2, out=to)
                     assert torch.equal(got.nan_to_num(7), want.nan_to_num(7)) and got is to
+
+
+@pytest.mark.parametrize("reach", ["incl", "strict", "excl"])
+def test_spans_of_vectors_keep_their_digits_beside_what_forgets(reach):
+    """They are differences of running sums, in fp32 alone 1e-3 off behind a log of -10000."""
+    from mixc.codegen.torch_prelude import span_sum
+
+    g = -torch.rand(2, 64, 3, generator=torch.Generator().manual_seed(0))
+    g[0, 5] = g[1, 40, 1] = -1e4
+    want, got = span_sum(g.double(), reach), span_sum(g, reach)
+    assert torch.equal(want == -torch.inf, got == -torch.inf)
+    assert (want.exp() - got.exp()).abs().max() < 2e-7
