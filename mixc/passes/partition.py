@@ -37,7 +37,8 @@ def plans(forward: Program, backward: Program, keeps: tuple[str, ...]) -> list[P
                  backward_by_dims(forward, backward)]
     found = list(itertools.product(filter(None, forwards), filter(None, backwards)))
     fused = backwards[0][0]
-    dims = [d.name for d in forward.dims if d.name not in fused.split or d.name in fused.summed]
+    more = {*row_dims(fused.nodes(), forward), *forward.inner}
+    dims = [d.name for d in forward.dims if d.name not in {*fused.split, *more} - {*fused.summed}]
     handed = (handed_on(forward, backward, d, keeps) for d in dims)
     return found + [(cut[:1], cut[1:]) for cut in handed if cut]
 

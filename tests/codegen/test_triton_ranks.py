@@ -88,6 +88,14 @@ def test_two_dims_make_more_rows():
                       "S = exp(g) * S + sum[R, J](k * v)\nout o[R, V] = q @ S\n}"), heads="2", length=20)
 
 
+def test_no_launch_divides_what_makes_more_rows():
+    """A backward whose programs divide it, rows handed on to them, had no block for it."""
+    made = kernels(mixc.loads("mixer m(K, V, R = 2) {\nin k[K], u[V], q[R, K]\nparam e where -1 <= e <= 1\n"
+                              "state S[K, V]\nS = e * S + k * u\n"
+                              "out o[V] = (k @ S) / maximum(abs(sum[R](q @ S)), 0.7)\n}").declared)
+    assert made.plans and not any("R" in launch.split for launch in made.launches.values())
+
+
 def test_names_that_rows_take():
     agrees(mixc.loads("mixer m(R, K, V) {\nin rows_by_R[R, K], live_by_R[K, R], v[R, V], held where held <= 0\n"
                       "state S[K, V]\nS = exp(held) * S + live_by_R @ v\nout o[R, V] = rows_by_R @ S\n}"), length=17)
