@@ -21,7 +21,7 @@ from mixc.codegen.offline import Report
 from mixc.targets import Target
 
 CHUNKS = [16, 32, 64, 128]
-FEW = [4, 8]  # where tokens have more rows
+FEW = [2, 4, 8]  # where tokens have more rows
 SEGMENTS = [16, 32, 64, 128, 256]
 KEPT = 0.35  # the most that states kept for the backward may add to the bytes of inputs, outs and gradients
 ESTIMATED = " (estimated)"
@@ -236,7 +236,7 @@ class LaunchSpace:
             for constraints in (kept + shared, kept):
                 loose = Space()
                 loose.domains, loose.constraints = space.domains, constraints
-                least = next(loose.ranked(partial(getattr, model, "registers")), None)
+                least = next(loose.ranked(partial(whole, model.registers)), None)
                 if least is not None:
                     loose.require(whole(model.registers) <= int(least[0]) + 16)
                     yield from self._ranked(loose, model)

@@ -444,9 +444,8 @@ class _Lift:
                 results.append(Result("out", r.name, expand(self(r.value), (ROW, *dims))))
             else:
                 results.append(Result("next", r.name, self._next(r.name)))
-        sized = {d.name: d for d in self.step.dims}
         ranks = {new: d for f in self.forms.values() for d, *more in f.ranks.rows for new in more}
-        more = [Dim(new, d, sized[d].size) for new, d in ranks.items()]
+        more = [Dim(new, d) for new, d in ranks.items()]
         return replace(self.step, level="chunk", results=tuple(results), dims=(*self.step.dims, *more))
 
     def _next(self, name: str) -> Node:

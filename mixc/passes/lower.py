@@ -169,9 +169,20 @@ def crossing_of_rows(n: Node) -> Node | None:
     """A factor of a sum inside it, where that is over what makes more rows of a token: no matrix [t, s]."""
     if n.op == "crossing" and n.args[0].op == "mul":
         for y, factor in (n.args[0].args, n.args[0].args[::-1]):
-            if y.op == "sum" and {*factor.dims} <= {ROW, COL} and feature_dims(y.args[0]):
-                return make("crossing", total(y.args[0] * factor, y.attr("over")), reach=n.attr("reach"))
+            x, over = _summed(y)
+            if over and {*factor.dims} <= {ROW, COL}:
+                return make("crossing", total(x * factor, over), reach=n.attr("reach"))
     return None
+
+
+def _summed(n: Node) -> tuple[Node, tuple[str, ...]]:
+    """What it is a sum of, and over which feature dims; none where it is no sum, or one of unlike sums."""
+    if n.op == "sum":
+        return n.args[0], n.attr("over")
+    if n.op == "add":
+        (a, over), (b, same) = map(_summed, n.args)
+        return a + b, over if over == same else ()
+    return n, ()
 
 
 def with_inverses(program: Program, each: Iterable[str] = ()) -> Program:
