@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 
 from mixc.ir.build import contract, is_number, maybe_mul, rename, total, where
 from mixc.ir.node import COL, Node, depends, make, number, postorder
+from mixc.ir.ops import OPS
 from mixc.ir.program import Decl, Program
 
 
@@ -83,8 +84,7 @@ class ReadForm:
     def scaled(self, c: Node | None) -> ReadForm:
         if c is None:
             return self
-        while c.op == "expand":  # what it multiplies has its dims
-            c = c.args[0]
+        c = _unrepeated(c)
         return ReadForm(None if self.constant is None else c * self.constant,
                         {r: maybe_mul(c, e) for r, e in self.coefs.items()})
 
@@ -94,6 +94,19 @@ class ReadForm:
             coefs[r] = _sum(coefs[r], e) if r in coefs else e
         constants = [c for c in (self.constant, other.constant) if c is not None]
         return ReadForm(constants[0] + constants[1] if len(constants) == 2 else next(iter(constants), None), coefs)
+
+
+def _unrepeated(c: Node) -> Node:
+    """A factor without dims along which it is but repeated: what it multiplies has them."""
+    done: dict[Node, Node] = {}
+    for n in postorder([c]):
+        args = tuple(done[a] for a in n.args)
+        if n.op == "expand":
+            done[n] = args[0]
+        else:  # a sum over the dim counts how often
+            same = args == n.args or not OPS[n.op].elementwise
+            done[n] = n if same else make(n.op, *args, span=n.span, **dict(n.attrs))
+    return done[c]
 
 
 def _sum(a: Node | None, b: Node | None) -> Node | None:

@@ -130,10 +130,12 @@ def _proved(step: Program, n: Node) -> tuple[Range, ...]:
 
 # ---------------------------------------------------------------- windows
 def _summed_windows(values: list[Node], sizes: dict[str, int]) -> dict[Node, Node]:
-    """sum[W](c * lag[W](x)) = c[0] * x + c[1] * lag(x, 1) + ..., for windows of known size."""
+    """sum[W](c * lag[W](x)) = c[0] * x + c[1] * lag(x, 1) + ..., for windows of known size.  What reads a state stays
+    one product: a correction by the last W keys is one of rank W."""
     found: dict[Node, Node] = {}
+    reads = depends(values, [n for n in postorder(values) if n.op == "state"])
     for n in postorder(values):
-        if n.op not in ("sum", "contract"):
+        if n.op not in ("sum", "contract") or n in reads:
             continue
         inner = n.args[0] if n.op == "sum" else n.args[0] * n.args[1]
         summed = [d for d in inner.dims if d not in n.dims]

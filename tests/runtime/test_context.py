@@ -39,6 +39,13 @@ SPECS = {
         h = sigmoid(f) * h + max[W](lag[W](x))
         out o[D] = h
     }""",
+    "loss_of_a_window": """mixer loss_of_a_window(K, V, W = 3) {
+        in q[K], v[V], b where 0 <= b <= 1
+        in k[K] where norm[K](k) <= 1
+        state S[K, V]
+        S = S - 0.3 * grad[S](0.5 * sum(lag[W](b) * square(sum[K](lag[W](k) * S) - lag[W](v))))
+        out o[V] = q @ S
+    }""",
     "turning": """mixer turning(N) {
         in u[N] complex
         in x
@@ -132,3 +139,14 @@ def test_what_positions_and_lags_are_proved_to_be_is_known_of_them_as_inputs(dec
     (made,) = (d for d in context(mixer.declared).program.ins if d.name not in "kvq")
     ends = [(r.low.attr("value"), r.high.attr("value")) for r in made.ranges]
     assert ends == ([(0, 1)] if sized else [])
+
+
+def test_a_correction_by_the_last_keys_is_one_of_their_number():
+    """It ran token by token, as single lags; and its strength, repeated for every column, made a system of each."""
+    from mixc.runtime.compiled import compiled
+    from mixc.runtime.context import context_of
+
+    made = context_of(spec("loss_of_a_window").declared, {"W": 3})
+    assert {"k_window", "v_window", "b_window"} <= {d.name for d in made[0].program.ins}
+    text = compiled(made[0].program).forward(False, True, False).text
+    assert "unit_inverse(" in text and "solve_columns(" not in text
