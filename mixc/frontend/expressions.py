@@ -94,10 +94,12 @@ def _contraction(scope: Scope, e: Binary, a: Node, b: Node) -> Node | None:
         out = tuple(d for d in dict.fromkeys((*a.dims, *b.dims)) if d not in shared)
         return make("contract", a, b, span=e.span, out=out)
     left, right = spelled(e.left), spelled(e.right)
+    other = _other_declaration(scope, e.right, a) or _other_declaration(scope, e.left, b)
+    outer = f"`{left} * {right}` is the outer product"
+    if other and len(a.dims) == len(b.dims) == 1:
+        other = f"{other} {outer}"
     scope.error("MX203", f"`{spelled(e)}` shares no dim: {left} is {shown(a.dims)}, {right} is {shown(b.dims)}", e.span,
-                _other_declaration(scope, e.right, a) or _other_declaration(scope, e.left, b)
-                or ("`*` multiplies by a number" if not a.dims or not b.dims else
-                    f"`{left} * {right}` is the outer product"))
+                other or ("`*` multiplies by a number" if not a.dims or not b.dims else outer))
     return None
 
 

@@ -101,7 +101,7 @@ BAD: list[tuple[str, str, int, int, str, str]] = [
     (last("K = g"), "MX205", 5, 1, "is a dim", "`K2`"),
     (last("out p = g\ny = p"), "MX206", 6, 5, "cannot be read", "then `out p = y`"),
     # ------------------------------------------------ dims
-    (last("y = q @ v"), "MX203", 5, 5, "q is [K], v is [V]", "did you mean `in v[K]`"),
+    (last("y = q @ v"), "MX203", 5, 5, "q is [K], v is [V]", "`in v[K]`? `q * v` is the outer"),
     (last("y = g @ S"), "MX203", 5, 5, "g is without dims", "`*` multiplies"),
     (body("out o[V] = v", "K, V", "in k[k], v[V]"), "MX209", 2, 6, "`k` is no dim", "did you mean `K`"),
     (last("y = sum[N](k)"), "MX209", 5, 9, "`N` is no dim", "mixer m(K, V, N)"),
