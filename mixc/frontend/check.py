@@ -10,6 +10,7 @@ from mixc.errors import Diagnostic, SpecError
 from mixc.frontend.declare import claim, declare, declared_dims, fit, fresh, header
 from mixc.frontend.expressions import value
 from mixc.frontend.functions import as_number
+from mixc.frontend.names import nearest
 from mixc.frontend.scope import Binding, Scope, shown
 from mixc.frontend.syntax import (
     Assign,
@@ -216,8 +217,10 @@ class _Walk:
             scope.error("MX220", f"{mixer.name} has no out", mixer.span, "what comes out is written `out o[V] = q @ S`")
         for b in scope.names.values():
             if b.role == "state" and not b.versions:
+                near = nearest(b.name, [n for n, x in scope.names.items() if x.role == "local"])
+                meant = f"line {scope.names[near].span.line} assigns to `{near}`; " if near else ""
                 scope.error("MX219", f"state {b.name} is never assigned", b.span,
-                            f"a tensor that stays the same is a `param`; to keep what the last token left, "
+                            f"{meant}a tensor that stays the same is a `param`; to keep what the last token left, "
                             f"write `{b.name} = ...`")
         self._unread({})
         given = {scope.root(d) for decl in scope.decls.values() if decl.role in ("in", "param") for d in decl.dims}

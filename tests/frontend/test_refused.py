@@ -148,6 +148,8 @@ BAD: list[tuple[str, str, int, int, str, str]] = [
     (last("y = grad(g)"), "MX218", 5, 5, "no gradient", "grad[S](loss)"),
     # ------------------------------------------------ the whole
     (body("out o[V] = v", declarations="in k[K], v[V]\nstate S[K, V]"), "MX219", 3, 7, "never assigned", "`param`"),
+    (body("s = k * v\nout o[V] = k @ s", declarations="in k[K], v[V]\nstate S[K, V]"), "MX219", 3, 7, "never assigned",
+     "line 5 assigns to `s`"),
     (body("S = S + k * v"), "MX220", 1, 7, "no out", "out o[V]"),
     (last("y = g\nin z"), "MX221", 6, 4, "below a line that computes", "come first"),
     (last("for n in K {\nout z = k[n]\n}"), "MX221", 6, 5, "inside a `for`", "below the loop"),
