@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
+from mixc.codegen import triton_crossing, triton_rows, triton_span
 from mixc.codegen.calls import HOST as CALLS
 from mixc.codegen.calls import call_lines, range_check, tables
 from mixc.codegen.config import Config, Tile
@@ -18,14 +19,13 @@ from mixc.codegen.host_values import past_lines, past_text
 from mixc.codegen.kernel import Kernel, KernelWriter, safe
 from mixc.codegen.lines import indent, join, packed, shape, tuple_text
 from mixc.codegen.names import class_name
+from mixc.codegen.needed import names_read, needed
 from mixc.codegen.prelude import ATAN2, PRELUDE
 from mixc.codegen.segment_kernel import SegmentWriter
 from mixc.codegen.sizes import const_lines, only_needed, size_lines, typed_by
 from mixc.codegen.starts import start_lines
 from mixc.codegen.tiles import refuse
-from mixc.codegen.triton_rows import rows_prelude
 from mixc.codegen.triton_scan import scan_prelude
-from mixc.codegen.triton_span import span_prelude
 from mixc.errors import SpecError
 from mixc.ir.launch import Launch, Store
 from mixc.ir.program import Decl, Program
@@ -139,7 +139,8 @@ class Module:
         return [k.text for k in (*(k for _, k in self.fwd), *([self.token] if self.token else []), *(k for _, k in self.bwd))]
 
     def prelude(self) -> str:
-        return PIECES if self._splits else ""
+        """What its kernels call beside what all may."""
+        return ""
 
     @property
     def _splits(self) -> bool:
@@ -421,11 +422,11 @@ class Module:
         lines = [f"def {name}({', '.join(safe(d.name) for d in given)}, *, {keywords}initial_state=None, output_final_state=False, sequences=None,",
                  f"{' ' * (5 + len(name))}reverse=False):", '    """Outs as a tuple; sequences: the first row and the length of each."""']
         starts = start_lines(dict(zip((s.name for s in self.spec.states), self.states, strict=True)))
-        past, sizes = self._past_lines(), size_lines(given, self.p.dims)
-        sizes = sizes if starts or past else only_needed(sizes, self.p.consts)
-        body = [*sizes, *const_lines(self.p.consts, self.spec.consts, self.fixed),
+        past = self._past_lines()
+        body = [*const_lines(self.p.consts, self.spec.consts, self.fixed),
                 "seqs = Sequences(B, T, *(sequences or (None, None)), reverse, output_final_state)",
                 "initial = dict(initial_state or {})", *([f"device = {first}.device"] if starts or past else []), *starts, *past]
+        body = [*only_needed(size_lines(given, self.p.dims), body), *body]
         tensors = [*(safe(d.name) for d in self._tensors()), *(f"initial.get('{s.name}')" for s in self.spec.states)]
         outs = [safe(o.name) for o in self.outs]
         result = [*outs, *(f"{s}_final" for s in states)]
@@ -465,12 +466,14 @@ def file_text(name: str, doc: str, modules: list[Any], step: Program, calls: str
     Args:
         modules: `sized` ones. step: what the tables of tensors are of, and what looks back at earlier tokens."""
     kernels = [text for m in modules for text in m.kernel_texts()]
-    written, preludes = "\n\n".join(kernels), dict.fromkeys(m.prelude() for m in modules)
-    doc = doc.strip()
+    written, doc = "\n\n".join(kernels), doc.strip()
+    sizes = "\n".join([*(line for m in modules for line in m.size_lines()), *tables(step)])
+    own = "".join([written, "\n\n\n", *(x for m in modules for x in (m.function(), "\n\n")), calls])
+    shared = needed("".join([HOST, CALLS, PRELUDE, ATAN2, scan_prelude(written), triton_span.PRELUDE,
+                             triton_crossing.PRELUDE, triton_rows.PRELUDE, PIECES,
+                             *dict.fromkeys(m.prelude() for m in modules), past_text(step)]), f"{sizes}\n{own}")
+    read = names_read("\n".join([sizes, shared, own]))
     head = [f'"""{name}: kernels emitted by mixc from a one-token step.', "", *([*doc.splitlines(), ""] if doc else []), LICENSE, '"""',
-            "import collections", "import math", "import os", "", "import torch", "import triton", "import triton.language as tl", "",
-            *(line for m in modules for line in m.size_lines()), *tables(step)]
-    parts = ["\n".join(head), HOST, CALLS, PRELUDE + (ATAN2 if "atan2(" in written else ""), scan_prelude(written),
-             span_prelude(written + rows_prelude(written)) + rows_prelude(written) + "".join(preludes) + past_text(step), "\n",
-             *(x for text in kernels for x in (text, "\n\n")), *(x for m in modules for x in (m.function(), "\n\n")), calls]
-    return "".join(p if p.endswith("\n") else p + "\n" for p in parts)
+            *(f"import {x}" for x in ("collections", "math", "os") if x in read), "", "import torch", "import triton",
+            "import triton.language as tl", "", sizes]
+    return "\n".join([*head, shared, "", own.rstrip("\n")]) + "\n"

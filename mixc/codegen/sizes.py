@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from mixc.codegen.names import safe
 from mixc.codegen.scalars import python_text
-from mixc.ir.node import postorder
 from mixc.ir.program import Decl, Dim
 
 
@@ -35,10 +35,14 @@ def size_lines(tensors: Sequence[Decl], dims: Iterable[Dim]) -> list[str]:
     return lines
 
 
-def only_needed(lines: list[str], consts: Iterable[Decl]) -> list[str]:
-    """Of `size_lines` the first, and those that defaults of consts read."""
-    needed = {n.attr("dim") for c in consts if c.init is not None for n in postorder([c.init]) if n.op == "size"}
-    return [s for s in lines if s.startswith("B,") or s.split(" =")[0] in needed]
+def only_needed(lines: list[str], below: Iterable[str]) -> list[str]:
+    """Of `size_lines` those that the lines below them read, or each other."""
+    read, kept = set(re.findall(r"\w+", " ".join(below))), list[str]()
+    for line in reversed(lines):
+        if read & set(re.findall(r"\w+", line.split(" = ")[0])):
+            kept.append(line)
+            read |= set(re.findall(r"\w+", line))
+    return kept[::-1]
 
 
 def const_lines(consts: Iterable[Decl], given: Iterable[Decl], fixed: frozenset[str]) -> list[str]:

@@ -60,11 +60,10 @@ class StagedModule:
     def _head(self, seen: Context, tensors: list[Decl], fixed: frozenset[str]) -> list[str]:
         """Sizes, consts, and what parts read of earlier tokens and of positions."""
         past, sizes = past_lines(seen, self.called), size_lines(tensors, self.inner.dims)
-        consts = const_lines(self.inner.consts, self.step.consts, fixed)
-        if not past:
-            heads = next(s for s in sizes if s.startswith("H ="))
-            return [*only_needed(sizes, self.inner.consts)[1:], heads, *consts]
-        return [*sizes, *consts, f"device = {tensors[0].name}.device", "initial = dict(initial_state or {})", *past]
+        lines = const_lines(self.inner.consts, self.step.consts, fixed)
+        if past:
+            lines += [f"device = {tensors[0].name}.device", "initial = dict(initial_state or {})", *past]
+        return [*only_needed(sizes, [*lines, "H"]), *lines]
 
     def _call(self, i: int, part: Program) -> list[str]:
         own = [self.called(d.name) for d in part.ins if not d.exact]

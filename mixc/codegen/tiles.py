@@ -189,8 +189,10 @@ class Tiles:
                 or (bool(node.args) and self._inline(node)))
 
     def absorbed(self, node: Node) -> bool:
-        """Is the matrix never formed: a product that is added by the way, or what a sum is taken of?"""
-        return node in self.added or node in self.crossed or (node in self.reduced and self.uses[node] == 1 and OPS[node.op].elementwise)
+        """Is it never formed: a product that is added by the way, what a sum is taken of, rows of which the ones before
+        are all that is read?"""
+        return (node in self.added or node in self.crossed or (node in self.before and self.uses[node] == 1) or (
+            node in self.reduced and self.uses[node] == 1 and OPS[node.op].elementwise))
 
     def grouped(self, node: Node) -> bool:
         """Does the node belong to the statement that uses it: formed with it, entry by entry, or never?"""

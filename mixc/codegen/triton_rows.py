@@ -124,8 +124,3 @@ def span_apply_back_rows(A, x, g, rows, REACH: tl.constexpr, OPERAND: tl.constex
 '''
 FUNCTIONS = ("sum_of_tokens", "sum_crossing_tokens", "each_row", "cut_factor_of", "across_cut", "span_pair_rows",
              "span_apply_rows", "span_apply_back_rows")
-
-
-def rows_prelude(text: str) -> str:
-    """What a module's text calls."""
-    return PRELUDE if any(f"{name}(" in text for name in FUNCTIONS) else ""

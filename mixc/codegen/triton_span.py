@@ -449,9 +449,3 @@ def unit_inverse(L, rows, PRECISION: tl.constexpr, SMALL: tl.constexpr):
 
 
 FUNCTIONS = tuple(re.findall(r"def (\w+)\(", PRELUDE + triton_crossing.PRELUDE))
-
-
-def span_prelude(text: str) -> str:
-    """What a module's text calls."""
-    crossings = triton_crossing.PRELUDE if "with_spans(" in text else ""
-    return PRELUDE + crossings if any(f"{name}(" in text for name in FUNCTIONS) else ""
