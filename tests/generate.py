@@ -101,6 +101,7 @@ class _Writer:
     lines: list[str] = field(default_factory=list)
     seen: dict[str, tuple[str, str]] = field(default_factory=dict)  # locals: their dims, the state that they read
     made: dict[str, list[str]] = field(default_factory=dict)  # values of one token, to be met again
+    ranks: bool = False  # whether writes, reads and corrections of a rank are drawn, and states of three dims
     beside: bool = False  # whether there is a state X[P, K, V]
     largest: bool = False  # whether a running maximum m is there, as exponents are held below
     outs: int = 0
@@ -201,7 +202,7 @@ class _Writer:
                 state = self.of("({S} - {b} * {k} * ({p} @ {S}))", "({S} - ({S} @ {u}) * {u})").format(
                     S=state, b=self.name("b"), k=self.name("k"), p=self.name("k", "p"), u=self.name("u"))
             if kind == "V":
-                if self.chance(15):
+                if self.ranks and self.chance(25):
                     return "V", self.filled(self.of(*RANK_READS), S=lambda: state)
                 q = self.vector("K")
                 return "V", self.of(f"({q} @ {state})", f"sum[K]({q} * {state})")
@@ -215,7 +216,7 @@ class _Writer:
     def write(self, state: str) -> str:
         """What is added to a state: from the token, sometimes from what was read of an earlier state."""
         dims, earlier = self.states[state], self.earlier(state)
-        if dims == MATRIX and self.chance(15):
+        if dims == MATRIX and self.ranks and self.chance(40):
             return " * ".join([*([self.scalar()] if self.chance(40) else []), self.filled(self.of(*RANKS))])
         parts = []
         for d in dims:
@@ -245,7 +246,7 @@ class _Writer:
         erase, at = (str(self.of(*UNITS)).format(x=self.name(*keys), d=side) if self.chance(30) else self.name(*keys)
                      for _ in range(2))
         seen = f"({erase} @ {state})" if side == "K" else f"({state} @ {erase})"
-        if side == "K" and self.chance(12):
+        if side == "K" and self.ranks and self.chance(40):
             return self.filled(self.of(*RANK_CORRECTIONS), S=lambda: state)
         strength = self.of(self.name("b"), "0.5", self.name(*CONSTS),
                            self.name("bv" if side == "K" else "bk") if self.chance(30) else "0.9")
@@ -316,7 +317,7 @@ class _Writer:
             else:
                 self.lines.append(self.update(state))
         self.lines.append(self.out())
-        if self.chance(8):
+        if self.ranks and self.chance(25):
             self.beside = True
             update = self.filled(self.of(*BESIDE, *(BESIDE_CORRECTED if self.wide else ())),
                                  d=lambda: self.filled(self.of("{c}", "exp({g})", "{b}")))
@@ -353,7 +354,7 @@ class _Writer:
                 if other != state and self.chance(60):
                     terms.append(f"{self.of('0.3', '-0.3', '0.2 * ' + self.name('a'))} * {other}")
             added = [f"0.5 * {self.correction(self.of(*names), side)}".replace("* -", "* ") if self.chance(60)
-                     else self.filled(self.of(*RANKS)) if self.chance(15)
+                     else self.filled(self.of(*RANKS)) if self.ranks and self.chance(40)
                      else f"{self.vector('K')} * {self.vector('V')}" for _ in range(self.draw(st.integers(1, 2)))]
             self.lines.append(f"{state} = {' + '.join([*terms, *added])}")
         self.lines.append(self.out())
@@ -427,8 +428,9 @@ class _Writer:
 @st.composite
 def specs(draw: Any, kind: str = "scalar") -> Spec:
     """A spec of affine states whose decay is a number. "wide": decays along dims, low-rank corrections, micro-steps
-    too; "coupled": matrices that need each other; "cells": states that are no chunk; "mixed": matrices and cells."""
-    w = _Writer(draw, kind in ("wide", "mixed"))
+    too; "ranks": those with sums of outer products and states of three dims; "coupled": matrices that need each other;
+    "cells": states that are no chunk; "mixed": matrices and cells."""
+    w = _Writer(draw, kind in ("wide", "mixed", "ranks"), ranks=kind == "ranks")
     {"coupled": w.coupled, "cells": w.cells, "mixed": w.mixed}.get(kind, w.body)()
     starts = {s: w.start(s) for s in w.states}
     for dim, name in (("K", "q"), ("V", "v")):  # some tensor must say how large a dim is

@@ -70,6 +70,17 @@ def test_affine(number: int) -> None:
 
 
 @pytest.mark.parametrize("number", seeds(SPECS // 12))
+def test_ranks(number: int) -> None:
+    """Affine states with writes, reads and corrections of a rank, and such of three dims."""
+    @seed(number)
+    @QUIET
+    @given(specs("ranks"), calls(dtype=(torch.float64,)), st.sampled_from([8, 4, 16, 64]))
+    def run(spec, call, C):
+        check(spec, call, C, "torch")
+    run()
+
+
+@pytest.mark.parametrize("number", seeds(SPECS // 12))
 def test_mixed(number: int) -> None:
     """Cells and affine states, in parts."""
     @seed(number)
