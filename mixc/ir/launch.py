@@ -95,7 +95,9 @@ class Launch:
 
     def with_roots(self, roots: list[Node]) -> Launch:
         n = len(roots) - len(self.stores)
-        return replace(self, carries=tuple(replace(c, next=x) for c, x in zip(self.carries, roots[:n], strict=True)),
+        carries = self.carries if self.loop == "chunk" else tuple(
+            replace(c, next=x) for c, x in zip(self.carries, roots[:n], strict=True))
+        return replace(self, carries=carries,
                        stores=tuple(replace(s, value=x) for s, x in zip(self.stores, roots[n:], strict=True)))
 
     def with_nodes(self, formed: Callable[[list[Node]], list[Node]]) -> Launch:
