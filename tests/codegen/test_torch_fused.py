@@ -48,6 +48,16 @@ def test_bodies(name, dtype, monkeypatch):
     assert made and all(hasattr(s, "run") for s in made), f"{name} ran no such body"
 
 
+@pytest.mark.parametrize("name", ["hgrn", "mamba1"])
+def test_what_a_call_in_inference_mode_leaves_serves_one_with_gradients(name, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda f, **_: f)
+    mixer = mixc.load(name)
+    x = draw(mixer.declared, B=2, T=96, H=1, seed=0)
+    with torch.inference_mode():
+        mixer(**x, backend="torch.compile")
+    check(mixer, 96)
+
+
 @pytest.mark.parametrize("name", ["lru", "simple_gla", "gru"])
 def test_what_is_no_scan_of_numbers_runs_as_on_torch(name):
     mixer = mixc.load(name)

@@ -51,6 +51,21 @@ def _(x: Tensors, s: Tensors) -> Result:
     return torch.sigmoid(x["xo"]) * torch.tanh(c), {"c": c[:, -1]}
 
 
+@case("mamba3_mimo", wide=True, start=False)
+def _(x: Tensors, s: Tensors) -> Result:
+    """The paper's parallel form: decays between tokens times two bands, a token's end and the next one's beginning."""
+    g = (x["dt"] * x["A"]).cumsum(1)
+    end, begin = x["lam"] * x["dt"], F.pad((1 - x["lam"]) * x["dt"], (0, 0, 0, 1))[:, 1:]
+    T = g.shape[1]
+    later = torch.ones(T, T, dtype=torch.bool).tril()[None, :, :, None]
+    decays = torch.exp((g[:, :, None] - g[:, None]).masked_fill(~later, -torch.inf))  # [B, t, s, H]
+    own = torch.eye(T, dtype=g.dtype)[None, :, :, None]
+    weights = decays * (end[:, None] + begin[:, None] * (1 - own))
+    y = torch.einsum("btsh,bthrn,bshnq,bshqp->bthrp", weights, x["C"], x["B"], x["x"])
+    h = torch.einsum("bsh,bshnq,bshqp->bhnp", weights[:, -1], x["B"], x["x"])
+    return y + x["D"][..., None] * x["x"], {"h": h, "B": x["B"][:, -1:], "x": x["x"][:, -1:]}
+
+
 @case("elman")
 def _(x: Tensors, s: Tensors) -> Result:
     out = flashrnn("elman", x, ("x",), ("R",), torch.zeros(1, *x["x"].shape[2:]), (s["h"],) if s else None)
