@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
 from mixc.codegen.names import safe
+from mixc.codegen.needed import names_read
 from mixc.codegen.scalars import python_text
 from mixc.ir.program import Decl, Dim
 
@@ -37,11 +37,11 @@ def size_lines(tensors: Sequence[Decl], dims: Iterable[Dim]) -> list[str]:
 
 def only_needed(lines: list[str], below: Iterable[str]) -> list[str]:
     """Of `size_lines` those that the lines below them read, or each other."""
-    read, kept = set(re.findall(r"\w+", " ".join(below))), list[str]()
+    read, kept = names_read("\n".join(below)), list[str]()
     for line in reversed(lines):
-        if read & set(re.findall(r"\w+", line.split(" = ")[0])):
+        if read & names_read(line.split(" = ")[0]):
             kept.append(line)
-            read |= set(re.findall(r"\w+", line))
+            read |= names_read(line)
     return kept[::-1]
 
 

@@ -1,4 +1,4 @@
-"""Segments of scans as bodies for `torch.compile`: rows unrolled, no buffers, results returned.
+"""Segments of scans as bodies for `torch.compile`: rows unrolled, none but these buffers.
 
     def shared(...)  values of rows that both others need and that are dear to form (`kept1`, ...)
     def ends(...)    what every chunk does to its state: h' = a * h + b   (where chunks are carried first)
@@ -10,12 +10,12 @@ what a graph returns lies in fresh memory, which costs a page fault every 4 KB, 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from mixc.codegen.needed import names_read
 from mixc.codegen.torch_program import Segment
 from mixc.codegen.torch_scan_prelude import carry
 from mixc.codegen.torch_stages import Level, Stages, affine_updates, levels, origin, stages
@@ -28,8 +28,6 @@ from mixc.ir.ranges import proving
 from mixc.passes.unroll import NotRows, row_leaf, unroll
 
 Tensor = torch.Tensor
-
-
 Write = tuple[str, Node, Dims]  # where to, what, its axes there
 CHEAP = {"add", "sub", "mul", "neg", "minimum", "maximum", "where", "lt", "le", "eq", "ne", "and", "or", "not", "square",
          "abs", "sign"}  # what costs no more than to read its result
@@ -163,7 +161,7 @@ class _Body:
         sizes = [safe(d.name) for d in self.program.dims]
         lines = _with_exp2([f"    M = {next(iter(made.received))}.shape[0]", *lines,
                             f"    return ({''.join(f'{x}, ' for x in texts).rstrip()})"])
-        used = set(re.findall(r"[^\W\d]\w*", "\n".join(lines)))
+        used = names_read("\n".join(lines))
         args = [*made.received, *made.rows, *made.heads, *made.numbers, *self.kept.values(), *self.places.values(), *sizes]
         return [f"def {name}(*, {', '.join(n for n in dict.fromkeys([*args, 'dtype', 'device']) if n in used)}):",
                 *lines, "", ""]
