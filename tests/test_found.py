@@ -137,9 +137,11 @@ def test_a_sum_over_corrections(body):
 
 @pytest.mark.parametrize("body", [
     "state S[K, V], n[K]\nS += b * k * v\nn += b * square(k)\nout o[V] = (q / (n + c)) @ S",  # 0 / 0 behind K
-    "state S[K, V]\nS += k * v\nout o[V] = K ** -0.5 * (q @ S) + sqrt(V)"])  # logarithms of integers
+    "state S[K, V]\nS += k * v\nout o[V] = K ** -0.5 * (q @ S) + sqrt(V)",  # logarithms of integers
+    "state S[K, V]\nS += sqrt(c - 0.05) * k * v\nout o[V] = q @ S",  # roots of less than 0 behind K
+    "state G[K, J]\nG += k * k[J]\nx = q / c\nr = q - x[J] @ G\ny = r @ (r[J] @ G)\nout o[V] = y * v"])  # 0 / 0
 def test_quotients_and_sizes_in_kernels(body):
-    mixer = mixc.loads("mixer m(K, V) {\nin q[K], k[K], v[V], b where 0 <= b <= 1\n"
+    mixer = mixc.loads("mixer m(K, V, J = K) {\nin q[K], k[K], v[V], b where 0 <= b <= 1\n"
                        f"param c[K] where 0.1 <= c <= 2\n{body}\n}}")
     cell = dict(length=20, size=5, heads="1", gates=1.0, dtype=torch.float32, rows="plain", start=False)
     assert all(f.ok for f in cells.compare(mixer, cell, "triton"))

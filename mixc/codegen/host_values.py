@@ -118,7 +118,7 @@ class PastValues(HostValues):
         super().__init__(roots, called)
         results = tuple(Result("out", str(i), x) for i, x in enumerate(roots))
         self.guarded = guarded_nodes(replace(found.step, decls=(*found.step.ins, *found.step.params), results=results))
-        self.followed: set[str] = set()
+        self.step, self.followed, self.heard = found.step, set[str](), dict[str, str]()
         for name, node in found.given.items():
             x = self.value(node) if node.op not in ("lag", "window") else self._own(node)  # inputs stay in their dtype and heads
             self.lines.append(f"{called(name)} = past.full({x if node.kind != 'bool' else self.rounded(x)})")
@@ -128,7 +128,16 @@ class PastValues(HostValues):
     def leaf(self, node: Node) -> str:
         if node.op == "pos":
             return "past.position()"
-        return f"past.wide({self.called(node.attr('name'))}{'[None, None]' if node.op == 'param' else ''})"
+        return f"past.wide({self.given(node)}{'[None, None]' if node.op == 'param' else ''})"
+
+    def given(self, node: Node) -> str:
+        """An input or param as the caller gave it, its gradient 0 at an infinite end of its range."""
+        name = node.attr("name")
+        if name not in self.heard:
+            self.heard[name] = self.called(name)
+            if self.step.decl(name).open_ended:
+                self.heard[name] = self._put(f"past.deaf({self.heard[name]})")
+        return self.heard[name]
 
     def rounded(self, x: str) -> str:
         return f"past.rounded({x})"
@@ -156,7 +165,7 @@ class PastValues(HostValues):
     def _follow(self, name: str, x: Node) -> None:
         if name not in self.followed:
             self.followed.add(name)
-            tensor = self.called(x.attr("name")) if x.op == "in" else self.value(x)
+            tensor = self.given(x) if x.op == "in" else self.value(x)
             self.lines.append(f"past.follow({name!r}, {tensor}, {depth_text(*self.history[name][1:], self.size)})")
 
 

@@ -20,7 +20,7 @@ def zero_padded(node: Node, dim: str) -> bool:
     if not node.args:
         return True  # loads are masked with 0
     if node.op == "rename":
-        return zero_padded(node.args[0], {new: old for old, new in node.attr("to")}.get(dim, dim))
+        return zero_padded(node.args[0], _renamed(node, dim))
     if node.op in ("add", "sub", "maximum", "minimum"):
         return all(zero_padded(a, dim) for a in node.args)
     if node.op in ("mul", "contract", "guard"):
@@ -36,17 +36,28 @@ def zero_padded(node: Node, dim: str) -> bool:
 
 def _finite_padded(node: Node, dim: str) -> bool:
     """Is the value finite there, so that 0 times it is 0?  Behind the end of `dim`, 0 stands for what was loaded."""
+    if node.op == "rename":
+        return _finite_padded(node.args[0], _renamed(node, dim))
     if dim not in node.dims or not node.args:
         return not (node.op == "number" and math.isinf(abs(node.attr("value"))))
     if node.op in ("exp", "expm1"):
         return _nonpositive_padded(node.args[0], dim)
     if node.op == "div" and dim in node.args[1].dims:
         return False
+    if node.op == "sqrt":  # a range that keeps what is loaded away from 0 says nothing there
+        return zero_padded(node.args[0], dim)
     odd = node.op in _SINGULAR or node.attr("combine", "affine") != "affine" or (node.op == "ipow" and node.attr("n") < 0)
     return not odd and all(_finite_padded(a, dim) for a in node.args)
 
 
+def _renamed(node: Node, dim: str) -> str:
+    """What a rename's argument calls the dim."""
+    return {new: old for old, new in node.attr("to")}.get(dim, dim)
+
+
 def _nonpositive_padded(x: Node, dim: str) -> bool:
+    if x.op == "rename":
+        return _nonpositive_padded(x.args[0], _renamed(x, dim))
     args = x.args[1:] if x.op == "where" else x.args
     return zero_padded(x, dim) or bounds(x).nonpositive or (
         x.op in _SUMMED and all(_nonpositive_padded(a, dim) for a in args))

@@ -70,6 +70,10 @@ class Past:
         x = self.rounded(x)
         return x if x.shape[2] in (1, self.H) else x.repeat_interleave(self.H // x.shape[2], 2)
 
+    def deaf(self, x):
+        """x, its gradient 0 wherever it is infinite."""
+        return torch.where(x.isinf(), x.detach(), x) if x.requires_grad else x
+
     def full(self, x):
         return x.expand(self.B, self.T, *x.shape[2:])
 

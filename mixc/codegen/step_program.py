@@ -98,7 +98,7 @@ class _Step(Writer):
         G = self.H if d.role == "state" else given.shape[0 if d.role == "param" else 2]
         if G not in (1, self.H):
             lines.append(f"{x} = {x}.repeat_interleave({self.H // G}, 1)")
-        if self.grad and any(r.of == "x" and (r.low is None) != (r.high is None) for r in d.ranges):
+        if self.grad and d.open_ended:
             lines.append(f"if {x}.requires_grad: {x} = torch.where({x}.abs() == inf, {x}.detach(), {x})")
         return lines
 

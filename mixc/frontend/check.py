@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from mixc.errors import Diagnostic, SpecError
-from mixc.frontend.declare import claim, declare, declared_dims, fit, fresh, header
+from mixc.frontend.declare import claim, declare, declared_dims, fit, header
 from mixc.frontend.expressions import value
 from mixc.frontend.functions import as_number
 from mixc.frontend.names import nearest
@@ -138,7 +138,7 @@ class _Walk:
             if claim(scope, s.target):
                 scope.bind(Binding("local", name, s.target.span, x))
         elif b.role in ("in", "param", "const"):
-            new = fresh(scope, name)
+            new = scope.fresh(name)
             why = "learned" if b.role == "param" else "what came in" if b.role == "in" else "one number for all tokens"
             scope.error("MX205", f"`{name}` is {'an input' if b.role == 'in' else 'a ' + b.role} and is not assigned",
                         s.target.span, f"it stays {why}: write `{new} = {spelled(s.value)}`, and read `{new}` below; "
@@ -146,10 +146,10 @@ class _Walk:
         elif b.role == "local":
             scope.error("MX204", f"`{name}` is assigned a second time; the first is on line {b.span.line}",
                         s.target.span,
-                        f"only states change: call the new value `{fresh(scope, name)}`, or declare `state {name}`")
+                        f"only states change: call the new value `{scope.fresh(name)}`, or declare `state {name}`")
         elif b.role in ("dim", "loop"):
             scope.error("MX205", f"`{name}` is a {'dim' if b.role == 'dim' else 'loop index'} and is not assigned",
-                        s.target.span, f"call it `{fresh(scope, name)}`")
+                        s.target.span, f"call it `{scope.fresh(name)}`")
         else:
             scope.error("MX204", f"`{name}` is an out, given on line {b.span.line}", s.target.span,
                         f"outs are given once, `out {name}{shown(b.dims, '')} = ...`")

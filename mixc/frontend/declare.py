@@ -55,14 +55,9 @@ def claim(scope: Scope, name: Name) -> bool:
     taken = scope.names.get(name.name)
     if taken is not None and taken.role != "unknown":
         scope.error("MX204", f"`{name.name}` is {_KINDS[taken.role]} since line {taken.span.line}", name.span,
-                    f"dims, inputs, states and all other names are one namespace: call it `{fresh(scope, name.name)}`")
+                    f"dims, inputs, states and all other names are one namespace: call it `{scope.fresh(name.name)}`")
         return False
     return True
-
-
-def fresh(scope: Scope, name: str) -> str:
-    """A name like `name` that is free."""
-    return next(n for i in range(2, 10 ** 6) if (n := f"{name}{i}") not in scope.names and n not in scope.later)
 
 
 # ---------------------------------------------------------------- declarations
@@ -99,7 +94,7 @@ def declared_dims(scope: Scope, s: Declare) -> tuple[str, ...] | None:
     twice = next((d for i, d in enumerate(dims) if d in dims[:i]), None)
     if twice is None:
         return dims
-    other = "E" if "E" not in scope.names else fresh(scope, twice)
+    other = "E" if "E" not in scope.names else scope.fresh(twice)
     square = tuple(other if i == len(dims) - 1 - dims[::-1].index(twice) else d for i, d in enumerate(dims))
     scope.error("MX207", f"`{s.name.name}` has the dim {twice} twice", s.span,
                 f"a square one is `{s.role} {s.name.name}{shown(square)}`, with `{other} = {twice}` in the header; "

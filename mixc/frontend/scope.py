@@ -120,6 +120,10 @@ class Scope:
         if self.loops:
             b.in_loop = True
 
+    def fresh(self, name: str) -> str:
+        """A name like `name` that is free."""
+        return next(n for i in range(2, 10 ** 6) if (n := f"{name}{i}") not in self.names and n not in self.later)
+
     def read(self, e: Name) -> Node | None:
         """The value that a name stands for here; None if that is an error, now or before."""
         b = self.names.get(e.name)
@@ -130,8 +134,9 @@ class Scope:
             return make("size", dim=b.name)
         if b.role == "out":
             if b.node is not None:
-                self.error("MX206", f"`{e.name}` is an out, and outs cannot be read", e.span,
-                           f"give the value a name above: `y = ...`, then `out {e.name}{shown(b.dims, '')} = y`")
+                name = self.fresh(e.name)
+                self.error("MX206", f"`{e.name}` is an out, and outs cannot be read", e.span, f"name its value above: "
+                           f"`{name} = ...`, then `out {e.name}{shown(b.dims, '')} = {name}`, and read `{name}`")
             return None
         return b.node
 

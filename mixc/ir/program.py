@@ -57,6 +57,11 @@ class Decl:
     span: Span | None = field(default=None, compare=False)
     exact: bool = False
 
+    @property
+    def open_ended(self) -> bool:
+        """May it be infinite, at the open end of its range? Its gradient is 0 there."""
+        return any(r.of == "x" and (r.low is None) != (r.high is None) for r in self.ranges)
+
     def leaf(self) -> Node:
         """The node that reads this name at the token level."""
         if self.role == "const":

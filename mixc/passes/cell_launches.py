@@ -80,7 +80,7 @@ def _forward(step: Program, fwd: Program, kept: dict[str, str]) -> Launch:
 def finite_gradient(bwd: Program, d: Decl, wide: Decl) -> Node:
     """Of an input: 0 where it is infinite at the open end of its range."""
     grad = bwd.result("grad", d.name)
-    if any(r.of == "x" and (r.low is None) != (r.high is None) for r in d.ranges):
+    if d.open_ended:
         grad = where(make("eq", make("abs", wide.leaf()), number(math.inf)), 0.0, grad)
     return grad
 

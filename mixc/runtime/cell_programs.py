@@ -7,7 +7,7 @@ from functools import cached_property
 
 from mixc.codegen.torch_cell import loop
 from mixc.codegen.torch_cell_plan import Carried, Loop, inside_loop
-from mixc.codegen.torch_stages import ALIAS
+from mixc.codegen.torch_stages import ALIAS, origin
 from mixc.ir.node import ROW, Node, depends, first_below, postorder
 from mixc.ir.program import Program, once_a_program
 from mixc.ir.ranges import proving
@@ -78,9 +78,9 @@ class Cell:
             if n not in varying or (n.op in _CHEAP and all(a in known for a in n.args)):
                 known.add(n)
             elif n in inside and n in read:
-                found.append(n)
-                known.add(n)
-        return tuple(found)
+                found.append(origin(n))  # a renamed value is no tensor of its own
+                known |= {n, origin(n)}
+        return tuple(dict.fromkeys(found))
 
     def forward(self, keeps: bool) -> Half:
         """`keeps`: a backward may follow."""

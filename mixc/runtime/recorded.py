@@ -102,17 +102,12 @@ def gradients(run: Any, tensors: list[Tensor], needs: tuple[bool, ...], grads: d
             whole = (call.H, *x.shape[1:])
             none = torch.zeros(whole, dtype=call.dtype, device=x.device)
             grad = sums.get(d.name, none).expand(whole).unflatten(0, (x.shape[0], -1)).sum(1).to(x.dtype)
-        found.append(torch.where(x.isinf(), 0.0, grad) if _open_ended(d) and not run.finite else grad)
+        found.append(torch.where(x.isinf(), 0.0, grad) if d.open_ended and not run.finite else grad)
     return [*found, *(g if need else None for g, need in zip(states, needs[len(found):], strict=True))]
 
 
 def all_finite(call: Call) -> bool:
     """Is no input infinite?  (May say no where it is: a sum may overflow.)"""
     given = {**call.ins, **call.params}
-    some = [given[d.name].detach() for d in (*call.program.ins, *call.program.params) if _open_ended(d)]
+    some = [given[d.name].detach() for d in (*call.program.ins, *call.program.params) if d.open_ended]
     return all(math.isfinite(x.sum(dtype=torch.promote_types(x.dtype, torch.float32)).item()) for x in some)
-
-
-def _open_ended(d: Decl) -> bool:
-    """Inputs that may be infinite have gradient 0 there."""
-    return any(r.of == "x" and (r.low is None) != (r.high is None) for r in d.ranges)

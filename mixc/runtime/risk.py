@@ -60,8 +60,7 @@ def _risks(order: list[Node], program: Program, states: dict[Node, Risk]) -> dic
 
 def _of(n: Node, program: Program, args: list[Risk]) -> Risk:
     if n.op in ("in", "param"):
-        ranges = program.decl(n.attr("name")).ranges
-        return any(r.of == "x" and (r.low is None) != (r.high is None) for r in ranges), False
+        return program.decl(n.attr("name")).open_ended, False
     if n.op == "number":
         value = n.attr("value")
         return not isinstance(value, complex) and math.isinf(value), False

@@ -188,5 +188,4 @@ def _slices(x: Tensor, counts: list[int]) -> list[Tensor]:
 
 def _deaf_where_infinite(x: Tensor, d: Decl) -> Tensor:
     """x, its gradient 0 where it lies at an infinite end of its range (g = -inf: forget everything)."""
-    open_ended = any(r.of == "x" and (r.low is None) != (r.high is None) for r in d.ranges)
-    return torch.where(x.abs() == math.inf, x.detach(), x) if open_ended and x.requires_grad else x
+    return torch.where(x.abs() == math.inf, x.detach(), x) if d.open_ended and x.requires_grad else x

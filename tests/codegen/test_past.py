@@ -188,6 +188,16 @@ def test_a_cotangent_of_zero_stays_zero(backend):
     assert_runs_agree(mixer, got, run(mixer, x, wide=True), torch.float32, partial(run, Plain(mixer), x))
 
 
+@pytest.mark.parametrize("backend", ["torch", "module"])
+def test_what_forgets_everything_has_no_gradient_through_what_is_kept(backend):
+    mixer = mixc.loads("mixer m(D) {\nin x[D], g where g <= 0\nstate h[D]\n"
+                       "h = exp(g + lag(g, 1)) * h + x\nout o[D] = h\n}")
+    x = draw(mixer.declared, B=2, T=5, H=2)
+    x["g"][:, [0, -1]] = -torch.inf
+    got = run(Emitted(mixer) if backend == "module" else mixer, x, backend=backend)
+    assert_runs_agree(mixer, got, run(mixer, x, wide=True))
+
+
 @pytest.mark.parametrize(("name", "state", "words"), [
     ("short_conv", {"y": torch.zeros(1)}, "no state `y`; there are x"),
     ("short_conv", {"x": torch.zeros(2, 3, 2, 4)}, r"expected x \[2, 3, 2, 3\]"),

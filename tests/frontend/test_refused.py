@@ -99,7 +99,7 @@ BAD: list[tuple[str, str, int, int, str, str]] = [
     (last("y = g\ny = g + 1"), "MX204", 6, 1, "second time; the first is on line 5", "`y2`"),
     (last("out p = g\np = g"), "MX204", 6, 1, "is an out", "given once"),
     (last("K = g"), "MX205", 5, 1, "is a dim", "`K2`"),
-    (last("out p = g\ny = p"), "MX206", 6, 5, "cannot be read", "then `out p = y`"),
+    (last("out p = g\ny = p"), "MX206", 6, 5, "cannot be read", "then `out p = p2`"),
     # ------------------------------------------------ dims
     (last("y = q @ v"), "MX203", 5, 5, "q is [K], v is [V]", "`in v[K]`? `q * v` is the outer"),
     (last("y = g @ S"), "MX203", 5, 5, "g is without dims", "`*` multiplies"),

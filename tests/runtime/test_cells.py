@@ -108,6 +108,11 @@ def test_infinite_gates():
     check(mixc.loads(text), change=some)
 
 
+def test_what_the_backward_reads_under_other_names_of_its_dims():
+    check(mixc.loads("mixer m(N, M = N) {\nin e[N]\nparam A[N, M]\nstate p[N] = 1 / N\n"
+                     "p = (p @ softmax[M](A))[N] * exp(e)\np = p / sum(p)\nout o[N] = p\n}"))
+
+
 def test_all_gates_in_one_product_and_few_calls_a_token():
     """Stacked gates, one call for equal functions, one for the cotangents of the gates."""
     mixer = mixc.load("lstm")
