@@ -43,6 +43,7 @@ FOUND = {  # what was wrong: the body
     "a decision on what a decay of 0 erased, in the backward":
         "out o[V] = relu(q @ S) + where(k @ S > 0, v, u)\nS = av * S",
     "a decay of 0 beside the log of another": "S = exp(gv) * S + q * v\nout o[K] = S @ u\nS = av * S",
+    "a decay to the power of a quotient of numbers": "S = sigmoid(f) ** (1 / 16) * S + k * v\nout o[V] = q @ S",
     "a decay above 0 that is no scan": "S += (elu(k) + 1) * v\nout o[V] = (elu(q) + 1) @ S",
 }
 
@@ -115,6 +116,14 @@ def test_a_const_on_the_other_side_of_a_threshold_than_its_default():
                        "out o[V] = clamp(where(q @ M > 0, k @ S, one), -0.4, 0.3)\n}")
     cell = dict(length=20, size=3, heads="1", gates=1.0, dtype=torch.float64, rows="plain", start=False, consts=0.3)
     assert all(f.ok for f in cells.compare(mixer, cell, "torch"))
+
+
+def test_a_decision_on_a_const_where_a_number_a_row_is_formed():
+    """It was handed on as a number."""
+    mixer = mixc.loads("mixer m(K, V) {\nin q[K], k[K], v[V], f\nconst c = 0.7\nstate S[K, V]\n"
+                       "S = where(c > 0.5, sigmoid(f) ** c, 1) * S + k * v\nout o[V] = q @ S\n}")
+    cell = dict(length=9, size=3, heads="1", gates=1.0, dtype=torch.float64, rows="plain", start=False)
+    assert all(f.ok for value in (None, 0.2) for f in cells.compare(mixer, cell | {"consts": value}, "torch"))
 
 
 def test_the_last_row_of_a_scan_is_not_overwritten():

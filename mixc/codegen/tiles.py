@@ -16,7 +16,6 @@ from keyword import kwlist
 from mixc.codegen import operands as products
 from mixc.codegen import triton_span as spans
 from mixc.codegen.axes import JOINT, Axes, flat
-from mixc.codegen.brackets import atom, filled
 from mixc.codegen.notation import is_decay
 from mixc.codegen.operands import added, dot_axes, entrywise, only_operands, operand_of, sharp, worked_out
 from mixc.codegen.padding import zero_padded
@@ -24,6 +23,7 @@ from mixc.codegen.triton_reduce import batched_code, extremum_code, softmax_code
 from mixc.codegen.triton_scan import component_name, is_factor_behind, pick_code, previous_code, rows_before, scan_code
 from mixc.errors import Diagnostic, SpecError
 from mixc.ir.blocks import PART
+from mixc.ir.brackets import atom, filled
 from mixc.ir.launch import ROWS, feature_dims
 from mixc.ir.node import COL, ROW, Node, postorder, source
 from mixc.ir.ops import OPS

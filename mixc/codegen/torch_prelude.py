@@ -22,8 +22,8 @@ __all__ = ["compare", "decay", "decay_of", "exp_by_two", "fold", "guard", "keep"
 
 
 def number(value: float, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
-    """A number where torch wants a tensor."""
-    return torch.full((), value, dtype=dtype, device=device)
+    """A number, or a decision, where torch wants a tensor."""
+    return torch.full((), value, dtype=torch.bool if isinstance(value, bool) else dtype, device=device)
 
 
 def running_sum(x: Tensor, axis: int, reverse: bool, exclusive: bool) -> Tensor:

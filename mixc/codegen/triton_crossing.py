@@ -14,7 +14,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mixc.codegen.brackets import atom
+from mixc.ir.brackets import atom
 from mixc.ir.build import rename
 from mixc.ir.launch import feature_dims
 from mixc.ir.node import COL, ROW, Node, postorder

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from mixc.errors import Diagnostic, Span
+from mixc.ir.brackets import filled
 from mixc.ir.node import Node, is_number, number, postorder
 from mixc.ir.program import Decl, Group, Program, once_a_program
 from mixc.ir.ranges import bounds, proving
@@ -24,6 +25,7 @@ from mixc.passes.parts import divided
 from mixc.passes.planes import Split, is_complex, part_names, planes
 from mixc.passes.scan import is_scan, reason
 from mixc.passes.separate import factors_of
+from mixc.passes.simplify import PLAIN, rewrite
 
 
 def classify(step: Program) -> Program:
@@ -300,22 +302,29 @@ def _blame(forms: AffineForms, node: Node) -> Node:
 
 def text_of(node: Node) -> str:
     """The user's own words for a node, or for what it is made of, where they are known."""
-    if node.span is None:
-        name = node.attr("name") or node.attr("value")
-        if name is not None:
-            return f"`{name}`"
-        if node.op == "sub" and is_number(node.args[0], 0.0):
-            return "-" + text_of(node.args[1])
-        if node.op in _SIGNS:
-            return f" {_SIGNS[node.op]} ".join(map(text_of, node.args))
-        if node.op in ("neg", "expand", "rename"):
-            return "-" * (node.op == "neg") + text_of(node.args[0])
-        return f"`{node.op}` of dims [{', '.join(node.dims)}]"
-    line = node.span.source.line(node.span.line)
-    return f"`{line[node.span.column - 1:node.span.end - 1]}` (line {node.span.line})"
+    words = _words(node if node.span is not None else rewrite([node], PLAIN)[0])
+    span = next((n.span for n in (node, *postorder([node])) if n.span is not None), None)
+    return f"`{words if len(words) <= _LONGEST else node.op + '(...)'}`" + (f" (line {span.line})" if span else "")
 
 
-_SIGNS = {"add": "+", "sub": "-", "mul": "*"}
+def _words(node: Node) -> str:
+    if node.span is not None:
+        return node.span.source.line(node.span.line)[node.span.column - 1:node.span.end - 1]
+    if node.op == "number":
+        return f"{node.attr('value'):g}" if node.kind == "real" else str(node.attr("value"))
+    if not node.args:
+        return str(node.attr("name") or node.attr("dim") or node.op)
+    if node.op in ("expand", "rename"):
+        return _words(node.args[0])
+    if node.op == "sub" and is_number(node.args[0], 0.0):
+        return filled("-{0}", [_words(node.args[1])])
+    args = [_words(a) for a in node.args]
+    return filled(_SIGNS[node.op], args) if node.op in _SIGNS else f"{node.op}({', '.join(args)})"
+
+
+_LONGEST = 80
+_SIGNS = {"neg": "-{0}", "contract": "{0} @ {1}", **{op: f"{{0}} {sign} {{1}}" for op, sign in dict(
+    add="+", sub="-", mul="*", div="/", lt="<", le="<=", eq="==", ne="!=").items()}}
 
 
 def _parts(step: Program, groups: list[Group]) -> list[Program]:

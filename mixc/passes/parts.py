@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Container
 from dataclasses import replace
 
-from mixc.ir.node import Node, depends, first_below, number, postorder, substitute
+from mixc.ir.node import Node, depends, first_below, number, place, postorder, substitute
 from mixc.ir.program import Decl, Program, Range, Result
 from mixc.ir.ranges import bounds, proving
 
@@ -75,7 +75,11 @@ class _Parts:
         rest = {d.name for d in (*self.step.ins, *self.step.params)}
         made = []
         for i, p in enumerate(used):
-            values = substitute([r.value for r in results[p]], {n: d.leaf() for n, d in given[p].items()})
+            leaves = {n: d.leaf() for n, d in given[p].items()}
+            for n, leaf in leaves.items():
+                if n.span is not None:
+                    place(leaf, n.span)  # messages quote what it holds
+            values = substitute([r.value for r in results[p]], leaves)
             named = [replace(r, value=v) for r, v in zip(results[p], values, strict=True)]
             made.append(self._program(i + 1, named, list(given[p].values()), rest, i == len(used) - 1))
         return made

@@ -154,6 +154,16 @@ def fold_numbers(n: Node) -> Node | None:
     return number(found) if math.isfinite(found) else None
 
 
+def settled(n: Node) -> Node | None:
+    """where(1 < 2, x, y) = x"""
+    p = n.args[0] if n.op == "where" else n
+    if p is n or p.op not in ("lt", "le", "eq", "ne") or not all(is_number(a) and a.kind == "real" for a in p.args):
+        return None
+    yes = elementwise(p, [torch.tensor(a.attr("value"), dtype=torch.float64) for a in p.args], torch.float64)
+    found = expand(n.args[1 if yes else 2], n.dims)
+    return found if found.dims == n.dims and found.kind == n.kind else None
+
+
 def numbers_meet(n: Node) -> Node | None:
     """2 * (3 * x) = 6 * x, for finite numbers"""
     if n.op == "mul":
@@ -288,12 +298,12 @@ _LINEAR = {"mul": (0, 1), "guard": (0, 1), "div": (0, 1), "contract": (0, 1), "s
            "solve": (1,), "expand": (0,), "live": (0,),
            **dict.fromkeys(("sum", "cumsum", "mask", "rename", "pick", "crossing"), (0,))}
 
-RULES: tuple[Rule, ...] = (live_twice, mask_twice, neutral, two_signs, fold_numbers, expanded_operand, sum_of_expanded,
-                           sum_of_product, branches_meet, rename_twice)
+RULES: tuple[Rule, ...] = (live_twice, mask_twice, neutral, two_signs, fold_numbers, settled, expanded_operand,
+                           sum_of_expanded, sum_of_product, branches_meet, rename_twice)
 
 # of a derivative that was formed by rules, so that it reads as a person would have written it
-PLAIN: tuple[Rule, ...] = (neutral, number_of_any_order, two_signs, numbers_meet, fold_numbers, expanded_operand,
-                           rename_twice, sign_in_front)
+PLAIN: tuple[Rule, ...] = (neutral, number_of_any_order, two_signs, numbers_meet, fold_numbers, settled,
+                           expanded_operand, rename_twice, sign_in_front)
 
 
 # ---------------------------------------------------------------- one rule on the whole program

@@ -123,11 +123,13 @@ def test_what_a_running_maximum_leaves_of_a_value_is_at_most_1(where, proved):
 
 def test_why_says_what_no_line_spells():
     """A factor that the compiler formed was named by its dims, a param by its node."""
-    words = {"h = maximum(h - exp(w), x)": "plus -`exp(w)` (line ", "h = logaddexp(h + b, c) + x": "plus `b` + `x`",
+    words = {"h = maximum(h - exp(w), x)": "plus `-exp(w)` (line ", "h = logaddexp(h + b, c) + x": "plus `b + x`",
+             "h = where(b > 0, x, h)": "its decay `where(b > 0, 0, 1)` (line ",
+             "g = p / (p + exp(c))\nh = h + g * (x - h)\np = (1 - g) * p": "decay `1 - p / (p + exp(c))` (line ",
              "h = tanh(b) * h + A @ x[E] * 0 + c": "has the dim of the vector"}
     for update, why in words.items():
-        made = mixc.loads(f"mixer m(D, E = D) {{\nin x[D], b[D], c[D], w[D]\nparam A[D, E]\nstate h[D]\n{update}\n"
-                          "out o[D] = h\n}")
+        made = mixc.loads(f"mixer m(D, E = D) {{\nin x[D], b[D], c[D], w[D]\nparam A[D, E]\nstate h[D], p[D]\n"
+                          f"p = p + 0.1\n{update}\nout o[D] = h\n}}")
         assert why in made.why["h"], made.why
     dense = mixc.loads("mixer m(K, V) {\nin k[K], v[V]\nstate S[K, V]\nS = 0.5 * S + tanh(k * v)\nout o[K, V] = S\n}")
     assert "`tanh(k * v)` (line 4), is no sum of outer products" in dense.why["S"]

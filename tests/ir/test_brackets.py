@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixc.codegen.brackets import atom, filled
+from mixc.ir.brackets import atom, filled
 
 TEMPLATES = ("{0} + {1}", "{0} - {1}", "{0} * {1}", "{0} / {1}", "-{0}", "{0} < {1}", "{0} & {1}", "{0} == 0",
              "{0} * f({0})", "f({0})", "f({0}, {1})", "{0}.to(x)", "{0}[:, None]", "max({0}, 1.0) + {1}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-_BINDS = {**dict.fromkeys("&|<>=!", 0), **dict.fromkeys("+-", 1), **dict.fromkeys("*/%", 2)}
+_BINDS = {**dict.fromkeys("&|<>=!", 0), **dict.fromkeys("+-", 1), **dict.fromkeys("*/%@", 2)}
 ATOM = 3
 
 
