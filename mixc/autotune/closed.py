@@ -18,7 +18,9 @@ from mixc.autotune.terms import Constraint, Term, term, total
 from mixc.autotune.trace import counts_of
 from mixc.codegen.config import Config
 from mixc.codegen.names import own_names
+from mixc.ir.node import postorder
 from mixc.ir.program import Program
+from mixc.passes.around import bare, projection
 from mixc.passes.context import has_context
 from mixc.targets import Target
 
@@ -105,7 +107,33 @@ def told(forms: list[Closed], step: Program, sizes: Mapping[str, int], target: T
     if has_context(step):
         lines.append("- before them torch forms what is read of earlier tokens and of positions; "
                      "neither the bytes nor the bound count that")
-    return lines
+    return lines + products_told(step)
+
+
+def products_told(step: Program) -> list[str]:
+    """What the products move that stand in front of the kernels and behind them, and what they multiply."""
+    from mixc.codegen.triton_program import kernels
+
+    found = kernels(step).around
+    if found is None:
+        return []
+    read = {v: found.program.decl(o) for o, v in found.read.items()}
+    made = [n for n in postorder([*found.front.values(), *found.behind.values()], read) if n not in read]
+    size = {d.name: sympy.Integer(d.size) if d.size else sympy.Symbol(d.alias or d.name) for d in found.step.dims}
+
+    def entries(*dims: str) -> sympy.Expr:
+        return sympy.prod([size[d] for d in dict.fromkeys(dims)])
+    moved = flops = sympy.Integer(0)
+    for n in made:
+        x, w = projection(n) or (n, n)
+        if x is not n:
+            whole = bare(x).op != "in" and (bare(x) not in read or read[bare(x)].exact)
+            moved += (4 if whole else 2) * entries(*x.dims) + 4 * entries(*n.dims)
+            flops += 2 * entries(*x.dims, *w.dims)
+    rows, names = sympy.prod(sympy.symbols("B T H")), ", ".join(f"`{n}`" for n in (*found.front, *found.behind))
+    moved, flops = sympy.factor_terms(rows * moved), sympy.factor_terms(rows * flops)
+    return [f"- products of all tokens in torch, for {names}, which neither the bytes nor the bound above count: "
+            f"forward bytes `{moved}`, FLOPs `{flops}`; backward twice that"]
 
 
 def _sympy(t: Term) -> sympy.Expr:

@@ -90,12 +90,28 @@ def _runs(step: Program) -> list[str]:
     program = "one Triton kernel each, the state on chip; on a CPU the same program in torch"
     runs = ["- forward and backward: " + (_instead(step) or program if has_kernels(stages) else "the same program in torch, on any device"),
             "- kept for the backward: the inputs" + ", and the state at the start of every chunk" * bool(step.states),
-            "- decode: the step on one token",
+            "- decode: the step on one token", *_around(step, has_kernels(stages)),
             *(f"- `{k}` {line}" for k, (told, _) in kernel_lines(step).items() for line in told)]
     return [*_formulas("One chunk of tokens", equations(plain(forward, drop_live=True)), rows, ""),
             *_formulas("Its adjoint, from the last chunk to the first", equations(plain(backward, drop_live=True), "d")),
             *_section("What runs", runs),
             *_section("Bytes and FLOPs of the products", _costs(forward, backward))]
+
+
+def _around(step: Program, kernels: bool) -> list[str]:
+    """What is formed over all tokens in front of the kernels, and behind them."""
+    from mixc.codegen.triton_program import kernels as kernels_of
+
+    found = kernels_of(step).around if kernels else None
+    if found is None:
+        return []
+    names: dict[Node, str] = {}
+    lines = []
+    for where, values in (("in front of the kernels", found.front), ("behind them", found.behind)):
+        formed = [f"`{name} = {Spelling(names, whole=True).text(n, top=True)}`" for name, n in values.items()]
+        lines += [f"- {where}, of all tokens at once in torch: {', '.join(formed)}"] * bool(formed)
+        names |= {n: name for name, n in (found.front | found.read).items()}
+    return lines
 
 
 def _instead(step: Program) -> str:
@@ -133,11 +149,11 @@ def _cell(step: Program, kernels: bool) -> list[str]:
     if not isinstance(module, CellModule):
         return [*lines, "- forward and backward: one Triton kernel each over all tokens, the state on chip, a sequence a program"
                 f"; on a CPU {torch}", f"- kept for the backward: the inputs, and every 32 tokens {', '.join(module.starts)}, from "
-                "which it forms the states between again", *(f"- `{k}` {line}" for k, (told, _) in kernel_lines(step).items() for line in told)]
+                "which it forms the states between again", *_around(step, True), *(f"- `{k}` {line}" for k, (told, _) in kernel_lines(step).items() for line in told)]
     made = module.made
     lines += ["- forward and backward: one Triton kernel each over all tokens, states on chip, 16 or more sequences a program; on a "
-             f"CPU {torch}", *_weights(step)]
-    kept = ", ".join(f"{s} (the out {k})" if k in {o.name for o in step.outs} else s for s, k in made.kept.items())
+             f"CPU {torch}", *_around(step, True), *_weights(module.p)]
+    kept = ", ".join(f"{s} (the out {k})" if k in {o.name for o in module.outs} else s for s, k in made.kept.items())
     lines += [f"- kept for the backward: the inputs, and after every token {kept}"] * bool(kept)
     weights = ", ".join(dict.fromkeys(f"d{p.param}" for p in made.products))
     return lines + [f"- products over all tokens, a launch each: {weights}"] * bool(weights)

@@ -21,7 +21,7 @@ from mixc.codegen.past import Guarded, Past
 from mixc.codegen.scalars import python_text
 from mixc.ir.node import Node, depends, postorder
 from mixc.ir.ops import OPS
-from mixc.ir.program import Program, Result
+from mixc.ir.program import Result
 from mixc.passes.context import Context, exact_nodes, has_context, looked_back, name_of
 from mixc.runtime.risk import guarded_nodes
 
@@ -32,6 +32,7 @@ class HostValues(Expressions):
     """`lines` grow with every value asked for.  They read `device`, and names of the spec as `called` says."""
 
     device, dtype = "device", "torch.float32"
+    guarded: frozenset[Node] = frozenset()  # whose gradient is 0 wherever the cotangent is
 
     def __init__(self, roots: Iterable[Node], called: Callable[[str], str]):
         order = list(postorder(roots))
@@ -80,6 +81,15 @@ class HostValues(Expressions):
 
     def template(self, node: Node) -> str:
         return super().template(node).replace("F.", "torch.nn.functional.").replace("REAL", self.dtype)
+
+    def expression(self, node: Node) -> str:
+        if node not in self.guarded or node in self.exact or not OPS[node.op].elementwise:
+            return super().expression(node)
+        plain = node.op in PLAIN
+        wide = [self.over(a, node.dims, plain) for a in node.args]
+        tensors = {x: f"_a{i}" for i, x in enumerate(wide) if not (plain and self.number(node.args[i]))}
+        text = self.template(node).format(*(tensors.get(x, x) for x in wide), n=node.attr("n"))
+        return f"Guarded.apply(lambda {', '.join(tensors.values())}: {text}, {', '.join(tensors)})"
 
     # ------------------------------------------------------------ lines
     def _put(self, text: str) -> str:
@@ -153,15 +163,6 @@ class PastValues(HostValues):
         return f"past.ago({name!r}, {node.attr('n')})" if node.op == "lag" else \
             f"past.window({name!r}, {self.size(node.attr('dim'))})"
 
-    def expression(self, node: Node) -> str:
-        if node not in self.guarded or node in self.exact or not OPS[node.op].elementwise:
-            return super().expression(node)
-        plain = node.op in PLAIN
-        wide = [self.over(a, node.dims, plain) for a in node.args]
-        tensors = {x: f"_a{i}" for i, x in enumerate(wide) if not (plain and self.number(node.args[i]))}
-        text = self.template(node).format(*(tensors.get(x, x) for x in wide), n=node.attr("n"))
-        return f"Guarded.apply(lambda {', '.join(tensors.values())}: {text}, {', '.join(tensors)})"
-
     def _follow(self, name: str, x: Node) -> None:
         if name not in self.followed:
             self.followed.add(name)
@@ -169,9 +170,9 @@ class PastValues(HostValues):
             self.lines.append(f"past.follow({name!r}, {tensor}, {depth_text(*self.history[name][1:], self.size)})")
 
 
-def past_text(step: Program) -> str:
-    """The classes that a module of this step needs."""
-    return "".join("\n\n" + inspect.getsource(c) for c in (Guarded, Past)) if has_context(step) else ""
+def past_text() -> str:
+    """The classes that such lines read."""
+    return "".join("\n\n" + inspect.getsource(c) for c in (Guarded, Past))
 
 
 def past_lines(found: Context, called: Callable[[str], str]) -> list[str]:

@@ -8,32 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
 
-from mixc.codegen import triton_crossing, triton_rows, triton_span
-from mixc.codegen.calls import HOST as CALLS
-from mixc.codegen.calls import call_lines, range_check, tables
+from mixc.codegen.calls import call_lines, range_check
 from mixc.codegen.config import Config, Tile
-from mixc.codegen.host import HOST, PIECES
-from mixc.codegen.host_values import past_lines, past_text
+from mixc.codegen.file_text import file_text
+from mixc.codegen.host_products import around_lines
+from mixc.codegen.host_values import past_lines
 from mixc.codegen.kernel import Kernel, KernelWriter, safe
 from mixc.codegen.lines import indent, join, packed, shape, tuple_text
 from mixc.codegen.names import class_name
-from mixc.codegen.needed import names_read, needed
-from mixc.codegen.prelude import ATAN2, PRELUDE
 from mixc.codegen.segment_kernel import SegmentWriter
 from mixc.codegen.sizes import const_lines, only_needed, size_lines, typed_by
 from mixc.codegen.starts import start_lines
 from mixc.codegen.tiles import refuse
-from mixc.codegen.triton_scan import scan_prelude
 from mixc.errors import SpecError
 from mixc.ir.launch import Launch, Store
 from mixc.ir.program import Decl, Program
+from mixc.passes.around import Around
 from mixc.passes.beside import of_one
 from mixc.passes.context import Context, counts_tokens, looked_back
 from mixc.passes.partition import fused_backward, fused_forward, of_a_chunk, plans, token_loop
-
-LICENSE = "SPDX-License-Identifier: Apache-2.0"
 
 
 class Module:
@@ -44,6 +38,7 @@ class Module:
     kept_later = False  # are the buffers that are kept made after the initial states are known?
 
     each: tuple[str, ...] = ()
+    around: Around | None = None  # the step of which this is what stands between products over all tokens
 
     def __init__(self, forward: Program, backward: Program, step: Program | None = None, spec: Program | None = None,
                  each: tuple[str, ...] = ()):
@@ -63,10 +58,15 @@ class Module:
         self.states, self.outs = forward.states, forward.outs
         self._written: dict[tuple[str, str, bool], Kernel] = {}
 
+    @property
+    def inner(self) -> Program:
+        """What `spec` is under the names of the kernels."""
+        return self.around.step if self.around else self.p
+
     @cached_property
     def own(self) -> dict[str, str]:
         """What kernels call the dims of the spec."""
-        return {outer.name: inner.name for outer, inner in zip(self.spec.dims, self.p.dims, strict=False)}
+        return {outer.name: inner.name for outer, inner in zip(self.spec.dims, self.inner.dims, strict=False)}
 
     @cached_property
     def plans(self) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
@@ -209,7 +209,7 @@ class Module:
         lines += [f"{n} = features_packed({n}, {3 if d.role == 'in' else 1})" if d.role == "in" else f"{n} = {n}.contiguous()"
                   for n, d in zip(names, self._tensors(), strict=True)]
         for o in self.outs:
-            lines.append(f"{o.name} = torch.empty({shape('B, T, H', o.dims)}, dtype={self._out_dtype(o)}, device=device)")
+            lines.append(f"{o.name} = {self._fresh('B, T, H', o, self._out_dtype(o))}")
         for s in self.states:
             lines.append(f"{s.name}_final = torch.empty({shape('count, H', s.dims)}, dtype=torch.float32, device=device)")
         if (self.starts or self._splits) and not self.kept_later:
@@ -286,11 +286,21 @@ class Module:
         """Factors of the number of programs, but for split dims."""
         return ["bound" if kernel.launch.alone else "count", "H"]
 
+    def _fresh(self, lead: str, d: Decl, dtype: str) -> str:
+        """Room for an out, or for the gradient of an in; `fresh` for what products over all tokens, or parts, may read."""
+        read = d.exact or (self.around and d.name in self.around.read)
+        return (f"fresh({shape(lead, d.dims)}, dtype={dtype}, seqs=seqs, device=device)" if read else
+                f"torch.empty({shape(lead, d.dims)}, dtype={dtype}, device=device)")
+
     def _out_dtype(self, out: Decl | None = None) -> str:
         """That of what is kept and of operands; of an out what it is allocated in."""
         if out is not None and out.exact:
             return "torch.float32"
-        given = [d for d in self.p.ins if not d.exact] or [*self.p.params, *self.p.ins]
+        return "seqs.dtype" if self.around else self._typed()
+
+    def _typed(self) -> str:
+        """The dtype of the inputs."""
+        given = [d for d in self.inner.ins if not d.exact] or [*self.inner.params, *self.inner.ins]
         first = next((d for d in given if d.dims), given[0])
         return f"{safe(first.name)}.dtype"
 
@@ -405,7 +415,7 @@ class Module:
             whole = f"{n}.shape[2] == H" + (f" and {parts[:-2]} == 1" if parts else "")
             added = kernel.turned and kernel.turned not in d.dims
             dtype = "torch.float32" if added else f"{n}.dtype if {whole} else torch.float32"
-            lines.append(f"d{d.name} = torch.empty({shape(lead, d.dims)}, dtype={dtype}, device=device)")
+            lines.append(f"d{d.name} = {self._fresh(lead, d, dtype)}")
         for d in params:
             lead = f"{self._parts(kernel, d.dims)}{'bound' if kernel.launch.alone else 'count'}, H"
             lines.append(f"d{d.name} = torch.empty({shape(lead, d.dims)}, dtype=torch.float32, device=device)")
@@ -414,36 +424,42 @@ class Module:
     # ------------------------------------------------------------ what a user calls
     def run_lines(self, name: str = "run") -> list[str]:
         """The same for programs: outs always a tuple, sequences as (first row, length)."""
-        consts, states = [c.name for c in self.p.consts], [s.name for s in self.states]
-        outer = [*self.spec.ins, *self.spec.params]
-        given = [d for o, d in zip(outer, self._tensors(), strict=True) if o.name not in self.seen.given]
+        inner, states = self.inner, [s.name for s in self.states]
+        tensors = [*inner.ins, *inner.params]
+        given = [d for o, d in zip((*self.spec.ins, *self.spec.params), tensors, strict=True) if o.name not in self.seen.given]
         first = safe(given[0].name)
         keywords = "".join(f"{c.name}=None, " for c in self.spec.consts)
         lines = [f"def {name}({', '.join(safe(d.name) for d in given)}, *, {keywords}initial_state=None, output_final_state=False, sequences=None,",
                  f"{' ' * (5 + len(name))}reverse=False):", '    """Outs as a tuple; sequences: the first row and the length of each."""']
         starts = start_lines(dict(zip((s.name for s in self.spec.states), self.states, strict=True)))
-        past = self._past_lines()
-        body = [*const_lines(self.p.consts, self.spec.consts, self.fixed),
+        past, (front, behind) = self._past_lines(), self._around_lines()
+        needs_device = starts or past or front or behind
+        body = [*const_lines(inner.consts, self.spec.consts, self.fixed),
                 "seqs = Sequences(B, T, *(sequences or (None, None)), reverse, output_final_state)",
-                "initial = dict(initial_state or {})", *([f"device = {first}.device"] if starts or past else []), *starts, *past]
-        body = [*only_needed(size_lines(given, self.p.dims), body), *body]
-        tensors = [*(safe(d.name) for d in self._tensors()), *(f"initial.get('{s.name}')" for s in self.spec.states)]
-        outs = [safe(o.name) for o in self.outs]
-        result = [*outs, *(f"{s}_final" for s in states)]
-        body.append(f"{', '.join(result)} = {self._class}.apply(seqs, {join(consts)}{', '.join(tensors)})")
+                "initial = dict(initial_state or {})", *([f"device = {first}.device"] if needs_device else []), *starts, *past, *front]
+        values = [*(safe(d.name) for d in self._tensors()), *(f"initial.get('{s.name}')" for s in self.spec.states)]
+        result = [*(safe(o.name) for o in self.outs), *(f"{s}_final" for s in states)]
+        body.append(f"{', '.join(result)} = {self._class}.apply(seqs, {join([c.name for c in self.p.consts])}{', '.join(values)})")
+        body += behind
+        body = [*only_needed(size_lines(given, inner.dims), body), *body]
         pairs = zip(self.spec.states, states, strict=True)
-        final = [*(f"'{s.name}': {inner}_final" for s, inner in pairs), *(["**past.kept()"] if looked_back(self.seen.step) else []),
+        final = [*(f"'{s.name}': {kernel}_final" for s, kernel in pairs), *(["**past.kept()"] if looked_back(self.seen.step) else []),
                  *(["'pos': past.counted()"] if counts_tokens(self.seen.step) else [])]
         typed = f"{safe(typed_by(given).name)}.dtype"
-        outs = [f"{o}.to({typed})" if not d.exact and typed != self._out_dtype() else o
-                for o, d in zip(outs, self.outs, strict=True)]
+        outs = [f"{safe(d.name)}.to({typed})" if not d.exact and typed != self._typed() else safe(d.name) for d in inner.outs]
         body.append(f"return {tuple_text(outs)}, {{{', '.join(final)}}} if output_final_state else None")
         return [*lines, *indent(body, 1)]
+
+    def _around_lines(self) -> tuple[list[str], list[str]]:
+        """What is formed of all tokens in front of the kernels, and behind them."""
+        if self.around is None:
+            return [], []
+        return around_lines(self.around, self._typed(), self._tensors())
 
     def _past_lines(self) -> list[str]:
         """What the kernels read of earlier tokens and of positions."""
         names = self.own | {o.name: safe(d.name) for o, d in zip((*self.spec.ins, *self.spec.params, *self.spec.consts),
-                                                                 (*self._tensors(), *self.p.consts), strict=True)}
+                                                                 (*self.inner.ins, *self.inner.params, *self.inner.consts), strict=True)}
         return past_lines(self.seen, names.__getitem__)
 
 
@@ -458,22 +474,3 @@ def _token_kernel(step: Program) -> Kernel | None:
         return KernelWriter(token_loop(step)).write()
     except SpecError:  # an op without tiles: the chunk's kernel runs single tokens too
         return None
-
-
-def file_text(name: str, doc: str, modules: list[Any], step: Program, calls: str) -> str:
-    """The file: what its kernels share, their sizes, they, autograd functions, and what is called.
-
-    Args:
-        modules: `sized` ones. step: what the tables of tensors are of, and what looks back at earlier tokens."""
-    kernels = [text for m in modules for text in m.kernel_texts()]
-    written, doc = "\n\n".join(kernels), doc.strip()
-    sizes = "\n".join([*(line for m in modules for line in m.size_lines()), *tables(step)])
-    own = "".join([written, "\n\n\n", *(x for m in modules for x in (m.function(), "\n\n")), calls])
-    shared = needed("".join([HOST, CALLS, PRELUDE, ATAN2, scan_prelude(written), triton_span.PRELUDE,
-                             triton_crossing.PRELUDE, triton_rows.PRELUDE, PIECES,
-                             *dict.fromkeys(m.prelude() for m in modules), past_text(step)]), f"{sizes}\n{own}")
-    read = names_read("\n".join([sizes, shared, own]))
-    head = [f'"""{name}: kernels emitted by mixc from a one-token step.', "", *([*doc.splitlines(), ""] if doc else []), LICENSE, '"""',
-            *(f"import {x}" for x in ("collections", "math", "os") if x in read), "", "import torch", "import triton",
-            "import triton.language as tl", "", sizes]
-    return "\n".join([*head, shared, "", own.rstrip("\n")]) + "\n"

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from mixc.codegen.calls import call_lines, range_check
 from mixc.codegen.config import Config
+from mixc.codegen.file_text import file_text
 from mixc.codegen.host_values import past_lines
 from mixc.codegen.lines import indent, tuple_text
-from mixc.codegen.module import Module, file_text
+from mixc.codegen.module import Module
 from mixc.codegen.names import own_names, renamed
 from mixc.codegen.sizes import const_lines, only_needed, size_lines, typed_by
 from mixc.ir.program import Decl, Program

@@ -21,6 +21,7 @@ from mixc.codegen.tiles import refuse
 from mixc.errors import Diagnostic, InputError, SpecError
 from mixc.ir.node import postorder
 from mixc.ir.program import Program
+from mixc.passes.around import Around, around
 from mixc.passes.classify import classify, parts_of
 from mixc.passes.context import Context, context, has_context
 from mixc.passes.lower import with_inverses
@@ -88,11 +89,27 @@ def emit(step: Program, target: str = "h100", shape: Mapping[str, int] | None = 
 @lru_cache(maxsize=64)
 def kernels(step: Program) -> Module:
     """The kernels of a step, forward and backward; sizes are chosen later."""
+    step = named(_real(step).program)
+    inner = renamed(step, own_names(step))
+    found = _around(inner)
+    made = _between(found.program if found else inner, step)
+    made.around = found
+    return made
+
+
+def _around(inner: Program) -> Around | None:
+    """What is formed of all tokens, what is left having names that mean nothing else in kernels."""
+    avoid: set[str] = set()
+    while (found := around(inner, avoid)) is not None and (clash := own_names(found.program)):
+        avoid |= {*clash, *found.front, *found.read, *found.sizes}
+    return found
+
+
+def _between(inner: Program, step: Program) -> Module:
+    """The kernels of what stands between products over all tokens; `step`: the whole under its user's names."""
     from mixc.codegen.cell_module import CellModule
     from mixc.codegen.token_module import TokenModule
 
-    step = named(_real(step).program)
-    inner = renamed(step, own_names(step))
     stages = classify(inner)
     if any(g.form == "sequential" for g in stages.groups):
         return (TokenModule if any(len(s.dims) > 1 for s in step.states) else CellModule)(inner, step)

@@ -109,7 +109,7 @@ def looked_back(step: Program) -> dict[str, tuple[Node, int, tuple[str, ...]]]:
 def _ranges(step: Program, n: Node) -> tuple[Range, ...]:
     """A lag of an input lies where the input does, and at 0; any other value where it is proved to lie."""
     if n.op != "lag" or n.args[0].op != "in":
-        return _proved(step, n)
+        return proved(step, n)
     def holds_zero(r: Range) -> bool:
         if r.of != "x" or r.low_open or r.high_open or any(b is not None and b.op != "number" for b in (r.low, r.high)):
             return False
@@ -117,7 +117,7 @@ def _ranges(step: Program, n: Node) -> tuple[Range, ...]:
     return tuple(filter(holds_zero, step.decl(n.args[0].attr("name")).ranges))
 
 
-def _proved(step: Program, n: Node) -> tuple[Range, ...]:
+def proved(step: Program, n: Node) -> tuple[Range, ...]:
     """What decays are asked for: is it between -1 or 0, and 1? (Of one end alone the other would count as infinite.)"""
     looks_back = n.op in ("lag", "window")  # where there is nothing to see yet, it sees 0
     with proving(step):

@@ -1,0 +1,209 @@
+"""Step -> what stands around its loop: products with params that need not be formed where the state is.
+
+before: x = a * x + B @ u;  out y[D] = C @ x + skip * u
+after:  in front   B_u = B @ u                       of all tokens, read as an in
+        the step   x = a * x + B_u;  out x_read = x
+        behind     y = C @ x_read + skip * u         of all tokens
+
+A matrix of a head that a kernel holds takes registers from the state, and its gradient is a sum that every sequence has
+for itself.  A product over all tokens is one matrix product, and so is the gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from mixc.ir.build import contract
+from mixc.ir.node import Node, depends, first_below, make, postorder, source, substitute
+from mixc.ir.program import Decl, Dim, Program, Result
+from mixc.ir.ranges import proving
+from mixc.passes.classify import of_complex
+from mixc.passes.context import proved
+from mixc.passes.simplify import rewrite
+
+SMALL = 256  # entries of a matrix, its dims padded to 16, that is nothing to hold: where the spec fixes its sizes
+
+
+@dataclass(frozen=True, eq=False)
+class Around:
+    """A step and what is left of it.
+
+    Attributes:
+        step: the whole. program: the rest, which needs the states.
+        front: by name of an in that `program` has and the step has not: the step's value that it holds.
+        read: by name of an out of `program` that is read behind: the step's value that it is.
+        sizes: by name of a const of `program`: the dim whose size it is, which no tensor of `program` has.
+        behind: by name of an out that the step has and `program` has not: its value.
+    """
+
+    step: Program
+    program: Program
+    front: dict[str, Node]
+    read: dict[str, Node]
+    sizes: dict[str, str]
+    behind: dict[str, Node]
+
+
+def around(step: Program, avoid: Iterable[str] = ()) -> Around | None:
+    """Of a step of real values, without lags and positions; None: all of it stands where the states are.
+
+    avoid: names that the rest shall not have, beside those of the step."""
+    if not step.states or (step.origin is not None and of_complex(step.origin) is not None):
+        return None  # complex states that turn by a known phase are found in the complex step
+    found = _Division(step, avoid)
+    made = found.divided() if found.front or found.behind else None
+    if made is None or {d for n in postorder(made.program.values()) for d in n.dims} - found.told:
+        return None  # no tensor tells a size that is read there
+    return made
+
+
+def projection(n: Node) -> tuple[Node, Node] | None:
+    """(x, W) of a product W @ x that sums over dims of a matrix of params; W brings dims of its own."""
+    if n.op == "contract":
+        for x, w in (n.args, n.args[::-1]):
+            if {*w.dims} - {*x.dims} and not any(a.op in ("in", "state") for a in postorder([w])) \
+                    and any(a.op == "param" for a in postorder([w])):
+                return x, w
+    return None
+
+
+def bare(n: Node) -> Node:
+    """The same tensor, whatever its dims are called."""
+    while n.op == "rename":
+        n = n.args[0]
+    return n
+
+
+def sum_as_product(n: Node) -> Node | None:
+    """sum over d of x[d] * W[n, d] is a product"""
+    if n.op != "sum" or n.args[0].op != "mul":
+        return None
+    a, b = n.args[0].args
+    found = contract(a, b, n.dims) if {*n.attr("over")} <= {*a.dims} & {*b.dims} else None
+    return found if found is not None and projection(found) else None
+
+
+class _Division:
+    def __init__(self, step: Program, avoid: Iterable[str]):
+        self.taken = {*(d.name for d in step.decls), *(d.name for d in step.dims), *avoid}
+        with proving(step):
+            self.step = step = step.with_values(rewrite(step.values(), (sum_as_product,)), origin=step.origin)
+        values, self.leaves = step.values(), {d.leaf(): d.name for d in step.states}
+        self.stateful, self.tokens = depends(values, self.leaves), depends(values, [d.leaf() for d in step.ins])
+        self.fixed = {d.name: d.size for d in step.dims if d.size is not None}
+        self.outs = {d.name: step.result("out", d.name) for d in step.outs}
+        self.behind = self._behind()
+        rest = [*step.values("next"), *(v for n, v in self.outs.items() if n not in self.behind), *self.read()]
+        self.front = first_below(rest, lambda n: n not in self.stateful and self._worth(n))
+
+    # ------------------------------------------------------------ the decision
+    def _worth(self, n: Node) -> bool:
+        """Is it formed over all tokens?  So is what multiplies a value of every token with a matrix of params, unless
+        the spec says that this is as small as a tile of a tensor core."""
+        found = projection(n)
+        if found is None or found[0] not in self.tokens | self.stateful:
+            return False
+        sizes = [self.fixed.get(d, math.inf) for d in found[1].dims]
+        return math.prod(max(16, s) for s in sizes) > SMALL
+
+    def _handed(self, n: Node) -> bool:
+        """Can it be handed on, a row a token?  So can numbers that are no whole matrix of a state."""
+        whole = any(len(s.dims) > 1 and {*s.dims} <= {*n.dims} for s in self.step.states)
+        return not whole and n.kind == "real"
+
+    def _behind(self) -> dict[str, Node]:
+        """Outs that read the states through a product which no state reads."""
+        needed = set(postorder(self.step.values("next")))
+        def late(n: Node) -> bool:
+            found = projection(n)
+            return found is not None and n not in needed and self._worth(n) and found[0] in self.stateful
+        self.above = depends(self.outs.values(), [n for n in postorder(self.outs.values()) if late(n)])
+        found = {name: v for name, v in self.outs.items() if v in self.above and all(map(self._handed, self._cut([v])))}
+        return found
+
+    def _cut(self, roots: list[Node]) -> list[Node]:
+        """What reads the states and is read behind."""
+        found = first_below(roots, lambda n: n in self.stateful and n not in self.above)
+        return [*dict.fromkeys(map(source, found))]
+
+    def read(self) -> list[Node]:
+        return self._cut([*self.behind.values()])
+
+    def _rounded(self) -> set[Node]:
+        """What is read behind by products alone, which may round it as they do the inputs."""
+        read = {*self.read()}
+        for n in postorder(self.behind.values(), {*read}):
+            found = projection(n)
+            read -= {bare(a) for a in n.args if n.op != "rename" and not (found and a is found[0])}
+        return read
+
+    # ------------------------------------------------------------ the rest
+    def divided(self) -> Around:
+        step, taken = self.step, self.taken
+        ins: dict[Node, Decl] = {}
+        with proving(step):
+            for n in self.front:
+                ins[n] = Decl("in", _free(_name_of(n), taken), n.dims, "real", proved(step, n), span=n.span, exact=True)
+        kept = {n: v for n, v in self.outs.items() if n not in self.behind}
+        found, rounded = {v: n for n, v in kept.items()}, self._rounded()
+        read: dict[str, Node] = {}
+        outs = []
+        for n in self.read():
+            name = found.get(n) if n in rounded else None
+            if name is None:
+                name = _free(f"{next(self.leaves[x] for x in postorder([n]) if x in self.leaves)}_read", taken)
+                outs.append(Decl("out", name, n.dims, span=n.span, exact=n not in rounded))
+            read[name] = n
+        results = [Result("out", n, v) for n, v in (kept | read).items()]
+        results += [r for r in step.results if r.role == "next"]
+        values = substitute([r.value for r in results], {n: d.leaf() for n, d in ins.items()})
+        results = [replace(r, value=v) for r, v in zip(results, values, strict=True)]
+        program, sizes = self._rest(results, [*ins.values()], outs)
+        return Around(step, program, {d.name: n for n, d in ins.items()}, read, sizes, self.behind)
+
+    def _rest(self, results: list[Result], given: list[Decl], outs: list[Decl]) -> tuple[Program, dict[str, str]]:
+        """The program: what nobody else reads of the ins and params is there too, whose gradient is 0."""
+        step = self.step
+        inits = [d.init for d in step.states if d.init is not None]
+        here = {n.attr("name") for n in postorder([*(r.value for r in results), *inits]) if n.op in ("in", "param")}
+        host = {n.attr("name") for n in postorder([*self.front, *self.behind.values()], {*self.read()})
+                if n.op in ("in", "param")} - here
+        ins = [d for d in step.ins if d.name not in host]
+        ins = [*ins, *given] or [*step.ins[:1]]  # whose tokens are counted
+        params = [d for d in step.params if d.name not in host]
+        told = {d for x in (*ins, *params) for d in x.dims} | {*self.fixed}
+        told |= {d.alias for d in step.dims if d.name in told and d.alias}
+        self.told = told = told | {d.name for d in step.dims if d.alias in told}
+        untold = [n for n in postorder(r.value for r in results) if n.op == "size" and n.attr("dim") not in told]
+        sizes = {_free(f"size_{n.attr('dim')}", self.taken): n for n in untold}
+        consts = [Decl("const", name, init=make("number", value=0.0)) for name in sizes]
+        values = substitute([r.value for r in results], {n: make("const", name=name) for name, n in sizes.items()})
+        results = [replace(r, value=v) for r, v in zip(results, values, strict=True)]
+        decls = (*ins, *params, *step.consts, *consts, *step.states,
+                 *(d for d in step.outs if d.name not in self.behind), *outs)
+        used = {d for n in postorder([*values, *inits]) for d in (*n.dims, n.attr("dim"))}
+        used |= {d for x in decls for d in x.dims}
+        used |= {d.alias for d in step.dims if d.name in used}
+        dims: tuple[Dim, ...] = tuple(d for d in step.dims if d.name in used)
+        return replace(step, decls=decls, results=tuple(results), dims=dims, groups=(), notes=(), origin=None), {
+            name: str(n.attr("dim")) for name, n in sizes.items()}
+
+
+def _name_of(n: Node) -> str:
+    """What the product is called: W_x, after what it multiplies."""
+    found = projection(n)
+    assert found is not None
+    def names(x: Node, op: str) -> str:
+        return "_".join(dict.fromkeys(a.attr("name") for a in postorder([x]) if a.op == op))
+    x, w = found
+    return f"{names(source(w), 'param')}_{names(x, 'in')}"
+
+
+def _free(name: str, taken: set[str]) -> str:
+    base, i = name, 2
+    while name in taken:
+        name, i = f"{base}_{i}", i + 1
+    taken.add(name)
+    return name
