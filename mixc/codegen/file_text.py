@@ -8,10 +8,10 @@ from mixc.codegen import triton_crossing, triton_rows, triton_span
 from mixc.codegen.calls import HOST as CALLS
 from mixc.codegen.calls import tables
 from mixc.codegen.host import HOST, PIECES
-from mixc.codegen.host_products import PRODUCTS
 from mixc.codegen.host_values import past_text
 from mixc.codegen.needed import names_read, needed
 from mixc.codegen.prelude import ATAN2, PRELUDE
+from mixc.codegen.products import PRODUCTS
 from mixc.codegen.triton_scan import scan_prelude
 from mixc.ir.program import Program
 

@@ -15,6 +15,7 @@ from mixc.codegen.calls import HOST as CALLS
 from mixc.codegen.host import HOST
 from mixc.codegen.lines import camel
 from mixc.codegen.prelude import PRELUDE
+from mixc.codegen.products import PRODUCTS
 from mixc.codegen.triton_rows import FUNCTIONS as MORE_ROWS
 from mixc.codegen.triton_span import FUNCTIONS
 from mixc.ir.node import Node, make, postorder
@@ -31,7 +32,7 @@ RESERVED = frozenset([
     "lane", "there", "group", "longest", "late", "begin", "some", "segment", "weights", "HELD", "STARTED", "piece", "pieces", "piece_of",
     "entered", "torch", "math", "os", "run", "block", "operand", "precision", "merged", "add_parts", "over_group", "features_packed",
     "registers", "through", *FUNCTIONS, *MORE_ROWS, "Sequences", "Past", "Guarded", "pieces_of", "FORWARD", "BACKWARD", "FORWARD_STATES", "FORWARD_OUTS",
-    "BACKWARD_STATES", "BACKWARD_GRADS", "INTERPRETED",
+    "BACKWARD_STATES", "BACKWARD_GRADS", "INTERPRETED", *re.findall(r"^(?:def|class) (\w+)", PRODUCTS, re.MULTILINE),
 ])
 _HOST = frozenset(re.findall(r"^(?:def|class) (\w+)", HOST + CALLS + PRELUDE, re.MULTILINE)) | {
     "INS", "PARAMS", "STATES", "PAST", "ALIASES", "SIZES", "PLANES", "collections"}

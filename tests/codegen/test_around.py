@@ -245,3 +245,17 @@ def test_explain():
     assert "- in front of the kernels, of all tokens at once in torch: `Wk_x = Wk @ x`" in text
     assert "- behind them, of all tokens at once in torch: `y = (Wo @ S_read) * sigmoid(x)`" in text
     assert "forward bytes `2*B*H*T*(6*D + 4*K + 3*V)`, FLOPs `4*B*D*H*T*(K + V)`" in text
+
+
+def test_names_of_what_forms_products():
+    mixer = mixc.loads("mixer projected(D, K) {\nin fresh[D], widened[K]\nparam in_fp32[K, D], Projected[D, K]\nstate S[K]\n"
+                       "S = 0.5 * S + in_fp32 @ fresh * widened\nout y[D] = Projected @ S * tanh(fresh)\n}")
+    x = given(mixer, 7)
+    emitted = load_text(mixer.emit(), "projected")
+
+    class File:
+        declared = mixer.declared
+
+        def __call__(self, *args, backend="", **options):
+            return emitted.projected_(*args, **options)
+    assert_runs_agree(mixer, run(File(), x, backend="triton"), run(mixer, x))
