@@ -177,7 +177,7 @@ class Module:
 
     @property
     def _class(self) -> str:
-        return class_name(self.p, self.name)
+        return class_name(self.inner, self.name)
 
     def function(self) -> str:
         names = [safe(d.name) for d in self._tensors()]

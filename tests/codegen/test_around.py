@@ -248,8 +248,8 @@ def test_explain():
 
 
 def test_names_of_what_forms_products():
-    mixer = mixc.loads("mixer projected(D, K) {\nin fresh[D], widened[K]\nparam in_fp32[K, D], Projected[D, K]\nstate S[K]\n"
-                       "S = 0.5 * S + in_fp32 @ fresh * widened\nout y[D] = Projected @ S * tanh(fresh)\n}")
+    mixer = mixc.loads("mixer projected(D, K) {\nin fresh[D], widened[K]\nparam in_fp32[K, D], Projected[D, K]\n"
+                       "state S[K]\nS = 0.5 * S + in_fp32 @ fresh * widened\nout y[D] = Projected @ S * tanh(fresh)\n}")
     x = given(mixer, 7)
     emitted = load_text(mixer.emit(), "projected")
 
