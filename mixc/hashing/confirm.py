@@ -8,6 +8,7 @@ What never shows both sides is not confirmed; and where the sides meet, both mus
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from mixc.runtime.mixer import Mixer
 
 NEAR = tuple(Probe(n % 2 == 0, n % 3 > 0, 11 * n) for n in range(6))
+NOTHING = (Probe(True, False, 0, (-math.inf, -math.inf)),)
 WIDE = tuple(Probe(n % 2 == 0, n > 0, 1009 * n, (-3.0, 3.0)) for n in range(3))
 # sizes, tokens, probes, arithmetic: until all decisions were seen on both sides, and at least the first three
 ROUNDS: tuple[tuple[tuple[int, ...], int, tuple[Probe, ...], Any], ...] = (
@@ -61,6 +63,10 @@ def same_function(a: Mixer, b: Mixer) -> Matching | None:
 
 def _confirmed(*specs: tuple[Mixer, Canonical]) -> bool:
     seen = [Decisions(), Decisions()]
+    sizes, T, _, real = ROUNDS[0]
+    none, other = (Trial(*spec, sizes, T, Decisions(), real).outs(NOTHING, "nothing") for spec in specs)
+    if none != other:  # of 0 / 0 and 0 / 1e-30 no other probe tells
+        return False
     for n, (sizes, T, probes, real) in enumerate(ROUNDS):
         trials = [Trial(*spec, sizes, T, decisions, real) for spec, decisions in zip(specs, seen, strict=True)]
         first, second = (t.values(probes, f"confirm {n}") for t in trials)
@@ -111,6 +117,11 @@ class Trial:
     def values(self, probes: Sequence[Probe], seed: str) -> list[bytes]:
         """What leaves by every name; notes which sides of decisions are seen."""
         return self.sorted(self.view.evaluate([self.colours], probes, self.real, seed, self._watch)[0])
+
+    def outs(self, probes: Sequence[Probe], seed: str) -> list[bytes]:
+        """What leaves by the outs."""
+        found = self.view.evaluate([self.colours], probes, self.real, seed)[0]
+        return self.sorted([v if d.role == "out" else b"" for d, v in zip(self.view.entities, found, strict=True)])
 
     def sorted(self, values: Sequence[bytes]) -> list[bytes]:
         return [v for _, v in sorted(zip(self.colours, values, strict=True))]

@@ -80,12 +80,13 @@ def draw(key: str, shape: Sequence[int], dims: Sequence[str], r: Region | None, 
     """Doubles of the given shape (batch axes, then `dims`) inside the region and off its ends; [re, im] if complex.
 
     `scale`: the size of what is unbounded, and of the distance from a single bound; a bounded value with a small
-    scale stays near the middle, with a large one near an end."""
+    scale stays near the middle, with a large one near an end; with none all is 0, or as near to it as the bound is."""
     parts = [_draw(f"{key}|{part}", shape, r, scale) for part in ("re", "im")[:1 + (kind == "complex")]]
     for over, bound, _ in r.norms if r is not None else ():
         axes = tuple(BATCH + list(dims).index(d) for d in over)
         size = np.sqrt(_sum_of_squares(parts, axes))
         v = uniform(f"{key}|norm", [1 if i in axes else n for i, n in enumerate(shape)])
+        size[size == 0] = 1.0  # where nothing is drawn
         parts = [x / size * (bound * (_pushed(v, scale) if scale != 1.0 else 0.2 + 0.75 * v)) for x in parts]
     return parts
 

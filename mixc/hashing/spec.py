@@ -7,6 +7,7 @@ out or of a final state) and leave by it (an out, a final state, a gradient, the
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,7 +30,8 @@ Elaborate = Callable[[dict[str, int]], tuple[Program, frozenset[str]]]
 
 @dataclass(frozen=True)
 class Probe:
-    """One drawing of all inputs. `scales`: None (size 1), or the range of the logarithm of each entity's own scale."""
+    """One drawing of all inputs. `scales`: None (size 1), or the range of the logarithm of each entity's own scale
+    (-inf: nothing is drawn but bounds)."""
 
     fresh: bool
     consts: bool  # varied, or at their defaults
@@ -140,7 +142,10 @@ class View:
         scale = 1.0
         if probe.scales is not None:
             low, high = probe.scales
-            scale = 2.0 ** round((low + (high - low) * float(uniform(key + "|scale", [1])[0])) * 3.25)  # 10^x or so
+            if high == -math.inf:
+                scale = 0.0
+            else:
+                scale = 2.0 ** round((low + (high - low) * float(uniform(key + "|scale", [1])[0])) * 3.25)  # 10^x or so
         dims = sorted(d.dims, key=self.order.index)
         shape = [1, self.T if d.role in ("in", "out") else 1, *(self.sizes[n] for n in dims)]
         r = self.regions[d.name] if role in ("in", "param") else None

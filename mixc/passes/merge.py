@@ -4,17 +4,17 @@ before: c * where(0 < x, 1, exp(x)), and exp(minimum(x, 0)) for another purpose
 after:  e = exp(minimum(x, 0)); c * e
 
 Candidates agree on probe inputs in fp64 (functional hashing, Gillard et al. 2023, arXiv 2302.05433).  What is equal
-on probes need not be equal in use, so a pair is merged only if it agrees as well on fresh, small and large inputs, at
-the ends of the ranges and in chunks with dead rows, if every decision below either has been seen on both sides there,
-and if the one that stays is nowhere worse in fp32 than the one that goes.  Exponents merge structurally only: a
-difference of running sums is a segment's sum with a thousand times its error.
+on probes need not be equal in use, so a pair is merged only if it agrees as well on fresh, small, large and no inputs,
+at the ends of the ranges and in chunks with dead rows, if every decision below either has been seen on both sides
+where that tells in their digits, and if the one that stays is nowhere worse in fp32 than the one that goes.  Exponents
+merge structurally only: a difference of running sums is a segment's sum with a thousand times its error.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,7 +52,7 @@ class Kind:
 
 NEAR = Kind("near")
 KINDS = (Kind("fresh", live=4), Kind("empty", live=0), Kind("small", 1e-3, live=1), Kind("large", 30.0),
-         Kind("far", 1e3), Kind("ends", ends=True))
+         Kind("far", 1e3), Kind("none", 0.0), Kind("ends", ends=True))
 
 
 def merge(program: Program) -> Program:
@@ -72,9 +72,7 @@ def merges(program: Program) -> dict[Node, Node]:
     for kind in (NEAR, *KINDS):
         wide.append(_values(program, [n for g in groups for n in g], kind, torch.float64))
         groups = [part for g in groups for part in _parted(g, wide[-1])]
-    roots = [n for g in groups for n in g]
-    undecided = depends(roots, [n for n in postorder(roots) if not _decided(n, wide)])
-    roots = [n for n in roots if n not in undecided]
+    roots = _decided([n for g in groups for n in g], wide)
     narrow = [_values(program, roots, kind, torch.float32) for kind in (NEAR, *KINDS)] if roots else []
     cones = {n: protecting & set(postorder([n])) for n in roots}
     index = {n: i for i, n in enumerate(order)}
@@ -219,8 +217,7 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     odd = ~torch.isfinite(a)
     if not torch.equal(odd, ~torch.isfinite(b)) or not torch.equal(a[odd].nan_to_num(7.0), b[odd].nan_to_num(7.0)):
         return False
-    scale = a[~odd].abs().max() if bool((~odd).any()) else 0.0
-    return bool(((a - b)[~odd].abs() <= _DIGITS * scale).all())
+    return bool(((a - b)[~odd].abs() <= _DIGITS * _scale(a)).all())
 
 
 def _error(narrow: Tensor, wide: Tensor) -> float:
@@ -235,29 +232,50 @@ def _error(narrow: Tensor, wide: Tensor) -> float:
     return float(f"{max(worst / rms if rms else worst, 2.0**-22):.1e}")
 
 
-def _decided(n: Node, runs: Sequence[Mapping[Node, Tensor]]) -> bool:
-    """Has a decision been seen on each of its sides?  True for what decides nothing, or reads numbers alone."""
-    if not n.args or all(x.op in ("number", "size", "index") for x in postorder([n]) if not x.args):
-        return True
-    seen = [torch.zeros((), dtype=torch.bool)] * 2
-    for sides in _sides(n, runs):
-        seen = [s | side.any() for s, side in zip(seen, sides, strict=True)]
-    return n.op not in _DECIDING or all(bool(s) for s in seen)
+def _decided(roots: Sequence[Node], runs: Sequence[Values]) -> list[Node]:
+    """Those below which every decision has been seen on each of its sides, in a run in whose values of the root it can
+    be told: `maximum(x, 1e-3)` is x wherever both are measured by another entry of 1e30."""
+    sides = {n: [_sides(n, run) for run in runs] for n in postorder(roots) if n.op in _DECIDING and not _fixed(n)}
+
+    def told(root: Node, decision: Node) -> bool:
+        least = [_TELLING * _scale(run[root]) for run in runs]
+        return all(any(s[i] > x for s, x in zip(sides[decision], least, strict=True)) for i in (0, 1))
+    return [r for r in roots if all(told(r, n) for n in postorder([r]) if n in sides)]
+
+
+def _fixed(n: Node) -> bool:
+    """It reads numbers alone."""
+    return all(x.op in ("number", "size", "index") for x in postorder([n]) if not x.args)
 
 
 _DECIDING = CHOICES | {"and", "or", "not", "elu"}
+_TELLING = 100 * _DIGITS
 
 
-def _sides(n: Node, runs: Sequence[Mapping[Node, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    for run in runs:
-        y, xs = run[n], [run[a] for a in n.args]
-        if n.kind == "bool":
-            yield y, ~y
-        elif n.op in ("maximum", "minimum") and n.args[0].dims == n.args[1].dims == n.dims:
-            yield xs[0] < xs[1], xs[0] > xs[1]
-        elif n.op in ("maximum", "minimum", "clamp"):
-            whole = next((x for x, a in zip(xs, n.args, strict=True) if a.dims == n.dims), None)
-            if whole is not None:  # is it the first operand that came through, or another?
-                yield y == whole, y != whole
-        elif n.op in ("relu", "abs", "sign", "elu"):
-            yield xs[0] < 0, xs[0] > 0
+def _sides(n: Node, run: Values) -> tuple[float, float]:
+    """What the most of a decision that fell on each side is: the difference to what the other side gives, inf for one
+    between yes and no; 0 where none fell there."""
+    y, xs = run[n], [run[a] for a in n.args]
+    none, all_ = torch.zeros(()), torch.full((), math.inf)
+    found = none, none
+    if n.kind == "bool":
+        found = torch.where(y, all_, none), torch.where(y, none, all_)
+    elif n.op in ("maximum", "minimum") and n.args[0].dims == n.args[1].dims == n.dims:
+        found = xs[1] - xs[0], xs[0] - xs[1]
+    elif n.op in ("maximum", "minimum", "clamp"):
+        whole = next((x for x, a in zip(xs, n.args, strict=True) if a.dims == n.dims), None)
+        if whole is not None:  # is it the first operand that came through, or another?
+            found = torch.where(y == whole, all_, none), (y - whole).abs()
+    elif n.op in ("relu", "abs", "sign", "elu"):
+        found = -xs[0], xs[0]
+    return _most(found[0]), _most(found[1])
+
+
+def _most(x: Tensor) -> float:
+    return max(float(x.nan_to_num(0.0, posinf=math.inf).max()), 0.0) if x.numel() else 0.0
+
+
+def _scale(x: Tensor) -> float:
+    """The largest finite entry."""
+    finite = x[torch.isfinite(x)]
+    return float(finite.abs().max()) if finite.numel() else 0.0

@@ -47,6 +47,11 @@ def test_borders_are_where_they_were(body: str, other: str) -> None:
     assert same_function(b, mixc.loads(point(other.replace(">", "- 0 >")))) is not None
 
 
+def test_what_differs_at_nothing_alone_is_not_shared() -> None:
+    a, b = (mixc.loads(point(f"y * rsqrt({total})")) for total in ("sum(square(y)) + 1e-30", "sum(square(y))"))
+    assert a.hash == b.hash and same_function(a, b) is None
+
+
 @pytest.mark.parametrize("body, other", [
     ("where(x > 1e6, y, x)", "x"),  # no probe comes so far: the hash cannot tell, and nothing is shared
     ("clamp(x, -1e5, 1e5) + y", "x + y"),

@@ -27,6 +27,7 @@ def program(*values: Node) -> Program:
                    tuple(Result("out", f"o{i}", v) for i, v in enumerate(values)))
 
 
+TOTAL = make("sum", exp(X * 2.0), over=("D",))
 ELU = exp(make("minimum", X, number(0)))
 MERGED = {
     "a where that chooses nothing": (ELU, Y * where(make("lt", number(0), X), 1.0, exp(make("minimum", X, number(0))))),
@@ -38,6 +39,9 @@ KEPT = {
     "the exact one last": ((exp(G * 2.0) - 1.0) * Y, make("expm1", G * 2.0)),
     "a clamp far out": (X * Y, make("clamp", X * Y, number(-1e12), number(1e12)) + Y),
     "a comparison that never fails here": (X * Y, where(make("lt", X, number(1e9)), X * Y, 0.0) + Y),
+    "a bound that only huge entries lie beside": (
+        TOTAL, make("maximum", TOTAL, number(1e-3)) * Y),
+    "what keeps a divisor from 0": (X * X, Y / (X * X + 1e-30)),
     "exponents": (exp(cumsum(G) - cumsum(G, exclusive=True)) * X, exp(G) * Y),
     "what protects from infinities": (G * X, where(make("lt", G, number(-1e4)), 0.0, exp(G)) * Y + exp(G)),
     "dead rows": (make("live", X * Y, fill=0.0), X * Y + 1.0),
