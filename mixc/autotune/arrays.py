@@ -15,7 +15,7 @@ import numpy as np
 from mixc.autotune.domain import Domain
 from mixc.autotune.terms import Constraint, Term
 
-LIMIT = 8192
+LIMIT = 131072
 EXACT = 2.0 ** 53
 Column = np.ndarray | float
 
@@ -37,8 +37,10 @@ def by_cost(domains: Mapping[str, Domain], constraints: list[Constraint], cost: 
                 return None
             if not good.any():
                 return iter(())
-        left = {name: column[good] for name, column in table.columns.items()}
-        costs = np.broadcast_to(_Table(left, exact=False).value(cost()), (int(good.sum()),))
+            if 2 * good.sum() < good.size:  # the rest is not looked at again
+                table, good = _Table(table.columns_of(good)), np.ones(int(good.sum()), bool)
+        left = table.columns_of(good)
+        costs = np.broadcast_to(_Table(left, exact=False).value(cost()), int(good.sum()))
     order = np.argsort(costs, kind="stable")
     columns = {name: column[order].astype(int).tolist() for name, column in left.items()}
     ranked = costs[order].tolist()
@@ -52,6 +54,9 @@ class _Table:
         self.columns, self.exact = columns, exact
         self._known: dict[int, Column] = {}
         self._made: dict[Any, Column] = {}  # by operation and operands: many terms are written more than once
+
+    def columns_of(self, points: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: column[points] for name, column in self.columns.items()}
 
     def value(self, t: Term) -> Column:
         if t.op == "const":

@@ -7,6 +7,7 @@ target's limits and from what the trace of the kernel's own text counts.
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -22,8 +23,10 @@ from mixc.targets import Target
 
 CHUNKS = [16, 32, 64, 128]
 FEW = [2, 4, 8]  # where tokens have more rows
-SEGMENTS = [16, 32, 64, 128, 256]
+SEGMENTS = [16, 32, 64, 96, 128, 192, 256]
 KEPT = 0.35  # the most that states kept for the backward may add to the bytes of inputs, outs and gradients
+SPILL = 512  # bytes spilled that count as much as the time itself
+LACKING = 24  # bytes spilled for each register that a thread lacks by the estimate (median of 18; 2 to 100)
 ESTIMATED = " (estimated)"
 SHARED = "shared memory a block" + ESTIMATED
 
@@ -81,8 +84,9 @@ class LaunchSpace:
     def __init__(self, name: str, variants: list[Variant], target: Target, shape: Shape):
         self.name, self.variants, self.target, self.shape = name, variants, target, shape
         self.kernel = variants[0].kernel
+        self._made: dict[tuple[int, bool, int], tuple[Space, LaunchModel]] = {}
 
-    def traces(self, of: Variant) -> list[tuple[list[int], Counts, bool]]:
+    def traces(self, of: Variant, held: bool) -> Iterator[tuple[list[int], Counts]]:
         """Chunk sizes, and the counts of a trace that serves them: one for all where the text allows it. Of a cell the
         rows are sequences, and there is a trace for weights that are held, one for those that are read every token."""
         launch, sizes = of.kernel.launch, dict(self.shape.dims)
@@ -90,17 +94,17 @@ class LaunchSpace:
         chunks = [*(FEW if of.kernel.ranks else ()), *CHUNKS]
         rows = [c for c in chunks if c <= max(16, padded(self.shape.B if cells else self.shape.T))]
         whole = tuple((f"B{d}", padded(sizes[d])) for d in of.kernel.dims if d not in launch.split) if cells else ()
-        def counts(C: int | None, held: bool) -> Counts | None:
+        def counts(C: int | None) -> Counts | None:
             return counts_of(of.text, launch.name, C, self.shape.operand, tuple(of.kernel.dims),
                              (("HELD", held), *whole))
-        found = list[tuple[list[int], Counts, bool]]()
-        if not rows:
-            return found
-        for held in (True, False) if "HELD" in of.kernel.constexprs else (False,):
-            for_all = counts(None, held)
-            each = [(rows, for_all)] if for_all is not None else [([c], counts(c, held)) for c in rows]
-            found += [(r, c, held) for r, c in each if c is not None]
-        return found
+        for_all = counts(None) if rows else None
+        if for_all is not None:
+            yield rows, for_all
+            return
+        for C in rows:
+            found = counts(C)
+            if found is not None:
+                yield [C], found
 
     @property
     def turned(self) -> str:
@@ -111,7 +115,19 @@ class LaunchSpace:
 
     @cached_property
     def spaces(self) -> list[tuple[Space, LaunchModel]]:
-        return [self._space(v, *trace) for v in self.variants for trace in self.traces(v)]
+        return [made for growing in self._growing() for made in growing]
+
+    def _growing(self) -> Iterator[Iterator[tuple[Space, LaunchModel]]]:
+        """The spaces, those of one kernel from few rows a chunk to many; each is made when it is asked for."""
+        def made(v: Variant, held: bool) -> Iterator[tuple[Space, LaunchModel]]:
+            for rows, counts in self.traces(v, held):
+                key = self.variants.index(v), held, rows[0]
+                if key not in self._made:
+                    self._made[key] = self._space(v, rows, counts, held)
+                yield self._made[key]
+        for v in self.variants:
+            for held in (True, False) if "HELD" in v.kernel.constexprs else (False,):
+                yield made(v, held)
 
     def segments(self) -> list[int]:
         """Rows from one kept state to the next: few need nothing formed again, and cost bytes and memory."""
@@ -175,12 +191,21 @@ class LaunchSpace:
     def _fitting(self) -> dict[tuple[int, int], tuple[float, Callable[[], Candidate]]]:
         """By rows of a chunk and of a segment: the best point that keeps the estimates."""
         found = dict[tuple[int, int], tuple[float, Callable[[], Candidate]]]()
-        for space, model in self.spaces:
-            for seconds, point in space.ranked(partial(_rank, model)):
-                key = point["C"], point["segment"]
-                if key not in found or seconds < found[key][0]:
-                    found[key] = seconds, partial(self.candidate, point, model, model.estimated)
+        for growing in self._growing():
+            for space, model in growing:
+                if self._least_registers(space, model) > self.target.registers_thread:
+                    break  # and more rows take more
+                for seconds, point in space.ranked(partial(_rank, model)):
+                    key = point["C"], point["segment"]
+                    if key not in found or seconds < found[key][0]:
+                        found[key] = seconds, partial(self.candidate, point, model, model.estimated)
         return found
+
+    @staticmethod
+    def _least_registers(space: Space, model: LaunchModel) -> float:
+        """Of a thread, where the most warps have the smallest tiles."""
+        smallest = {n: d.hi if n == "warps" else d.lo for n, d in space.domains.items()}
+        return float(whole(model.registers).evaluate(smallest))
 
     def fits(self, chunk: int = 0) -> bool:
         """Has it a point that keeps the estimates? `chunk`: with so many rows (0: any)."""
@@ -195,7 +220,7 @@ class LaunchSpace:
         for (C, segment), (seconds, make) in self._fitting.items():
             if chunk in (0, C) and (segment not in found or seconds < found[segment][0]):
                 found[segment] = seconds, make
-        return found or self._smallest
+        return found or self._tight(chunk)
 
     @cached_property
     def first(self) -> Candidate:
@@ -209,42 +234,51 @@ class LaunchSpace:
         return tile.turns > 1 or any(tile.block(d, n) < n for d, n in self.shape.dims if d in summed)
 
     @cached_property
-    def _smallest(self) -> dict[int, tuple[float, Callable[[], Candidate]]]:
+    def _tights(self) -> dict[int, dict[int, tuple[float, Callable[[], Candidate]]]]:
+        """By rows of a chunk: what `_tight` found."""
+        return {}
+
+    def _tight(self, chunk: int) -> dict[int, tuple[float, Callable[[], Candidate]]]:
         """The best of every segment where no point keeps the estimates."""
-        found: dict[int, tuple[float, Callable[[], Candidate]]] = {}
-        for seconds, segment, make in self.best():
-            found.setdefault(segment, (seconds, make))
-        if not found:
+        if chunk not in self._tights:
+            found = self._tights[chunk] = {}
+            for seconds, segment, make in self._beyond(chunk):
+                found.setdefault(segment, (seconds, make))
+        if not self._tights[chunk] and not chunk:
             raise self.infeasible()
-        return found
+        return self._tights[chunk]
 
     def best(self) -> Iterator[Ranked]:
-        """Every point by modelled time."""
-        each = [self._ranked(space, model) for space, model in self.spaces]
-        yield from self._or_smallest(heapq.merge(*each, key=lambda found: found[0]))
-
-    def _or_smallest(self, found: Iterator[Ranked]) -> Iterator[Ranked]:
-        """Where no point keeps the estimates, those with few registers, the best first: a compiler may find room."""
+        """Every point by modelled time; where none keeps the estimates all, by what they should spill too: a compiler
+        may find room."""
+        found = self._merged([self._ranked(space, partial(_rank, model), model) for space, model in self.spaces])
         first = next(found, None)
-        if first is not None:
-            yield first
-            yield from found
-            return
+        yield from self._beyond() if first is None else itertools.chain([first], found)
+
+    def _beyond(self, chunk: int = 0) -> Iterator[Ranked]:
+        """Points whatever their registers, by modelled time with what they should spill (`chunk`: of so many rows)."""
+        each = list[Iterator[Ranked]]()
         for space, model in self.spaces:
             kept = [c for c in space.constraints if not c.why.endswith(ESTIMATED)]
+            kept += [model.names["C"] == chunk] if chunk else []
             shared = [c for c in space.constraints if c.why == SHARED]
             for constraints in (kept + shared, kept):
                 loose = Space()
                 loose.domains, loose.constraints = space.domains, constraints
-                least = next(loose.ranked(partial(whole, model.registers)), None)
-                if least is not None:
-                    loose.require(whole(model.registers) <= int(least[0]) + 16)
-                    yield from self._ranked(loose, model)
+                found = self._ranked(loose, partial(_rank_spilling, model), model)
+                first = next(found, None)
+                if first is not None:
+                    each.append(itertools.chain([first], found))
                     break
+        return self._merged(each)
 
-    def _ranked(self, space: Space, model: LaunchModel) -> Iterator[Ranked]:
-        for rank, point in space.ranked(partial(_rank, model)):
-            yield rank, point["segment"], partial(self.candidate, point, model, model.estimated)
+    @staticmethod
+    def _merged(each: list[Iterator[Ranked]]) -> Iterator[Ranked]:
+        return heapq.merge(*each, key=lambda found: found[0])
+
+    def _ranked(self, space: Space, rank: Callable[[], Term], model: LaunchModel) -> Iterator[Ranked]:
+        for seconds, point in space.ranked(rank):
+            yield seconds, point["segment"], partial(self.candidate, point, model, model.estimated)
 
     def candidate(self, point: dict[str, int], model: LaunchModel, costs: Costs) -> Candidate:
         known = dict[int, int | float]()
@@ -289,6 +323,11 @@ class LaunchSpace:
 
 def _rank(model: LaunchModel) -> Term:
     return model.estimated.rank
+
+
+def _rank_spilling(model: LaunchModel) -> Term:
+    """The same where more registers are wanted than a thread has: each of the others is spilled."""
+    return model.estimated.rank * (1 + maximum(0, model.registers - model.target.registers_thread) * (LACKING / SPILL))
 
 
 def whole(t: Term, known: dict[int, Term] | None = None) -> Term:

@@ -16,7 +16,7 @@ from typing import Any
 
 from mixc.autotune.compiling import Failed, compile_all
 from mixc.autotune.cost import Shape
-from mixc.autotune.schedule import CHUNKS, SEGMENTS, Candidate, LaunchSpace, Variant
+from mixc.autotune.schedule import CHUNKS, SEGMENTS, SPILL, Candidate, LaunchSpace, Variant
 from mixc.codegen.config import Config, Tile, hands_on
 from mixc.codegen.module import Module
 from mixc.codegen.offline import Job, job_of, write_text
@@ -29,6 +29,7 @@ FUSED, SPLIT = ("fwd", "bwd"), ("fwd_states", "fwd_outs", "bwd_states", "bwd_gra
 SHORT = 256  # rows in which a walk is too short for more launches to save time
 SLOW = 3  # times its forward: a backward has two to three times the work
 GAIN = 1.4  # by which others have to be faster: they read inputs again, and each more kernel is one more estimate
+CLOSE = 1.06  # times the best: nearer than that the model cannot tell them apart (its geometric deviation is 1.09)
 WIDTHS = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 
@@ -104,21 +105,23 @@ class Schedule:
         return {name: self._space(name) for plan in self.plans for name in plan}
 
     def default(self) -> tuple[Config, dict[str, Candidate]]:
-        """The model's best point of every launch, nothing compiled.
+        """The model's best point of every launch, nothing compiled; of those that are nearly as good to it the one with
+        the least product of time and bytes, of which it is surer.
 
         Raises:
             Infeasible: the limits of the target leave none."""
-        _, segment, names, chunk = min(self._totals(self.plans))
-        chosen = {name: self._space(name).by_segment(chunk)[segment][1]() for name in names}
+        totals = sorted(self._totals(self.plans))
+        found = [(segment, {name: self._space(name).by_segment(chunk)[segment][1]() for name in plan})
+                 for seconds, segment, plan, chunk in totals if seconds <= CLOSE * totals[0][0]]
+        segment, chosen = min(found, key=lambda f: _sum(f[1], "seconds") * _sum(f[1], "bytes"))
         return config_of(chosen, segment), chosen
 
     def _totals(self, plans: list[tuple[str, ...]]) -> Iterator[tuple[float, int, tuple[str, ...], int]]:
         """Seconds of every plan with every segment, and the one chunk that its launches have (0: each its own)."""
         for plan in plans:
-            for chunk in _common_chunks(plan):
-                spaces = [self._space(name) for name in plan]
-                if chunk and not all(space.fits(chunk) for space in spaces):
-                    continue
+            spaces = [self._space(name) for name in plan]
+            chunks = _common_chunks(plan)
+            for chunk in [c for c in chunks if all(space.fits(c) for space in spaces)] or chunks:
                 each = [space.by_segment(chunk) for space in spaces]
                 for segment in SEGMENTS:
                     if all(segment in found for found in each):
@@ -243,14 +246,18 @@ class Schedule:
         return chosen, segment
 
 
+def _sum(chosen: dict[str, Candidate], what: str) -> float:
+    return sum(getattr(c, what) for c in chosen.values())
+
+
 def _common_chunks(plan: tuple[str, ...]) -> list[int]:
     """The chunks that all launches of a plan may have: what is handed on goes by its chunk (0: each its own)."""
     return CHUNKS if hands_on(plan) else [0]
 
 
 def _worth(c: Candidate) -> tuple[float, float]:
-    """Less is better; of what compiled well the time alone counts, and 512 bytes of spill count as much as it."""
-    return bool(c.failed), c.seconds * (1 + c.spill / 512)
+    """Less is better; of what compiled well the time alone counts, and SPILL bytes spilled count as much as it."""
+    return bool(c.failed), c.seconds * (1 + c.spill / SPILL)
 
 
 def _next(left: list[Candidate], done: list[tuple[Candidate, Candidate]], count: int,

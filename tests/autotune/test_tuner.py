@@ -131,6 +131,28 @@ def test_few_sequences_want_other_tiles_than_many() -> None:
     assert programs[1] > 4
 
 
+def test_what_should_spill_counts_where_nothing_has_room() -> None:
+    """A backward in one launch lacks some hundred registers here, those that hand rows on a few."""
+    mixer = mixc.load(str(Path(__file__).parents[1] / "specs" / "signed_delta.mix"))
+    s = tuner.schedule_of(mixer.declared, find("h100"), SIZES, "bf16")
+    whole, limit = s.spaces["bwd"], s.target.registers_thread
+    assert not whole.fits() and not any(s.spaces[n].fits(16) for n in ("fwd_for_K", "bwd_along_K"))
+    _, chosen = s.default()
+    assert {*chosen} == {"fwd_for_K", "bwd_for_K", "bwd_along_K"}
+    assert all(c.registers < limit + 30 for c in chosen.values()) and whole.first.registers > limit + 60
+    assert {c.tile.chunk for c in chosen.values()} == {16}
+
+
+def test_of_what_is_as_fast_the_fewest_bytes() -> None:
+    """Segments of several lengths are as fast to the model: a longer one keeps fewer states."""
+    s = schedule("mamba2")
+    _, chosen = s.default()
+    least = min(s._totals(s.plans))
+    fastest = {n: s.spaces[n].by_segment(least[3])[least[1]][1]() for n in least[2]}
+    fewer, slower = (tuner._sum(chosen, what) / tuner._sum(fastest, what) for what in ("bytes", "seconds"))
+    assert fewer < 0.98 and slower <= tuner.CLOSE and fewer * slower < 1
+
+
 def test_a_target_with_no_room_is_refused_in_words(tmp_path: Path) -> None:
     small = form(find("h100")) | {"name": "tiny", "warp": 2048}
     path = tmp_path / "tiny.json"
