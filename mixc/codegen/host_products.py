@@ -34,8 +34,11 @@ class Products(HostValues):
 
     def front(self) -> list[str]:
         for name, node in self.found.front.items():
-            self._form(node)
-            self.lines[-1] = f"{safe(name)} = {self.lines[-1].split(' = ', 1)[1]}"
+            if node in self.names:  # formed on the way to another
+                self.lines.append(f"{safe(name)} = {self.names[node]}")
+            else:
+                self._form(node)
+                self.lines[-1] = f"{safe(name)} = {self.lines[-1].split(' = ', 1)[1]}"
             self.names[node] = safe(name)
         return self._taken()
 

@@ -35,6 +35,8 @@ SPECS = {
         u = W2 @ silu(W1 @ x)
         h = sigmoid(z) * h + u
         out y[F] = Wo @ h + (W1 @ x)
+        out r[K] = u * h
+        out f[F] = sum(h) + W1 @ x
         out s = sum(A * x) + sum(h)
     }""",
     "rows_and_blocks": """mixer rows_and_blocks(J, D, K, V) {
@@ -83,7 +85,7 @@ SPECS = {
 }
 FRONT = {  # what stands in front of the kernels of each part, and what is formed behind them
     "layer": ["Wk_x Wv_x Wq_x | y"],
-    "two_layers_of_weights": ["W2_x | y"],
+    "two_layers_of_weights": ["W2_x W1_x | y"],
     "cell": ["Wf_x W_x | y"],
     "memory": ["Wk_x Wv_x | y"],
     "lru": ["B_re_u B_im_u | y"],
