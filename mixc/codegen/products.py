@@ -13,11 +13,15 @@ def fresh(*shape, dtype, seqs, device):
     return (torch.zeros if seqs.ragged else torch.empty)(shape, dtype=dtype, device=device)
 
 
-def in_fp32(a, b):
-    """a @ b of matrices, or of as many of them, accumulated and kept in fp32."""
-    if a.dtype == torch.float32 or not a.is_cuda or torch.version.hip:
-        return a.float() @ b.float()
-    return (torch.mm if a.ndim == 2 else torch.bmm)(a, b, out_dtype=torch.float32)
+def product(a, b, dtype, out=None):
+    """a @ b of matrices, or of as many of them, accumulated in fp32 and left in dtype."""
+    if a.dtype == dtype and (a.is_cuda or dtype == torch.float32):
+        return torch.matmul(a, b, out=out)
+    if a.is_cuda and not torch.version.hip and a.numel() > 0:
+        form = torch.mm if a.ndim == 2 else torch.bmm
+        return form(a, b, out_dtype=dtype) if out is None else form(a, b, out_dtype=dtype, out=out)
+    found = (a.float() @ b.float()).to(dtype)
+    return found if out is None else out.copy_(found)
 
 
 def by_heads(x, H):
@@ -42,27 +46,33 @@ class Projected(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             x, w = x.to(dtype), w.to(dtype)
             if F == 1:
-                return in_fp32(x.reshape(-1, D), w[0].mT).view(B, T, G, *rows, N)
+                return product(x.reshape(-1, D), w[0].mT, torch.float32).view(B, T, G, *rows, N)
             if G == 1 and not rows:
-                return in_fp32(x.reshape(-1, D), w.reshape(-1, D).mT).view(B, T, F, N)
+                return product(x.reshape(-1, D), w.reshape(-1, D).mT, torch.float32).view(B, T, F, N)
             H = max(G, F)
-            return in_fp32(by_heads(x, H), heads_of(w, H).mT).view(H, B, T, *rows, N).movedim(0, 2)
+            y = product(by_heads(x, H), heads_of(w, H).mT, torch.float32)
+            return y.view(H, B, T, *rows, N).movedim(0, 2)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
         x, w = ctx.saved_tensors
-        (*lead, D), (F, N, _), dtype = x.shape, w.shape, ctx.dtype
+        (B, T, G, *rows, D), (F, N, _), dtype = x.shape, w.shape, ctx.dtype
         with torch.autocast(x.device.type, enabled=False):
-            dy, rows, matrix = dy.to(dtype), x.to(dtype), w.to(dtype)
-            if F == 1 or (lead[2] == 1 and len(lead) == 3):
-                dy, rows, matrix = dy.reshape(-1, F * N), rows.reshape(-1, D), matrix.reshape(-1, D)
-                dx, dw = (in_fp32(dy, matrix) if ctx.needs_input_grad[0] else None), in_fp32(dy.mT, rows)
-                return None if dx is None else dx.view(x.shape).to(x.dtype), dw.view(w.shape).to(w.dtype), None
-            H = max(lead[2], F)
-            dy, rows, matrix = by_heads(dy, H), by_heads(rows, H), heads_of(matrix, H)
-            dx = in_fp32(dy, matrix).view(H, *lead[:2], *lead[3:], D).movedim(0, 2)
-            return over_group(dx, x, 2), over_group(in_fp32(dy.mT, rows), w, 0), None
+            dy, left, right = dy.to(dtype), x.to(dtype), w.to(dtype)
+            if F == 1 or (G == 1 and not rows):
+                dy, left, right = dy.reshape(-1, F * N), left.reshape(-1, D), right.reshape(-1, D)
+                dx = product(dy, right, x.dtype).view(x.shape) if ctx.needs_input_grad[0] else None
+                return dx, product(dy.mT, left, w.dtype).view(w.shape), None
+            H = max(G, F)
+            dy, left, right = by_heads(dy, H), by_heads(left, H), heads_of(right, H)
+            dw = over_group(product(dy.mT, left, torch.float32), w, 0)
+            if rows or G < H:
+                dx = product(dy, right, torch.float32).view(H, B, T, *rows, D).movedim(0, 2)
+                return over_group(dx, x, 2), dw, None
+            dx = torch.empty(B * T, H, D, dtype=x.dtype, device=x.device)
+            product(dy, right, x.dtype, out=dx.movedim(1, 0))
+            return dx.view(x.shape), dw, None
 
 
 def projected(x, w, dtype):
