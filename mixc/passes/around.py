@@ -21,6 +21,7 @@ from mixc.ir.program import Decl, Dim, Program, Result
 from mixc.ir.ranges import proving
 from mixc.passes.classify import of_complex
 from mixc.passes.context import proved
+from mixc.passes.planes import Split, part_names, planes
 from mixc.passes.simplify import rewrite
 
 SMALL = 256  # entries of a matrix, its dims padded to 16, that is nothing to hold: where the spec fixes its sizes
@@ -47,16 +48,31 @@ class Around:
 
 
 def around(step: Program, avoid: Iterable[str] = ()) -> Around | None:
-    """Of a step of real values, without lags and positions; None: all of it stands where the states are.
+    """Of a step of real values, perhaps planes, without lags and positions; None: all of it stands with the states.
 
     avoid: names that the rest shall not have, beside those of the step."""
-    if not step.states or (step.origin is not None and of_complex(step.origin) is not None):
-        return None  # complex states that turn by a known phase are found in the complex step
-    found = _Division(step, avoid)
-    made = found.divided() if found.front or found.behind else None
-    if made is None or {d for n in postorder(made.program.values()) for d in n.dims} - found.told:
+    whole = step.origin if step.origin is not None and of_complex(step.origin) is not None else None
+    found = _Division(whole or step, avoid)
+    if not step.states or not (found.front or found.behind):
+        return None
+    made = found.divided()
+    if {d for n in postorder(made.program.values()) for d in n.dims} - found.told:
         return None  # no tensor tells a size that is read there
-    return made
+    return made if whole is None else _of_planes(step, made)
+
+
+def _of_planes(step: Program, found: Around) -> Around | None:
+    """The same of the step's planes, where its complex states are found as they stand: what turns them is known."""
+    split, program = Split(found.step), planes(found.program)
+    assert program is not None
+    made = []
+    for of, values in ((found.program, found.front), (found.program, found.read), (found.step, found.behind)):
+        parts = {n: part_names(of, n) if x.kind == "complex" else (n,) for n, x in values.items()}
+        made.append({p: x for n, names in parts.items() for p, x in zip(names, split(values[n]), strict=False)})
+    front, read, behind = ({n: x for n, x in values.items() if x is not None} for values in made)
+    if [len(values) for values in made] != [len(front), len(read), len(behind)]:
+        return None  # a plane that is 0
+    return Around(step, program, front, read, found.sizes, behind)
 
 
 def projection(n: Node) -> tuple[Node, Node] | None:
@@ -111,7 +127,7 @@ class _Division:
     def _handed(self, n: Node) -> bool:
         """Can it be handed on, a row a token?  So can numbers that are no whole matrix of a state."""
         whole = any(len(s.dims) > 1 and {*s.dims} <= {*n.dims} for s in self.step.states)
-        return not whole and n.kind == "real"
+        return not whole and n.kind != "bool"
 
     def _behind(self) -> dict[str, Node]:
         """Outs that read the states through a product which no state reads."""
@@ -145,7 +161,7 @@ class _Division:
         ins: dict[Node, Decl] = {}
         with proving(step):
             for n in self.front:
-                ins[n] = Decl("in", _free(_name_of(n), taken), n.dims, "real", proved(step, n), span=n.span, exact=True)
+                ins[n] = Decl("in", _free(_name_of(n), taken), n.dims, n.kind, proved(step, n), span=n.span, exact=True)
         kept = {n: v for n, v in self.outs.items() if n not in self.behind}
         found, rounded = {v: n for n, v in kept.items()}, self._rounded()
         read: dict[str, Node] = {}

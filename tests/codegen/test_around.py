@@ -82,6 +82,15 @@ SPECS = {
         z = exp(g) * exp(1j * 0.3 * pos) * z + B @ lag(u, 1)
         out o[D] = real(C @ z) + imag(C @ z) * u
     }""",
+    "phases": """mixer phases(D, C, V) {
+        in x[D], turn[C]
+        param Wk[C, D] complex, Wq[C, D], Wv[V, D], Wo[D, V] complex
+        state S[C, V]
+        S = 0.9 * exp(1j * turn) * S + (Wk @ x) * (Wv @ x)
+        r = conj(Wq @ x) @ S
+        out y[D] = real(Wo @ r)
+        out z[D] = Wo @ real(r) + 1j * x
+    }""",
 }
 FRONT = {  # what stands in front of the kernels of each part, and what is formed behind them
     "layer": ["Wk_x Wv_x Wq_x | y"],
@@ -89,6 +98,7 @@ FRONT = {  # what stands in front of the kernels of each part, and what is forme
     "cell": ["Wf_x W_x | y"],
     "memory": ["Wk_x Wv_x | y"],
     "lru": ["B_re_u B_im_u | y"],
+    "phases": ["Wk_x_re Wk_x_im Wv_x Wq_x | y z_re z_im"],
 }
 
 
