@@ -123,10 +123,10 @@ class Trace:
             "OPERAND": "operand", **self.known}
         if name in given:
             return given[name]
-        if name.endswith(("_ptr", "_starts", "_ends", "_kept", *STATES)):
-            return Tile((), 4 if name.endswith(STATES) else self.operand, "pointer", name)
         if name.startswith("B") and name[1:] in self.dims:
             return Symbol((1, (name,)))
+        if name.endswith(("_ptr", "_starts", "_ends", "_kept", *STATES)):
+            return Tile((), 4 if name.endswith(STATES) else self.operand, "pointer", name)
         return Tile((), 4, "int")
 
     # ------------------------------------------------------------ statements

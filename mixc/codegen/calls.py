@@ -99,7 +99,7 @@ def _called(given, consts, initial_state, want_final, cu_seqlens, mask, reverse,
         for n in INS:
             x = tensors[n].reshape(1, B * T, *tensors[n].shape[2:])[:, order]
             tensors[n] = torch.where(live.view(1, -1, *[1] * (x.ndim - 2)), x, 0.0)
-    outs, final = run(*tensors.values(), **consts, initial_state=states, output_final_state=want_final,
+    outs, final = run(*tensors.values(), *consts.values(), initial_state=states, output_final_state=want_final,
                       sequences=sequences, reverse=reverse)
     if order is not None:
         wide = [torch.where(live.view(1, -1, *[1] * (y.ndim - 2)), y, 0.0) for y in outs]

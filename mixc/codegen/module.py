@@ -428,8 +428,8 @@ class Module:
         tensors = [*inner.ins, *inner.params]
         given = [d for o, d in zip((*self.spec.ins, *self.spec.params), tensors, strict=True) if o.name not in self.seen.given]
         first = safe(given[0].name)
-        keywords = "".join(f"{c.name}=None, " for c in self.spec.consts)
-        lines = [f"def {name}({', '.join(safe(d.name) for d in given)}, *, {keywords}initial_state=None, output_final_state=False, sequences=None,",
+        taken = [*(safe(d.name) for d in given), *(f"{c.name}=None" for c in inner.consts)]
+        lines = [f"def {name}({', '.join(taken)}, *, initial_state=None, output_final_state=False, sequences=None,",
                  f"{' ' * (5 + len(name))}reverse=False):", '    """Outs as a tuple; sequences: the first row and the length of each."""']
         starts = start_lines(dict(zip((s.name for s in self.spec.states), self.states, strict=True)))
         past, (front, behind) = self._past_lines(), self._around_lines()

@@ -31,7 +31,7 @@ RESERVED = frozenset([
     "ctx", "seqs", "device", "count", "tile", "keep", "bound", "has_initial", "has_final", "parts", "initial",
     "lane", "there", "group", "longest", "late", "begin", "some", "segment", "weights", "HELD", "STARTED", "piece", "pieces", "piece_of",
     "entered", "torch", "math", "os", "run", "block", "operand", "precision", "merged", "add_parts", "over_group", "features_packed",
-    "registers", "through", *FUNCTIONS, *MORE_ROWS, "Sequences", "Past", "Guarded", "pieces_of", "FORWARD", "BACKWARD", "FORWARD_STATES", "FORWARD_OUTS",
+    "registers", "through", "dict",  *FUNCTIONS, *MORE_ROWS, "Sequences", "Past", "Guarded", "pieces_of", "FORWARD", "BACKWARD", "FORWARD_STATES", "FORWARD_OUTS",
     "BACKWARD_STATES", "BACKWARD_GRADS", "INTERPRETED", *re.findall(r"^(?:def|class) (\w+)", PRODUCTS, re.MULTILINE),
 ])
 _HOST = frozenset(re.findall(r"^(?:def|class) (\w+)", HOST + CALLS + PRELUDE, re.MULTILINE)) | {
@@ -64,7 +64,7 @@ def own_names(p: Program) -> dict[str, str]:
     used = RESERVED | {made for d in dims for made in _of_dim(d)} | {made for n in names for made in _of_value(n)}
     found: dict[str, str] = {}
     for name in (*dims, *names):
-        if name in used or iskeyword("d" + name):
+        if name in used or iskeyword("d" + name) or name.endswith(_TOLD):
             fresh = name + "_"
             while fresh in used or fresh in (*dims, *names):
                 fresh += "_"
@@ -82,8 +82,12 @@ def _of_dim(d: str) -> set[str]:
 
 def _of_value(name: str) -> set[str]:
     """Names that stand for something of a value: its gradient, where it lies, what a state was or becomes."""
-    ends = ("ptr", "rep", "sb", "st", "sh", "initial", "final", "starts", "ends", "part", "sum", "next", "first", "kept", "aside")
-    return {"d" + name, *(f"{x}{name}_{end}" for x in ("", "d") for end in ends)}
+    return {"d" + name, *(f"{x}{name}_{end}" for x in ("", "d") for end in _ENDS)}
+
+
+# by these ends the arguments of a kernel are told apart
+_TOLD = tuple("_" + end for end in ("ptr", "sb", "st", "sh", "initial", "final", "starts", "ends", "part", "first", "kept", "aside"))
+_ENDS = ("ptr", "rep", "sb", "st", "sh", "initial", "final", "starts", "ends", "part", "sum", "next", "first", "kept", "aside")
 
 
 def renamed(p: Program, to: dict[str, str]) -> Program:

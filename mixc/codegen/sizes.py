@@ -49,11 +49,11 @@ def const_lines(consts: Iterable[Decl], given: Iterable[Decl], fixed: frozenset[
     """A value for every const.
 
     Args:
-        given: the same under the names of the arguments. fixed: those that are as they are declared."""
+        given: the same under the names of the call's arguments. fixed: those that are as they are declared."""
     lines = []
     for c, outer in zip(consts, given, strict=True):
         assert c.init is not None
-        lines.append(f"{c.name} = {python_text(c.init)} if {outer.name} is None else float({outer.name})")
+        lines.append(f"{c.name} = {python_text(c.init)} if {c.name} is None else float({c.name})")
         if outer.name in fixed:
             lines.append(f"if {c.name} != {python_text(c.init)}:\n"
                          f'    raise ValueError("`{outer.name}`: this module was written for {python_text(c.init)}")')

@@ -44,8 +44,8 @@ class StagedModule:
     def _run(self, seen: Context, fixed: frozenset[str]) -> list[str]:
         given = {self.called(n) for n in seen.given}
         tensors = [d for d in (*self.inner.ins, *self.inner.params) if d.name not in given]
-        keywords = "".join(f"{c.name}=None, " for c in self.step.consts)
-        lines = [f"def run({', '.join(d.name for d in tensors)}, *, {keywords}initial_state=None, output_final_state=False, "
+        taken = [*(d.name for d in tensors), *(f"{c.name}=None" for c in self.inner.consts)]
+        lines = [f"def run({', '.join(taken)}, *, initial_state=None, output_final_state=False, "
                  "sequences=None,", "        reverse=False):", '    """All parts in order: outs as a tuple; sequences: the first row and the length of each."""']
         body = self._head(seen, tensors, fixed)
         body += [line for i, p in enumerate(self.parts) for line in self._call(i, p)]
@@ -72,9 +72,8 @@ class StagedModule:
         if len(own) == len(part.ins):  # what other parts hand on has all heads
             heads = ", ".join(f"{n}.shape[2]" for n in own)
             lines.append(f"{own[0]}_all = {own[0]} if H in ({heads},) else {own[0]}.repeat_interleave(H // {own[0]}.shape[2], 2)")
-        given = [self.called(d.name) for d in (*part.ins, *part.params)]
+        given = [self.called(d.name) for d in (*part.ins, *part.params, *part.consts)]
         given[0] += "_all" * bool(lines)
-        keywords = "".join(f"{c.name}={self.called(c.name)}, " for c in part.consts)
         head = f"{tuple_text([self.called(o.name) for o in part.outs])}, final_{i + 1} = {self.modules[i].name}("
-        return [*lines, f"{head}{', '.join(given)}, {keywords}initial_state=initial_state, output_final_state=output_final_state,",
+        return [*lines, f"{head}{', '.join(given)}, initial_state=initial_state, output_final_state=output_final_state,",
                 f"{' ' * len(head)}sequences=sequences, reverse=reverse)"]

@@ -161,7 +161,7 @@ def pick(w: Writer, n: Node) -> Value:
 
 def place(w: Writer, n: Node) -> Value:
     dims = n.args[0].dims
-    return w.line(n, f"place({w.full(n.args[0], dims)}, {n.attr('i')}, {n.attr('dim')})", n.dims)
+    return w.line(n, f"place({w.full(n.args[0], dims)}, {n.attr('i')}, {size_of(n.attr('dim'))})", n.dims)
 
 
 # ---------------------------------------------------------------- over the rows of a chunk

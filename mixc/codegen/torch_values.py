@@ -17,7 +17,7 @@ from mixc.ir.node import COL, LEVEL, ROW, Node
 Dims = tuple[str, ...]
 
 RESERVED = frozenset([
-    "torch", "F", "M", "C", "steps", "starts", "nexts", "finish", "live", "scratch", "dtype", "device", "range", "zip",
+    "torch", "F", "M", "C", "steps", "starts", "nexts", "finish", "live", "scratch", "dtype", "device", "range", "zip", "len", "float",
     "levels", *torch_prelude.__all__, *torch_scan_prelude.__all__, *torch_span_prelude.__all__])
 
 
@@ -25,8 +25,9 @@ _OURS = re.compile(r"([skhn]|kept)\d+|(buf|to)_\w+|\w+_(at|to|now|next|j)")  # n
 
 
 def safe(name: str) -> str:
-    """The spec's name in emitted code."""
-    return name + "_" if name in RESERVED or _OURS.fullmatch(name) or iskeyword("d" + name) else name
+    """The spec's name in emitted code; those that another one is called there go out of its way."""
+    plain = name.rstrip("_")
+    return name + "_" if {plain, "d" + plain} & RESERVED or _OURS.fullmatch(plain) or iskeyword("d" + plain) else name
 
 
 def size_of(dim: str) -> str:

@@ -223,4 +223,4 @@ class Writer:
 
 def _summed(n: Node) -> list[str]:
     have = dict.fromkeys(d for a in n.args for d in a.dims)
-    return [{"_t": "t", "_s": "s", "_u": "u"}.get(d, d) for d in have if d not in n.dims]
+    return [{"_t": "t", "_s": "s", "_u": "u"}.get(d) or size_of(d) for d in have if d not in n.dims]

@@ -227,8 +227,8 @@ def run(mixer: Mixer, call: Call) -> tuple[dict[str, torch.Tensor], dict[str, to
         ins.append(x.reshape(1, rows.B * rows.T, *x.shape[2:]) if flat else x)
     params = [call.params[d.name] for d in p.params]
     states = {s.name: _initial(call, s.name) for s in p.states}
-    consts = {c.name: call.consts[c.name] for c in p.consts}
-    out, final = emitted.run(*ins, *params, **consts, initial_state=states, output_final_state=True,
+    consts = [call.consts[c.name] for c in p.consts]
+    out, final = emitted.run(*ins, *params, *consts, initial_state=states, output_final_state=True,
                              sequences=_sequences(call, flat))
     outs = dict(zip((o.name for o in p.outs), out, strict=True))
     shaped = {n: rows.scatter(y.reshape(rows.B, rows.T, *y.shape[2:])) for n, y in outs.items()}

@@ -35,6 +35,30 @@ NAMES = [
 ]
 
 
+LOOP = """mixer m({0}, {1}, {2} = 2) {{
+    in q[{0}], v[{1}], {3}[{2}]
+    in k[{2}, {0}] where norm[{0}](k) <= 1
+    param {4}[{1}]
+    const {6} = 0.9
+    state {5}[{0}, {1}]
+    for n in {2} {{
+        {5} = {6} * {5} + {3}[n] * k[n] * (v - k[n] @ {5})
+    }}
+    out o[{1}] = cos({6} * pos) * (q @ {5}) + {4}
+}}
+"""
+LOOPS = [("len", "C_", "M", "C", "zip", "type", "float"), ("live", "q_ptr", "chunk", "M_", "dict", "evice", "S_final"),
+         ("K", "S_ptr", "n_", "torch_", "len_", "S_initial", "torch")]
+
+
+@pytest.mark.parametrize("backend, dtype", [("torch", torch.float64), ("triton", torch.float32)])
+@pytest.mark.parametrize("names", LOOPS, ids="-".join)
+def test_loops_and_consts(names, backend, dtype):
+    cell = dict(length=17, size=3, heads="2/1", gates=1.0, dtype=dtype, rows="mask", start=True)
+    bad = [str(f) for f in cells.compare(mixc.loads(LOOP.format(*names)), cell, backend) if not f.ok]
+    assert not bad, "; ".join(bad)
+
+
 @pytest.mark.parametrize("names", NAMES, ids="-".join)
 def test_torch(names):
     mixer = mixc.loads(TEXT.format(*names))
