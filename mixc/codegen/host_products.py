@@ -28,6 +28,7 @@ class Products(HostValues):
         roots = [*found.front.values(), *found.behind.values()]
         super().__init__(roots, safe)
         self.guarded = guarded_nodes(found.step)
+        self.narrow = {n for name, n in found.front.items() if not found.program.decl(name).exact}
         tensors = {*found.read.values()}
         operands = [a for n in postorder(roots) for a in projection(n) or ()]
         self.raw = {a for a in operands if bare(a).op in ("in", "param") or bare(a) in tensors}
@@ -77,7 +78,8 @@ class Products(HostValues):
             left, right = (f"{a}.flatten(-{len(summed)})" for a in (left, right))
         if len(cols) > 1:
             right = f"{right}.flatten(1, {len(cols)})"
-        text = f"projected({left}, {right}, {self.operand})"
+        kept = f", {self.operand}" if node in self.narrow else ""
+        text = f"projected({left}, {right}, {self.operand}{kept})"
         if len(cols) > 1:
             text += f".unflatten(-1, ({', '.join(map(self.size, cols))}))"
         return _permuted(text, (*rows, *cols), node.dims, 3)

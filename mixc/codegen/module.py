@@ -288,7 +288,7 @@ class Module:
 
     def _fresh(self, lead: str, d: Decl, dtype: str) -> str:
         """Room for an out, or for the gradient of an in; `fresh` for what products over all tokens, or parts, may read."""
-        read = d.exact or (self.around and d.name in self.around.read)
+        read = d.exact or (self.around and d.name in {*self.around.front, *self.around.read})
         return (f"fresh({shape(lead, d.dims)}, dtype={dtype}, seqs=seqs, device=device)" if read else
                 f"torch.empty({shape(lead, d.dims)}, dtype={dtype}, device=device)")
 

@@ -35,22 +35,22 @@ def for_all_heads(x, H, *counts):
 
 
 class Projected(torch.autograd.Function):
-    """y [B, T, H, ..., N] in fp32: rows x [B, T, G, ..., D] times a matrix w [F, N, D] of their head, the operands rounded
-    to dtype; H is the larger of G and F, which it is a multiple of."""
+    """y [B, T, H, ..., N]: rows x [B, T, G, ..., D] times a matrix w [F, N, D] of their head, the operands rounded to dtype,
+    the result to kept; H is the larger of G and F, which it is a multiple of."""
 
     @staticmethod
-    def forward(ctx, x, w, dtype):
+    def forward(ctx, x, w, dtype, kept):
         ctx.save_for_backward(x, w)
         ctx.dtype = dtype
         (B, T, G, *rows, D), (F, N, _) = x.shape, w.shape
         with torch.autocast(x.device.type, enabled=False):
             x, w = x.to(dtype), w.to(dtype)
             if F == 1:
-                return product(x.reshape(-1, D), w[0].mT, torch.float32).view(B, T, G, *rows, N)
+                return product(x.reshape(-1, D), w[0].mT, kept).view(B, T, G, *rows, N)
             if G == 1 and not rows:
-                return product(x.reshape(-1, D), w.reshape(-1, D).mT, torch.float32).view(B, T, F, N)
+                return product(x.reshape(-1, D), w.reshape(-1, D).mT, kept).view(B, T, F, N)
             H = max(G, F)
-            y = product(by_heads(x, H), heads_of(w, H).mT, torch.float32)
+            y = product(by_heads(x, H), heads_of(w, H).mT, kept)
             return y.view(H, B, T, *rows, N).movedim(0, 2)
 
     @staticmethod
@@ -63,22 +63,22 @@ class Projected(torch.autograd.Function):
             if F == 1 or (G == 1 and not rows):
                 dy, left, right = dy.reshape(-1, F * N), left.reshape(-1, D), right.reshape(-1, D)
                 dx = product(dy, right, x.dtype).view(x.shape) if ctx.needs_input_grad[0] else None
-                return dx, product(dy.mT, left, w.dtype).view(w.shape), None
+                return dx, product(dy.mT, left, w.dtype).view(w.shape), None, None
             H = max(G, F)
             dy, left, right = by_heads(dy, H), by_heads(left, H), heads_of(right, H)
             dw = over_group(product(dy.mT, left, torch.float32), w, 0)
             if rows or G < H:
                 dx = product(dy, right, torch.float32).view(H, B, T, *rows, D).movedim(0, 2)
-                return over_group(dx, x, 2), dw, None
+                return over_group(dx, x, 2), dw, None, None
             dx = torch.empty(B * T, H, D, dtype=x.dtype, device=x.device)
             product(dy, right, x.dtype, out=dx.movedim(1, 0))
-            return dx.view(x.shape), dw, None
+            return dx.view(x.shape), dw, None, None
 
 
-def projected(x, w, dtype):
+def projected(x, w, dtype, kept=torch.float32):
     """`Projected`, where neither head count need be a multiple of the other."""
     G, F = x.shape[2], w.shape[0]
     if max(G, F) % min(G, F):
         x, w = x.repeat_interleave(F, 2), heads_of(w, G * F)
-    return Projected.apply(x, w, dtype)
+    return Projected.apply(x, w, dtype, kept)
 '''

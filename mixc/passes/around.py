@@ -14,12 +14,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from mixc.ir.build import contract
 from mixc.ir.node import Node, depends, first_below, make, postorder, source, substitute
 from mixc.ir.program import Decl, Dim, Program, Result
 from mixc.ir.ranges import proving
-from mixc.passes.classify import of_complex
+from mixc.passes.classify import classify, of_complex
 from mixc.passes.context import proved
 from mixc.passes.planes import Split, part_names, planes
 from mixc.passes.simplify import rewrite
@@ -111,8 +112,8 @@ class _Division:
         self.fixed = {d.name: d.size for d in step.dims if d.size is not None}
         self.outs = {d.name: step.result("out", d.name) for d in step.outs}
         self.behind = self._behind()
-        rest = [*step.values("next"), *(v for n, v in self.outs.items() if n not in self.behind), *self.read()]
-        self.front = first_below(rest, lambda n: n not in self.stateful and self._worth(n))
+        self.roots = [*step.values("next"), *(v for n, v in self.outs.items() if n not in self.behind), *self.read()]
+        self.front = first_below(self.roots, lambda n: n not in self.stateful and self._worth(n))
 
     # ------------------------------------------------------------ the decision
     def _worth(self, n: Node) -> bool:
@@ -155,13 +156,45 @@ class _Division:
             read -= {bare(a) for a in n.args if n.op != "rename" and not (found and a is found[0])}
         return read
 
+    def _operand(self, n: Node) -> bool:
+        """Is it read by products alone, perhaps times other values, so that it may be rounded as the inputs are?  What
+        is written to states of form chunk is an operand of products of rows."""
+        if not self.chunks or n in self.roots or n in self.hosted:
+            return False
+        for u in self.users.get(n, ()):
+            own = [{*a.dims} - {*b.dims} for a, b in (u.args, u.args[::-1])] if u.op == "mul" else []
+            if u.op != "contract" and not (own and all(own)) and not (
+                    u.op in ("mul", "neg", "rename") and self._operand(u)):
+                return False
+        return True
+
+    @cached_property
+    def users(self) -> dict[Node, list[Node]]:
+        """By value: what reads it in the rest."""
+        found: dict[Node, list[Node]] = {}
+        for n in postorder(self.roots, {*self.front}):
+            for a in n.args:
+                found.setdefault(a, []).append(n)
+        return found
+
+    @cached_property
+    def hosted(self) -> set[Node]:
+        """What is read in front and behind."""
+        read = {*self.read()}
+        return {a for n in postorder([*self.front, *self.behind.values()], read) if n not in read for a in n.args}
+
+    @cached_property
+    def chunks(self) -> bool:
+        return all(g.form == "chunk" for g in classify(self.step).groups)
+
     # ------------------------------------------------------------ the rest
     def divided(self) -> Around:
         step, taken = self.step, self.taken
         ins: dict[Node, Decl] = {}
         with proving(step):
             for n in self.front:
-                ins[n] = Decl("in", _free(_name_of(n), taken), n.dims, n.kind, proved(step, n), span=n.span, exact=True)
+                ins[n] = Decl("in", _free(_name_of(n), taken), n.dims, n.kind, proved(step, n), span=n.span,
+                              exact=not self._operand(n))
         kept = {n: v for n, v in self.outs.items() if n not in self.behind}
         found, rounded = {v: n for n, v in kept.items()}, self._rounded()
         read: dict[str, Node] = {}

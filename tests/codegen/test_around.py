@@ -28,6 +28,15 @@ SPECS = {
         S = exp(g) * S + k / (1 + norm(k)) * (Wv @ x)
         out y[D] = Wo @ (scale * (q @ S)) * sigmoid(x)
     }""",
+    "attention": """mixer attention(D, K, V) {
+        in x[D], g where g <= 0
+        param Wq[K, D], Wk[K, D], Wv[V, D], Wg[K, D], Wo[D, V]
+        const scale = K ** -0.5
+        state S[K, V]
+        q = Wq @ x
+        S = exp(g - softplus(Wg @ x)) * S + Wk @ x * (Wv @ x)
+        out y[D] = Wo @ (q * scale @ S)
+    }""",
     "two_layers_of_weights": """mixer two_layers_of_weights(D, F, K) {
         in x[D], z[K]
         param W1[F, D], W2[K, F], A[D], Wo[F, K]
@@ -142,7 +151,7 @@ def test_agreement(name):
     check(mixer, 11, start=False, reverse=True, mask=torch.arange(22).reshape(2, 11) % 3 > 0)
 
 
-@pytest.mark.parametrize("name", ["layer", "cell", "memory", "lru"])
+@pytest.mark.parametrize("name", ["layer", "attention", "cell", "memory", "lru"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_halves(name, dtype):
     check(load(name), 21, dtype=dtype, start=False, size=17)
@@ -250,6 +259,16 @@ def test_what_is_left_reads_a_state_that_products_do_not_change():
     assert [d.name for d in kernels(mixer.declared).outs] == ["o"]
     check(mixer, 9, start=False)
     check(mixer, 9, start=False, dtype=torch.bfloat16)
+
+
+def test_what_is_rounded():
+    """What products alone read, as the inputs are; what else is read has the precision of the body."""
+    def exact(name):
+        p = kernels(load(name).declared).p
+        return " ".join(d.name for d in (*p.ins, *p.outs) if d.exact)
+    assert exact("attention") == "Wg_x" and exact("layer") == "Wk_x Wq_x" and exact("cell") == "Wf_x W_x"
+    assert exact("lru") == "B_re_u B_im_u" and exact("two_layers_of_weights") == "W2_x W1_x"
+    assert "Wq_x = projected(x, Wq, x.dtype, x.dtype)" in load("attention").emit()
 
 
 def test_explain():
