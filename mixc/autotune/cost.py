@@ -27,7 +27,7 @@ from mixc.autotune.terms import Termlike, term
 from mixc.autotune.trace import Counts, Poly, Size
 from mixc.codegen.kernel import WARPS, Kernel, safe
 from mixc.ir.blocks import PART
-from mixc.ir.node import COL, ROW
+from mixc.ir.node import COL, ROW, flat
 from mixc.ir.program import Decl
 from mixc.targets import Target
 
@@ -69,7 +69,7 @@ class Shape:
     def of(self, dims: tuple[str, ...]) -> int:
         sizes = dict(self.dims)
         n = 1
-        for d in dims:
+        for d in flat(dims):
             n *= sizes[d]
         return n
 
@@ -89,7 +89,7 @@ class Costs:
 
 
 def _numbers(dims: Iterable[str], sizes: Mapping[str, Term]) -> Term:
-    return product(sizes[ROW if d in (ROW, COL, "_u") else d] for d in dims if d != PART)
+    return product(sizes[ROW if d in (ROW, COL, "_u") else d] for d in flat(dims) if d != PART)
 
 
 class LaunchModel:
@@ -187,7 +187,7 @@ class LaunchModel:
         for tiles in self.kernel.alive:
             p: Poly = defaultdict(float)
             for dims, part in tiles:
-                p[tuple(sorted(ROW if d in (ROW, COL, "_u") else d for d in dims if d != PART))] += part
+                p[tuple(sorted(ROW if d in (ROW, COL, "_u") else d for d in flat(dims) if d != PART))] += part
             polys.append(dict(p))
         kept: list[Poly] = []
         for p in polys:

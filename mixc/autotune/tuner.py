@@ -111,9 +111,9 @@ class Schedule:
         Raises:
             Infeasible: the limits of the target leave none."""
         totals = sorted(self._totals(self.plans))
-        found = [(segment, {name: self._space(name).by_segment(chunk)[segment][1]() for name in plan})
+        found = [(seconds, segment, {name: self._space(name).by_segment(chunk)[segment][1]() for name in plan})
                  for seconds, segment, plan, chunk in totals if seconds <= CLOSE * totals[0][0]]
-        segment, chosen = min(found, key=lambda f: _sum(f[1], "seconds") * _sum(f[1], "bytes"))
+        _, segment, chosen = min(found, key=lambda f: f[0] * _sum(f[2], "bytes"))
         return config_of(chosen, segment), chosen
 
     def _totals(self, plans: list[tuple[str, ...]]) -> Iterator[tuple[float, int, tuple[str, ...], int]]:

@@ -1,6 +1,8 @@
-"""The axes of tiles: one a dim, but for dims that make more rows of a token, which stand with its rows in one.
+"""The axes of tiles: one a dim, but for dims that make more rows of a token, which stand with its rows in one, and dims
+of a state that stand in one (passes/joint).
 
     q[_t, R, K]: axes (_t*R, K), a tile [C * BR, BK], of which row t * BR + r is q[t, r]
+    S[N*K, V]: axes (N*K, V), a tile [BN * BK, BV], of which row n * BK + k is S[n, k]
     g[_t], S[K, V]: an axis a dim
 
 So products of matrices have matrices, whatever a token has of its rows; else a value has its dims for axes.
@@ -12,13 +14,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from mixc.ir.launch import ROWS
-
-JOINT = "*"
-
-
-def flat(axes: Iterable[str]) -> tuple[str, ...]:
-    """The dims of axes."""
-    return tuple(d for a in axes for d in a.split(JOINT))
+from mixc.ir.node import JOINT, flat
+from mixc.ir.program import Dim
 
 
 def is_rows(axis: str) -> bool:
@@ -33,15 +30,27 @@ def more_rows(axis: str) -> tuple[str, ...]:
 @dataclass(frozen=True)
 class Axes:
     """ranks: dims that make more rows of a token. inner: by dim that no tensor has the one whose size it has; among
-    rows under two names these are the later one's. each: dims of which a tile has one entry, and no axis."""
+    rows under two names these are the later one's. each: dims of which a tile has one entry, and no axis. pairs:
+    dims that stand in one where a value has both."""
 
     ranks: frozenset[str]
     inner: Mapping[str, str]
     each: frozenset[str] = frozenset()
+    pairs: tuple[tuple[str, ...], ...] = ()
+
+    def narrow(self, dims: Iterable[Dim]) -> frozenset[str]:
+        """Dims whose blocks have no least size: those that make more rows, and the first of such as stand in one, where
+        the others' blocks are large enough. (Dims of one size have one block.)"""
+        shared = {x for d in dims if d.alias for x in (d.name, d.alias)}
+        return self.ranks | {p[0] for p in self.pairs} - shared
 
     def of(self, dims: tuple[str, ...]) -> tuple[str, ...]:
         """Of a tile of these dims, which are in order."""
         dims = tuple(d for d in dims if d not in self.each)
+        for pair in self.pairs:
+            if {*pair} <= {*dims}:
+                at = min(map(dims.index, pair))
+                dims = tuple(JOINT.join(pair) if i == at else d for i, d in enumerate(dims) if i == at or d not in pair)
         rows = [d for d in dims if d in ROWS]
         if len(dims) < 3 or not rows or not self.ranks & {*dims}:
             return dims
@@ -53,7 +62,9 @@ class Axes:
 
     def joint(self, dims: Iterable[str]) -> str | None:
         """The one axis of these dims, which are in order; None where they have several."""
-        first, *more = dims
+        first, *more = dims = tuple(dims)
+        if (pair := next((p for p in self.pairs if {*p} == {*dims}), None)) is not None:
+            return JOINT.join(pair)
         if not more:
             return None if first in self.ranks else first
         return JOINT.join((first, *more)) if first in ROWS and {*more} <= self.ranks else None
@@ -73,19 +84,24 @@ class Axes:
         return "".join(f"_by_{self.size_of(d)}" for d in more_rows(axis))
 
     def places(self, axes: list[str]) -> list[str]:
-        """Of every row of such axes: its token, and its place in the dims that make more of them."""
+        """Of every row of such axes: its token, and its place in the dims that make more of them; of every entry of dims
+        that stand in one its place in each."""
         lines = []
         for a in axes:
             by, place, names = self.suffix(a), f"tl.arange(0, {self.block(a)})", [*map(self.size_of, more_rows(a))]
             for d in reversed(names):
                 lines += [f"in_{d}{by} = {place} % B{d}", f"has_{d}{by} = inside(in_{d}{by}, {d}, B{d})"]
                 place += f" // B{d}"
-            lines.append(f"rows{by} = {place}  # a row for every {', '.join(names)}")
+            if is_rows(a):
+                lines.append(f"rows{by} = {place}  # a row for every {', '.join(names)}")
+            else:
+                d = self.size_of(a.split(JOINT)[0])
+                lines += [f"in_{d}{by} = {place}", f"has_{d}{by} = inside(in_{d}{by}, {d}, B{d})"]
         return lines
 
     def in_chunk(self, axes: list[str]) -> list[str]:
         """As `live` and `held` of its tokens."""
-        return [line for by in map(self.suffix, axes) for line in (
+        return [line for by in map(self.suffix, filter(is_rows, axes)) for line in (
             f"live{by} = rows{by} < length - chunk * C", f"held{by} = tl.minimum(rows{by}, length - 1 - chunk * C)")]
 
     def along(self, name: str, dim: str, axes: tuple[str, ...], form: str = "{}") -> str:

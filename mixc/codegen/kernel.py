@@ -19,7 +19,7 @@ from mixc.codegen.tiles import Tiles, refuse
 from mixc.codegen.written import WARPS as WARPS
 from mixc.codegen.written import Kernel as Kernel
 from mixc.ir.launch import Carry, Launch, Store, row_dims
-from mixc.ir.node import COL, ROW, Node, postorder, source
+from mixc.ir.node import COL, JOINT, ROW, Node, flat, postorder, source
 from mixc.ir.program import Decl
 from mixc.passes.beside import one_of, tensor_dims
 
@@ -45,7 +45,7 @@ class KernelWriter:
         self.given: dict[str, tuple[str, ...]] = {}  # rows that another launch stored, and their dims
         dims = {d for n in nodes for d in n.dims} | {d for s in launch.stores for d in s.dims}
         dims |= {d for c in launch.carries for d in c.dims} | {n.attr("dim") for n in nodes if n.op == "size"}
-        dims = {self.program.inner.get(d, d) for d in dims}
+        dims = {self.program.inner.get(d, d) for d in flat(dims)}
         self.dims = [d.name for d in self.program.dims if d.name in dims]
         self.consts = [c.name for c in self.program.consts if any(n is c.leaf() for n in nodes)]
         taken = {*RESERVED, *(d.name for d in self.program.decls), *self.dims, *(f"{x}_{d}" for d in self.dims for x in ("in", "has")),
@@ -54,7 +54,7 @@ class KernelWriter:
         self.header = tuple(d.name for d in self.program.dims)
         self.by_rows = launch.loop not in ("tokens", "cells")
         self.axes = Axes(row_dims(nodes, self.program) if self.by_rows else frozenset(), self.program.inner,
-                         frozenset(launch.each))
+                         frozenset(launch.each), tuple(flat([d]) for d in self.header if JOINT in d))
         self.tiles = Tiles(self._emit, self._leaf, taken, launch.body(), launch.roots(), self.header, self.axes, launch.fine)
         self.whole, self.ends = "seq", launch.carries  # what its loop is over, and what has an initial and a final value there
         self.row, self.held = "row", "held"  # the chunk's first row, and its rows that there are
@@ -121,7 +121,7 @@ class KernelWriter:
         name = safe(node.attr("name"))
         self.loaded[name] = self.program.decl(node.attr("name"))
         dims = tensor_dims(node)
-        size = " * ".join(dims)
+        size = " * ".join(flat(dims))
         base = f"{name}_ptr + (head // {name}_rep)" + (f" * ({size})" if size else "")
         self.before.append(f"{name} = tl.load({base}{plus(self._flat(dims))}{self._guard(dims, False)})")
         return name
@@ -187,7 +187,7 @@ class KernelWriter:
 
     def _segment_of(self, dims: tuple[str, ...]) -> str:
         """Where the state of this chunk's segment is kept."""
-        size = " * ".join(dims) or "1"
+        size = " * ".join(flat(dims)) or "1"
         return f"((first_segment + {self._segment()}).to(tl.int64) * H + head) * ({size})"
 
     def _segment(self) -> str:
@@ -211,7 +211,7 @@ class KernelWriter:
             return 6.0 * size(n.args[-1].dims) if n.op in ("span_contract", "span_crossing") else 0.0
         nominal = nominal_sizes(self.launch, self.axes.ranks)
         def size(dims: tuple[str, ...]) -> int:
-            return numbers(tuple(map(self.axes.size_of, dims)), nominal)
+            return numbers(tuple(map(self.axes.size_of, flat(dims))), nominal)
         def wide(n: Node) -> bool | None:
             """Has the product that a statement forms more columns than rows, where those are few (16 or 32 tokens)?"""
             inner = [x for a in n.args if a.op in ("rename", "expand") or tiles.grouped(a) if (x := wide(a)) is not None]
@@ -224,7 +224,7 @@ class KernelWriter:
             formed = [n, *(x for x in postorder(n.args, placed) if x not in placed)]
             lefts = {left.dims for x in formed if (left := tiles.rows_of_tokens(x))}
             sized = [(m.dims, part(m)) for m in there] + [((*dims, WARPS), 0.5) for dims in sorted(lefts)]
-            self.alive.append([(tuple(map(self.axes.size_of, dims)), n) for dims, n in sized])
+            self.alive.append([(tuple(map(self.axes.size_of, flat(dims))), n) for dims, n in sized])
         self.vectors = max(self.vectors, found.vectors)
         return found.statements
 
@@ -239,15 +239,15 @@ class KernelWriter:
 
     def _flat(self, dims: tuple[str, ...], axes: tuple[str, ...] | None = None) -> str:
         """Offsets into a contiguous tensor of these dims; `axes`: of the tile they are for, where it has more."""
-        terms = []
-        for i, d in enumerate(dims):
-            step = " * ".join(dims[i + 1:])
+        terms, whole = [], flat(dims)
+        for i, d in enumerate(whole):
+            step = " * ".join(whole[i + 1:])
             term = self._axis(axes or dims, d, self.tiles.index(d))
             terms.append(f"{term} * {step}" if step else term)
         return " + ".join(terms)
 
     def _row_stride(self, dims: tuple[str, ...]) -> str:
-        return " * ".join(["H", *(d for d in dims if d != ROW)])
+        return " * ".join(["H", *(d for d in flat(dims) if d != ROW)])
 
     def _row_offset(self, stride: str, dims: tuple[str, ...], rows: str = "rows") -> str:
         """Offsets of a tile's rows and columns from the chunk's first row."""
@@ -259,7 +259,7 @@ class KernelWriter:
 
     def _inside(self, dims: tuple[str, ...]) -> list[str]:
         """What holds where a tile's entries are within their dims, those of rows aside."""
-        return [self._axis(dims, d, self.tiles.inside(d)) for d in dims if d not in (ROW, COL, *self.axes.each)]
+        return [self._axis(dims, d, self.tiles.inside(d)) for d in flat(dims) if d not in (ROW, COL, *self.axes.each)]
 
     def _guard(self, dims: tuple[str, ...], rows: bool) -> str:
         masks = self._inside(dims)
@@ -304,7 +304,7 @@ class KernelWriter:
         return waiting
 
     def _store_state(self, name: str, pointer: str, where: str | None, dims: tuple[str, ...]) -> str:
-        size = " * ".join(dims) or "1"
+        size = " * ".join(flat(dims)) or "1"
         at = self._segment_of(dims) if where is None else f"({where}) * ({size})"
         target, mask = f"{pointer} + {at}{plus(self._flat(dims))}", self._mask(dims, False)
         earlier = self._earlier(target, mask, dims) if pointer.endswith("_final") else ""
@@ -346,7 +346,8 @@ class KernelWriter:
         head += wrapped(arguments) + wrapped([f"{c}: tl.constexpr" for c in constexprs]) + "):\n"
         text = head + "".join(indented(line, 1) for line in self._lines(sums))
         return Kernel(launch, text, arguments, constexprs, list(self.loaded), self.dims, self.cots, self.alive,
-                      self.vectors, self.given, self.turned, self.axes.ranks & {*self.dims})
+                      self.vectors, self.given, self.turned, self.axes.ranks & {*self.dims},
+                      self.axes.narrow(self.program.dims) & {*self.dims})
 
     def _lines(self, sums: list[Store]) -> list[str]:
         d = self.turned
@@ -421,6 +422,7 @@ class KernelWriter:
     def joint(self) -> list[str]:
         """The axes whose rows are more than tokens, one of each kind."""
         dims = [n.dims for n in self.launch.nodes()] + [(ROW, *s.dims) for s in self.launch.stores]
+        dims += [c.dims for c in self.launch.carries]
         return sorted({self.axes.suffix(a): a for d in dims for a in self.tile(d) if more_rows(a)}.values())
 
     def _place(self, d: str) -> str:
@@ -454,7 +456,7 @@ class KernelWriter:
     def _initial(self, sums: list[Store]) -> list[str]:
         lines = []
         for c in self.ends:
-            size, shape = " * ".join(c.dims) or "1", self.tiles.shape(self.tile(c.dims))
+            size, shape = " * ".join(flat(c.dims)) or "1", self.tiles.shape(self.tile(c.dims))
             zero = f"tl.zeros({shape}, tl.float32)" if c.dims else "0.0"
             load = self._for_one(f"tl.load({c.name}_initial + (seq * H + head) * ({size}){plus(self._flat(c.dims))}"
                                  f"{self._guard(c.dims, False)}).to(tl.float32)", c)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import keyword
 
+from mixc.ir.node import flat
+
 
 def in_block(lines: list[str]) -> list[str]:
     return [indented(line, 1).rstrip("\n") for line in lines]
@@ -18,7 +20,7 @@ def group(code: str) -> str:
 
 
 def times(dims: tuple[str, ...]) -> str:
-    return f" * ({' * '.join(dims)})" if dims else ""
+    return f" * ({' * '.join(flat(dims))})" if dims else ""
 
 
 def wrapped(names: list[str]) -> str:
@@ -59,7 +61,7 @@ def tuple_text(names: list[str]) -> str:
 
 
 def shape(lead: str, dims: tuple[str, ...]) -> str:
-    return ", ".join([lead, *dims])
+    return ", ".join([lead, *flat(dims)])
 
 
 def indent(lines: list[str], depth: int) -> list[str]:

@@ -23,6 +23,7 @@ from mixc.codegen.starts import start_lines
 from mixc.codegen.tiles import refuse
 from mixc.errors import SpecError
 from mixc.ir.launch import Launch, Store
+from mixc.ir.node import JOINT
 from mixc.ir.program import Decl, Program
 from mixc.passes.around import Around
 from mixc.passes.beside import of_one
@@ -66,7 +67,8 @@ class Module:
     @cached_property
     def own(self) -> dict[str, str]:
         """What kernels call the dims of the spec."""
-        return {outer.name: inner.name for outer, inner in zip(self.spec.dims, self.inner.dims, strict=False)}
+        inner = (d.name for d in self.inner.dims if JOINT not in d.name)
+        return dict(zip((d.name for d in self.spec.dims), inner, strict=False))
 
     @cached_property
     def plans(self) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
@@ -199,7 +201,7 @@ class Module:
     def _blocks(self, kernel: Kernel, tile: str) -> list[str]:
         split = kernel.launch.split
         limit = {d: f", {tile}['B{d}']" for d in split}
-        own = {d: f"triton.next_power_of_2({d})" for d in kernel.ranks} | dict.fromkeys(kernel.launch.each, "1")
+        own = {d: f"triton.next_power_of_2({d})" for d in kernel.narrow} | dict.fromkeys(kernel.launch.each, "1")
         own = {d: f"block({d}{limit.get(d, '')})" for d in kernel.dims} | own
         return [f"B{d} = {own[d]}" for d in kernel.dims]
 

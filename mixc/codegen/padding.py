@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from mixc.ir.node import Node
+from mixc.ir.node import Node, flat
 from mixc.ir.ranges import bounds
 
 _ZERO_AT_ZERO = {"square", "abs", "sqrt", "sin", "tanh", "relu", "silu", "gelu", "elu", "expm1", "log1p", "sign",
@@ -15,8 +15,14 @@ _SUMMED = {"add", "cumsum", "sum", "live", "rename", "expand", "segsum", "mask",
 
 def zero_padded(node: Node, dim: str) -> bool:
     """Is the value 0 behind the end of `dim`, where its block is larger than the dim?"""
-    if dim not in node.dims or node.op in ("index", "expand"):
+    if (several := flat([dim])) != (dim,):
+        return all(zero_padded(node, d) for d in several)
+    if node.op in ("expand", "flatten", "unflatten"):
+        return dim in flat(node.args[0].dims) and zero_padded(node.args[0], dim)
+    if dim not in flat(node.dims) or node.op == "index":
         return False
+    if node.op == "softmax":
+        return dim in node.attr("over")  # of -inf
     if not node.args:
         return True  # loads are masked with 0
     if node.op == "rename":
@@ -28,7 +34,7 @@ def zero_padded(node: Node, dim: str) -> bool:
         return (zero_padded(a, dim) and (node.op == "guard" or _finite_padded(b, dim))) or (
             zero_padded(b, dim) and _finite_padded(a, dim))
     if node.op == "div":
-        return zero_padded(node.args[0], dim) and dim not in node.args[1].dims
+        return zero_padded(node.args[0], dim) and dim not in flat(node.args[1].dims)
     if node.op == "where":
         return all(zero_padded(a, dim) for a in node.args[1:])
     return node.op in _ZERO_AT_ZERO and zero_padded(node.args[0], dim)
@@ -38,11 +44,11 @@ def _finite_padded(node: Node, dim: str) -> bool:
     """Is the value finite there, so that 0 times it is 0?  Behind the end of `dim`, 0 stands for what was loaded."""
     if node.op == "rename":
         return _finite_padded(node.args[0], _renamed(node, dim))
-    if dim not in node.dims or not node.args:
+    if dim not in flat(node.dims) or not node.args:
         return not (node.op == "number" and math.isinf(abs(node.attr("value"))))
     if node.op in ("exp", "expm1"):
         return _nonpositive_padded(node.args[0], dim)
-    if node.op == "div" and dim in node.args[1].dims:
+    if node.op == "div" and dim in flat(node.args[1].dims):
         return False
     if node.op == "sqrt":  # a range that keeps what is loaded away from 0 says nothing there
         return zero_padded(node.args[0], dim)

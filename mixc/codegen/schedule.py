@@ -16,7 +16,7 @@ from itertools import accumulate
 
 from mixc.ir.blocks import PART
 from mixc.ir.launch import ROWS, Launch
-from mixc.ir.node import ALIASES, ROW, Node, postorder, source
+from mixc.ir.node import ALIASES, ROW, Node, flat, postorder, source
 
 _WIDTH, _WIDE = 100, 128  # orders that are followed at once, up to so many statements; of more fewer, as time allows
 _BLOCK = 6  # statements that are moved together, at most
@@ -32,7 +32,7 @@ def nominal_sizes(launch: Launch, ranks: Iterable[str] = ()) -> Mapping[str, int
 
 
 def numbers(dims: tuple[str, ...], sizes: Mapping[str, int]) -> int:
-    return math.prod(sizes[ROW if d in ROWS else d] for d in dims if d != PART)
+    return math.prod(sizes[ROW if d in ROWS else d] for d in flat(dims) if d != PART)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from mixc.codegen.kernel import KernelWriter, safe
 from mixc.codegen.lines import indented
 from mixc.ir.launch import Carry, Launch, Store
-from mixc.ir.node import Node
+from mixc.ir.node import Node, flat
 
 
 class SegmentWriter(KernelWriter):
@@ -37,7 +37,7 @@ class SegmentWriter(KernelWriter):
         return self._for_one(self._kept(self.launch.kept(c.name), c.dims), c)
 
     def _segment_of(self, dims: tuple[str, ...]) -> str:
-        return f"(piece * H + head) * ({' * '.join(dims) or '1'})"
+        return f"(piece * H + head) * ({' * '.join(flat(dims)) or '1'})"
 
     # ------------------------------------------------------------ arguments
     def _kept_arguments(self) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from mixc.codegen.names import safe
 from mixc.codegen.needed import names_read
 from mixc.codegen.scalars import python_text
+from mixc.ir.node import JOINT
 from mixc.ir.program import Decl, Dim
 
 
@@ -15,6 +16,7 @@ def size_lines(tensors: Sequence[Decl], dims: Iterable[Dim]) -> list[str]:
     lines = [f"B, T = {safe(tensors[0].name)}.shape[:2]",
              "H = max(" + ", ".join(f"{safe(d.name)}.shape[{2 if d.role == 'in' else 0}]" for d in tensors) + ", 1)"]
     known: set[str] = set()
+    dims = [d for d in dims if JOINT not in d.name]
     for d in dims:
         if d.size is not None:
             lines.append(f"{d.name} = {d.size}")

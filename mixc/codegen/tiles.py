@@ -15,7 +15,7 @@ from keyword import kwlist
 
 from mixc.codegen import operands as products
 from mixc.codegen import triton_span as spans
-from mixc.codegen.axes import JOINT, Axes, flat
+from mixc.codegen.axes import Axes
 from mixc.codegen.notation import is_decay
 from mixc.codegen.operands import added, dot_axes, entrywise, only_operands, operand_of, sharp, worked_out
 from mixc.codegen.padding import zero_padded
@@ -25,7 +25,7 @@ from mixc.errors import Diagnostic, SpecError
 from mixc.ir.blocks import PART
 from mixc.ir.brackets import atom, filled
 from mixc.ir.launch import ROWS, feature_dims
-from mixc.ir.node import COL, ROW, Node, postorder, source
+from mixc.ir.node import COL, JOINT, ROW, Node, flat, postorder, source
 from mixc.ir.ops import OPS
 
 
@@ -45,12 +45,12 @@ def axes_of(node: Node) -> set[str]:
     if node.op == "expand":
         return axes_of(node.args[0])
     if node.op == "sum":
-        return axes_of(node.args[0]) - set(node.attr("over"))
+        return axes_of(node.args[0]) - set(flat(node.attr("over")))
     if not entrywise(node):
-        return set(node.dims)
+        return set(flat(node.dims))
     found: set[str] = set()
     for a in node.args:
-        found |= axes_of(a) if len(found) < len(node.dims) else set()
+        found |= axes_of(a) if len(found) < len(flat(node.dims)) else set()
     return found
 
 
@@ -304,6 +304,13 @@ class Tiles:
     def _solve(self, node: Node) -> str:
         return spans.solve_code(self, node)
 
+    def _flatten(self, node: Node) -> str:
+        x, order = node.args[0], self.order(node)
+        return self.bare(x, order) if axes_of(x) & {*node.attr("of")} else self.whole(x, order)
+
+    def _unflatten(self, node: Node) -> str:
+        return self.bare(node.args[0], self.order(node))
+
     def _expand(self, node: Node) -> str:
         order = self.order(node)
         if not node.args[0].dims:
@@ -380,7 +387,7 @@ class Tiles:
 
     def summed_code(self, code: str, axes: tuple[str, ...], summed: Iterable[str], fn: str = "tl.sum") -> str:
         """The tile summed over dims; where rows are more than tokens, perhaps over what makes them more alone."""
-        summed = {*summed}
+        summed = {*flat(summed)}
 
         def without(code: str, axes: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
             for a in reversed(axes):
@@ -396,8 +403,8 @@ class Tiles:
         x, over = node.args[0], list(node.attr("over"))
         return self.summed_code(self.cleaned(x, self.order(x), over), self.order(x), over)
 
-    def mask_of(self, d: str, axes: tuple[str, ...]) -> str:
-        return self.axes.along(self.inside(d), d, axes)
+    def mask_of(self, dim: str, axes: tuple[str, ...]) -> str:
+        return " & ".join(self.axes.along(self.inside(d), d, axes) for d in flat([dim]))
 
     def _max(self, node: Node) -> str:
         return extremum_code(self, node, "tl.max", "float('-inf')")
@@ -455,6 +462,8 @@ _SUGGEST = {"unit_inverse": "X", "span_contract": "found", "segsum": "span", "se
 
 def suggest(node: Node) -> str:
     """A name in the field's words for a value."""
+    if node.op == "flatten":
+        return f"{_origin(node.args[0]) or 'features'}_{''.join(node.attr('of'))}"
     if node.op == "exp" and node.args[0].op == "segsum":
         return "D"
     if node.op == "exp" and node.args[0].op == "cumsum":

@@ -24,6 +24,7 @@ from mixc.ir.program import Program
 from mixc.passes.around import Around, around
 from mixc.passes.classify import classify, parts_of
 from mixc.passes.context import Context, context, has_context
+from mixc.passes.joint import joint
 from mixc.passes.lower import with_inverses
 from mixc.passes.planes import is_complex, planes
 from mixc.runtime.call import Call
@@ -118,7 +119,14 @@ def _between(inner: Program, step: Program) -> Module:
     except SpecError as error:  # a chunk of tiles too many, or too wide
         if error.diagnostics[0].code != "MX310":
             raise
+        matrices = joint(inner)
+        if matrices is not None and _forms(together := classify(matrices)) == _forms(stages):
+            return _chunks(together, inner, step)
         return TokenModule(inner, step, error.diagnostics[0].message.removeprefix("no kernel: "))
+
+
+def _forms(stages: Program) -> dict[str, str]:
+    return {s: g.form for g in stages.groups for s in g.states}
 
 
 def tuned_kernels(step: Program) -> Module:

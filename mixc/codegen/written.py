@@ -27,11 +27,12 @@ class Kernel:
     vectors: int = 0  # alive at once, at most
     given: dict[str, tuple[str, ...]] = field(default_factory=dict)  # rows of other launches that it reads, and their dims
     turned: str = ""  # the dim of which a program takes TURNS blocks one after the other
-    ranks: frozenset[str] = frozenset()  # dims that make more rows of a token: their blocks have no least size
+    ranks: frozenset[str] = frozenset()  # dims that make more rows of a token
+    narrow: frozenset[str] = frozenset()  # dims whose blocks have no least size: these, and such as stand in one with others
 
     def block(self, dim: str, size: int, tile: Tile | None = None) -> int:
         """The block of a dim of this size, whole where no tile is given."""
         if dim in self.launch.each:
             return 1
-        least = 1 if dim in self.ranks else 16
+        least = 1 if dim in self.narrow else 16
         return tile.block(dim, size, least) if tile is not None else padded(size, least)

@@ -353,6 +353,8 @@ RULES: dict[str, Callable[[Node, Node], Cotangents]] = {
     "rename": _rename,
     "pick": _pick,
     "place": _place,
+    "flatten": lambda n, c: (make("unflatten", c, of=n.attr("of")),),
+    "unflatten": lambda n, c: (make("flatten", c, of=n.attr("of")),),
     "expand": lambda n, c: (c,),
     "lag": _lag,
     "window": _lag,

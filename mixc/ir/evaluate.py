@@ -144,6 +144,17 @@ def _expand(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
     return x.expand(*x.shape[:env.batch], *[env.sizes[d] for d in node.dims])
 
 
+def _flatten(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
+    of, x = node.attr("of"), node.args[0]
+    order = tuple(y for d in x.dims if d not in of[1:] for y in (of if d == of[0] else (d,)))
+    return align(args[0], x.dims, order, env.batch).flatten(at := env.batch + order.index(of[0]), at + len(of) - 1)
+
+
+def _unflatten(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
+    of = node.attr("of")
+    return args[0].unflatten(env.batch + node.dims.index(of[0]), [env.sizes[d] for d in of])
+
+
 def _place(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
     out = args[0].new_zeros(*args[0].shape[:env.batch], env.sizes[node.attr("dim")], *args[0].shape[env.batch:])
     return out.select_scatter(args[0], env.batch, node.attr("i"))
@@ -379,6 +390,8 @@ _STRUCTURAL: dict[str, Callable[[Node, list[torch.Tensor], Env], torch.Tensor]] 
     "pick": _pick,
     "place": _place,
     "expand": _expand,
+    "flatten": _flatten,
+    "unflatten": _unflatten,
     "cumsum": _cum(torch.cumsum, 0.0),
     "cumprod": _cum(torch.cumprod, 1.0),
     "segsum": _seg(torch.cumsum, 0.0, -math.inf),

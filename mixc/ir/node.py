@@ -21,6 +21,12 @@ from mixc.errors import Span
 ROW = "_t"  # the row that reads (and, in token tensors, the token itself)
 COL = "_s"  # the row that wrote
 LEVEL = "_l"  # halvings of a chunk: 1, 2, 4, ... rows
+JOINT = "*"  # between dims that stand in one, the last of them the fastest
+
+
+def flat(axes: Iterable[str]) -> tuple[str, ...]:
+    """The dims of axes."""
+    return tuple(d for a in axes for d in a.split(JOINT))
 
 
 @dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)

@@ -84,6 +84,21 @@ def expanded(args: Args, attrs: Attrs) -> tuple[str, ...]:
     return (*attrs["dims"], *(d for d in args[0].dims if d not in attrs["dims"]))
 
 
+def flattened(args: Args, attrs: Attrs) -> tuple[str, ...]:
+    """The dims that stand in one at the place of the first."""
+    of, dims = attrs["of"], args[0].dims
+    if not {*of} <= {*dims}:
+        raise TypeError(f"no dims {of} in {args[0]}")
+    return tuple("*".join(of) if d == of[0] else d for d in dims if d not in of[1:])
+
+
+def unflattened(args: Args, attrs: Attrs) -> tuple[str, ...]:
+    of, dims = attrs["of"], args[0].dims
+    if "*".join(of) not in dims:
+        raise TypeError(f"no dim of {of} in {args[0]}")
+    return tuple(x for d in dims for x in (of if d == "*".join(of) else (d,)))
+
+
 def placed(args: Args, attrs: Attrs) -> tuple[str, ...]:
     return (attrs["dim"], *args[0].dims)
 
@@ -244,6 +259,8 @@ OPS: dict[str, Op] = {
     "rename": Op(1, renamed, first, "the same tensor, dims under other names", linear_in=(0,)),
     "pick": Op(1, picked, first, "entry i along a dim", linear_in=(0,)),
     "place": Op(1, placed, first, "x at entry i along a new dim in front, 0 elsewhere", linear_in=(0,)),
+    "flatten": Op(1, flattened, first, "dims `of` as one, the last of them the fastest", linear_in=(0,)),
+    "unflatten": Op(1, unflattened, first, "the same the other way round", linear_in=(0,)),
     "expand": Op(1, expanded, first, "repeated along new dims in front", linear_in=(0,)),
     # over time, token level --------------------------------------------------------------
     "lag": Op(1, same, first, "x of n tokens ago, 0 before the start", linear_in=(0,), level="step"),

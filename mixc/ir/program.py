@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from mixc.errors import Diagnostic, Source, Span
-from mixc.ir.node import Node, make, place
+from mixc.ir.node import JOINT, Node, flat, make, place
 
 T = TypeVar("T")
 
@@ -153,8 +153,13 @@ class Program:
     @functools.cached_property
     def inner(self) -> dict[str, str]:
         """Of every dim that no tensor has: whose size it has."""
-        have = {d for x in self.decls for d in x.dims}
+        have = {d for x in self.decls for d in flat(x.dims)}
         return {d.name: d.alias for d in self.dims if d.alias and d.name not in have}
+
+    @property
+    def together(self) -> set[str]:
+        """Dims that stand in one, and such ones."""
+        return {d for x in self.dims if JOINT in x.name for d in (x.name, *flat([x.name]))}
 
     def decl(self, name: str) -> Decl:
         return next(d for d in self.decls if d.name == name)

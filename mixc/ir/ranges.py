@@ -110,7 +110,7 @@ def _norm_of(ranges: tuple[Range, ...]) -> tuple[frozenset[str], float] | None:
 
 def magnitude(x: Node) -> float:
     """A bound on every |entry|; products of vectors by Cauchy and Schwarz, from declared norms."""
-    if x.op in ("neg", "rename", "expand", "live", "mask", "stop_gradient"):
+    if x.op in ("neg", "rename", "flatten", "expand", "live", "mask", "stop_gradient"):
         return magnitude(x.args[0])
     if x.op == "mul":
         return _safe(magnitude(x.args[0]), magnitude(x.args[1]))
@@ -134,7 +134,7 @@ def _norm_over(x: Node, over: frozenset[str]) -> float:
 
 
 def _any(n: Node, a: list[Interval]) -> Interval:
-    return Interval(infinite=any(i.infinite for i in a) and n.op in ("rename", "expand", "sum", "cumsum"))
+    return Interval(infinite=any(i.infinite for i in a) and n.op in ("rename", "flatten", "expand", "sum", "cumsum"))
 
 
 def _safe(x: float, y: float) -> float:
@@ -303,7 +303,7 @@ RULES: dict[str, Callable[[Node, list[Interval]], Interval]] = {
     "softmax": lambda n, a: Interval(0.0, 1.0),
     "to_number": lambda n, a: Interval(0.0, 1.0),
     "stop_gradient": lambda n, a: a[0],
-    "rename": lambda n, a: a[0],
+    **dict.fromkeys(("rename", "flatten", "unflatten"), lambda n, a: a[0]),
     "expand": lambda n, a: a[0],
     "previous": lambda n, a: Interval(min(a[0].low, a[1].low), max(a[0].high, a[1].high),
                                       a[0].infinite or a[1].infinite),

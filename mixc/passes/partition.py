@@ -37,7 +37,7 @@ def plans(forward: Program, backward: Program, keeps: tuple[str, ...]) -> list[P
                  backward_by_dims(forward, backward)]
     found = list(itertools.product(filter(None, forwards), filter(None, backwards)))
     fused = backwards[0][0]
-    more = {*row_dims(fused.nodes(), forward), *forward.inner}
+    more = {*row_dims(fused.nodes(), forward), *forward.inner, *forward.together}
     dims = [d.name for d in forward.dims if d.name not in {*fused.split, *more} - {*fused.summed}]
     handed = (handed_on(forward, backward, d, keeps) for d in dims)
     return found + [(cut[:1], cut[1:]) for cut in handed if cut]
@@ -275,6 +275,7 @@ def _with_split(launch: Launch, only: tuple[str, ...] = (), whole: Iterable[str]
     nodes, program = launch.nodes(), launch.program
     used = {d for n in nodes for d in n.dims} | {d for s in launch.stores for d in s.dims}
     used -= row_dims(nodes, program)  # every block of those would form the states again
+    used -= program.together  # each with a part of one would need all of another
     dims = [d.name for d in program.dims if d.name in used and (not only or d.name in only)]
     own = splittable(nodes, dims)
     if not launch.reverse:

@@ -17,6 +17,7 @@ from mixc.passes.beside import one_of
 from mixc.targets import find
 from tests import cells
 from tests.passes.test_beside import CHUNKS, loaded
+from tests.passes.test_joint import TOGETHER, spec
 
 ONE_EACH = ("one decay", "a decay of each", "a decay that is a number", "nothing that differs",
             "a decay of each key", "decays along two dims",
@@ -56,8 +57,40 @@ def test_params_that_each_has():
 
 
 def test_what_is_summed_over_them_runs_token_by_token():
+    """k[N, K] * v[N, V] is no product of one factor of N, K and one of V."""
     made = kernels(loaded("S = exp(gn) * S + k * v\nout o[V] = q @ S").declared)
     assert "3 axes" in made.instead
+
+
+BASED = """mixer based(K, V, E = K) {
+    in    q[K], k[K], v[V]
+    state S[K, E, V], z[K, E]
+    S += k * k[E] * v
+    z += k * k[E]
+    out o[V] = ((q * q[E]) @ S) / (1 + (q * q[E]) @ z)
+}"""
+
+
+@pytest.mark.parametrize("mixer", [
+    *(pytest.param(spec(body), id=what) for what, body in TOGETHER.items() if "correct" not in what),
+    pytest.param(mixc.loads(BASED), id="one size")])
+def test_two_dims_in_one(mixer):
+    """Memories that are read as one, features of a product: a matrix whose keys have both dims."""
+    made = kernels(mixer.declared)
+    assert made.p.together and made.kernel("fwd").launch.split == ("V",)
+    bad = [str(f) for f in cells.compare(mixer, dict(length=(0, 0, 19, 22), size=5, heads="2/1", gates=0.1, start=True,
+                                                     dtype=torch.float32, rows="plain"), "triton") if not f.ok]
+    assert not bad, "; ".join(bad)
+
+
+@pytest.mark.parametrize("launches", [("fwd", "bwd"), ("fwd_states", "fwd_outs", "bwd_states", "bwd_grads")])
+def test_blocks_and_segments_of_two_dims_in_one(launches):
+    mixer, tiles = spec(TOGETHER["a decay of each"]), Config(tuple((n, Tile(16, (("V", 16),))) for n in launches), 32)
+    with patch.object(triton_program, "_config", lambda *_: tiles):
+        for dtype, rows, size in ((torch.float32, "plain", 20), (torch.bfloat16, "reverse", 4)):
+            cell = dict(length=40, heads="1", gates=0.1, start=True, dtype=dtype, rows=rows, size=size)
+            bad = [str(f) for f in cells.compare(mixer, cell, "triton") if not f.ok]
+            assert not bad, "; ".join(bad)
 
 
 def test_a_leaf():
