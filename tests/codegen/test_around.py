@@ -218,6 +218,37 @@ def test_prefill_then_step(name):
         torch.testing.assert_close(state[n], last[n], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["attention", "cell", "memory", "s5"])
+def test_one_token_without_a_gradient(name):
+    mixer = load(name)
+    x = given(mixer, 1)
+    with torch.no_grad():
+        assert_runs_agree(mixer, run(Emitted(name), x, backend="triton", grads=False), run(mixer, x, grads=False))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("counts", [{}, {"x": 1}, {"x": 2}, {"Wq": 1, "Wk": 2, "Wo": 1}])
+def test_products_as_on_a_gpu(counts, dtype, monkeypatch):
+    """There torch leaves the result in fp32 itself, where it is told to."""
+    mixer = load("attention")
+    text = mixer.emit().replace(".is_cuda", ".is_cpu")
+
+    def as_there(plain):
+        def product(a, b, out_dtype=None, out=None):
+            assert out_dtype in (None, torch.float32) and (out_dtype is None or a.dtype == b.dtype == torch.bfloat16)
+            found = plain(a.float(), b.float()).to(out_dtype or a.dtype)
+            assert out is None or out.dtype == found.dtype
+            return found if out is None else out.copy_(found)
+        return product
+    for name in ("mm", "bmm"):
+        monkeypatch.setattr(torch, name, as_there(getattr(torch, name)))
+    x = {n: t[:, :, :counts.get(n, 4)] if n in "xg" else t[:counts.get(n, 4)]
+         for n, t in given(mixer, 20, H=4, dtype=dtype, size=16).items()}
+    got = Emitted("attention")
+    got.function = load_text(text, "attention").attention
+    assert_runs_agree(mixer, run(got, x, backend="triton"), run(mixer, x), dtype)
+
+
 def test_no_tokens():
     mixer = load("layer")
     x = given(mixer, 3)
