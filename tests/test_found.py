@@ -148,6 +148,7 @@ def test_a_sum_over_corrections(body):
     "state S[K, V], n[K]\nS += b * k * v\nn += b * square(k)\nout o[V] = (q / (n + c)) @ S",  # 0 / 0 behind K
     "state S[K, V]\nS += k * v\nout o[V] = K ** -0.5 * (q @ S) + sqrt(V)",  # logarithms of integers
     "state S[K, V]\nS += sqrt(c - 0.05) * k * v\nout o[V] = q @ S",  # roots of less than 0 behind K
+    "state S[K, V]\nS = exp(-1 / c) * S + k * v\nout o[V] = q @ S",  # logs of decays: -1 / 0
     "state G[K, J]\nG += k * k[J]\nx = q / c\nr = q - x[J] @ G\ny = r @ (r[J] @ G)\nout o[V] = y * v"])  # 0 / 0
 def test_quotients_and_sizes_in_kernels(body):
     mixer = mixc.loads("mixer m(K, V, J = K) {\nin q[K], k[K], v[V], b where 0 <= b <= 1\n"

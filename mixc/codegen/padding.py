@@ -31,8 +31,8 @@ def zero_padded(node: Node, dim: str) -> bool:
         return all(zero_padded(a, dim) for a in node.args)
     if node.op in ("mul", "contract", "guard"):
         a, b = node.args
-        return (zero_padded(a, dim) and (node.op == "guard" or _finite_padded(b, dim))) or (
-            zero_padded(b, dim) and _finite_padded(a, dim))
+        return (zero_padded(a, dim) and (node.op == "guard" or finite_padded(b, dim))) or (
+            zero_padded(b, dim) and finite_padded(a, dim))
     if node.op == "div":
         return zero_padded(node.args[0], dim) and dim not in flat(node.args[1].dims)
     if node.op == "where":
@@ -40,10 +40,10 @@ def zero_padded(node: Node, dim: str) -> bool:
     return node.op in _ZERO_AT_ZERO and zero_padded(node.args[0], dim)
 
 
-def _finite_padded(node: Node, dim: str) -> bool:
+def finite_padded(node: Node, dim: str) -> bool:
     """Is the value finite there, so that 0 times it is 0?  Behind the end of `dim`, 0 stands for what was loaded."""
     if node.op == "rename":
-        return _finite_padded(node.args[0], _renamed(node, dim))
+        return finite_padded(node.args[0], _renamed(node, dim))
     if dim not in flat(node.dims) or not node.args:
         return not (node.op == "number" and math.isinf(abs(node.attr("value"))))
     if node.op in ("exp", "expm1"):
@@ -53,7 +53,7 @@ def _finite_padded(node: Node, dim: str) -> bool:
     if node.op == "sqrt":  # a range that keeps what is loaded away from 0 says nothing there
         return zero_padded(node.args[0], dim)
     odd = node.op in _SINGULAR or node.attr("combine", "affine") != "affine" or (node.op == "ipow" and node.attr("n") < 0)
-    return not odd and all(_finite_padded(a, dim) for a in node.args)
+    return not odd and all(finite_padded(a, dim) for a in node.args)
 
 
 def _renamed(node: Node, dim: str) -> str:

@@ -194,7 +194,8 @@ def mask(w: Writer, n: Node) -> Value:
     if which != "diag" and v.axes[-2:] in ((ROW, COL), (COL, ROW)) and w.is_large(v.axes):
         lower = v.axes[-2:] == (ROW, COL)
         edge = (0 if which == "incl" else -1) * (1 if lower else -1)
-        return w.line(n, f"torch.{'tril' if lower else 'triu'}({v.text}, {edge})", v.axes, out=w.room(n, v.axes))
+        kept = n in w.fixed and v.axes != n.dims  # torch writes wrong numbers to an `out` of another order of axes
+        return w.line(n, f"torch.{'tril' if lower else 'triu'}({v.text}, {edge})", v.axes, out=None if kept else w.room(n, v.axes))
     return w.line(n, f"keep({v.text}, {which!r}, {1 + v.axes.index(ROW)}, {1 + v.axes.index(COL)})", v.axes)
 
 

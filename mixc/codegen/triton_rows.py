@@ -11,11 +11,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mixc.codegen.axes import flat, more_rows
+from mixc.codegen.padding import finite_padded
 from mixc.ir.launch import feature_dims
 from mixc.ir.node import COL, ROW, Node
 
 if TYPE_CHECKING:
     from mixc.codegen.tiles import Tiles
+
+
+def logs_code(tiles: Tiles, g: Node, d: str) -> str:
+    """Logs of decays [t, d], behind the end of d numbers: sums of -1 / 0 and its like would not be."""
+    code = tiles.whole(g, (ROW, d))
+    return code if finite_padded(g, d) else f"tl.where({tiles.mask_of(d, (ROW, d))}, {code}, 0.0)"
 
 
 def span_contract_rows_code(tiles: Tiles, node: Node, d: str) -> str | None:
@@ -32,7 +39,7 @@ def span_contract_rows_code(tiles: Tiles, node: Node, d: str) -> str | None:
     axes = {P: (t, s), T: (t, d), S: (s, d)}
     name, a, b = {P: ("span_pair_rows", T, S), T: ("span_apply_rows", P, S), S: ("span_apply_back_rows", P, T)}[node]
     left, right = (tiles.cleaned(z, axes[z], flat(axes[z])) for z in (a, b))
-    return tiles.aligned(f"{name}({left}, {right}, {tiles.whole(node.args[2], (ROW, d))}, rows, {node.attr('reach')!r}, {tiles.operand_for(node)}, PRECISION)", axes[node],
+    return tiles.aligned(f"{name}({left}, {right}, {logs_code(tiles, node.args[2], d)}, rows, {node.attr('reach')!r}, {tiles.operand_for(node)}, PRECISION)", axes[node],
                          tiles.order(node))
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from mixc.codegen import triton_crossing
 from mixc.codegen.triton_crossing import later_sum_code
-from mixc.codegen.triton_rows import span_contract_rows_code
+from mixc.codegen.triton_rows import logs_code, span_contract_rows_code
 from mixc.ir.launch import feature_dims
 from mixc.ir.node import COL, ROW, Node, postorder
 
@@ -95,9 +95,9 @@ def _decays(tiles: Tiles, node: Node, d: str) -> str:
     """Logs of decays, or where several products are under the same ones their factors, formed once."""
     g, reach = key = node.args[-1], node.attr("reach")
     if tiles.spans[key] == 1:
-        return f"{tiles.whole(g, (ROW, d))}, rows, {reach!r}"
+        return f"{logs_code(tiles, g, d)}, rows, {reach!r}"
     if key not in tiles.factors:
-        logs = tiles.whole(g, (ROW, d))
+        logs = logs_code(tiles, g, d)
         tiles.factors[key] = tiles.fresh("to_cuts")
         tiles.emit(node, f"{tiles.factors[key]} = cut_factors({logs}, rows, {reach!r}, PRECISION)")
     return f"{tiles.factors[key]}, rows, 'given'"

@@ -26,6 +26,7 @@ CHUNKS = {
     "a read of their sum": "S = exp(g) * S + k * v\nout o[V] = p @ (n @ S)",
     "read along the values": "S = exp(gn) * S + k * v\nout o[N, K] = S @ u",
     "a correction of each": f"S = exp(gn) * S\nS = S + b * k * (v - sum[K](k * S))\n{EACH}",
+    "a correction of each without a decay": f"S = S + b * k * (v - sum[K](k * S))\n{EACH}",
     "a correction of all by one key": f"S = exp(gn) * S\nS = S + b * p * (v - p @ S)\n{EACH}",
     "a correction under a decay of each key": f"S = exp(gk) * S\nS = S + b * k * (u - sum[K](k * S))\n{EACH}",
     "momentum": f"M = 0.5 * M + k * v\nS = exp(g) * S + M\n{EACH}",
