@@ -119,7 +119,7 @@ class _Writer:
         others = [x for x in args if x is not half]
         if n.op == "neg":
             return replace(half, factor=number(-1) if half.factor is None else -half.factor)
-        x = others[0] if n.op == "mul" else None
+        x = others[0] if n.op == "mul" and others else None  # y * y has none
         if isinstance(x, Node) and half.summed not in x.dims and not self._along(x):
             return replace(half, factor=maybe_mul(half.factor, self.spread(x)))
         raise _Apart

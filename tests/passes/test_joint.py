@@ -27,6 +27,7 @@ TOGETHER = {
 APART = {
     "each read alone": "S = exp(g) * S + w * k * v\nout o[N, V] = q @ S",
     "something between": "S = exp(g) * S + w * k * v\nout o[V] = w @ tanh(q @ S)",
+    "what is read, times itself": "S = exp(g) * S + w * k * v\ny = q @ S\nout o[V] = sum[N](y * y)",
     "a correction of each": "S = S + b * k * (v - k @ S)\nout o[V] = w @ (q @ S)",
     "the state itself": "S = exp(g) * S + w * k * v\nout o[N, K, V] = S",
 }
