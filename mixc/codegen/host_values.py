@@ -12,6 +12,7 @@ What depends on nothing but positions, indices, numbers and consts is formed in 
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -170,6 +171,7 @@ class PastValues(HostValues):
             self.lines.append(f"past.follow({name!r}, {tensor}, {depth_text(*self.history[name][1:], self.size)})")
 
 
+@functools.cache
 def past_text() -> str:
     """The classes that such lines read."""
     return "".join("\n\n" + inspect.getsource(c) for c in (Guarded, Past))
