@@ -6,7 +6,7 @@ A value of None is poison: what is wrong with it has been reported.
 from __future__ import annotations
 
 from mixc.frontend import functions
-from mixc.frontend.names import WORDS
+from mixc.frontend.names import VALUES, WORDS
 from mixc.frontend.scope import Scope, is_scalar, shown
 from mixc.frontend.syntax import Binary, Call, Compare, Expr, Index, Name, Number, Unary, spelled
 from mixc.ir.node import Node, make, number, postorder
@@ -182,6 +182,10 @@ def _renamed(scope: Scope, e: Index, x: Node, have: tuple[str, ...], names: tupl
 
 
 def _index_of(scope: Scope, e: Index, word: str) -> Node | None:
+    if word in VALUES:
+        scope.error("MX217", f"`{word}` is one number, and has no dims", e.span,
+                    f"write `{word}`; `index[K]` counts along K")
+        return None
     if word != "index":
         scope.error("MX212", f"`{spelled(e)}` lacks its argument", e.span, f"write `{spelled(e)}(x)`")
         return None

@@ -374,7 +374,8 @@ def _explain(e: UnexpectedInput, source: Source, still_open: list[Token]) -> Dia
 def _character(source: Source, line: int, column: int) -> Diagnostic:
     span = Span(source, line, column, column + 1)
     char = source.line(line)[column - 1:column] or "?"
-    help_ = _CHARACTERS.get(char, None if char.isascii() else "names are ASCII: write `beta` for a Greek letter")
+    help_ = _CHARACTERS.get(char, None if char.isascii() else "names are ASCII: write `beta` for a Greek letter" if
+                            char.isalpha() else "operators are ASCII: `*`, `@`, `/`, `-`, `<=`")
     if char.isdigit() or char == ".":
         return Diagnostic("MX111", "this number cannot be read", span, "numbers are written 1, 0.5, 1e-3 or 1j")
     return Diagnostic("MX111", f"the language does not use `{char}`", span, help_)
@@ -394,7 +395,10 @@ def _token(token: Token, span: Span, word: str, opened: list[Token], source: Sou
     elif token == "in" and word in ("in", "param"):
         help_ = "a range is written `g where g <= 0`; `in` starts a line of its own"
     elif token.type == "COLON":
-        help_ = "blocks stand in braces: `for n in N { ... }`"
+        line = source.line(span.line)
+        help_ = ("an assignment is written `x = ...`" if line[span.column:].startswith("=") else
+                 "values have no types: write `x = ...`" if re.match(r"\s*\w+\s*$", line[:span.column - 1]) else
+                 "blocks stand in braces: `for n in N { ... }`")
     elif token == "=" and re.search(r"\[[^\]]*$", source.line(span.line)[:span.column - 1]):
         help_ = "the size of a dim is said once, in the header: `mixer NAME(D, E = D, N = 4) {`"
     elif token == "=":
@@ -413,6 +417,7 @@ def _token(token: Token, span: Span, word: str, opened: list[Token], source: Sou
 _FORMS = {
     "in": "inputs are declared `in q[K], g where g <= 0`", "param": "params are declared `param A[D, N]`",
     "const": "consts are declared `const scale = K ** -0.5`", "state": "states are declared `state S[K, V] = 0`",
-    "out": "outs are written `out o[V] = q @ S`", "for": "loops are written `for n in N { ... }`",
+    "out": "outs are written `out o[V] = q @ S`",
+    "for": "loops are written `for n in N { ... }`, over a dim that the header names: `N`, or `N = 3`",
     "mixer": "a mixer starts with `mixer NAME(K, V = K, N = 4) {`",
 }

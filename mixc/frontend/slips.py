@@ -85,6 +85,8 @@ def attribute(base: str, name: str, span: Span, called: bool = False) -> Diagnos
 
 def no_target(text: str, span: Span) -> Diagnostic:
     help_ = "assign to whole names; a part of a state changes by `S = where(cond, new, S)`"
+    if text.split("[")[0].strip() == "out":
+        help_ = f"an out has a name: `out o{text[3:].strip()} = ...`"
     return Diagnostic("MX108", f"`{text}` is no name to assign to", span,
                       _OVER_TIME if re.search(r"\[\s*t\s*[],]", text) else help_)
 
