@@ -37,6 +37,13 @@ SPECS = {
         S = exp(g - softplus(Wg @ x)) * S + Wk @ x * (Wv @ x)
         out y[D] = Wo @ (q * scale @ S)
     }""",
+    "memories": """mixer memories(D, N, K, V) {
+        in x[D], g[N] where g <= 0
+        param Wk[K, D], Wq[K, D], Wv[V, D], Wn[N, D], Wu[N, D], Wo[D, V]
+        state S[N, K, V]
+        S = exp(g) * S + softmax(Wn @ x) * (Wk @ x) * (Wv @ x)
+        out y[D] = Wo @ ((Wu @ x) @ ((Wq @ x) @ S))
+    }""",
     "two_layers_of_weights": """mixer two_layers_of_weights(D, F, K) {
         in x[D], z[K]
         param W1[F, D], W2[K, F], A[D], Wo[F, K]
