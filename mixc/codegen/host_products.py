@@ -28,7 +28,9 @@ class Products(HostValues):
         roots = [*found.front.values(), *found.behind.values()]
         super().__init__(roots, safe)
         self.guarded = guarded_nodes(found.step)
-        self.narrow = {n for name, n in found.front.items() if not found.program.decl(name).exact}
+        read = {a for n in postorder(roots, {*found.read.values()}) for a in n.args}
+        self.narrow = {n for name, n in found.front.items() if not found.program.decl(name).exact}  # in the inputs' dtype
+        self.narrow |= {n for name, n in found.behind.items() if not found.step.decl(name).exact} - read
         tensors = {*found.read.values()}
         operands = [a for n in postorder(roots) for a in projection(n) or ()]
         self.raw = {a for a in operands if bare(a).op in ("in", "param") or bare(a) in tensors}
