@@ -8,7 +8,7 @@ state does not fit on chip, its way to memory and back once a chunk.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sympy
@@ -66,7 +66,8 @@ def closed_forms(step: Program, target: Target) -> list[Closed]:
         saved, bound = (total(model.extent(p) for p in group)
                         for group in (kept, [p for p in pointers if p not in kept]))
         out.append(Closed(launch, _sympy(model.bytes()), _sympy(model.flops()), _sympy(saved), _sympy(bound), chunk))
-    return out
+    last = closed_forms(module.behind[0].program, target) if module.behind else []
+    return [*out, *(replace(c, launch=f"{c.launch} behind products") for c in last)]
 
 
 class _Symbolic(Shape):
@@ -119,6 +120,8 @@ def products_told(step: Program) -> list[str]:
         return []
     read = {v: found.program.decl(o) for o, v in found.read.items()}
     made = [n for n in postorder([*found.front.values(), *found.behind.values()], read) if n not in read]
+    narrow = {n for name, n in found.front.items() if not found.program.decl(name).exact} | {
+        n for name, n in found.behind.items() if not found.step.decl(name).exact}
     size = {d.name: sympy.Integer(d.size) if d.size else sympy.Symbol(d.alias or d.name) for d in found.step.dims}
 
     def entries(*dims: str) -> sympy.Expr:
@@ -128,7 +131,7 @@ def products_told(step: Program) -> list[str]:
         x, w = projection(n) or (n, n)
         if x is not n:
             whole = bare(x).op != "in" and (bare(x) not in read or read[bare(x)].exact)
-            moved += (4 if whole else 2) * entries(*x.dims) + 4 * entries(*n.dims)
+            moved += (4 if whole else 2) * entries(*x.dims) + (2 if n in narrow else 4) * entries(*n.dims)
             flops += 2 * entries(*x.dims, *w.dims)
     rows, names = sympy.prod(sympy.symbols("B T H")), ", ".join(f"`{n}`" for n in (*found.front, *found.behind))
     moved, flops = sympy.factor_terms(rows * moved), sympy.factor_terms(rows * flops)

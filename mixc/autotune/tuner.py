@@ -315,11 +315,18 @@ def schedule_of(step: Program, target: Target, sizes: Mapping[str, int], dtype: 
 
 
 def schedules_of(step: Program, target: Target, sizes: Mapping[str, int], dtype: str) -> list[Schedule]:
-    """Of every part of a step, but those whose sizes a rule gives."""
+    """Of every part of a step, but those whose sizes a rule gives, and of what kernels do behind products."""
     from mixc.codegen.triton_program import kernels
     from mixc.passes.classify import parts_of
 
-    return [schedule_of(p, target, sizes, dtype) for p in parts_of(step) if not kernels(p).by_rule]
+    found = []
+    for p in parts_of(step):
+        made = kernels(p)
+        found += [] if made.by_rule else [schedule_of(p, target, sizes, dtype)]
+        if made.behind:
+            own = {made.own.get(n, n): size for n, size in sizes.items()}
+            found.append(schedule_of(made.behind[0].program, target, own, dtype))
+    return found
 
 
 __all__: list[Any] = ["Schedule", "Tuning", "config_of", "label", "schedule_of", "schedules_of"]

@@ -102,16 +102,22 @@ def _around(step: Program, kernels: bool) -> list[str]:
     """What is formed over all tokens in front of the kernels, and behind them."""
     from mixc.codegen.triton_program import kernels as kernels_of
 
-    found = kernels_of(step).around if kernels else None
-    if found is None:
+    made = kernels_of(step) if kernels else None
+    if made is None or made.around is None:
         return []
+    found, last = made.around, made.behind and made.behind[0]
     names: dict[Node, str] = {}
-    lines = []
-    for where, values in (("in front of the kernels", found.front), ("behind them", found.behind)):
+
+    def told(where: str, values: Mapping[str, Node]) -> list[str]:
         formed = [f"`{name} = {Spelling(names, whole=True).text(n, top=True)}`" for name, n in values.items()]
-        lines += [f"- {where}, of all tokens at once in torch: {', '.join(formed)}"] * bool(formed)
-        names |= {n: name for name, n in (found.front | found.read).items()}
-    return lines
+        return [f"- {where}: {', '.join(formed)}"] * bool(formed)
+    lines = told("in front of the kernels, of all tokens at once in torch", found.front)
+    names |= {n: name for name, n in (found.front | found.read).items()}
+    rest = {d.name: last.program.result("out", d.name) for d in last.program.outs} if last else {}
+    behind = {**(last.products if last else {}), **{n: v for n, v in found.behind.items() if n not in rest}}
+    lines += told("behind them, of all tokens at once in torch", behind)
+    names.clear()
+    return lines + told("behind those, one Triton kernel each way", rest)
 
 
 def _instead(step: Program) -> str:
@@ -248,7 +254,8 @@ def kernel_lines(step: Program) -> dict[str, tuple[list[str], str]]:
     if not has_kernels(classify(step)):
         return {}
     found = {}
-    for kind, k in [x for p in parts_of(step) for x in kernels(p).kernels.items()]:
+    parts = [m for p in parts_of(step) for made in [kernels(p)] for m in (made, *(made.behind or ())[1:])]
+    for kind, k in [x for made in parts for x in made.kernels.items()]:
         each = "chunk" if k.launch.loop == "chunks" else "token"
         way = f"from the last {each} to the first" if k.launch.reverse else f"from the first {each} to the last"
         loads = [*k.loads, *(f"the cotangent of {c}" for c in k.cots)]

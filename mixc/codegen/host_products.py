@@ -14,6 +14,7 @@ from mixc.codegen.names import safe
 from mixc.ir.node import Node, postorder
 from mixc.ir.program import Decl
 from mixc.passes.around import Around, bare, projection
+from mixc.passes.behind import Behind
 from mixc.runtime.risk import guarded_nodes
 
 
@@ -36,19 +37,26 @@ class Products(HostValues):
         self.raw = {a for a in operands if bare(a).op in ("in", "param") or bare(a) in tensors}
 
     def front(self) -> list[str]:
-        for name, node in self.found.front.items():
+        self._named(self.found.front)
+        return self._taken()
+
+    def _named(self, values: dict[str, Node]) -> None:
+        for name, node in values.items():
             if node in self.names:  # formed on the way to another
                 self.lines.append(f"{safe(name)} = {self.names[node]}")
             else:
                 self._form(node)
                 self.lines[-1] = f"{safe(name)} = {self.lines[-1].split(' = ', 1)[1]}"
             self.names[node] = safe(name)
-        return self._taken()
 
-    def behind(self, outs: dict[str, Decl]) -> list[str]:
+    def behind(self, outs: dict[str, Decl], last: tuple[Behind, str] | None) -> list[str]:
         """Lines that form the outs; `outs`: how they are declared."""
         self.names |= {n: safe(name) for name, n in self.found.read.items()}
+        rest = {d.name for d in last[0].program.outs} if last else set()
+        self._named(last[0].products if last else {})
         for name, node in self.found.behind.items():
+            if name in rest:
+                continue
             self._form(node)
             dtype = "" if outs[name].exact else f".to({self.operand})"
             self.lines.append(f"{safe(name)} = {self.over(node, outs[name].dims)}{dtype}")
@@ -98,11 +106,13 @@ def _permuted(text: str, have: tuple[str, ...], want: tuple[str, ...], lead: int
     return text if have == want else f"{text}.permute({', '.join(map(str, order))})"
 
 
-def around_lines(found: Around, dtype: str, tensors: list[Decl]) -> tuple[list[str], list[str]]:
+def around_lines(found: Around, dtype: str, tensors: list[Decl],
+                 last: tuple[Behind, str] | None) -> tuple[list[str], list[str]]:
     """The lines in front of the kernels, and those behind them.
 
     Args:
-        dtype: of the inputs, as text. tensors: what the kernels read."""
+        dtype: of the inputs, as text. tensors: what the kernels read. last: what other kernels form behind products, and
+        what their autograd function is called."""
     products = Products(found, dtype)
     front = products.front()
     names = {d.name for d in tensors}
@@ -111,7 +121,11 @@ def around_lines(found: Around, dtype: str, tensors: list[Decl]) -> tuple[list[s
         have = ", ".join(f"{safe(d.name)}.shape[{2 if d.role == 'in' else 0}]" for d in tensors)
         front.append(f"{first} = for_all_heads({first}, H, {have})")
     front += [f"{name} = float({dim})" for name, dim in found.sizes.items()]
-    behind = products.behind({d.name: d for d in found.step.outs})
+    behind = products.behind({d.name: d for d in found.step.outs}, last)
     whole = "with torch.autocast(device.type, enabled=False):"
-    return [f"seqs.dtype = {dtype}", *([whole, *(f"    {line}" for line in front)] if front else [])], \
-        [whole, *(f"    {line}" for line in behind)] if behind else []
+    before, after = ([whole, *(f"    {line}" for line in x)] if x else [] for x in (front, behind))
+    if last:
+        p = last[0].program
+        given = ["seqs", *(c.name for c in p.consts), *(safe(d.name) for d in (*p.ins, *p.params))]
+        after.append(f"{', '.join(safe(o.name) for o in p.outs)} = {last[1]}.apply({', '.join(given)})")
+    return [f"seqs.dtype = {dtype}", *before], after

@@ -26,6 +26,7 @@ from mixc.ir.launch import Launch, Store
 from mixc.ir.node import JOINT
 from mixc.ir.program import Decl, Program
 from mixc.passes.around import Around
+from mixc.passes.behind import Behind
 from mixc.passes.beside import of_one
 from mixc.passes.context import Context, counts_tokens, looked_back
 from mixc.passes.partition import fused_backward, fused_forward, of_a_chunk, plans, token_loop
@@ -40,6 +41,8 @@ class Module:
 
     each: tuple[str, ...] = ()
     around: Around | None = None  # the step of which this is what stands between products over all tokens
+    behind: tuple[Behind, Module] | None = None  # what stands behind the last of them, and its kernels
+    typed_by_call = False  # have the products' operands the dtype that `seqs` tells?
 
     def __init__(self, forward: Program, backward: Program, step: Program | None = None, spec: Program | None = None,
                  each: tuple[str, ...] = ()):
@@ -121,21 +124,29 @@ class Module:
 
     # ------------------------------------------------------------ text
     def text(self, config: Config, public: Program | None = None, seen: Context | None = None,
-             fixed: frozenset[str] = frozenset()) -> str:
+             fixed: frozenset[str] = frozenset(), last: Config | None = None) -> str:
         """The file, its launches with the sizes of `config`.
 
         Args:
             public: what the user calls: complex, perhaps. seen: the step of its parts, and how what it reads of earlier
-                tokens and of positions became inputs of this one. fixed: consts that are as they are declared."""
-        self.sized(config, seen, fixed)
+                tokens and of positions became inputs of this one. fixed: consts that are as they are declared.
+            last: sizes of the kernels behind products (None: torch does what they do)."""
+        self.sized(config, seen, fixed, last=last)
         calls = "\n".join([*self.run_lines(), "", "", *range_check(public or self.spec), "", "", *call_lines(public or self.spec)])
-        return file_text(self.name, self.p.doc, [self], self.seen.step, calls)
+        return file_text(self.name, self.p.doc, self.all(), self.seen.step, calls)
 
-    def sized(self, config: Config, seen: Context | None = None, fixed: frozenset[str] = frozenset(), prefix: str = "") -> None:
+    def sized(self, config: Config, seen: Context | None = None, fixed: frozenset[str] = frozenset(), prefix: str = "",
+              last: Config | None = None) -> None:
         """Sets what the text is written for; `prefix`: of what its sizes are called, in a file of several parts."""
-        self.prefix = prefix
+        self.prefix, self.has_last = prefix, last is not None
+        if self.behind and last:
+            self.behind[1].sized(last, prefix=prefix + "BEHIND_")
         self.config, self.seen, self.fixed = config.named(self.own), seen or Context(self.spec, self.spec, {}), fixed
         self.fwd, self.bwd = self.parts(self.config)
+
+    def all(self) -> list[Module]:
+        """With the one behind products."""
+        return [self, *([self.behind[1]] if self.behind and self.has_last else [])]
 
     def kernel_texts(self) -> list[str]:
         return [k.text for k in (*(k for _, k in self.fwd), *([self.token] if self.token else []), *(k for _, k in self.bwd))]
@@ -298,7 +309,7 @@ class Module:
         """That of what is kept and of operands; of an out what it is allocated in."""
         if out is not None and out.exact:
             return "torch.float32"
-        return "seqs.dtype" if self.around else self._typed()
+        return "seqs.dtype" if self.around or self.typed_by_call else self._typed()
 
     def _typed(self) -> str:
         """The dtype of the inputs."""
@@ -456,7 +467,8 @@ class Module:
         """What is formed of all tokens in front of the kernels, and behind them."""
         if self.around is None:
             return [], []
-        return around_lines(self.around, self._typed(), self._tensors())
+        last = self.behind if self.has_last else None
+        return around_lines(self.around, self._typed(), self._tensors(), last and (last[0], last[1]._class))
 
     def _past_lines(self) -> list[str]:
         """What the kernels read of earlier tokens and of positions."""

@@ -22,6 +22,7 @@ from mixc.errors import Diagnostic, InputError, SpecError
 from mixc.ir.node import postorder
 from mixc.ir.program import Program
 from mixc.passes.around import Around, around
+from mixc.passes.behind import behind
 from mixc.passes.classify import classify, parts_of
 from mixc.passes.context import Context, context, has_context
 from mixc.passes.joint import joint
@@ -80,11 +81,15 @@ def emit(step: Program, target: str = "h100", shape: Mapping[str, int] | None = 
     program = named(real.program)
     parts = parts_of(program)
     if len(parts) == 1:
-        return kernels(real.program).text(config or default_config(real.program, target, sizes, dtype), named(step), real, fixed)
+        made = kernels(real.program)
+        return made.text(config or default_config(real.program, target, sizes, dtype), named(step), real, fixed,
+                         last_config(made, target, sizes, dtype))
     if config is not None:
         raise InputError(f"`config`: {step.name} runs in {len(parts)} parts, whose sizes the model chooses")
     configs = [default_config(part, target, sizes, dtype) for part in parts]
-    return StagedModule(program, parts, list(map(kernels, parts))).text(configs, named(step), real, fixed)
+    modules = list(map(kernels, parts))
+    last = [last_config(m, target, sizes, dtype) for m in modules]
+    return StagedModule(program, parts, modules).text(configs, named(step), real, fixed, last)
 
 
 @lru_cache(maxsize=64)
@@ -95,6 +100,13 @@ def kernels(step: Program) -> Module:
     found = _around(inner)
     made = _between(found.program if found else inner, step)
     made.around = found
+    last = behind(found) if found else None
+    if last is not None and not own_names(last.program):
+        try:
+            made.behind = last, kernels(last.program)
+            made.behind[1].typed_by_call = True
+        except SpecError:
+            made.behind = None  # torch has all there is
     return made
 
 
@@ -174,6 +186,12 @@ def default_config(step: Program, target: str, shape: Mapping[str, int], dtype: 
     return schedule_of(step, find(target), sizes, dtype).default()[0]
 
 
+def last_config(made: Module, target: str, shape: Mapping[str, int], dtype: str) -> Config | None:
+    """As `default_config`, of the kernels behind products, if there are some."""
+    sizes = {made.own.get(n, n): size for n, size in shape.items()}
+    return None if made.behind is None else default_config(made.behind[0].program, target, sizes, dtype)
+
+
 def module(mixer: Mixer, call: Call) -> ModuleType:
     """The imported module for a call: chosen by sizes, dtype, device, and whether there are few sequences, long ones.
 
@@ -190,7 +208,8 @@ def module(mixer: Mixer, call: Call) -> ModuleType:
         name = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "fp32")
         config = _config(mixer, p, call.device, {**call.sizes, **shape}, name)
         if (p, config) not in found:
-            found[p, config] = load_text(kernels(p).text(config), p.name)
+            last = last_config(kernels(p), _target(call.device), {**call.sizes, **shape}, name)
+            found[p, config] = load_text(kernels(p).text(config, last=last), p.name)
         found[kind] = found[p, config]
     return found[kind]
 

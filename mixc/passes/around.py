@@ -193,7 +193,7 @@ class _Division:
         ins: dict[Node, Decl] = {}
         with proving(step):
             for n in self.front:
-                ins[n] = Decl("in", _free(_name_of(n), taken), n.dims, n.kind, proved(step, n), span=n.span,
+                ins[n] = Decl("in", free(_name_of(n), taken), n.dims, n.kind, proved(step, n), span=n.span,
                               exact=not self._operand(n))
         kept = {n: v for n, v in self.outs.items() if n not in self.behind}
         found, rounded = {v: n for n, v in kept.items()}, self._rounded()
@@ -202,7 +202,7 @@ class _Division:
         for n in self.read():
             name = found.get(n) if n in rounded else None
             if name is None:
-                name = _free(f"{next(self.leaves[x] for x in postorder([n]) if x in self.leaves)}_read", taken)
+                name = free(f"{next(self.leaves[x] for x in postorder([n]) if x in self.leaves)}_read", taken)
                 outs.append(Decl("out", name, n.dims, span=n.span, exact=n not in rounded))
             read[name] = n
         results = [Result("out", n, v) for n, v in (kept | read).items()]
@@ -226,7 +226,7 @@ class _Division:
         told |= {d.alias for d in step.dims if d.name in told and d.alias}
         self.told = told = told | {d.name for d in step.dims if d.alias in told}
         untold = [n for n in postorder(r.value for r in results) if n.op == "size" and n.attr("dim") not in told]
-        sizes = {_free(f"size_{n.attr('dim')}", self.taken): n for n in untold}
+        sizes = {free(f"size_{n.attr('dim')}", self.taken): n for n in untold}
         consts = [Decl("const", name, init=make("number", value=0.0)) for name in sizes]
         values = substitute([r.value for r in results], {n: make("const", name=name) for name, n in sizes.items()})
         results = [replace(r, value=v) for r, v in zip(results, values, strict=True)]
@@ -250,7 +250,7 @@ def _name_of(n: Node) -> str:
     return f"{names(source(w), 'param')}_{names(x, 'in')}"
 
 
-def _free(name: str, taken: set[str]) -> str:
+def free(name: str, taken: set[str]) -> str:
     base, i = name, 2
     while name in taken:
         name, i = f"{base}_{i}", i + 1

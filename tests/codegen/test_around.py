@@ -299,6 +299,15 @@ def test_what_is_left_reads_a_state_that_products_do_not_change():
     check(mixer, 9, start=False, dtype=torch.bfloat16)
 
 
+@pytest.mark.parametrize("name,formed", {
+    "layer": "y", "lru": "y", "attention": "", "cell": "", "phases": "y z_im", "rows_and_blocks": "p",
+    "two_layers_of_weights": "y"}.items())
+def test_what_kernels_form_behind_products(name, formed):
+    """What is more than a product; what is one is left in the dtype of the out."""
+    last = kernels(load(name).declared).behind
+    assert " ".join(d.name for d in last[0].program.outs) == formed if formed else last is None
+
+
 def test_what_is_rounded():
     """What products alone read, as the inputs are; what else is read has the precision of the body."""
     def exact(name):
@@ -312,8 +321,10 @@ def test_what_is_rounded():
 def test_explain():
     text = load("layer").explain()
     assert "- in front of the kernels, of all tokens at once in torch: `Wk_x = Wk @ x`" in text
-    assert "- behind them, of all tokens at once in torch: `y = (Wo @ S_read) * sigmoid(x)`" in text
-    assert "forward bytes `2*B*H*T*(6*D + 4*K + 3*V)`, FLOPs `4*B*D*H*T*(K + V)`" in text
+    assert "- behind them, of all tokens at once in torch: `Wo_product = Wo @ S_read`" in text
+    assert "- behind those, one Triton kernel each way: `y = Wo_product * sigmoid(x)`" in text
+    assert "- fwd behind products: bytes `8*B*D*H*T`" in text
+    assert "forward bytes `4*B*H*T*(3*D + 2*K + V)`, FLOPs `4*B*D*H*T*(K + V)`" in text
 
 
 def test_names_of_what_forms_products():
