@@ -120,6 +120,12 @@ class _Surface:
         name, span = Name(p.arg, self.d.span(p) if p.annotation is None else self._name_span(p)), self.d.span(p, note)
         if isinstance(said, lang.Const):
             return Declare("const", name, (), span, value=self._part(said.value, note, 0, "value"))
+        odd = next((str(dim) for dim in said.dims if not str(dim).isidentifier()), None)
+        if odd is not None:
+            kind, apart = type(said).__name__, '", "'.join(re.findall(r"[A-Za-z]\w*", odd)) or "K"
+            help_ = f'dims have names, each its own: `{kind}("{apart}")`; sizes stand in `@mixc.jit(dims="K, N = 4")`'
+            self.expr.refuse("MX106", f"`{odd}` is no name of a dim", note, help_)
+            return None
         dims = tuple(Name(str(dim), self._place(note, i, "dims", dim) or self.d.span(note))
                      for i, dim in enumerate(said.dims))
         if isinstance(said, lang.State):

@@ -100,13 +100,17 @@ def _out_dtypes(program: Program, tensors: dict[str, Tensor]) -> dict[str, torch
     return {d.name: wide if program.result("out", d.name).kind == "complex" else real for d in program.outs}
 
 
+def has_length(declared: Program) -> None:
+    if not declared.ins:
+        raise InputError(f"{declared.name} has no input, so a call has no length")
+
+
 class _Shapes:
     """B, T, H and the size of every dim, solved from the tensors of a call."""
 
     def __init__(self, declared: Program, tensors: dict[str, Any], token: bool):
         self.declared, self.token = declared, token
-        if not declared.ins:
-            raise InputError(f"{declared.name} has no input, so a call has no length")
+        has_length(declared)
         for d in (*declared.ins, *declared.params):
             self._kind(d, tensors[d.name], tensors)
         self.device: torch.device = tensors[declared.ins[0].name].device

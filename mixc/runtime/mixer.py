@@ -229,6 +229,7 @@ class Mixer:
             raise SpecError(Diagnostic("MX312", str(error.args[0]))) from None
         checks.shape(self.declared, shape or {})
         checks.kernel_dtype(dtype)
+        arguments.has_length(self.declared)
         if not backends.has_chunk_program(self):
             raise backends.no_kernels(self)
         if isinstance(config, (str, Path)):

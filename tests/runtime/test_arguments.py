@@ -12,6 +12,7 @@ import sys
 import pytest
 import torch
 
+import mixc
 from mixc import InputError
 
 from . import specs
@@ -106,6 +107,13 @@ def test_meta_tensors_tell_shapes():
 def test_emit_refuses(given, message):
     with pytest.raises(InputError, match=message):
         MIXER.emit(**given)
+
+
+def test_a_mixer_without_inputs_says_so():
+    mixer = mixc.loads("mixer m(D) {\nparam p[D]\nstate s[D]\ns = s + p\nout o[D] = s\n}")
+    for use in (lambda: mixer(torch.zeros(1, 3)), mixer.emit):
+        with pytest.raises(InputError, match="no input, so a call has no length"):
+            use()
 
 
 def test_position_and_keyword():
