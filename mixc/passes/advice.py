@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from mixc.ir.build import expand, number, product
 from mixc.ir.node import Node, depends, is_number, make, postorder, substitute
+from mixc.ir.ops import OPS
 from mixc.ir.program import Program
-
-_LINEAR = {"add": None, "sub": None, "neg": None, "expand": None, "rename": None, "mul": 1, "contract": 1, "div": 0}
 
 
 def recurrent_products(step: Program, names: list[str], ops: tuple[str, ...] = ("contract",)) -> list[Node]:
@@ -27,9 +26,11 @@ def is_linear(step: Program, names: list[str]) -> bool:
     leaves = [step.decl(n).leaf() for n in names]
     nexts = [step.result("next", n) for n in names]
     reads = depends(nexts, leaves)
-    return all(n in leaves or n not in reads or (n.op in _LINEAR and (
-        _LINEAR[n.op] is None or (n.args[0] in reads) + (n.args[1] in reads) == 1)
-        and (n.op != "div" or n.args[1] not in reads)) for n in postorder(nexts))
+
+    def linear(n: Node) -> bool:
+        own = {i for i, a in enumerate(n.args) if a in reads}
+        return own <= {*OPS[n.op].linear_in} and (len(own) == 1 or n.op in ("add", "sub"))
+    return all(n in leaves or n not in reads or linear(n) for n in postorder(nexts))
 
 
 def advice(step: Program, names: list[str]) -> str | None:
