@@ -32,7 +32,7 @@ RESERVED = frozenset([
     "lane", "there", "group", "longest", "late", "begin", "some", "segment", "weights", "HELD", "STARTED", "piece", "pieces", "piece_of",
     "entered", "torch", "math", "os", "run", "block", "operand", "precision", "merged", "add_parts", "over_group", "features_packed",
     "registers", "through", "dict",  *FUNCTIONS, *MORE_ROWS, "Sequences", "Past", "Guarded", "pieces_of", "FORWARD", "BACKWARD", "FORWARD_STATES", "FORWARD_OUTS",
-    "BACKWARD_STATES", "BACKWARD_GRADS", "INTERPRETED", *re.findall(r"^(?:def|class) (\w+)", PRODUCTS, re.MULTILINE),
+    "BACKWARD_STATES", "BACKWARD_GRADS", "INTERPRETED", "BEHIND_FORWARD", "BEHIND_BACKWARD", "BEHIND_STEP", *re.findall(r"^(?:def|class) (\w+)", PRODUCTS, re.MULTILINE),
 ])
 _HOST = frozenset(re.findall(r"^(?:def|class) (\w+)", HOST + CALLS + PRELUDE, re.MULTILINE)) | {
     "INS", "PARAMS", "STATES", "PAST", "ALIASES", "SIZES", "PLANES", "collections"}

@@ -63,7 +63,7 @@ class Projected(torch.autograd.Function):
             if F == 1 or (G == 1 and not rows):
                 dy, left, right = dy.reshape(-1, F * N), left.reshape(-1, D), right.reshape(-1, D)
                 dx = product(dy, right, x.dtype).view(x.shape) if ctx.needs_input_grad[0] else None
-                return dx, product(dy.mT, left, w.dtype).view(w.shape), None, None
+                return dx, product(dy.mT, left, torch.float32).view(w.shape).to(w.dtype), None, None
             H = max(G, F)
             dy, left, right = by_heads(dy, H), by_heads(left, H), heads_of(right, H)
             dw = over_group(product(dy.mT, left, torch.float32), w, 0)
