@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from mixc.codegen.host_values import HostValues
 from mixc.codegen.kernel import safe
-from mixc.ir.node import Node
+from mixc.ir.node import Node, flat
 from mixc.ir.program import Decl
 
 
@@ -23,10 +23,11 @@ def start_lines(states: Mapping[str, Decl]) -> list[str]:
     lines = []
     for key, s in states.items():
         if s.init is not None:
-            shape = ", ".join(["seqs.count", "H", *s.dims])
+            dims = flat(s.dims)
+            shape = ", ".join(["seqs.count", "H", *dims])
             values = _Start([s.init], safe)
             values.value(s.init)
-            last = f"initial['{key}'] = {values.over(s.init, s.dims)}.expand({shape})"
+            last = f"initial['{key}'] = {values.over(s.init, dims)}.expand({shape})"
             lines += [f"if initial.get('{key}') is None:", *(f"    {line}" for line in (*values.lines, last))]
     return lines
 

@@ -51,8 +51,8 @@ def _joined(step: Program, pair: tuple[str, str]) -> Program:
     one, both = JOINT.join(pair), {*pair}
     states = {s.name: tuple(d for x in s.dims for d in ((one,) if x == pair[0] else () if x == pair[1] else (x,)))
               for s in step.states if both <= {*s.dims}}
-    if any(pair[1] != s.dims[s.dims.index(pair[0]) + 1:][:1][0] for s in step.states if s.name in states):
-        raise _Apart
+    if any(pair not in itertools.pairwise(s.dims) for s in step.states if s.name in states):
+        raise _Apart  # their entries lie otherwise
     decls = tuple(replace(d, dims=states[d.name]) if d.role == "state" and d.name in states else d for d in step.decls)
     writer = _Writer(pair)
     for s in step.states:
@@ -84,7 +84,9 @@ class _Writer:
         return self.joined[root]
 
     def spread(self, x: Node, deep: bool = False) -> Node:
-        """A value along the dim that is both; deep: of decays the logs are."""
+        """A value along the dim that is both.
+
+        deep: and what it is a function of entry by entry: the log of a decay is found below its exponential."""
         if self.one in x.dims or not x.dims:
             return x
         if (both := self.both & {*x.dims}) and OPS[x.op].elementwise and (deep or both == self.both):
@@ -115,7 +117,7 @@ class _Writer:
 
     def _of_halves(self, n: Node, args: list[Value], halves: list[_Half]) -> _Half:
         """Factors go into the sum, if they lack the dim that is summed over."""
-        half, = halves[:1]
+        half = halves[0]
         others = [x for x in args if x is not half]
         if n.op == "neg":
             return replace(half, factor=number(-1) if half.factor is None else -half.factor)

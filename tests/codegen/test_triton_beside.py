@@ -71,9 +71,18 @@ BASED = """mixer based(K, V, E = K) {
 }"""
 
 
+BEGUN = """mixer begun(N, K, V) {
+    in    q[K], k[K], v[V], w[N], g[N] where g <= 0
+    param S0[N, K, V], a[N]
+    state S[N, K, V] = a * S0
+    S = exp(g) * S + w * k * v
+    out o[V] = w @ (q @ S)
+}"""
+
+
 @pytest.mark.parametrize("mixer", [
     *(pytest.param(spec(body), id=what) for what, body in TOGETHER.items() if "correct" not in what),
-    pytest.param(mixc.loads(BASED), id="one size")])
+    pytest.param(mixc.loads(BASED), id="one size"), pytest.param(mixc.loads(BEGUN), id="a start that is learned")])
 def test_two_dims_in_one(mixer):
     """Memories that are read as one, features of a product: a matrix whose keys have both dims."""
     made = kernels(mixer.declared)

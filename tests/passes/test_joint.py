@@ -55,6 +55,12 @@ def test_it_is_the_same_step(what):
         torch.testing.assert_close(*values)
 
 
+def test_states_whose_entries_lie_otherwise_are_left():
+    text = f"mixer m(N, K, V) {{\n{INS}state S[N, K, V], z[K, N]\nS = exp(g) * S + w * k * v\nz = z + w * k\n" \
+           "out o[V] = (w @ (q @ S)) * (q @ (z @ w))\n}"
+    assert joint(mixc.loads(text).declared) is None
+
+
 @pytest.mark.parametrize("what", APART)
 @pytest.mark.filterwarnings("ignore:.*MX301")
 def test_what_needs_one_of_them_alone_is_left(what):
