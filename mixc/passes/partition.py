@@ -134,8 +134,9 @@ def handed_on(forward: Program, backward: Program, d: str, keeps: tuple[str, ...
     if not rows:
         return ()
     # behind the end, cotangents are 0; other values are divided by, or worse
-    behind = {n: 0 if n in found.linear else None for n in rows}
+    behind = {n: 0 if n in found.linear or _dead(n) == 0 else None for n in rows}
     saved = {n: make("saved", name=s.name, dims=n.dims, behind=behind[n]) for n, s in rows.items()}
+    saved |= {n: make("live", leaf, fill=fill) for n, leaf in saved.items() if (fill := _dead(n))}
     early = {n: leaf for n, leaf in saved.items() if n not in found.linear}
     stores = (*left, *(s for n, s in rows.items() if n not in early and s not in left))
     read = _needed(carries, [s.value for s in stores])
@@ -145,6 +146,16 @@ def handed_on(forward: Program, backward: Program, d: str, keeps: tuple[str, ...
     fused = replace(fused, name=f"{forward.name}_fwd_for_{d}", stores=(*fused.stores, *(rows[n] for n in early)))
     whole = {s.name for s in rows.values()}
     return (_with_split(fused), *([_with_split(first, whole=whole)] if stores else []), last)
+
+
+def _dead(n: Node) -> float | None:
+    """What a value that is held on the rows that are no tokens is there; None for others."""
+    if n.op in ("rename", "expand", "neg"):
+        fill = _dead(n.args[0])
+        return -fill if fill is not None and n.op == "neg" else fill
+    if n.op == "mul":
+        return 0.0 if 0.0 in map(_dead, n.args) else None
+    return float(n.attr("fill")) if n.op == "live" else None
 
 
 def _rows(values: list[Node], stores: tuple[Store, ...], program: Program) -> dict[Node, Store]:

@@ -109,6 +109,8 @@ def test_rows_handed_on_to_programs_that_divide_a_dim(name):
 LOADED = {  # what was wrong of rows that are handed on: the body
     "which entry is the largest, of values formed again":
         ("K", "m = maximum(m - 0.05, k)\nS = S + k * v\nout o[V] = q @ S\nout top = max(m)"),
+    "logs of decays that are 0 where no token is":
+        ("V", "m = m + k\nS = exp(-0.5 * 2 ** (-index[V])) * S + k * v\nout o[V] = q @ S\nout r = q @ m"),
     "zeros behind the end, that are divided by":
         ("V", "m = m + k\nS = S + 0.5 * k * (v - k @ S)\nr = q @ S\nout o[V] = r * (q @ m)\nout top = max(r)"),
 }
@@ -116,7 +118,7 @@ LOADED = {  # what was wrong of rows that are handed on: the body
 
 @pytest.mark.parametrize("what", LOADED)
 def test_rows_that_are_loaded_again(what):
-    """Their gradients were 0 / 0."""
+    """Their gradients were 0 / 0, or those of other decays."""
     d, body = LOADED[what]
     step = mixc.loads(f"mixer m(K, V) {{\nin q[K], k[K], v[V]\nstate S[K, V], m[K]\n{body}\n}}").declared
     made, names = kernels(step), (f"fwd_for_{d}", f"bwd_for_{d}", f"bwd_along_{d}")
