@@ -61,6 +61,11 @@ def operand(dtype, *summed):
     return {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}[dtype]
 
 
+def handed_in(dtype, *summed):
+    """What rows are handed on in: never in fp16, whose range they may leave, and whole where products take TF32."""
+    return torch.float32 if dtype == torch.float16 or operand(dtype, *summed) == tl.float32 else dtype
+
+
 def registers(warps):
     """All there are for a thread: a compiler that wants more programs at once than they leave room for spills."""
     return {} if torch.version.hip else {"maxnreg": min(255, 2048 // warps)}
