@@ -83,6 +83,14 @@ class Compiled:
         return 16 if any({ROW, COL} <= set(n.dims) and len(n.dims) > 2 for n in nodes) else 64
 
     @cached_property
+    def solved_over(self) -> tuple[str, ...]:
+        """The dims of keys that meet in triangular systems: of many rows with few entries, whose directions come again
+        and again, a system of exact reflections magnifies what is rounded."""
+        systems = postorder([n.args[0] for n in postorder(self.chunk.values()) if n.op == "solve"])
+        return tuple(dict.fromkeys(d for n in systems if n.op == "contract" for d in n.args[0].dims
+                                   if d not in n.dims and d in {x.name for x in self.step.dims}))
+
+    @cached_property
     def levelled(self) -> bool:
         """Is a chunk halved again and again, so that its rows are a power of two?"""
         programs = [self.prepared(False, True, reverse) for reverse in (False, True)]

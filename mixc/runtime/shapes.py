@@ -114,7 +114,8 @@ class Shapes:
     def _longest(self, call: Call) -> int:
         """Rows a chunk may have."""
         if not self.code.single:
-            return self.code.longest
+            keys = [call.sizes[d] for d in self.code.solved_over]
+            return min(self.code.longest, max(16, 1 << (4 * min(keys)).bit_length() - 1)) if keys else self.code.longest
         widths = [math.prod(call.sizes[n] for n in d.dims) for d in call.program.states]
         slab = max(1, call.rows.N * call.H * max(widths, default=1))
         return min(self.code.longest, max(16, 1 << (MATRIX_SLABS // slab).bit_length() >> 1))
