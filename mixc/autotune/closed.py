@@ -18,9 +18,9 @@ from mixc.autotune.terms import Constraint, Term, term, total
 from mixc.autotune.trace import counts_of
 from mixc.codegen.config import Config
 from mixc.codegen.names import own_names
-from mixc.ir.node import postorder
+from mixc.ir.node import bare, postorder
 from mixc.ir.program import Program
-from mixc.passes.around import bare, projection
+from mixc.passes.around import projection
 from mixc.passes.context import has_context
 from mixc.targets import Target
 

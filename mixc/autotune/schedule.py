@@ -85,6 +85,7 @@ class LaunchSpace:
         self.name, self.variants, self.target, self.shape = name, variants, target, shape
         self.kernel = variants[0].kernel
         self._made: dict[tuple[int, bool, int], tuple[Space, LaunchModel]] = {}
+        self._tights: dict[int, dict[int, tuple[float, Callable[[], Candidate]]]] = {}  # what `_tight` found
 
     def traces(self, of: Variant, held: bool) -> Iterator[tuple[list[int], Counts]]:
         """Chunk sizes, and the counts of a trace that serves them: one for all where the text allows it. Of a cell the
@@ -232,11 +233,6 @@ class LaunchSpace:
         """Does the best of all leave partial sums to be added up?"""
         tile, summed = self.first.tile, self.kernel.launch.summed
         return tile.turns > 1 or any(tile.block(d, n) < n for d, n in self.shape.dims if d in summed)
-
-    @cached_property
-    def _tights(self) -> dict[int, dict[int, tuple[float, Callable[[], Candidate]]]]:
-        """By rows of a chunk: what `_tight` found."""
-        return {}
 
     def _tight(self, chunk: int) -> dict[int, tuple[float, Callable[[], Candidate]]]:
         """The best of every segment where no point keeps the estimates."""

@@ -208,7 +208,8 @@ class Schedule:
         sizes = dict(self.shape.dims)
         blocks = {d: kernel.block(d, sizes[d], c.tile) for d in kernel.dims}
         return job_of(str(path), kernel, {d: sizes[d] for d in kernel.dims}, blocks, c.tile.chunk, c.tile.warps,
-                      c.tile.stages, target=self.target.arch, dtype=self.dtype, segment=c.segment, turns=c.tile.turns,
+                      c.tile.stages, over=self.module.inverse_over(kernel), target=self.target.arch,
+                      dtype=self.dtype, segment=c.segment, turns=c.tile.turns,
                       held=self.spaces[c.launch].point(c.tile, c.segment)[1].held, label=label(c))
 
     def _compiled(self, wanted: list[Candidate], workers: int, limit: float, until: float,

@@ -420,7 +420,7 @@ class KernelWriter:
 
     @cached_property
     def joint(self) -> list[str]:
-        """The axes whose rows are more than tokens, one of each kind."""
+        """The axes of several dims: whose rows are more than tokens, and of dims that stand in one; one of each kind."""
         dims = [n.dims for n in self.launch.nodes()] + [(ROW, *s.dims) for s in self.launch.stores]
         dims += [c.dims for c in self.launch.carries]
         return sorted({self.axes.suffix(a): a for d in dims for a in self.tile(d) if more_rows(a)}.values())

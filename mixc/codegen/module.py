@@ -276,7 +276,7 @@ class Module:
         """Room for rows that are handed on: never in fp16, whose range they may leave."""
         if any(s.name in launch.in_fp32() for launch in self.launches.values()):
             return f"{s.name} = torch.empty({shape('B, T, H', s.dims)}, dtype=torch.float32, device=device)"
-        over = "".join(f", {d}" for d in self._inverse_over(*self.launches.values()))
+        over = "".join(f", {d}" for d in self.inverse_over())
         dtype = f"handed_in({self._out_dtype()}{over})" if s.dims else "torch.float32"
         return f"{s.name} = torch.empty({shape('B, T, H', s.dims)}, dtype={dtype}, device=device)"
 
@@ -337,17 +337,17 @@ class Module:
             pairs.append(f"HAS_INITIAL={'has_final' if reverse else 'has_initial'}")
             wanted = any(self._maker(c.name + "_initial") is kernel for c in kernel.launch.carries) if reverse else True
             pairs.append(f"STORE_FINAL={('any(ctx.has_initial)' if wanted else False) if reverse else 'seqs.want_final'}")
-        told = any(n.op == "saved" for n in kernel.launch.nodes())
-        over = "".join(f", {d}" for d in self._inverse_over(*(self.launches.values() if told else [kernel.launch])))
+        over = "".join(f", {d}" for d in self.inverse_over(kernel))
         pairs += [f"OPERAND=operand({self._out_dtype()}{over})", f"PRECISION=precision({self._out_dtype()})",
                   f"STAGES={tile}['stages']", f"num_warps={tile}['warps']", f"**registers({tile}['warps'])"]
         call = [f"if {grid} > 0:", f"    {kernel.launch.name}[({grid},)]("]
         call += [f"        {line}" for line in packed([*given, *pairs], 100)]
         return [*call, "    )"]
 
-    @staticmethod
-    def _inverse_over(*launches: Launch) -> list[str]:
-        """The dims that the products inside their inverses sum over; who loads rows goes by who formed them."""
+    def inverse_over(self, kernel: Kernel | None = None) -> list[str]:
+        """The dims that the products inside inverses sum over: a kernel's own, or where it loads rows all, as whoever
+        formed them (None: all)."""
+        launches = [kernel.launch] if kernel is not None and not kernel.given else self.launches.values()
         return sorted({d for launch in launches for d in launch.inverse_over()})
 
     def _argument(self, a: str, kernel: Kernel) -> str:

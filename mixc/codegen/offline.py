@@ -6,6 +6,7 @@ import importlib.util
 import re
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -90,12 +91,15 @@ class Job:
 
 
 def job_of(path: str, kernel: Kernel, sizes: dict[str, int], blocks: dict[str, int], C: int, warps: int, stages: int, *,
-           target: str = "sm_90", dtype: str = "bf16", keep: bool = True, held: bool = True, segment: int = 64, turns: int = 1, label: str = "") -> Job:
+           target: str = "sm_90", dtype: str = "bf16", keep: bool = True, held: bool = True, segment: int = 64, turns: int = 1, label: str = "",
+           over: Iterable[str] | None = None) -> Job:
     """One kernel of an emitted module for `target`.
 
     Args:
-        sizes: of every dim the kernel names; blocks: their blocks. dtype: of the tensors."""
-    narrow = min((sizes[d] for d in kernel.launch.inverse_over()), default=NARROW) < NARROW  # as `operand` says
+        sizes: of every dim the kernel names; blocks: their blocks. dtype: of the tensors.
+        over: dims that `operand` is told of (None: those of the kernel's own inverses)."""
+    summed = kernel.launch.inverse_over() if over is None else over
+    narrow = min((sizes[d] for d in summed if d in sizes), default=NARROW) < NARROW  # as `operand` says
     given: dict[str, Any] = {**sizes, "C": C, **{f"B{d}": blocks[d] for d in sizes}, "TURNS": turns, "SIGN": 1, "RAGGED": False,
                              "KEEP": keep, "HELD": held, "STARTED": False, "SEGMENT": segment, "HAS_INITIAL": False, "STORE_FINAL": False,
                              "OPERAND": "fp32" if narrow else dtype,

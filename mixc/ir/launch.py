@@ -6,7 +6,7 @@ they go (its stores), what it carries from one chunk to the next, and which dims
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from mixc.ir.node import COL, ROW, Node, postorder
@@ -117,9 +117,7 @@ class Launch:
 
     def inverse_over(self) -> list[str]:
         """The dims that the products inside inverses sum over, but for what makes more rows."""
-        inside = postorder([n for n in self.nodes() if n.op == "unit_inverse"])
-        return sorted({d for n in inside if n.op == "contract" for d in feature_dims(n.args[0])
-                       if d not in (*n.dims, *self.program.inner)})
+        return sorted(keys_inside([n for n in self.nodes() if n.op == "unit_inverse"], self.program))
 
     def varying(self) -> set[Node]:
         """What differs from chunk to chunk: below it, the body of the loop."""
@@ -159,6 +157,12 @@ def row_dims(nodes: list[Node], program: Program) -> frozenset[str]:
             parts = (a - b, b - a, (a & b) - {*n.dims})
             found |= {d for part in parts if all(parts) and part & {*ROWS} for d in part}
     return frozenset(called(found - {*ROWS}) - called({d for s in program.states for d in s.dims}))
+
+
+def keys_inside(systems: Iterable[Node], program: Program) -> set[str]:
+    """The dims that products inside triangular systems sum over, but for what makes more rows."""
+    return {d for n in postorder(systems) if n.op == "contract" for d in feature_dims(n.args[0])
+            if d not in (*n.dims, *program.inner)}
 
 
 def feature_dims(node: Node) -> tuple[str, ...]:

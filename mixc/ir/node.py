@@ -160,6 +160,13 @@ def source(node: Node) -> Node:
     return node
 
 
+def bare(node: Node) -> Node:
+    """The same tensor, whatever its dims are called."""
+    while node.op == "rename":
+        node = node.args[0]
+    return node
+
+
 def postorder(roots: Iterable[Node], stop: Container[Node] = ()) -> Iterator[Node]:
     """Every node below `roots` once, arguments first; nothing below what is in `stop`."""
     seen: set[Node] = set()

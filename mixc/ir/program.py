@@ -192,3 +192,12 @@ def once_a_program(make: Callable[..., T]) -> Callable[..., T]:
         return found[1]
     made.known = known  # type: ignore[attr-defined]
     return made
+
+
+def free(name: str, taken: set[str]) -> str:
+    """The name, with a number behind it if it is taken; it is then."""
+    base, i = name, 2
+    while name in taken:
+        name, i = f"{base}_{i}", i + 1
+    taken.add(name)
+    return name

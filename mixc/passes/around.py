@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from mixc.ir.build import contract
-from mixc.ir.node import Node, depends, first_below, make, postorder, source, substitute
-from mixc.ir.program import Decl, Dim, Program, Result
+from mixc.ir.node import Node, bare, depends, first_below, make, postorder, source, substitute
+from mixc.ir.program import Decl, Dim, Program, Result, free
 from mixc.ir.ranges import proving
 from mixc.passes.classify import classify, of_complex
 from mixc.passes.context import proved
@@ -84,13 +84,6 @@ def projection(n: Node) -> tuple[Node, Node] | None:
                     and any(a.op == "param" for a in postorder([w])):
                 return x, w
     return None
-
-
-def bare(n: Node) -> Node:
-    """The same tensor, whatever its dims are called."""
-    while n.op == "rename":
-        n = n.args[0]
-    return n
 
 
 def sum_as_product(n: Node) -> Node | None:
@@ -248,11 +241,3 @@ def _name_of(n: Node) -> str:
         return "_".join(dict.fromkeys(a.attr("name") for a in postorder([x]) if a.op == op))
     x, w = found
     return f"{names(source(w), 'param')}_{names(x, 'in')}"
-
-
-def free(name: str, taken: set[str]) -> str:
-    base, i = name, 2
-    while name in taken:
-        name, i = f"{base}_{i}", i + 1
-    taken.add(name)
-    return name

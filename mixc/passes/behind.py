@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from mixc.ir.node import Node, first_below, postorder, substitute
-from mixc.ir.program import Decl, Program, Result
-from mixc.passes.around import Around, free, projection
+from mixc.ir.program import Decl, Program, Result, free
+from mixc.passes.around import Around, projection
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from functools import reduce
 
 from mixc.ir.build import number, where
 from mixc.ir.launch import Carry, Launch, Product, Store, splittable
-from mixc.ir.node import ROW, Node, make, postorder
+from mixc.ir.node import ROW, Node, bare, make, postorder
 from mixc.ir.program import Decl, Program
 from mixc.ir.ranges import proving
 from mixc.passes.cell import cell
@@ -114,24 +114,18 @@ def _product(param: str, dims: tuple[str, ...], term: Node, stores: list[Store],
     if term.op != "contract" or len(dims) != 2 or not all(len(a.dims) == 2 and ROW in a.dims for a in term.args):
         return None
     a, b = term.args
-    if _bare(a) in leaves.values():
+    if bare(a) in leaves.values():
         a, b = b, a
     (x,) = (d for d in a.dims if d != ROW)
-    before = next((n for n, leaf in leaves.items() if leaf is _bare(b)), None)
+    before = next((n for n, leaf in leaves.items() if leaf is bare(b)), None)
     left = _stored(a, f"{param}_left", stores)
     right = before if before is not None else _stored(b, f"{param}_right", stores)
     return Product(param, left, right, before is not None, outer[x] != dims[0])
 
 
-def _bare(n: Node) -> Node:
-    while n.op == "rename":
-        n = n.args[0]
-    return n
-
-
 def _stored(n: Node, name: str, stores: list[Store]) -> str:
     """The tensor of rows that holds a value: one that is stored anyway, else a new one."""
-    value = _bare(n)
+    value = bare(n)
     for s in stores:
         if s.kind == "rows" and s.value is value:
             return s.name

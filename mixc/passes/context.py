@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from mixc.ir.build import total
 from mixc.ir.node import Node, depends, first_below, make, number, postorder, substitute
 from mixc.ir.ops import OPS
-from mixc.ir.program import Decl, Program, Range
+from mixc.ir.program import Decl, Program, Range, free
 from mixc.ir.ranges import bounds, proving
 
 _EXACT = ("number", "size", "const", "index", "pos")
@@ -77,10 +77,7 @@ class _Made:
             base = f"{name_of(n)}_lag{n.attr('n')}"
         else:
             base = f"{name_of(n)}_window" if n.op == "window" else "position" if n.op == "pos" else f"{n.op}_of_pos"
-        name, i = base, 2
-        while name in self.taken:
-            name, i = f"{base}_{i}", i + 1
-        self.taken.add(name)
+        name = free(base, self.taken)
         kind = "real" if n.kind == "bool" else n.kind
         decl = Decl("in", name, n.dims, kind, _ranges(self.step, n), span=n.span)
         self.decls.append(decl)

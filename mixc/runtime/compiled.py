@@ -9,6 +9,7 @@ from typing import Any
 
 from mixc.codegen.torch_fused import fused_segment
 from mixc.codegen.torch_program import Segment, needs_single, prepare, scans_matrix, segment
+from mixc.ir.launch import keys_inside
 from mixc.ir.node import COL, LEVEL, ROW, Node, make, postorder, substitute
 from mixc.ir.program import Program, once_a_program
 from mixc.passes.chunk import chunk
@@ -83,12 +84,10 @@ class Compiled:
         return 16 if any({ROW, COL} <= set(n.dims) and len(n.dims) > 2 for n in nodes) else 64
 
     @cached_property
-    def solved_over(self) -> tuple[str, ...]:
+    def solved_over(self) -> set[str]:
         """The dims of keys that meet in triangular systems: of many rows with few entries, whose directions come again
         and again, a system of exact reflections magnifies what is rounded."""
-        systems = postorder([n.args[0] for n in postorder(self.chunk.values()) if n.op == "solve"])
-        return tuple(dict.fromkeys(d for n in systems if n.op == "contract" for d in n.args[0].dims
-                                   if d not in n.dims and d in {x.name for x in self.step.dims}))
+        return keys_inside([n.args[0] for n in postorder(self.chunk.values()) if n.op == "solve"], self.chunk)
 
     @cached_property
     def levelled(self) -> bool:
