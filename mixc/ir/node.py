@@ -52,6 +52,10 @@ class Node:
                 return value
         return default
 
+    def on(self, *args: Node) -> Node:
+        """The same operation on other arguments."""
+        return self if args == self.args else make(self.op, *args, span=self.span, **dict(self.attrs))
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self.op, self.args, self.attrs, self.span)
 
@@ -214,6 +218,5 @@ def substitute(roots: Iterable[Node], mapping: dict[Node, Node]) -> list[Node]:
     for node in postorder(roots):
         if node in done:
             continue
-        args = tuple(done[a] for a in node.args)
-        done[node] = node if args == node.args else make(node.op, *args, span=node.span, **dict(node.attrs))
+        done[node] = node.on(*(done[a] for a in node.args))
     return [done[r] for r in roots]

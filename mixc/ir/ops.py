@@ -1,10 +1,9 @@
 """The language on one screen: one table, a row an operation.
 
-A row says how many arguments an op takes, which dims and kind its value has, in which
-levels it is legal, how it is written in torch and in Triton (elementwise ops: templates
-with `{0}` for the first argument), and in one line what it means.  Derivatives stand in
-`ir/derivatives.py`, one rule an op; the evaluator of everything that is not elementwise
-in `ir/evaluate.py`.
+A row says how many arguments an op takes, which dims and kind its value has, how it is
+written in torch and in Triton (elementwise ops: templates with `{0}` for the first argument),
+and in one line what it means.  Derivatives stand in `ir/derivatives.py`, one rule an op; the
+evaluator of everything that is not elementwise in `ir/evaluate.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +21,8 @@ Attrs = dict[str, Any]
 
 @dataclass(frozen=True)
 class Op:
-    """One row. `linear_in`: the positions of the arguments it is linear in, each alone."""
+    """One row. `linear_in`: the positions of the arguments it is linear in, each alone; `jointly`: in all of these
+    together."""
 
     arity: int | None
     dims: Callable[[Args, Attrs], tuple[str, ...]]
@@ -31,7 +31,7 @@ class Op:
     torch: str | None = None
     triton: str | None = None
     linear_in: tuple[int, ...] = ()
-    level: str = "both"  # "step" (tokens only), "chunk" (whole chunks only) or "both"
+    jointly: tuple[int, ...] = ()
 
     @property
     def elementwise(self) -> bool:
@@ -192,8 +192,8 @@ OPS: dict[str, Op] = {
     "pos": Op(0, lambda a, k: tuple(k.get("dims", ())), real, "how many tokens of the sequence came before"),
     "index": Op(0, declared, real, "0, 1, ... along its dim"),
     # elementwise ------------------------------------------------------------------------
-    "add": _ew(2, "{0} + {1}", "{0} + {1}", "sum", linear_in=(0, 1)),
-    "sub": _ew(2, "{0} - {1}", "{0} - {1}", "difference", linear_in=(0, 1)),
+    "add": _ew(2, "{0} + {1}", "{0} + {1}", "sum", linear_in=(0, 1), jointly=(0, 1)),
+    "sub": _ew(2, "{0} - {1}", "{0} - {1}", "difference", linear_in=(0, 1), jointly=(0, 1)),
     "mul": _ew(2, "{0} * {1}", "{0} * {1}", "product", linear_in=(0, 1)),
     "div": _ew(2, "{0} / {1}", "{0} / {1}", "quotient", linear_in=(0,)),
     "neg": _ew(1, "-{0}", "-{0}", "negation", linear_in=(0,)),
@@ -227,7 +227,8 @@ OPS: dict[str, Op] = {
     "logaddexp": _ew(2, "torch.logaddexp({0}, {1})", "logaddexp({0}, {1})", "log(exp(a) + exp(b))", real),
     "clamp": _ew(3, "torch.clamp({0}, {1}, {2})", "tl.minimum(tl.maximum({0}, {1}), {2})",
                  "x held in [low, high]", real),
-    "where": _ew(3, "torch.where({0}, {1}, {2})", "tl.where({0}, {1}, {2})", "a where cond, else b", of_where),
+    "where": _ew(3, "torch.where({0}, {1}, {2})", "tl.where({0}, {1}, {2})", "a where cond, else b", of_where,
+                 jointly=(1, 2)),
     "real": _ew(1, "torch.real({0})", None, "real part", real, linear_in=(0,)),
     "imag": _ew(1, "torch.imag({0})", None, "imaginary part", real, linear_in=(0,)),
     "conj": _ew(1, "torch.conj({0}).resolve_conj()", "{0}", "complex conjugate", linear_in=(0,)),
@@ -245,9 +246,9 @@ OPS: dict[str, Op] = {
     "mod": _ew(2, "torch.remainder({0}, {1})", "mod({0}, {1})", "a % b of exact integers", real),
     "floordiv": _ew(2, "torch.floor_divide({0}, {1})", "tl.floor({0} / {1})", "a // b of exact integers", real),
     "live": Op(1, same, first, "x where the row is a token, `fill` on the rows behind the end",
-               "live({0}, {fill})", "tl.where(live[EXPAND], {0}, {fill})", (0,), "chunk"),
+               "live({0}, {fill})", "tl.where(live[EXPAND], {0}, {fill})", (0,)),
     "once": Op(1, same, first, "x in the first of the programs that divide `dim` among them, 0 in the others",
-               linear_in=(0,), level="chunk"),
+               linear_in=(0,)),
     # over dims --------------------------------------------------------------------------
     "contract": Op(2, kept, joined, "product, summed over what both have and `out` has not", linear_in=(0, 1)),
     "sum": Op(1, reduced, joined, "sum over dims", linear_in=(0,)),
@@ -263,44 +264,42 @@ OPS: dict[str, Op] = {
     "unflatten": Op(1, unflattened, first, "the same the other way round", linear_in=(0,)),
     "expand": Op(1, expanded, first, "repeated along new dims in front", linear_in=(0,)),
     # over time, token level --------------------------------------------------------------
-    "lag": Op(1, same, first, "x of n tokens ago, 0 before the start", linear_in=(0,), level="step"),
+    "lag": Op(1, same, first, "x of n tokens ago, 0 before the start", linear_in=(0,)),
     "window": Op(1, lambda a, k: (k["dim"], *a[0].dims), first, "the last W values along a new dim; entry w is lag w",
-                 linear_in=(0,), level="step"),
+                 linear_in=(0,)),
     # over time, chunk level --------------------------------------------------------------
     "cumsum": Op(1, same, first, "running sum over the rows; reverse: over the later ones; exclusive: without the own",
-                 linear_in=(0,), level="chunk"),
-    "cumprod": Op(1, same, first, "running product over the rows, likewise", level="chunk"),
-    "segsum": Op(1, pairwise, first, "sum of rows s+1..t (reach excl: s+1..t-1); -inf for s > t (not incl: s >= t)",
-                 level="chunk"),
+                 linear_in=(0,)),
+    "cumprod": Op(1, same, first, "running product over the rows, likewise"),
+    "segsum": Op(1, pairwise, first, "sum of rows s+1..t (reach excl: s+1..t-1); -inf for s > t (not incl: s >= t)"),
     "crossing": Op(1, lambda a, k: tuple(d for d in a[0].dims if d != "_s"), first, "[j]: sum of x[t, s] over "
-                   "t >= j > s (reach excl: t > j > s)", linear_in=(0,), level="chunk"),
-    "segprod": Op(1, pairwise, first, "product of the same rows; 0 for s > t (not incl: s >= t)", level="chunk"),
+                   "t >= j > s (reach excl: t > j > s)", linear_in=(0,)),
+    "segprod": Op(1, pairwise, first, "product of the same rows; 0 for s > t (not incl: s >= t)"),
     "tangent": Op(2, same, first, "0, with a gradient: how a product of rows x would change, to first order, with its "
-                  "rows changed by y", linear_in=(1,), level="chunk"),
+                  "rows changed by y", linear_in=(1,)),
     "mask": Op(1, same, first, "x[t, s] where s <= t (keep incl), s < t (strict) or s == t (diag), else 0",
-               linear_in=(0,), level="chunk"),
+               linear_in=(0,)),
     "span_contract": Op(3, spanned, joined, "sum of x * y * E; E[t, s, d] = exp(g[s+1] + ... + g[t]) where s < t, else "
-                        "0 (reach excl: to g[t-1]); g is [_t, d...]", linear_in=(0, 1), level="chunk"),
+                        "0 (reach excl: to g[t-1]); g is [_t, d...]", linear_in=(0, 1)),
     "span_factors": Op(1, lambda a, k: ("_l", *a[0].dims), first, "of the decays exp(g): what row t has of them since "
-                       "its half block of 2**l rows began (odd ones), or until it ends (even ones)", level="chunk"),
+                       "its half block of 2**l rows began (odd ones), or until it ends (even ones)"),
     "span_product": Op(3, spanned, joined, "span_contract from its factors: halves meet at their border, level by "
-                       "level", level="chunk"),
+                       "level"),
     "span_crossing": Op(4, crossed, joined, "[j, d...]: sum of x * y * z * E over t >= j > s (reach excl: t > j) and "
-                        "over all that g has not; E as in span_contract", linear_in=(0, 1, 2), level="chunk"),
+                        "over all that g has not; E as in span_contract", linear_in=(0, 1, 2)),
     "span_gradient": Op(4, lambda a, k: ("_i", *a[1].dims), joined, "of A[t, s] under the decays of factors, along _i: "
                         "span_product with y[s], with x[t] (its rows s), span_crossing with both, but not summed over "
-                        "what factors have not; reach as there", level="chunk"),
+                        "what factors have not; reach as there"),
     "solve": Op(2, solved, joined, "u with (I + L) u = y, L strictly lower [_t, _s]; transposed: (I + L)^T; rows: "
                 "names of dims that make more of them, among rows t, s and u",
-                linear_in=(1,), level="chunk"),
-    "unit_inverse": Op(1, same, first, "(I + L)^-1, L strictly lower [_t, _s]", level="chunk"),
-    "scan": Op(3, scanned, joined, "h[t] = combine(a[t], h[t-1], b[t]) from a start; reverse: from the last row",
-               level="chunk"),
-    "scan_end": Op(2, lambda a, k: k["dims"], joined, "what a scan leaves when nothing comes in", level="chunk"),
+                linear_in=(1,)),
+    "unit_inverse": Op(1, same, first, "(I + L)^-1, L strictly lower [_t, _s]"),
+    "scan": Op(3, scanned, joined, "h[t] = combine(a[t], h[t-1], b[t]) from a start; reverse: from the last row"),
+    "scan_end": Op(2, lambda a, k: k["dims"], joined, "what a scan leaves when nothing comes in"),
     "scan_block": Op(None, lambda a, k: ("_i", "_t", *k["dims"]), joined, "a scan of n coupled states along _i: of n*n "
-                     "factors, n addends and n starts", level="chunk"),
+                     "factors, n addends and n starts"),
     "previous": Op(2, over_rows, joined, "x of the row before (reverse: behind), `edge` where there is none",
-                   linear_in=(0, 1), level="chunk"),
+                   linear_in=(0, 1), jointly=(0, 1)),
 }
 
 # what chooses between values: where the choice turns, the derivative jumps

@@ -29,7 +29,7 @@ def is_linear(step: Program, names: list[str]) -> bool:
 
     def linear(n: Node) -> bool:
         own = {i for i, a in enumerate(n.args) if a in reads}
-        return own <= {*OPS[n.op].linear_in} and (len(own) == 1 or n.op in ("add", "sub"))
+        return own <= {*OPS[n.op].linear_in} and (len(own) == 1 or own <= {*OPS[n.op].jointly})
     return all(n in leaves or n not in reads or linear(n) for n in postorder(nexts))
 
 
@@ -42,8 +42,8 @@ def advice(step: Program, names: list[str]) -> str | None:
 def lags_apart(step: Program, names: list[str]) -> str | None:
     """A lag of an outer product is a matrix of every token, any one at the start; the product of the lags of its
     factors is no matrix: that, if it makes a chunk."""
-    from mixc.passes.affine import Ranks, outer_products
     from mixc.passes.classify import text_of, why_not_chunk
+    from mixc.passes.outer import Ranks, outer_products
 
     states, values = [step.decl(n) for n in names], step.values()
     dims, apart, said = set(states[0].dims), dict[Node, Node](), ""

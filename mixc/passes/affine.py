@@ -8,22 +8,20 @@ with decays and coefs that read none of them and act entry by entry, and writes 
 of a write, its *value*, may be affine in what is read of the states: that is a low-rank term,
 `beta * k * (v - k @ S)`.  `AffineForms` finds all this by walking the Step's DAG, operation by operation; where no
 rule keeps the form, that node is to blame.
-
-A factor may have dims that no state has, its *ranks*: what is written is the product, summed over them.  They get names
-of their own, `k @ v` with `k[K, R]`, `v[R, V]` being a sum over `R_s`, so that a read may keep an R of its own.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from mixc.ir.build import contract, is_number, maybe_mul, rename, total, where
-from mixc.ir.node import COL, Node, depends, make, number, postorder
+from mixc.ir.build import contract, is_number, maybe_mul, rename, where
+from mixc.ir.node import Node, depends, number, postorder
 from mixc.ir.ops import OPS
 from mixc.ir.program import Decl, Program
+from mixc.passes.outer import Ranks, apart, outer_products, over_ranks, summed, terms
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,8 +102,7 @@ def _unrepeated(c: Node) -> Node:
         if n.op == "expand":
             done[n] = args[0]
         else:  # a sum over the dim counts how often
-            same = args == n.args or not OPS[n.op].elementwise
-            done[n] = n if same else make(n.op, *args, span=n.span, **dict(n.attrs))
+            done[n] = n.on(*args) if OPS[n.op].elementwise else n
     return done[c]
 
 
@@ -152,9 +149,32 @@ class AffineForms:
             return Affine({node: None})
         if self.free(node):
             return Affine({}, {Write(p): None for p in self.outer(node)})
-        rule = _RULES.get(node.op)
-        found = rule(self, node) if rule else None
-        return found or self._correction(node)
+        return (self._chosen(node) if node.op == "where" else self._sum(node)) or self._correction(node)
+
+    def _sum(self, node: Node) -> Affine | None:
+        """A sum of values with such a form, or one times a factor entry by entry."""
+        parts = None if node.op == "expand" else terms(node, self.free)
+        if parts is None or (node.op in ("mul", "div") and set(parts[0][0].dims) != self.dims) or (
+                node.op == "mul" and not set(node.dims) <= self.dims):
+            return None
+        found = [(self.form(x), c) for x, c in parts]
+        kept = [f if c is None else f.scaled(c) for f, c in found if f is not None]
+        return functools.reduce(Affine.plus, kept) if len(kept) == len(found) else None
+
+    def _chosen(self, node: Node) -> Affine | None:
+        """where(c, x, y): the decays are chosen, the writes are those of both."""
+        cond, *sides = node.args
+        x, y = (self.form(s) if self.free(cond) else None for s in sides)
+        if x is None or y is None:
+            return None
+        yes, no = where(cond, 1.0, 0.0), where(cond, 0.0, 1.0)
+        writes = Affine({}, x.writes).scaled(yes).plus(Affine({}, y.writes).scaled(no)).writes
+        decays = dict(x.decays)
+        for s in dict.fromkeys((*x.decays, *y.decays)):
+            own, other = (number(0) if s not in f.decays else f.decays[s] or number(1) for f in (x, y))
+            if own is not other:
+                decays[s] = where(cond, own, other)
+        return Affine(decays, writes)
 
     def _correction(self, node: Node) -> Affine | None:
         """Outer products one factor of which reads the state."""
@@ -170,39 +190,18 @@ class AffineForms:
         value = self.value(node)
         if value is not None and not any(self.summed(r) & set(node.dims) for r in value.coefs):
             return [Write((), value)]
-        a = node.args
-        if node.op in ("add", "sub"):
-            sides = [self._products(x) for x in a]
-            if sides[0] is None or sides[1] is None:
-                return None
-            minus = () if node.op == "add" else (number(-1),)
-            return sides[0] + [Write((*minus, *w.factors), w.value) for w in sides[1]]
-        if node.op == "neg":
-            return self._times((number(-1),), a[0])
-        if node.op == "expand":
-            return self._products(a[0])
         if node.op in ("sum", "contract"):
             return self._over_ranks(node)
-        if node.op == "div" and self.free(a[1]):
-            return self._times((1.0 / a[1],), a[0])
-        if node.op == "mul":
-            for x, c in (a, a[::-1]):
-                if self.free(c):
-                    found = [self._times(p, x) for p in self.outer(c)]
-                    return None if any(f is None for f in found) else [w for f in found for w in f or ()]
-        if node.op == "where" and self.free(a[0]) and not set(a[0].dims) & self.dims:
-            yes, no = make("to_number", a[0]), make("to_number", make("not", a[0]))
-            left, right = self._times((yes,), a[1]), self._times((no,), a[2])
-            return None if left is None or right is None else left + right
-        return None
-
-    def _times(self, factors: tuple[Node, ...], node: Node) -> list[Write] | None:
-        inner = self._products(node)
-        return None if inner is None else [Write((*factors, *w.factors), w.value) for w in inner]
+        parts = terms(node, self.free)
+        if parts is None or (node.op == "where" and set(node.args[0].dims) & self.dims):
+            return None
+        inner = [(self._products(x), [()] if c is None else self.outer(c)) for x, c in parts]
+        return None if any(ws is None for ws, _ in inner) else [
+            Write((*p, *w.factors), w.value) for ws, factors in inner for p in factors for w in ws or ()]
 
     def _over_ranks(self, node: Node) -> list[Write] | None:
         """A sum, over dims that the state has not, of outer products each with a factor that may read the state."""
-        over = _summed(node)
+        over = summed(node)
         if over & self.dims:
             return None
         inner, *others = sorted(node.args, key=self.free)
@@ -215,7 +214,7 @@ class AffineForms:
                 if not inside <= have or {self.ranks[d] for d in over} & have:
                     return None
                 factors = tuple(rename(f, **{d: self.ranks[d] for d in inside}) for f in factors)
-                found.append(Write(_over_ranks(factors, over - inside, self.dims, self.ranks), w.value))
+                found.append(Write(over_ranks(factors, over - inside, self.dims, self.ranks), w.value))
         return None if products is None else found
 
     # ------------------------------------------------------------ values that read the state
@@ -226,31 +225,14 @@ class AffineForms:
         return self.values[node]
 
     def _value(self, n: Node) -> ReadForm | None:
-        a = n.args
         if n.op in ("contract", "sum"):
             read = self.read(n)
             return ReadForm(None, {read: None}) if read is not None else self._contracted(n)
-        if n.op in ("add", "sub"):
-            x, y = (self.value(b) for b in a)
-            return None if x is None or y is None else x.plus(y.scaled(number(-1)) if n.op == "sub" else y)
-        if n.op == "neg":
-            x = self.value(a[0])
-            return x and x.scaled(number(-1))
-        if n.op == "mul":
-            for b, c in (a, a[::-1]):
-                if self.free(c):
-                    x = self.value(b)
-                    return x and x.scaled(c)
-        if n.op == "div" and self.free(a[1]):
-            x = self.value(a[0])
-            return x and x.scaled(1.0 / a[1])
-        if n.op == "expand":
-            return self.value(a[0])
-        if n.op == "where" and self.free(a[0]):
-            x, y = self.value(a[1]), self.value(a[2])
-            yes, no = where(a[0], 1.0, 0.0), where(a[0], 0.0, 1.0)
-            return None if x is None or y is None else x.scaled(yes).plus(y.scaled(no))
-        return None
+        parts = terms(n, self.free)
+        found = None if parts is None else [(self.value(x), c) for x, c in parts]
+        if found is None or any(f is None for f, _ in found):
+            return None
+        return functools.reduce(ReadForm.plus, [f.scaled(c) for f, c in found if f is not None])
 
     def summed(self, r: Read) -> set[str]:
         """The dims of the state over which a read sums."""
@@ -324,153 +306,3 @@ class AffineForms:
             return contract(q, factor, [d for d in inside if d in self.dims or d in n.dims])
         reads: dict[Read, Node | None] = {Read(n, query(r, c), r.x): None for r, c in x.coefs.items()}
         return ReadForm(None if x.constant is None else summed(x.constant), reads)
-
-
-# ---------------------------------------------------------------- one rule an op that keeps the affine form
-def _add(forms: AffineForms, n: Node) -> Affine | None:
-    a, b = (forms.form(x) for x in n.args)
-    return None if a is None or b is None else a.plus(b)
-
-
-def _sub(forms: AffineForms, n: Node) -> Affine | None:
-    a, b = (forms.form(x) for x in n.args)
-    return None if a is None or b is None else a.plus(b.scaled(number(-1)))
-
-
-def _neg(forms: AffineForms, n: Node) -> Affine | None:
-    a = forms.form(n.args[0])
-    return None if a is None else a.scaled(number(-1))
-
-
-def _mul(forms: AffineForms, n: Node) -> Affine | None:
-    for x, c in (n.args, n.args[::-1]):
-        if forms.free(c) and set(c.dims) <= forms.dims and set(x.dims) == forms.dims:
-            a = forms.form(x)
-            return None if a is None else a.scaled(c)
-    return None
-
-
-def _div(forms: AffineForms, n: Node) -> Affine | None:
-    x, c = n.args
-    if not forms.free(c) or set(x.dims) != forms.dims:
-        return None
-    a = forms.form(x)
-    return None if a is None else a.scaled(1.0 / c)
-
-
-def _where(forms: AffineForms, n: Node) -> Affine | None:
-    cond, a, b = n.args
-    if not forms.free(cond):
-        return None
-    x, y = forms.form(a), forms.form(b)
-    if x is None or y is None:
-        return None
-    yes, no = where(cond, 1.0, 0.0), where(cond, 0.0, 1.0)
-    kept = Affine({}, {w: maybe_mul(yes, e) for w, e in x.writes.items()}).plus(
-        Affine({}, {w: maybe_mul(no, e) for w, e in y.writes.items()}))
-    decays = dict(x.decays)
-    for s in dict.fromkeys((*x.decays, *y.decays)):
-        own, other = (number(0) if s not in f.decays else f.decays[s] or number(1) for f in (x, y))
-        if own is not other:
-            decays[s] = where(cond, own, other)
-    return Affine(decays, kept.writes)
-
-
-_RULES: dict[str, Callable[[AffineForms, Node], Affine | None]] = {
-    "add": _add, "sub": _sub, "neg": _neg, "mul": _mul, "div": _div, "where": _where,
-}
-
-
-def apart(factors: Iterable[Node], dims: set[str]) -> list[frozenset[str]]:
-    """The smallest sets of dims without which every factor has at most one of `dims`, and two of these are left: the
-    empty one, where factors have one each."""
-    have = [set(f.dims) & dims for f in factors]
-    for n in range(max(len(dims) - 1, 1)):
-        found = [frozenset(a) for a in itertools.combinations(sorted(dims), n)]
-        found = [a for a in found if all(len(h - a) <= 1 for h in have)]
-        if found:
-            return found
-    return []
-
-
-class Ranks(dict[str, str]):
-    """By dim over which a sum of outer products runs: its name among the rows that wrote.
-
-    between: by the same dims, what they are called where rows lie between those that read and those that wrote."""
-
-    def __init__(self, roots: Iterable[Node]):
-        nodes = list(postorder(roots))
-        self.taken = {d for n in nodes for d in n.dims} | {str(n.attr("name")) for n in nodes if not n.args}
-        self.between: dict[str, str] = {}
-
-    def __missing__(self, dim: str) -> str:
-        self[dim], self.between[dim] = (self._fresh(f"{dim}{row}") for row in (COL, "_u"))
-        return self[dim]
-
-    def _fresh(self, base: str) -> str:
-        name = next(name for i in itertools.count(1) if (name := f"{base}{i if i > 1 else ''}") not in self.taken)
-        self.taken.add(name)
-        return name
-
-    @property
-    def rows(self) -> tuple[tuple[str, str, str], ...]:
-        """Of each its three names."""
-        return tuple((d, new, self.between[d]) for d, new in self.items())
-
-
-def outer_products(node: Node, dims: set[str], ranks: Mapping[str, str]) -> list[tuple[Node, ...]]:
-    """A state-free value as a sum of products: `b * (k * v - u * w)` is b k v + (-b) u w.
-
-    Sums are opened only where that separates dims of the state; a value of one dim stays whole.
-    ranks: what dims are called that a sum of products runs over."""
-    def opened(x: Node) -> list[tuple[Node, ...]]:
-        return outer_products(x, dims, ranks)
-    if len(set(node.dims) & dims) <= 1 and node.op != "expand":
-        return [] if is_number(node, 0.0) else [(node,)]
-    a = node.args
-    if node.op == "add":
-        return opened(a[0]) + opened(a[1])
-    if node.op == "sub":
-        return opened(a[0]) + [(number(-1), *p) for p in opened(a[1])]
-    if node.op == "neg":
-        return [(number(-1), *p) for p in opened(a[0])]
-    if node.op == "mul":
-        left, right = opened(a[0]), opened(a[1])
-        if any(_ranks(p, ranks) & _ranks(q, ranks) for p in left for q in right):
-            return [(node,)]  # sums over one dim each, not one sum over it
-        return [(*p, *q) for p in left for q in right]
-    if node.op == "div":
-        return [(*p, 1.0 / a[1]) for p in opened(a[0])]
-    if node.op == "expand":
-        return opened(a[0])
-    if node.op == "where" and not set(a[0].dims) & dims:
-        return ([(make("to_number", a[0]), *p) for p in opened(a[1])]
-                + [(make("to_number", make("not", a[0])), *p) for p in opened(a[2])])
-    if node.op in ("sum", "contract") and not (over := _summed(node)) & dims:
-        inside = opened(a[0] if node.op == "sum" else a[0] * a[1])
-        return [_over_ranks(p, over, dims, ranks) for p in inside]
-    return [(node,)]
-
-
-def _summed(node: Node) -> set[str]:
-    return {d for a in node.args for d in a.dims} - set(node.dims)
-
-
-def _ranks(factors: Iterable[Node], ranks: Mapping[str, str]) -> set[str]:
-    return {d for f in factors for d in f.dims} & set(ranks.values())
-
-
-def _over_ranks(factors: tuple[Node, ...], over: set[str], dims: set[str], ranks: Mapping[str, str]
-                ) -> tuple[Node, ...]:
-    """A product summed over dims: those that factors of one dim of the state alone have are summed there."""
-    for d in sorted(over):
-        having = [f for f in factors if d in f.dims]
-        rest = tuple(f for f in factors if d not in f.dims)
-        if not having:
-            factors = (make("size", dim=d), *rest)
-        elif len({e for f in having for e in f.dims} & dims) <= 1:
-            (first, *more) = having
-            factors = (total(functools.reduce(lambda a, b: a * b, more, first), [d]), *rest)
-        else:
-            factors = tuple(rename(f, **{d: ranks[d]}) for f in factors)
-    return factors

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mixc.ir.build import contract, expand, make
+from mixc.ir.build import contract, expand
 from mixc.ir.node import ROW, Node, depends, postorder
 from mixc.ir.program import Program
 
@@ -35,7 +35,7 @@ def cell(step: Program, axes: tuple[str, ...] = AXES) -> Program:
         elif n in leaves or not n.args:
             done[n] = leaves.get(n, n)
         else:
-            done[n] = make(n.op, *[done[a] for a in n.args], span=n.span, **dict(n.attrs))
+            done[n] = n.on(*(done[a] for a in n.args))
     by_name = {(d.role, d.name): d for d in decls}
     values = [expand(done[r.value], by_name["out" if r.role == "out" else "state", r.name].dims) for r in step.results]
     return step.with_values(values, level="cell", decls=decls)
@@ -46,7 +46,7 @@ def products_outside(program: Program, carried: list[Node]) -> Program:
     inside = depends(program.values(), carried)
     done: dict[Node, Node] = {}
     for n in postorder(program.values()):
-        new = n if not n.args else make(n.op, *[done[a] for a in n.args], span=n.span, **dict(n.attrs))
+        new = n.on(*(done[a] for a in n.args))
         if n in inside:
             inside.add(new)
         if new.op == "mul":

@@ -143,5 +143,5 @@ def _of_live_rows(value: Node) -> Node:
         args = [done[a] for a in n.args]
         if ROW not in n.dims:
             args = [make("live", a, fill=0.0) if ROW in a.dims else a for a in args]
-        done[n] = n if tuple(args) == n.args else make(n.op, *args, **dict(n.attrs))
+        done[n] = n.on(*args)
     return done[value]

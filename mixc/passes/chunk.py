@@ -418,14 +418,10 @@ class _Lift:
             read = self._read(node)
             if read is not None:
                 return read
-        if not node.args:
-            return node
         args = [self(a) for a in node.args]
-        attrs = dict(node.attrs)
         if node.op == "contract":
-            attrs["out"] = ((ROW,) if any(ROW in a.dims for a in args) else ()) + node.dims
-            return contract(args[0], args[1], attrs["out"])
-        return make(node.op, *args, span=node.span, **attrs)
+            return contract(args[0], args[1], (*((ROW,) if any(ROW in a.dims for a in args) else ()), *node.dims))
+        return node.on(*args)
 
     def _read(self, node: Node) -> Node | None:
         """A contraction with a state, or a sum over its dims."""

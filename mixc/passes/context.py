@@ -157,5 +157,5 @@ def _at(x: Node, dim: str, w: int) -> Node:
         label = {"name": x.attr("name")} if x.attr("name") else {}
         return make("lag", x.args[0], span=x.span, n=w, **label) if w else x.args[0]
     if OPS[x.op].elementwise:
-        return make(x.op, *[_at(a, dim, w) for a in x.args], span=x.span, **dict(x.attrs))
+        return x.on(*(_at(a, dim, w) for a in x.args))
     return make("pick", x, dim=dim, i=w)

@@ -90,7 +90,7 @@ class _Writer:
         if self.one in x.dims or not x.dims:
             return x
         if (both := self.both & {*x.dims}) and OPS[x.op].elementwise and (deep or both == self.both):
-            return make(x.op, *(self.spread(a, deep) for a in x.args), span=x.span, **dict(x.attrs))
+            return x.on(*(self.spread(a, deep) for a in x.args))
         if not both:
             return x
         return make("flatten", expand(x, self.pair), of=self.pair)
@@ -101,7 +101,7 @@ class _Writer:
     def _made(self, n: Node, args: list[Value]) -> Value:
         halves = [x for x in args if isinstance(x, _Half)]
         if not halves and not any(map(self._along, args)):  # what was read of them, over both
-            return self._again(n, args)
+            return n.on(*args)  # type: ignore[arg-type]
         if n.op == "contract":
             return self._contract(n, *args)
         if n.op == "sum":
@@ -110,10 +110,7 @@ class _Writer:
             return self._of_halves(n, args, halves)
         if not OPS[n.op].elementwise:
             raise _Apart
-        return self._again(n, [self.spread(x, deep=True) for x in args])  # type: ignore[arg-type]
-
-    def _again(self, n: Node, args: list[Value]) -> Node:
-        return make(n.op, *args, span=n.span, **dict(n.attrs))  # type: ignore[arg-type]
+        return n.on(*(self.spread(x, deep=True) for x in args))  # type: ignore[arg-type]
 
     def _of_halves(self, n: Node, args: list[Value], halves: list[_Half]) -> _Half:
         """Factors go into the sum, if they lack the dim that is summed over."""

@@ -22,7 +22,7 @@ import torch
 
 from mixc.hashing.probes import Region, default_consts, draw, region, uniform
 from mixc.ir.evaluate import Env, evaluate
-from mixc.ir.node import COL, LEVEL, ROW, Node, depends, make, postorder
+from mixc.ir.node import COL, LEVEL, ROW, Node, depends, postorder
 from mixc.ir.ops import CHOICES
 from mixc.ir.program import Program
 from mixc.ir.ranges import bounds, proving
@@ -109,9 +109,7 @@ def _may_stand_for(stays: Node, goes: Node, wide: list[Values], narrow: list[Val
 def _replaced(roots: list[Node], by: Mapping[Node, Node]) -> list[Node]:
     done: dict[Node, Node] = {}
     for n in postorder([*by.values(), *roots]):  # what stays comes before what goes
-        args = tuple(done[a] for a in n.args)
-        same = n if args == n.args else make(n.op, *args, span=n.span, **dict(n.attrs))
-        done[n] = done.get(by[n], by[n]) if n in by else same
+        done[n] = done.get(by[n], by[n]) if n in by else n.on(*(done[a] for a in n.args))
     return [done[r] for r in roots]
 
 

@@ -119,7 +119,7 @@ class Split:
             return number(z.real) if z.real else None, number(z.imag) if z.imag else None
         args = [self.known[a] for a in n.args]
         if all(im is None for _, im in args) and n.kind != "complex" and n.op not in ("real", "imag"):
-            return _again(n, [_present(re, a.dims) for (re, _), a in zip(args, n.args, strict=True)]), None
+            return n.on(*(_present(re, a.dims) for (re, _), a in zip(args, n.args, strict=True))), None
         if n.op in ("lag", "window"):
             re, im = (make(n.op, _present(x, n.args[0].dims), span=n.span, **dict(n.attrs) | {"name": name})
                       for x, name in zip(args[0], self.histories[name_of(n)], strict=True))
@@ -131,10 +131,6 @@ class Split:
                 return make("real", n), make("imag", n)  # formed on the host
             raise NotImplementedError(n.op)
         return rule(n, args)
-
-
-def _again(n: Node, args: list[Node]) -> Node:
-    return n if tuple(args) == n.args else make(n.op, *args, span=n.span, **dict(n.attrs))
 
 
 # ---------------------------------------------------------------- arithmetic where None is 0
@@ -160,7 +156,7 @@ def _bilinear(times: Callable[[Node, Node], Node]) -> Callable[[Node, list[Plane
 
 def _contract(n: Node, args: list[Planes]) -> Planes:
     def times(a: Node, b: Node) -> Node:
-        return make("contract", _present(a, n.args[0].dims), _present(b, n.args[1].dims), span=n.span, **dict(n.attrs))
+        return n.on(_present(a, n.args[0].dims), _present(b, n.args[1].dims))
     return _bilinear(times)(n, args)
 
 
@@ -191,8 +187,8 @@ def _square(n: Node, args: list[Planes]) -> Planes:
 def _each(n: Node, args: list[Planes]) -> Planes:
     """An operation that acts on the planes alike."""
     ((a, b),) = args
-    return tuple(None if x is None else make(n.op, _present(x, n.args[0].dims), span=n.span, **dict(n.attrs))  # type: ignore[return-value]
-                 for x in (a, b))
+    x, y = (None if x is None else n.on(_present(x, n.args[0].dims)) for x in (a, b))
+    return x, y
 
 
 def _abs(n: Node, args: list[Planes]) -> Planes:
@@ -248,7 +244,7 @@ def _span_contract(n: Node, args: list[Planes]) -> Planes:
     x, y, g = n.args
 
     def times(a: Node, b: Node) -> Node:
-        return make("span_contract", _present(a, x.dims), _present(b, y.dims), g, **dict(n.attrs))
+        return n.on(_present(a, x.dims), _present(b, y.dims), g)
     return _bilinear(times)(n, args[:2])
 
 
@@ -266,7 +262,7 @@ def _solve(n: Node, args: list[Planes]) -> Planes:
 def _of_rows(n: Node, args: list[Planes]) -> Planes:
     """A product of rows whose imaginary planes are 0, but not their gradients."""
     ((re, im),) = args
-    found = make(n.op, _present(re, n.args[0].dims), **dict(n.attrs))
+    found = n.on(_present(re, n.args[0].dims))
     return found, None if im is None else make("tangent", found, _present(im, n.args[0].dims))
 
 
@@ -283,8 +279,7 @@ def _scan(n: Node, args: list[Planes]) -> Planes:
 
 def _previous(n: Node, args: list[Planes]) -> Planes:
     def before(x: Node | None, edge: Node | None) -> Node | None:
-        return None if x is None and edge is None else make("previous", _present(x, n.args[0].dims), _present(
-            edge, n.args[1].dims), **dict(n.attrs))
+        return None if x is None and edge is None else n.on(_present(x, n.args[0].dims), _present(edge, n.args[1].dims))
     return before(args[0][0], args[1][0]), before(args[0][1], args[1][1])
 
 

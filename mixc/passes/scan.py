@@ -61,7 +61,7 @@ def reason(state: Decl, form: ScanForm) -> str:
 
 
 def _outer(added: Node, dims: set[str]) -> bool:
-    from mixc.passes.affine import Ranks, apart, outer_products
+    from mixc.passes.outer import Ranks, apart, outer_products
 
     return bool(apart([f for p in outer_products(added, dims, Ranks([added])) for f in p], dims))
 

@@ -31,7 +31,7 @@ def factors_of(x: Node, dims: Iterable[str]) -> list[Node] | None:
         return factors_of(x.args[0], dims)
     if x.op in ("square", "sqrt", "rsqrt", "ipow", "abs"):
         inner = factors_of(x.args[0], dims)
-        return None if inner is None else [make(x.op, f, **dict(x.attrs)) for f in inner]
+        return None if inner is None else [x.on(f) for f in inner]
     return None
 
 

@@ -20,7 +20,6 @@ from mixc.ir.node import ROW, Node, depends, make, postorder, source
 from mixc.ir.ops import OPS
 
 _ADDS_UP = {"sum", "contract", "span_contract"}  # a sum over a dim is the sum of those over its parts
-_JOINTLY = {"add": (0, 1), "sub": (0, 1), "where": (1, 2), "previous": (0, 1)}  # linear in these together
 
 
 class Along:
@@ -82,13 +81,13 @@ class Along:
             return () if summed else tuple(i for i, a in enumerate(n.args) if a in self.linear)
         if summed:
             return () if n.op in _ADDS_UP else None
-        if n.op in _JOINTLY:
-            return _JOINTLY[n.op] if {*shares} <= {*_JOINTLY[n.op]} else None
-        return tuple(shares) if len(shares) == 1 and shares[0] in OPS[n.op].linear_in and not n.attr("fill") else None
+        row = OPS[n.op]
+        if row.jointly:
+            return row.jointly if {*shares} <= {*row.jointly} else None
+        return tuple(shares) if len(shares) == 1 and shares[0] in row.linear_in and not n.attr("fill") else None
 
     def _of(self, n: Node, joint: tuple[int, ...]) -> Node:
-        new = [self.share(a) if i in joint else self.formed[a] for i, a in enumerate(n.args)]
-        return n if tuple(new) == n.args else make(n.op, *new, span=n.span, **dict(n.attrs))
+        return n.on(*(self.share(a) if i in joint else self.formed[a] for i, a in enumerate(n.args)))
 
 
 def _is_row(n: Node) -> bool:

@@ -54,9 +54,7 @@ def rewrite(roots: Iterable[Node], rules: tuple[Rule, ...]) -> list[Node]:
     """`roots` with the first rule that applies applied at every node, bottom up, until none does."""
     roots, done = list(roots), dict[Node, Node]()
     for node in postorder(roots):
-        args = tuple(done[a] for a in node.args)
-        new = node if args == node.args else make(node.op, *args, span=node.span, **dict(node.attrs))
-        done[node] = _apply(new, rules, done)
+        done[node] = _apply(node.on(*(done[a] for a in node.args)), rules, done)
     return [done[r] for r in roots]
 
 
@@ -66,8 +64,7 @@ def _apply(node: Node, rules: tuple[Rule, ...], done: dict[Node, Node]) -> Node:
         if better is None:
             return node
         # the new node's arguments may be new as well
-        args = tuple(done.get(a) or rewrite([a], rules)[0] for a in better.args)
-        node = better if args == better.args else make(better.op, *args, span=better.span, **dict(better.attrs))
+        node = better.on(*(done.get(a) or rewrite([a], rules)[0] for a in better.args))
     return node
 
 
@@ -181,7 +178,7 @@ def expanded_operand(n: Node) -> Node | None:
         return None
     for i, a in enumerate(n.args):
         if a.op == "expand":
-            new = make(n.op, *[a.args[0] if j == i else x for j, x in enumerate(n.args)], span=n.span, **dict(n.attrs))
+            new = n.on(*(a.args[0] if j == i else x for j, x in enumerate(n.args)))
             if new.dims == n.dims:
                 return new
     return None
@@ -258,7 +255,7 @@ def crossings_meet(n: Node) -> Node | None:
     for x, y in (n.args, n.args[::-1]):
         for u, rest in ((y, None), *((y.args, y.args[::-1]) if y.op == "add" else ())):
             if x.op == u.op == "crossing" and u.attrs == x.attrs:
-                both = make("crossing", u.args[0] + x.args[0], **dict(x.attrs))
+                both = x.on(u.args[0] + x.args[0])
                 return both if rest is None else rest + both
     return None
 
@@ -271,7 +268,7 @@ def number_of_any_order(n: Node) -> Node | None:
                     if is_number(c.args[0] if c.op == "expand" else c, 1.0) and x.kind == n.kind), None)
     if new is None and OPS[n.op].elementwise and len(n.args) > 1:
         args = [a.args[0] if a.op == "expand" and is_number(a.args[0]) else a for a in n.args]
-        new = make(n.op, *args, span=n.span, **dict(n.attrs)) if args != list(n.args) else None
+        new = n.on(*args) if args != list(n.args) else None
     return new if new is not None and {*new.dims} == {*n.dims} else None
 
 
@@ -285,18 +282,13 @@ def sign_in_front(n: Node) -> Node | None:
         new = a[1] - a[0].args[0]
     elif n.op == "sub" and a[0].op == "neg":
         new = -(a[0].args[0] + a[1])
-    elif n.op in _LINEAR and not n.attr("fill"):
-        for i in _LINEAR[n.op]:
+    elif not n.attr("fill") and not OPS[n.op].jointly:
+        for i in (0, 1) if n.op in ("div", "guard") else OPS[n.op].linear_in:
             if a[i].op == "neg" or (is_number(a[i]) and a[i].kind == "real" and a[i].attr("value") < 0):
                 inner = a[i].args[0] if a[i].op == "neg" else number(-a[i].attr("value"))
-                new = -make(n.op, *[inner if j == i else x for j, x in enumerate(a)], **dict(n.attrs))
+                new = -n.on(*(inner if j == i else x for j, x in enumerate(a)))
     return new if new is not None and new.dims == n.dims else None
 
-
-# by op, the arguments that it is linear in
-_LINEAR = {"mul": (0, 1), "guard": (0, 1), "div": (0, 1), "contract": (0, 1), "span_contract": (0, 1),
-           "solve": (1,), "expand": (0,), "live": (0,),
-           **dict.fromkeys(("sum", "cumsum", "mask", "rename", "pick", "crossing"), (0,))}
 
 RULES: tuple[Rule, ...] = (live_twice, mask_twice, neutral, two_signs, fold_numbers, settled, expanded_operand,
                            sum_of_expanded, sum_of_product, branches_meet, rename_twice)
@@ -340,6 +332,5 @@ def _replace_once(order: list[Node], rule: Rule) -> dict[Node, Node]:
     done: dict[Node, Node] = {}
     for n in order:
         new = rule(n) or n
-        args = tuple(done.get(a, a) for a in new.args)
-        done[n] = new if args == new.args else make(new.op, *args, span=new.span, **dict(new.attrs))
+        done[n] = new.on(*(done.get(a, a) for a in new.args))
     return done

@@ -50,8 +50,7 @@ class _Sums:
             if found and (new := _added(found)).dims == n.dims:
                 done[n] = substitute([new], done)[0]
             else:
-                args = tuple(done[a] for a in n.args)
-                done[n] = n if args == n.args else make(n.op, *args, span=n.span, **dict(n.attrs))
+                done[n] = n.on(*(done[a] for a in n.args))
         return [done[r] for r in self.roots]
 
     def terms(self, n: Node, minus: bool = False, top: bool = True) -> list[Term]:

@@ -10,11 +10,9 @@ after:  o_re = q_re @ S_re
 from __future__ import annotations
 
 from mixc.ir.build import expand, number
-from mixc.ir.node import Node, make, postorder
+from mixc.ir.node import Node, postorder
 from mixc.ir.ops import OPS
 from mixc.ir.program import Program
-
-_BOTH = frozenset(("add", "sub", "previous"))  # 0 only if both arguments are
 
 
 def without_tangents(program: Program) -> Program:
@@ -38,11 +36,10 @@ def _settled(n: Node, args: list[Node | None]) -> Node | None:
     if n.op in ("add", "sub") and any(zero) and not all(zero):
         x = _there(args[1] if zero[0] else args[0], n)
         return -x if zero[0] and n.op == "sub" else x
-    linear = OPS[n.op].linear_in if n.op != "where" else (1, 2)
-    if n.op in _BOTH or n.op == "where":
-        if zero and all(zero[i] for i in linear):
+    row = OPS[n.op]
+    if row.jointly:
+        if all(zero[i] for i in row.jointly):
             return None
-    elif (any(zero[i] for i in linear) and not (n.op == "live" and n.attr("fill"))) or (n.op == "guard" and any(zero)):
+    elif (any(zero[i] for i in row.linear_in) and not n.attr("fill")) or (n.op == "guard" and any(zero)):
         return None
-    new = [_there(x, a) for x, a in zip(args, n.args, strict=True)]
-    return n if tuple(new) == n.args else make(n.op, *new, span=n.span, **dict(n.attrs))
+    return n.on(*map(_there, args, n.args))
