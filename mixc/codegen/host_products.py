@@ -13,9 +13,9 @@ from mixc.codegen.host_values import HostValues
 from mixc.codegen.names import safe
 from mixc.ir.node import Node, postorder
 from mixc.ir.program import Decl
+from mixc.ir.risk import guarded_nodes
 from mixc.passes.around import Around, bare, projection
 from mixc.passes.behind import Behind
-from mixc.runtime.risk import guarded_nodes
 
 
 class Products(HostValues):

@@ -23,8 +23,8 @@ from mixc.codegen.scalars import python_text
 from mixc.ir.node import Node, depends, postorder
 from mixc.ir.ops import OPS
 from mixc.ir.program import Result
+from mixc.ir.risk import guarded_nodes
 from mixc.passes.context import Context, exact_nodes, has_context, looked_back, name_of
-from mixc.runtime.risk import guarded_nodes
 
 _VARYING = ("in", "param", "pos", "index", "lag", "window")
 

@@ -24,9 +24,9 @@ from mixc.codegen.eager import Writer
 from mixc.ir.evaluate import Env
 from mixc.ir.node import Node, postorder
 from mixc.ir.program import Decl
+from mixc.ir.risk import guarded_nodes
 from mixc.runtime.call import Call
 from mixc.runtime.guarded import RULES
-from mixc.runtime.risk import guarded_nodes
 
 Tensor = torch.Tensor
 

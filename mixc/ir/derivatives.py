@@ -29,9 +29,12 @@ def gradient(roots: Sequence[tuple[Node, Node]], wrt: Sequence[Node]) -> list[No
 
     None where no root depends on the node.
     """
+    from mixc.ir.risk import Risks
+
     leaves = set(wrt)
     live = depends([r for r, _ in roots], leaves)
-    sums: dict[Node, Node] = {}
+    order, risks, sums = list(postorder([r for r, _ in roots])), Risks(), dict[Node, Node]()
+    chosen = set(postorder([a for n in order if n.op == "where" for a in n.args[1:]]))  # or not: then their c is 0
 
     def collect(node: Node, c: Node) -> None:
         if node in live:
@@ -40,11 +43,12 @@ def gradient(roots: Sequence[tuple[Node, Node]], wrt: Sequence[Node]) -> list[No
 
     for value, c in roots:
         collect(value, c)
-    for node in reversed(list(postorder([r for r, _ in roots]))):
+    for node in reversed(order):
         if node in sums and node not in leaves and node.args:
+            odd = node in chosen and any(any(risks[a]) for a in node.args)
             for arg, part in zip(node.args, RULES[node.op](node, sums[node]), strict=True):
                 if part is not None and arg.kind != "bool":
-                    collect(arg, part)
+                    collect(arg, _protected(part, sums[node]) if odd else part)
     return [sums.get(n) for n in wrt]
 
 
@@ -67,6 +71,13 @@ def _scale(c: Node, d: Node) -> Node:
 
 def _guard(c: Node, d: Node) -> Node:
     return make("guard", c, _conj(d))
+
+
+def _protected(part: Node, c: Node) -> Node:
+    """The cotangent of an argument, 0 where c is 0."""
+    if part.op != "mul" or c not in part.args:
+        return part
+    return make("guard", c, part.args[0] if part.args[1] is c else part.args[1])
 
 
 def _unary(derivative: Callable[[Node, Node], Node], guarded: bool = False) -> Callable[[Node, Node], Cotangents]:

@@ -10,6 +10,7 @@ from mixc.ir.build import expand, number, product
 from mixc.ir.node import Node, depends, is_number, make, postorder, substitute
 from mixc.ir.ops import OPS
 from mixc.ir.program import Program
+from mixc.passes.outer import Ranks, outer_products
 
 
 def recurrent_products(step: Program, names: list[str], ops: tuple[str, ...] = ("contract",)) -> list[Node]:
@@ -43,12 +44,12 @@ def lags_apart(step: Program, names: list[str]) -> str | None:
     """A lag of an outer product is a matrix of every token, any one at the start; the product of the lags of its
     factors is no matrix: that, if it makes a chunk."""
     from mixc.passes.classify import text_of, why_not_chunk
-    from mixc.passes.outer import Ranks, outer_products
 
     states, values = [step.decl(n) for n in names], step.values()
     dims, apart, said = set(states[0].dims), dict[Node, Node](), ""
     for n in postorder([step.result("next", name) for name in names]):
-        factors = outer_products(n.args[0], dims, Ranks(values)) if n.op == "lag" and len(n.dims) > 1 else []
+        matrix = n.op == "lag" and len(n.dims) > 1
+        factors = outer_products(n.args[0], dims, Ranks(values), lambda x: False) if matrix else []
         if len(factors) != 1 or any(len(f.dims) > 1 for f in factors[0]):
             continue
         apart[n] = product(f if is_number(f) else make("lag", f, n=n.attr("n"), name="x") for f in factors[0]) or n

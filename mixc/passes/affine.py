@@ -21,7 +21,8 @@ from mixc.ir.build import contract, is_number, maybe_mul, rename, where
 from mixc.ir.node import Node, depends, number, postorder
 from mixc.ir.ops import OPS
 from mixc.ir.program import Decl, Program
-from mixc.passes.outer import Ranks, apart, outer_products, over_ranks, summed, terms
+from mixc.ir.risk import Risks
+from mixc.passes.outer import Ranks, apart, conditions, only, outer_products, over_ranks, summed, terms
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +124,7 @@ class AffineForms:
 
     def __init__(self, step: Program, states: list[Decl]):
         roots = step.values()
-        self.states, self.dims = states, set(states[0].dims)
+        self.step, self.states, self.dims = step, states, set(states[0].dims)
         self.nexts = [step.result("next", s.name) for s in states]
         self.leaves = [s.leaf() for s in states]
         self.reads = depends(roots, self.leaves)
@@ -135,7 +136,7 @@ class AffineForms:
         return node not in self.reads
 
     def outer(self, node: Node) -> list[tuple[Node, ...]]:
-        return outer_products(node, self.dims, self.ranks)
+        return outer_products(node, self.dims, self.ranks, self.risky)
 
     # ------------------------------------------------------------ nodes with the dims of the state
     def form(self, node: Node) -> Affine | None:
@@ -167,14 +168,47 @@ class AffineForms:
         x, y = (self.form(s) if self.free(cond) else None for s in sides)
         if x is None or y is None:
             return None
-        yes, no = where(cond, 1.0, 0.0), where(cond, 0.0, 1.0)
-        writes = Affine({}, x.writes).scaled(yes).plus(Affine({}, y.writes).scaled(no)).writes
+        writes = Affine()
+        for f, (_, one), c in zip((x, y), terms(node, self.free) or (), conditions(node), strict=True):
+            for w, coef in f.writes.items():
+                taken = self.only(c, w)
+                if taken is None:
+                    return None
+                odd = coef is not None and self.risky(coef)
+                weight = where(c, coef, 0.0) if c and coef and odd else maybe_mul(one, coef)
+                writes = writes.plus(Affine({}, {taken: weight}))
         decays = dict(x.decays)
         for s in dict.fromkeys((*x.decays, *y.decays)):
             own, other = (number(0) if s not in f.decays else f.decays[s] or number(1) for f in (x, y))
             if own is not other:
                 decays[s] = where(cond, own, other)
-        return Affine(decays, writes)
+        return Affine(decays, writes.writes)
+
+    def only(self, cond: Node | None, write: Write) -> Write | None:
+        """A write that is a number also where cond does not hold; None: none such is an outer product."""
+        factors, value = only(cond, write.factors, self.dims, self.risky), write.value
+        value = value and self._only_value(cond, value)
+        if factors is None or (write.value is not None and value is None):
+            return None
+        return write if factors == write.factors and value is write.value else Write(factors, value)
+
+    def _only_value(self, cond: Node | None, value: ReadForm) -> ReadForm | None:
+        def taken(x: Node | None) -> Node | None:
+            return where(cond, x, 0.0) if cond is not None and x is not None and self.risky(x) else x
+        found = ReadForm(taken(value.constant), {Read(r.node, taken(r.query), r.x): taken(c)
+                                                 for r, c in value.coefs.items()})
+        if cond is not None and found.coefs.keys() != value.coefs.keys() and {*cond.dims} & self.dims:
+            return None  # a query for every entry along a dim of the condition
+        same = found.constant is value.constant and found.coefs == value.coefs
+        return value if same else found
+
+    @functools.cached_property
+    def _risks(self) -> Risks:
+        return Risks.of(self.step)
+
+    def risky(self, node: Node) -> bool:
+        """Is it perhaps infinite, or no number?"""
+        return any(self._risks[node])
 
     def _correction(self, node: Node) -> Affine | None:
         """Outer products one factor of which reads the state."""
@@ -193,11 +227,17 @@ class AffineForms:
         if node.op in ("sum", "contract"):
             return self._over_ranks(node)
         parts = terms(node, self.free)
-        if parts is None or (node.op == "where" and set(node.args[0].dims) & self.dims):
+        if parts is None or (node.op == "where" and len({*node.args[0].dims} & self.dims) > 1):
             return None
-        inner = [(self._products(x), [()] if c is None else self.outer(c)) for x, c in parts]
-        return None if any(ws is None for ws, _ in inner) else [
-            Write((*p, *w.factors), w.value) for ws, factors in inner for p in factors for w in ws or ()]
+        found = []
+        for (x, c), cond in zip(parts, conditions(node), strict=False):
+            products = self._products(x)
+            taken = [self.only(cond, w) for w in products or ()]
+            if products is None or None in taken:
+                return None
+            found += [Write((*p, *w.factors), w.value) for p in ([()] if c is None else self.outer(c))
+                      for w in taken if w is not None]
+        return found
 
     def _over_ranks(self, node: Node) -> list[Write] | None:
         """A sum, over dims that the state has not, of outer products each with a factor that may read the state."""
@@ -229,10 +269,11 @@ class AffineForms:
             read = self.read(n)
             return ReadForm(None, {read: None}) if read is not None else self._contracted(n)
         parts = terms(n, self.free)
-        found = None if parts is None else [(self.value(x), c) for x, c in parts]
-        if found is None or any(f is None for f, _ in found):
+        values = [self.value(x) for x, _ in parts or ()]
+        found = [f and self._only_value(c, f) for f, c in zip(values, conditions(n), strict=False)]
+        if parts is None or None in found:
             return None
-        return functools.reduce(ReadForm.plus, [f.scaled(c) for f, c in found if f is not None])
+        return functools.reduce(ReadForm.plus, [f.scaled(c) for f, (_, c) in zip(found, parts, strict=True) if f])
 
     def summed(self, r: Read) -> set[str]:
         """The dims of the state over which a read sums."""
@@ -241,15 +282,17 @@ class AffineForms:
     @functools.cached_property
     def apart(self) -> frozenset[str]:
         """Dims along which the state is one state beside the other: those that make what is written outer products, of
-        these the ones that fewest reads sum over; else all but two that no read sums over."""
-        found = apart([f for n in self.nexts for w in (self.form(n) or Affine()).writes for f in w.factors], self.dims)
+        these the ones that no correction and fewest reads sum over; else all but two that no read sums over."""
+        writes = [w for n in self.nexts for w in (self.form(n) or Affine()).writes]
+        found = apart([f for w in writes for f in w.factors], self.dims)
         reads = [r for n in self.reads if n.op in ("contract", "sum") and (r := self.read(n)) is not None]
+        corrected = {d for w in self.in_order(writes) if w.value for r in w.value.coefs for d in self.summed(r)}
         if found == [frozenset()]:
             more = map(frozenset, itertools.combinations(self.states[0].dims, max(len(self.dims) - 2, 0)))
             found = [a for a in more if not any(self.summed(r) & a for r in reads)] or found
         place = self.states[0].dims.index
-        return min(found, key=lambda a: (sum(len(self.summed(r) & a) for r in reads), sorted(map(place, a))),
-                   default=frozenset())
+        return min(found, key=lambda a: (len(corrected & a), sum(len(self.summed(r) & a) for r in reads),
+                                         sorted(map(place, a))), default=frozenset())
 
     def in_order(self, writes: Iterable[Write]) -> list[Write]:
         """Those writes that read the state, and all such that their values see, each behind what it sees at its row."""

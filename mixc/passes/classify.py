@@ -165,7 +165,7 @@ def scan_words(step: Program, states: list[Decl]) -> str | None:
     if len(states) > 1:
         return coupled_reason(states) if block_rows(step, states) is not None else None
     form = None if states[0].kind == "complex" else is_scan(step, states[0])
-    return None if form is None else reason(states[0], form)
+    return None if form is None else reason(step, states[0], form)
 
 
 def _advised(why: str, change: str | None) -> str:

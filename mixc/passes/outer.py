@@ -25,12 +25,18 @@ def terms(n: Node, free: Callable[[Node], bool]) -> list[tuple[Node, Node | None
     if n.op in ("neg", "expand"):
         return [(a[0], None if n.op == "expand" else number(-1))]
     if n.op == "mul":
-        return next(([(x, c)] for x, c in (a, a[::-1]) if free(c)), None)
+        x, c = a if free(a[1]) else a[::-1]
+        return [(x, c)] if free(c) else None
     if n.op == "div" and free(a[1]):
         return [(a[0], 1.0 / a[1])]
     if n.op == "where" and free(a[0]):
         return [(a[1], where(a[0], 1.0, 0.0)), (a[2], where(a[0], 0.0, 1.0))]
     return None
+
+
+def conditions(n: Node) -> tuple[Node | None, Node | None]:
+    """When each of `terms` counts (None: always)."""
+    return (n.args[0], make("not", n.args[0])) if n.op == "where" else (None, None)
 
 
 def apart(factors: Iterable[Node], dims: set[str]) -> list[frozenset[str]]:
@@ -70,13 +76,22 @@ class Ranks(dict[str, str]):
         return tuple((d, new, self.between[d]) for d, new in self.items())
 
 
-def outer_products(node: Node, dims: set[str], ranks: Mapping[str, str]) -> list[tuple[Node, ...]]:
+def only(cond: Node | None, factors: tuple[Node, ...], dims: set[str], risky: Callable[[Node], bool]
+         ) -> tuple[Node, ...] | None:
+    """Factors that are numbers also where cond does not hold, for products with 0 there: `where(b > 0, k / b, 0)`.
+    None: one of them would have two of `dims`."""
+    found = tuple(where(cond, f, 0.0) if cond is not None and risky(f) else f for f in factors)
+    return None if any(len({*f.dims} & dims) > 1 for f in found if f not in factors) else found
+
+
+def outer_products(node: Node, dims: set[str], ranks: Mapping[str, str], risky: Callable[[Node], bool]
+                   ) -> list[tuple[Node, ...]]:
     """A state-free value as a sum of products: `b * (k * v - u * w)` is b k v + (-b) u w.
 
     Sums are opened only where that separates dims of the state; a value of one dim stays whole.
-    ranks: what dims are called that a sum of products runs over."""
+    ranks: what dims are called that a sum of products runs over. risky: what may be no number."""
     def opened(x: Node) -> list[tuple[Node, ...]]:
-        return outer_products(x, dims, ranks)
+        return outer_products(x, dims, ranks, risky)
     if len(set(node.dims) & dims) <= 1 and node.op != "expand":
         return [] if is_number(node, 0.0) else [(node,)]
     a = node.args
@@ -89,9 +104,11 @@ def outer_products(node: Node, dims: set[str], ranks: Mapping[str, str]) -> list
         inside = opened(a[0] if node.op == "sum" else a[0] * a[1])
         return [over_ranks(p, over, dims, ranks) for p in inside]
     parts = terms(node, lambda c: True)
-    if parts is None or (node.op == "where" and set(a[0].dims) & dims):
+    if parts is None or (node.op == "where" and len({*a[0].dims} & dims) > 1):
         return [(node,)]
-    return [(*p, *([] if c is None else [c])) for x, c in parts for p in opened(x)]
+    found = [(only(cond, p, dims, risky), [] if c is None else [c])
+             for (x, c), cond in zip(parts, conditions(node), strict=False) for p in opened(x)]
+    return [(node,)] if any(p is None for p, _ in found) else [(*p, *c) for p, c in found if p is not None]
 
 
 def summed(node: Node) -> set[str]:

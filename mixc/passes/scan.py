@@ -17,8 +17,10 @@ from mixc.ir.build import expand, is_number, make, number, plus, times
 from mixc.ir.node import ROW, Node, depends, postorder
 from mixc.ir.program import Decl, Program
 from mixc.ir.ranges import bounds
+from mixc.ir.risk import Risks
 from mixc.ir.scans import COMBINES, scan
 from mixc.passes.block import Scanned, affine_rows
+from mixc.passes.outer import Ranks, apart, outer_products
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def scan_form(step: Program, state: Decl) -> ScanForm | None:
     return None
 
 
-def reason(state: Decl, form: ScanForm) -> str:
+def reason(step: Program, state: Decl, form: ScanForm) -> str:
     """Why it is a scan, for `mixer.why`: the term that decided it."""
     from mixc.passes.classify import text_of
 
@@ -55,15 +57,15 @@ def reason(state: Decl, form: ScanForm) -> str:
         return f"entry by entry a {words} with what was there{moved}"
     if not _separates(form.a, set(state.dims)):
         return f"affine entry by entry, and its decay {text_of(form.a)} does not separate over {', '.join(state.dims)}"
-    if not _outer(form.b, set(state.dims)):
+    if not _outer(step, form.b, set(state.dims)):
         return f"affine entry by entry, and what is added, {text_of(form.b)}, is no sum of outer products"
     return f"affine entry by entry, and its decay {text_of(form.a)} has the dim of the vector"
 
 
-def _outer(added: Node, dims: set[str]) -> bool:
-    from mixc.passes.outer import Ranks, apart, outer_products
-
-    return bool(apart([f for p in outer_products(added, dims, Ranks([added])) for f in p], dims))
+def _outer(step: Program, added: Node, dims: set[str]) -> bool:
+    risks = Risks.of(step)
+    products = outer_products(added, dims, Ranks([added]), lambda x: any(risks[x]))
+    return bool(apart([f for p in products for f in p], dims))
 
 
 class _Walk:
@@ -200,7 +202,7 @@ def is_scan(step: Program, state: Decl) -> ScanForm | None:
     if form is None or form.combine != "affine":
         return form
     dims = set(state.dims)
-    if not _separates(form.a, dims) or not _outer(form.b, dims):
+    if not _separates(form.a, dims) or not _outer(step, form.b, dims):
         return form
     if len(dims) == 1 and form.a.dims and not _shared(step, state, form):
         return form

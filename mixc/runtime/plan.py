@@ -8,9 +8,9 @@ from functools import cached_property
 from mixc.ir.evaluate import Rule
 from mixc.ir.node import Node, depends, postorder
 from mixc.ir.program import Program, once_a_program
+from mixc.ir.risk import guarded_nodes
 from mixc.passes.context import exact_nodes, looked_back
 from mixc.runtime.guarded import rules_for
-from mixc.runtime.risk import guarded_nodes
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,5 @@
-"""Where a cotangent of 0 could meet an infinite derivative, for inputs inside their ranges.
+"""What values may be infinite or no number, for inputs inside their ranges, and where a cotangent of 0 could meet an
+infinite derivative.
 
 The reference guards every op.  The fallback guards the ops found here, and leaves the others to
 PyTorch's own, faster gradients: `exp(g) * S` with g <= 0 needs no guard, `log(x)` does.
@@ -7,6 +8,7 @@ PyTorch's own, faster gradients: `exp(g) * S` with g <= 0 needs no guard, `log(x
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from mixc.ir.node import Node, postorder
 from mixc.ir.program import Program
@@ -24,18 +26,42 @@ def guarded_nodes(program: Program) -> frozenset[Node]:
     roots = program.values("out", "next")
     order = list(postorder([*roots, *(d.init for d in program.states if d.init is not None)]))
     with proving(program):
-        states = {d.leaf(): _SAFE for d in program.states}
-        while True:  # a state is as risky as what it is given; twice per state at most
-            risks = _risks(order, program, states)
-            found = {d.leaf(): _join(states[d.leaf()], risks[program.result("next", d.name)],
-                                     risks[d.init] if d.init is not None else _SAFE) for d in program.states}
-            if found == states:
-                break
-            states = found
+        risks = Risks.of(program)
         return frozenset(n for n in order if n.args and _needs(n, risks))
 
 
-def _needs(n: Node, risks: dict[Node, Risk]) -> bool:
+class Risks:
+    """What values may be, under the ranges of the enclosing `proving` block.
+
+    Args:
+        states: what states may be; of one that is not named, what its start may be."""
+
+    def __init__(self, states: Mapping[Node, Risk] | None = None):
+        self._known = dict(states or {})
+
+    @staticmethod
+    def of(step: Program) -> Risks:
+        """Of a step: a state is as risky as what it is given."""
+        states = {d.leaf(): _SAFE for d in step.states}
+        while True:  # twice per state at most
+            found = Risks(states)
+            after = {d.leaf(): _join(states[d.leaf()], found[step.result("next", d.name)],
+                                     found[d.init] if d.init is not None else _SAFE) for d in step.states}
+            if after == states:
+                return found
+            states = after
+
+    def __getitem__(self, node: Node) -> Risk:
+        if node not in self._known:
+            for n in postorder([node]):
+                if n not in self._known:
+                    (infinite, nan), interval = _of(n, [self._known[a] for a in n.args]), bounds(n)
+                    bounded = math.isfinite(interval.low) and math.isfinite(interval.high)
+                    self._known[n] = infinite and not bounded, nan
+        return self._known[node]
+
+
+def _needs(n: Node, risks: Risks) -> bool:
     if n.op == "div":
         low, high = bounds(n.args[1]).low, bounds(n.args[1]).high
         if low <= 0 <= high:
@@ -49,18 +75,9 @@ def _join(*risks: Risk) -> Risk:
     return any(r[0] for r in risks), any(r[1] for r in risks)
 
 
-def _risks(order: list[Node], program: Program, states: dict[Node, Risk]) -> dict[Node, Risk]:
-    risks: dict[Node, Risk] = {}
-    for n in order:
-        infinite, nan = states[n] if n in states else _of(n, program, [risks[a] for a in n.args])
-        interval = bounds(n)
-        risks[n] = infinite and not (math.isfinite(interval.low) and math.isfinite(interval.high)), nan
-    return risks
-
-
-def _of(n: Node, program: Program, args: list[Risk]) -> Risk:
-    if n.op in ("in", "param"):
-        return program.decl(n.attr("name")).open_ended, False
+def _of(n: Node, args: list[Risk]) -> Risk:
+    if n.op in ("in", "param", "state"):
+        return bounds(n).infinite, False
     if n.op == "number":
         value = n.attr("value")
         return not isinstance(value, complex) and math.isinf(value), False
@@ -69,12 +86,15 @@ def _of(n: Node, program: Program, args: list[Risk]) -> Risk:
     if n.op in ("exp", "expm1"):
         return infinite or bounds(n.args[0]).high > _LARGEST, nan
     if n.op in ("log", "log1p"):
-        return True, nan or low < (0 if n.op == "log" else -1)
+        least = 0 if n.op == "log" else -1
+        return infinite or low <= least, nan or low < least
     if n.op == "sqrt":
         return infinite, nan or low < 0
     if n.op == "div":
         below = bounds(n.args[1])
         return (True, True) if below.low <= 0 <= below.high else (infinite, nan or infinite)
+    if n.op == "rsqrt" and low > 0:
+        return False, nan
     if n.op in ("rsqrt", "pow") or (n.op == "ipow" and n.attr("n") < 0):
         return True, True
     if n.op in ("add", "sub"):
