@@ -21,9 +21,15 @@ __all__ = ["compare", "decay", "decay_of", "exp_by_two", "fold", "guard", "keep"
            "span_sum", "span_sum_of"]
 
 
+@functools.lru_cache(256)
+def _number(value: float, decision: bool, dtype: torch.dtype, device: torch.device | None) -> Tensor:
+    with torch.inference_mode(False):  # it is kept, for calls in any mode
+        return torch.full((), value, dtype=torch.bool if decision else dtype, device=device)
+
+
 def number(value: float, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
-    """A number, or a decision, where torch wants a tensor."""
-    return torch.full((), value, dtype=torch.bool if isinstance(value, bool) else dtype, device=device)
+    """A number, or a decision, where torch wants a tensor: nobody writes to it."""
+    return _number(value, isinstance(value, bool), dtype, device)
 
 
 def running_sum(x: Tensor, axis: int, reverse: bool, exclusive: bool) -> Tensor:
@@ -94,12 +100,10 @@ def span_parts(g: Tensor, reach: str) -> Tensor:
     if g.dtype == torch.float64:
         return g[:, None]
     scaled = g.double().mul_(LOG2E)
-    G = torch.cumsum(scaled, 1)
-    parts = torch.empty(g.shape[0], 4, g.shape[1], dtype=g.dtype, device=g.device)
-    for i, x in enumerate((G - scaled if reach == "excl" else G, G)):
-        parts[:, i] = x
-        parts[:, 2 + i] = x - parts[:, i]
-    return parts
+    s = torch.cumsum(scaled, 1)
+    both = torch.stack((s - scaled if reach == "excl" else s, s), 1)
+    high = both.to(g.dtype)
+    return torch.cat((high, both.sub_(high).to(g.dtype)), 1)
 
 
 def span_decay(parts: Tensor, reach: str, out: Tensor | None = None) -> Tensor:

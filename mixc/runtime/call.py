@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -31,6 +32,7 @@ class Call:
         dtype: the real dtype to compute in, float32 or float64.
         out_dtypes: promised dtype of every out (states: `dtype`, complex where they are).
         want_state: whether final states are asked for (they are computed either way if cheap).
+        memo: what was found about this call, and holds for all that differ in the values of their tensors only.
     """
 
     program: Program
@@ -48,6 +50,13 @@ class Call:
     pos0: Tensor | None = None
     want_state: bool = False
     headless: bool = False
+    memo: dict[Any, Any] = field(default_factory=dict, init=False, compare=False)
+
+    def bare(self) -> Call:
+        """Without the tensors."""
+        made = object.__new__(Call)
+        made.__dict__.update(vars(self), ins={}, params={}, states0={}, lags0={})
+        return made
 
     def state_dtype(self, kind: str) -> torch.dtype:
         return torch.promote_types(self.dtype, torch.complex64) if kind == "complex" else self.dtype

@@ -14,25 +14,26 @@ import torch
 
 from mixc.codegen.torch_program import Segment, safe
 from mixc.ir.evaluate import heads
-from mixc.ir.node import ROW, Node
 from mixc.ir.program import Decl
 from mixc.runtime import memory
 from mixc.runtime.call import Call
 from mixc.runtime.compiled import Compiled, compiled
+from mixc.runtime.flows import BackFlow, Even, Flow
 from mixc.runtime.memory import Workspace
+from mixc.runtime.places import Steps
 from mixc.runtime.recorded import all_finite, gradients, recorded
-from mixc.runtime.segments import Band, Block, Group
+from mixc.runtime.segments import Band, Block
 from mixc.runtime.shapes import shapes
 
 Tensor = torch.Tensor
-Put = Callable[[str, str, tuple[str, ...], Tensor, Block], None]  # takes a result (role, name, axes, value, block)
+Put = Callable[[str, str, Tensor, Block], None]  # takes a result (role, name, value, block)
 
 
 def run(call: Call, C: int | None = None, fused: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Outs [B, T, H, ...] and final states [N, H, ...] by name.  C: the chunk length (default: by rule).
     `fused`: what scans runs as bodies that `torch.compile` made."""
     code = compiled(call.program)
-    return recorded(call, lambda needs: _Run(code, call, C, needs, fused))
+    return recorded(call, lambda needs: _Run(code, call, C, needs, fused), bare=True)
 
 
 class _Run:
@@ -49,250 +50,150 @@ class _Run:
         """What is formed from params, once per call, repeated for the largest segment."""
         if not s.heads:
             return {}
-        H, blocks = self.call.H, [b for band in self.layout.bands for g in band.groups for b in g.blocks]
+        H, (wide, most) = self.call.H, self.shapes.most
         given = {safe(d.name): heads(p.to(self.call.dtype), H, 0)
                  for d, p in zip(self.program.params, params, strict=True)}
         formed = s.per_head(M=H, **given, **self.shapes.numbers(s), **self.shapes.common)
-        wide = max((g.whole.N for band in self.layout.bands for g in band.groups), default=0)
-        most = max((b.N for b in blocks), default=0)
         return {name: v.repeat(wide if v.ndim <= 2 else most, *[1] * (v.ndim - 1))
                 for name, v in zip(s.heads, formed, strict=True)}
 
-    def _for(self, s: Segment, block: Block, of_heads: dict[str, Tensor]) -> dict[str, Any]:
-        """What M triples are given whatever their tokens are."""
-        return {**self.shapes.fixed(s, block), **{name: v[:block.M] for name, v in of_heads.items()}}
+    def _states(self, d: Decl) -> Callable[[int], Tensor]:
+        """Rows of a state."""
+        dims, call = self.shapes.dims[d.name], self.call
+        return lambda rows: memory.empty((rows, *dims), call.dtype, call.device)
 
-    def _small(self, s: Segment, block: Block, rows: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Inputs of one number a token, for a whole group: [M, C]."""
-        found = {}
-        for name, load in self.shapes.small(s):
-            found[name] = torch.empty(block.M, self.shapes.C, dtype=self.call.dtype, device=self.call.device)
-            load(block, rows, found[name])
-        return found
-
-    def states(self, rows: int, d: Decl) -> Tensor:
-        return memory.empty([rows, *[self.call.sizes[n] for n in d.dims]], self.call.dtype, self.call.device)
-
-    def _group(self, s: Segment, group: Group, flows: list[Any], rows: dict[str, Tensor], of_heads: dict[str, Tensor],
-               work: Workspace, put: Put, saved: dict[str, Tensor], places: dict[str, Tensor]) -> None:
+    def _group(self, steps: Steps, band: Band, flows: list[Any], rows: dict[str, Tensor], of_heads: dict[str, Tensor],
+               work: Workspace, put: Put, saved: list[Tensor], places: dict[str, Tensor]) -> None:
         """All segments of a group, in the order of the program's loop."""
-        whole, borrows = self._for(s, group.whole, of_heads), self.shapes.borrows(group)
-        loads = self.shapes.loads(s)
-        small = self._small(s, group.whole, rows)
-        early = dict(zip(s.early, s.before(**small, **whole), strict=True)) if s.early else {}
-        a_row = {**small, **early}
+        s, group, lone = steps.s, steps.group, len(steps.parts) == 1
+        ready = steps.whole.ready(work)
+        ready.load(group.whole, rows)
+        whole = {**ready.given, **{name: v[:group.whole.M] for name, v in of_heads.items()}}
+        a_row = {x.arg: place for x, place, _ in ready.loads}
+        if s.early:
+            a_row |= zip(s.early, s.before(**whole), strict=True)
+        a_row |= zip(s.saved, saved, strict=True)
         exported: list[tuple[Tensor, ...]] = []
-        at, step = (group.whole.M, -1) if self.reverse(s) else (0, 1)
-        for i in range(len(group.blocks))[::step]:
-            block = group.blocks[i]
-            at -= block.M if step < 0 else 0
-            given = self._for(s, block, of_heads) | work.frame(self.shapes.frame(s, block))
-            given["finish"] = [None] * len(block.counts)
-            given |= {name: v[at:at + block.M] for name, v in a_row.items()}
-            for name, load in loads:
-                if borrows:
-                    given[name] = load.borrowed(block, rows)
-                else:
-                    load(block, rows, given[name])
+        at, step = (group.whole.M, -1) if s.program.reverse else (0, 1)
+        for part, block in list(zip(steps.parts, group.blocks, strict=True))[::step]:
+            M = block.M
+            at -= M if step < 0 else 0
+            ready = part.ready(work)
+            ready.load(block, rows)
+            given = {**ready.given, **(a_row if lone else {name: v[at:at + M] for name, v in a_row.items()})}
+            for name, v in of_heads.items():
+                given[name] = v[:M]
+            if part.borrows:
+                for load in part.loads:
+                    given[load.arg] = load.borrowed(block, rows[load.name])
+            if not band.even:
+                given["finish"] = [None] * len(block.counts)
             for flow, name in zip(flows, s.carried, strict=True):
-                finish = [None] * len(block.counts) if s.carries else given["finish"]
-                given |= flow.places(name, block, finish, s.carries)
-            given |= {arg: block.view(places[name]) for arg, (_, name) in s.direct.items()}
-            given |= {name: x[at:at + block.M] for name, x in saved.items()}
+                flow.places(given, name, block, s.carries)
+            for arg, (_, name) in s.direct.items():
+                given[arg] = block.view(places[name])
             found = s.run(**given)
-            for (role, name, axes), y in zip(s.results, found, strict=False):
-                if (role, name) not in s.direct.values():
-                    put(role, name, axes, y, block)
-            exported.append(found[len(s.results):])
+            for i, (role, name, take, row) in zip(steps.inside, part.results, strict=True):
+                put(role, name, part.whole(found[i], take, row), block)
+            if s.exported:
+                exported.append(found[len(s.results):])
             for flow in flows:
                 flow.advance(block)
-            at += block.M if step > 0 else 0
+            at += M if step > 0 else 0
         if s.late:
             sums = {name: torch.cat(xs[::step]) if len(xs) > 1 else xs[0]
                     for name, *xs in zip(s.exported, *exported, strict=True)}
-            found = s.after(**a_row, **sums, **whole)
-            for (role, name, axes), y in zip(s.late, found, strict=True):
-                put(role, name, axes, y, group.whole)
-
-    @staticmethod
-    def reverse(s: Segment) -> bool:
-        return s.program.reverse
+            found = s.after(**{**whole, **a_row, **sums})
+            for y, (role, name, take, row) in zip(found, steps.whole.results, strict=True):
+                put(role, name, steps.whole.whole(y, take, row), group.whole)
 
     # ------------------------------------------------------------ forward
-    def forward(self, tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        call, program = self.call, self.program
+    def forward(self, tensors: list[Any]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Initial states that are 0 may be None; final states only where they are asked for."""
+        call, program, layout, H = self.call, self.program, self.layout, self.call.H
         n_in, n_par = len(program.ins), len(program.params)
-        ins = {d.name: self.layout.gather(x) for d, x in zip(program.ins, tensors[:n_in], strict=True)}
-        params, starts = tensors[n_in:n_in + n_par], tensors[n_in + n_par:]
+        ins = {d.name: layout.gather(x) for d, x in zip(program.ins, tensors, strict=False)}
+        params = tensors[n_in:n_in + n_par]
+        starts = [x if x is None else layout.by_rank(x) for x in tensors[n_in + n_par:]]
         outs = {d.name: self._out(d) for d in program.outs}
-        finals = [self.layout.by_rank(x).clone() for x in starts]
-        work, of_heads = Workspace.mine(call.dtype, call.device), dict[int, dict[str, Tensor]]()
-        kept: list[Tensor] = []
+        finals = [self._begun(d, x, call.want_state) for d, x in zip(program.states, starts, strict=True)]
+        work, of_heads, kept = Workspace.mine(call.dtype, call.device), dict[int, dict[str, Tensor]](), list[Tensor]()
 
-        def put(role: str, name: str, axes: tuple[str, ...], y: Tensor, block: Block) -> None:
-            block.store(self._whole(y, axes, program.decl(name), block.M), outs[name])
+        def put(role: str, name: str, y: Tensor, block: Block) -> None:
+            block.store(y, outs[name])
 
-        for band in self.layout.bands:
-            flows = [_Flow(self, d, final[band.low:band.high].flatten(0, 1), band)
-                     for d, final in zip(program.states, finals, strict=True)]
-            for group in band.groups:
-                s = self.shapes.forward(group)
-                if id(s) not in of_heads:
-                    of_heads[id(s)] = self._heads(s, params)
-                saved = {name: self._like(group.whole.M, node) for name, node in s.saved.items()}
-                self._group(s, group, flows, ins, of_heads[id(s)], work, put, saved, outs)
-                kept += saved.values()
+        for band, groups in zip(layout.bands, self.shapes.steps(None), strict=True):
+            low, high = band.low, band.high
+            flows: list[Any] = [
+                Even(self._states(d), H, band, False, self.needs, x if x is None else x[low:high]) if band.even
+                else Flow(self._states(d), H, band, self.needs, final[low:high].flatten(0, 1))  # type: ignore[index]
+                for d, x, final in zip(program.states, starts, finals, strict=True)]
+            for steps in groups:
+                if id(steps.s) not in of_heads:
+                    of_heads[id(steps.s)] = self._heads(steps.s, params)
+                saved = [memory.empty(shape, call.dtype, call.device) for shape in steps.saved]
+                self._group(steps, band, flows, ins, of_heads[id(steps.s)], work, put, saved, outs)
+                kept += saved
+            for flow, final in zip(flows, finals, strict=True):
+                flow.end(None if final is None else final[low:high])
             kept += [f.buffer for f in flows if self.needs]
-        finals = [self.layout.by_call(x) for x in finals]
-        return [self.layout.scatter(o) for o in outs.values()], finals, kept
+        found = [layout.by_call(x) for x in finals if x is not None] if call.want_state else []
+        return [layout.scatter(o) for o in outs.values()], found, kept
 
-    def _like(self, M: int, node: Node) -> Tensor:
-        return memory.empty([M, *self.shapes.like(node)], self.call.dtype, self.call.device)
+    def _begun(self, d: Decl, x: Tensor | None, wanted: bool) -> Tensor | None:
+        """[N, H, dims...] to be written: x, or 0.  None: nobody reads it."""
+        if not wanted and all(band.even for band in self.layout.bands):
+            return None
+        if x is not None:
+            return x.clone(memory_format=torch.contiguous_format)
+        sizes = (self.call.rows.N, self.call.H, *self.shapes.dims[d.name])
+        return torch.zeros(sizes, dtype=self.call.dtype, device=self.call.device)
 
     def _out(self, d: Decl) -> Tensor:
         rows, call = self.call.rows, self.call
-        out = memory.empty([rows.B, rows.T, call.H, *[call.sizes[n] for n in d.dims]], call.out_dtypes[d.name],
-                           call.device)
+        out = memory.empty((rows.B, rows.T, call.H, *self.shapes.dims[d.name]), call.out_dtypes[d.name], call.device)
         return out if rows.dense else out.zero_()
 
-    def _whole(self, y: Tensor, axes: tuple[str, ...], d: Decl, M: int, rows: bool = True) -> Tensor:
-        """A result [M, axes...] with all axes of its declaration."""
-        want = ((ROW,) if rows else ()) + d.dims
-        if axes != want:
-            have = iter(y.shape[1:])
-            y = y.reshape(y.shape[0], *[next(have) if n in axes else 1 for n in want])
-        whole = (M, *[self.shapes.sizes[n] for n in want])
-        return y if y.shape == whole else y.expand(whole)
-
     # ------------------------------------------------------------ backward
-    def backward(self, tensors: list[Tensor], kept: list[Tensor], cotangents: list[Tensor],
+    def backward(self, tensors: list[Any], kept: list[Tensor], cotangents: list[Tensor],
                  needs: tuple[bool, ...]) -> list[Tensor | None]:
-        call, program, layout = self.call, self.program, self.layout
+        call, program, layout, H = self.call, self.program, self.layout, self.call.H
         n_in, n_par, n_out = len(program.ins), len(program.params), len(program.outs)
-        rows = {d.name: layout.gather(x) for d, x in zip(program.ins, tensors[:n_in], strict=True)}
-        rows |= {f"d{d.name}": layout.gather(c) for d, c in zip(program.outs, cotangents[:n_out], strict=True)}
+        rows = {d.name: layout.gather(x) for d, x in zip(program.ins, tensors, strict=False)}
+        rows |= {f"d{d.name}": layout.gather(c) for d, c in zip(program.outs, cotangents, strict=False)}
         params = tensors[n_in:n_in + n_par]
         wanted = frozenset(d.name for d, need in zip((*program.ins, *program.params), needs, strict=False) if need)
         grads = {d.name: memory.empty(x.shape, x.dtype, x.device)
-                 for d, x in zip(program.ins, tensors[:n_in], strict=True) if d.name in wanted}
+                 for d, x in zip(program.ins, tensors, strict=False) if d.name in wanted}
         if not call.rows.dense:
             for grad in grads.values():
                 grad.zero_()
         sums: dict[str, Tensor] = {}
-        final = [layout.by_rank(c).contiguous() for c in cotangents[n_out:]]
-        work, kept = Workspace.mine(call.dtype, call.device), list(kept)
-        of_heads: dict[int, dict[str, Tensor]] = {}
+        ends = [layout.by_rank(c) for c in cotangents[n_out:]] if call.want_state else [None for _ in program.states]
+        states = [self._begun(d, c, need)
+                  for d, c, need in zip(program.states, ends, needs[n_in + n_par:], strict=True)]
+        work, kept, of_heads = Workspace.mine(call.dtype, call.device), list(kept), dict[int, dict[str, Tensor]]()
         rows |= {name: layout.gather(kept.pop()) for name in reversed(self.handed)}
 
-        def put(role: str, name: str, axes: tuple[str, ...], y: Tensor, block: Block) -> None:
-            y = self._whole(y, axes, program.decl(name), block.M, rows=role == "grad")
+        def put(role: str, name: str, y: Tensor, block: Block) -> None:
             if role == "grad":
                 block.store(y, grads[name])
             else:
-                part = y.unflatten(0, (block.N, call.H)).sum(0)
+                part = y.unflatten(0, (block.N, H)).sum(0)
                 sums[name] = sums[name].add_(part) if name in sums else part
 
-        for band in reversed(layout.bands):
-            starts = [kept.pop() for _ in program.states][::-1]
-            flows = [_BackFlow(self, d, dF[band.low:band.high].flatten(0, 1), band, s0)
-                     for d, dF, s0 in zip(program.states, final, starts, strict=True)]
-            for group in reversed(band.groups):
-                s = self.shapes.backward(group, wanted)
-                if id(s) not in of_heads:
-                    of_heads[id(s)] = self._heads(s, params)
-                saved = {name: kept.pop() for name in reversed(s.saved)}
-                self._group(s, group, flows, rows, of_heads[id(s)], work, put, saved, grads)
-            for flow in flows:
-                flow.finish()
+        for band, groups in zip(reversed(layout.bands), reversed(self.shapes.steps(wanted)), strict=True):
+            low, high, received = band.low, band.high, [kept.pop() for _ in program.states][::-1]
+            flows: list[Any] = [
+                Even(self._states(d), H, band, True, False, end if end is None else end[low:high], S) if band.even
+                else BackFlow(self._states(d), H, band, x[low:high].flatten(0, 1), S)  # type: ignore[index]
+                for d, x, end, S in zip(program.states, states, ends, received, strict=True)]
+            for steps in reversed(groups):
+                if id(steps.s) not in of_heads:
+                    of_heads[id(steps.s)] = self._heads(steps.s, params)
+                saved = [kept.pop() for _ in steps.saved][::-1]
+                self._group(steps, band, flows, rows, of_heads[id(steps.s)], work, put, saved, grads)
+            for flow, x in zip(flows, states, strict=True):
+                flow.end(None if x is None else x[low:high])
         whole = {name: layout.scatter(grad) for name, grad in grads.items()}
-        return gradients(self, tensors, needs, whole, sums, [layout.by_call(x) for x in final])
-
-
-# ---------------------------------------------------------------- states
-class _Flow:
-    """One state through a band: a buffer in which every chunk finds what it receives, and leaves what the
-    next one does; `final` [n * H, ...] gets what each sequence ends with."""
-
-    def __init__(self, run: _Run, d: Decl, final: Tensor, band: Band):
-        self.H, self.keep, self.final = run.call.H, run.needs, final
-        sizes = [b.M for b in band.blocks]
-        most = [max(b.steps) for b in band.blocks]  # what a chunk leaves is as long as what it received
-        rows = sum(sizes) + max(most, default=0) if self.keep else max(map(int.__add__, sizes, most), default=0)
-        self.buffer, self.base = run.states(rows, d), 0
-        first = band.running * self.H
-        self.buffer[:first] = final[:first]
-
-    def places(self, name: str, block: Block, finish: list[Callable[[], None] | None], whole: bool) -> dict[str, Any]:
-        """`whole`: as one tensor, where chunks are uniform."""
-        at, to, offset = [], [], self.base
-        if block.uniform:
-            return self._uniform(name, block, finish, whole)
-        counts = [*block.counts[1:], block.after]
-        for j, (m, after) in enumerate(zip(block.steps, counts, strict=True)):
-            at.append(self.buffer[offset:offset + m])
-            to.append(self.buffer[offset + m:offset + 2 * m])
-            offset += m
-            if after * self.H < m:
-                finish[j] = _then(finish[j], self.final[after * self.H:m], to[j][after * self.H:])
-        return {f"{name}_at": at, f"{name}_to": to, name: self.buffer[self.base:offset],
-                f"{name}_done": finish}
-
-    def _uniform(self, name: str, block: Block, finish: list[Callable[[], None] | None], whole: bool) -> dict[str, Any]:
-        """The same where every chunk has as many sequences."""
-        m, M, base = block.steps[0], block.M, self.base
-        now, then = self.buffer[base:base + M], self.buffer[base + m:base + m + M]
-        if not block.after:
-            finish[-1] = _then(finish[-1], self.final[:m], then[-m:])
-        at, to = (now, then) if whole else (now.split(m), then.split(m))
-        return {f"{name}_at": at, f"{name}_to": to, name: now, f"{name}_done": finish}
-
-    def advance(self, block: Block) -> None:
-        if self.keep:
-            self.base += block.M
-        elif block.after:
-            n = block.after * self.H
-            self.buffer[:n] = self.buffer[block.M:block.M + n].clone()
-
-
-def _then(before: Callable[[], None] | None, to: Tensor, value: Tensor) -> Callable[[], None]:
-    def finish() -> None:
-        if before is not None:
-            before()
-        to.copy_(value)
-    return finish
-
-
-class _BackFlow:
-    """The cotangent of one state through a band, from its end; `final` [n * H, ...] holds that of the final
-    states, and in the end that of the initial ones."""
-
-    def __init__(self, run: _Run, d: Decl, final: Tensor, band: Band, starts: Tensor):
-        self.H, self.final, self.starts, self.base = run.call.H, final, starts, sum(b.M for b in band.blocks)
-        self.first = band.running * self.H
-        # first what goes to the block before, then what each chunk receives
-        both = run.states(self.first + max((b.M for b in band.blocks), default=0), d)
-        self.both, self.carry, self.buffer = both, both[:self.first], both[self.first:]
-
-    def places(self, name: str, block: Block, finish: list[Any], whole: bool) -> dict[str, Any]:
-        self.base -= block.M
-        after, sizes, slots = block.after * self.H, block.steps[::-1], self.buffer[:block.M].split(block.steps)[::-1]
-        if slots:
-            slots[0][:after] = self.carry[:after]
-        for slot, m in zip(slots, sizes, strict=True):
-            if after < m:  # sequences that end here
-                slot[after:] = self.final[after:m]
-                after = m
-        if whole and block.uniform and block.steps[0] == self.first:
-            return {f"d{name}_at": self.buffer[:block.M], f"d{name}_to": self.both[:block.M],
-                    f"d{name}": self.buffer[:block.M], name: self.starts[self.base:self.base + block.M],
-                    f"d{name}_done": finish}
-        to = [x if n == m else x[:m] for x, n, m in zip(slots[1:], sizes[1:], sizes, strict=False)]
-        to += [self.carry[:m] for m in sizes[-1:]]
-        return {f"d{name}_at": slots, f"d{name}_to": to, f"d{name}": self.buffer[:block.M],
-                name: self.starts[self.base:self.base + block.M], f"d{name}_done": finish}
-
-    def advance(self, block: Block) -> None:
-        pass
-
-    def finish(self) -> None:
-        self.final[:self.first] = self.carry
+        return gradients(self, tensors, needs, whole, sums, [x if x is None else layout.by_call(x) for x in states])

@@ -13,6 +13,8 @@ import math
 import sys
 import threading
 from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -26,6 +28,7 @@ class Workspace:
     def __init__(self, dtype: torch.dtype, device: torch.device):
         self.flat = torch.empty(0, dtype=dtype, device=device)
         self.frames: dict[Frame, dict[str, Tensor]] = {}
+        self.ready: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # what `places` makes of them
 
     @staticmethod
     def mine(dtype: torch.dtype, device: torch.device) -> Workspace:
@@ -43,15 +46,19 @@ class Workspace:
                 found = self.frames[wanted] = self._made(*wanted)
         return found
 
+    def _forget(self) -> None:
+        self.frames.clear()
+        self.ready.clear()
+
     def _made(self, M: int, wanted: tuple[tuple[str, tuple[int, ...]], ...]) -> dict[str, Tensor]:
         shapes = dict(wanted)
         sizes = {name: M * math.prod(shape) for name, shape in shapes.items()}
         total = sum(-(-n // _LINE) * _LINE for n in sizes.values())
         if total > self.flat.numel():
             self.flat = torch.empty(total, dtype=self.flat.dtype, device=self.flat.device)
-            self.frames.clear()
+            self._forget()
         if len(self.frames) > 64:
-            self.frames.clear()
+            self._forget()
         views, at = {}, 0
         for name, n in sizes.items():
             views[name] = self.flat[at:at + n].view(M, *shapes[name])
@@ -86,7 +93,7 @@ _ALONE = _alone()
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """A contiguous tensor to be filled."""
     bytes_ = math.prod(shape) * dtype.itemsize
-    if _ALONE is None or device.type != "cpu" or not LEAST <= bytes_ <= MOST or torch.is_inference_mode_enabled():
+    if bytes_ < LEAST or bytes_ > MOST or _ALONE is None or device.type != "cpu" or torch.is_inference_mode_enabled():
         return torch.empty(shape, dtype=dtype, device=device)
     with _lock:
         at = next((i for i, x in enumerate(_known) if x.nbytes == bytes_ and _holders(x) == _ALONE

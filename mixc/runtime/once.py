@@ -48,7 +48,7 @@ def all_once(*lists: list[Tensor]) -> list[list[Tensor]]:
     return [[next(found) if x.requires_grad else x for x in xs] for xs in lists]
 
 
-def refuse_again(grads: Iterable[Tensor | None], inputs: Iterable[Tensor]) -> list[Tensor | None]:
+def refuse_again(grads: Iterable[Tensor | None], inputs: Iterable[Tensor | None]) -> list[Tensor | None]:
     """Gradients of a backward that is run with create_graph: to autograd they depend on all inputs."""
     inputs = list(inputs)
     return [None if g is None else _Refuse.apply(g, *inputs) for g in grads]

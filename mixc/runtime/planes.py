@@ -39,4 +39,5 @@ def run(call: Call, backend: Callable[[Call], Results]) -> Results:
     dtypes |= {n: t for n, t in call.out_dtypes.items() if out_kind(step, step.decl(n)) != "complex"}
     outs, states = backend(replace(call, program=real, ins=split(call.ins), params=split(call.params),
                                    states0=split(call.states0), out_dtypes=dtypes))
-    return joined(outs, step.outs, lambda d: out_kind(step, d)), joined(states, step.states, lambda d: d.kind)
+    finals = step.states if states else ()  # given where they are asked for
+    return joined(outs, step.outs, lambda d: out_kind(step, d)), joined(states, finals, lambda d: d.kind)

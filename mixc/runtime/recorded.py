@@ -8,36 +8,40 @@ the tensors are ins, params and initial states [N, H, dims...], in the program's
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import Any
 
 import torch
 
 from mixc.ir.evaluate import Env, evaluate, heads
 from mixc.ir.node import Node
-from mixc.ir.program import Decl
+from mixc.ir.program import Decl, Program, once_a_program
 from mixc.runtime.call import Call
 from mixc.runtime.once import refuse_again
 
 Tensor = torch.Tensor
+_WIDE = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 
 
-def recorded(call: Call, make: Callable[[bool], Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Outs [B, T, H, ...] and final states [N, H, ...] by name.  `make`: of the run, told if a backward may follow."""
-    starts = [start(call, d, call.dtype) for d in call.program.states]
+def recorded(call: Call, make: Callable[[bool], Any], bare: bool = False
+             ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Outs [B, T, H, ...] and final states [N, H, ...] by name.  `make`: of the run, told if a backward may follow.
+    `bare`: the run takes None for initial states of 0, and gives final states only where the call wants them."""
+    program = call.program
+    starts = [None if bare and d.init is None and d.name not in call.states0 else start(call, d, call.dtype)
+              for d in program.states]
     tensors = [*call.ins.values(), *call.params.values(), *starts]
-    needs = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    with exact(call.device), torch.set_grad_enabled(needs):
+    needs = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    with exact(call.device):
         if needs:
             found = _Recorded.apply(make(True), *tensors)
         else:  # nothing is kept
             whole, finals, _ = make(False).forward(tensors)
             found = (*whole, *finals)
-    outs = [d.name for d in call.program.outs]
-    return dict(zip(outs, found, strict=False)), dict(zip([d.name for d in call.program.states], found[len(outs):],
-                                                        strict=True))
+    outs = [d.name for d in program.outs]
+    states = [d.name for d in program.states] if call.want_state or not bare else []
+    return dict(zip(outs, found, strict=False)), dict(zip(states, found[len(outs):], strict=True))
 
 
 def exact(device: torch.device) -> AbstractContextManager[object]:
@@ -47,9 +51,9 @@ def exact(device: torch.device) -> AbstractContextManager[object]:
 
 class _Recorded(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, run: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, run: Any, *tensors: Any) -> tuple[Tensor, ...]:
         outs, finals, kept = run.forward(list(tensors))
-        run.call = replace(run.call, ins={}, params={}, states0={}, lags0={})  # what the graph holds, hooks see
+        run.call = run.call.bare()  # what the graph holds, hooks see
         ctx.run = run
         named = {d.name: o for d, o in zip(run.call.program.outs, outs, strict=True)}
         ctx.save_for_backward(*tensors, *kept, *(named[n] for n in run.handed))
@@ -86,7 +90,7 @@ def start(call: Call, d: Decl, dtype: torch.dtype) -> Tensor:
 
 
 def gradients(run: Any, tensors: list[Tensor], needs: tuple[bool, ...], grads: dict[str, Tensor],
-              sums: dict[str, Tensor], states: list[Tensor]) -> list[Tensor | None]:
+              sums: dict[str, Tensor], states: Sequence[Tensor | None]) -> list[Tensor | None]:
     """What a backward returns.
 
     Args:
@@ -102,12 +106,18 @@ def gradients(run: Any, tensors: list[Tensor], needs: tuple[bool, ...], grads: d
             whole = (call.H, *x.shape[1:])
             none = torch.zeros(whole, dtype=call.dtype, device=x.device)
             grad = sums.get(d.name, none).expand(whole).unflatten(0, (x.shape[0], -1)).sum(1).to(x.dtype)
-        found.append(torch.where(x.isinf(), 0.0, grad) if d.open_ended and not run.finite else grad)
+        found.append(torch.where(x.isinf(), 0.0, grad) if not run.finite and d.open_ended else grad)
     return [*found, *(g if need else None for g, need in zip(states, needs[len(found):], strict=True))]
 
 
 def all_finite(call: Call) -> bool:
     """Is no input infinite?  (May say no where it is: a sum may overflow.)"""
-    given = {**call.ins, **call.params}
-    some = [given[d.name].detach() for d in (*call.program.ins, *call.program.params) if d.open_ended]
-    return all(math.isfinite(x.sum(dtype=torch.promote_types(x.dtype, torch.float32)).item()) for x in some)
+    ins, params = open_ended(call.program)
+    some = [call.ins[n] for n in ins] + [call.params[n] for n in params]
+    return all(math.isfinite((x.detach() if x.requires_grad else x).sum(dtype=_WIDE.get(x.dtype)).item()) for x in some)
+
+
+@once_a_program
+def open_ended(program: Program) -> tuple[list[str], list[str]]:
+    """The ins and params that may be infinite."""
+    return [d.name for d in program.ins if d.open_ended], [d.name for d in program.params if d.open_ended]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 
@@ -57,14 +58,14 @@ class Block:
         """[B, T, G, ...] -> [n, b, G, C, ...], a view if the rows allow; n * b = N."""
         raise NotImplementedError
 
-    def load(self, x: Tensor, out: Tensor) -> None:
-        """out [M, C, ...] from x [B, T, G, ...], heads repeated."""
-        y = self.source(x)
-        n, b, G, *row = y.shape
-        if G == self.H:
-            out.view(y.shape).copy_(y)
-        else:
-            out.view(n, b, G, self.H // G, *row).copy_(y.unsqueeze(3))
+    def load(self, x: Tensor, out: Tensor, views: dict[Any, Tensor]) -> None:
+        """out [M, C, ...] from x [B, T, G, ...], heads repeated.  `views`: what is kept of `out` for the next time."""
+        y, G = self.source(x), x.shape[2]
+        to = views.get(G)
+        if to is None:
+            n, b, _, *row = y.shape
+            to = views[G] = out.view(n, b, *([G] if G == self.H else [G, self.H // G]), *row)
+        to.copy_(y if G == self.H else y.unsqueeze(3))
 
     def view(self, x: Tensor) -> Tensor:
         """[M, C, ...] of x [B, T, 1, ...], where `viewable`."""
@@ -87,6 +88,7 @@ class DenseBlock(Block):
 
     low: int = 0
     high: int = 0
+    lone: bool = False  # is it one chunk, and the whole call?
 
     def joined(self, others: list[Block]) -> Block:
         counts = [n for b in (self, *others) for n in b.counts]
@@ -105,9 +107,33 @@ class DenseBlock(Block):
         return x.as_strided((len(self.counts), self.high - self.low, G, self.C, *row),
                             (self.C * token, sequence, head, token, *inner), at)
 
+    def load(self, x: Tensor, out: Tensor, views: dict[Any, Tensor]) -> None:
+        if not self.lone:
+            super().load(x, out, views)
+            return
+        G = x.shape[2]
+        to = views.get(G)
+        if to is None:
+            to = out.view(-1, *([G] if G == self.H else [G, self.H // G]), *out.shape[1:])
+            to = views[G] = to.movedim(-out.ndim + 1, 1)
+        to.copy_(x if G == self.H else x.unsqueeze(3))
+
     def store(self, y: Tensor, out: Tensor) -> None:
+        if self.lone:
+            out.copy_(self._turned(y, out.shape[2]))
+            return
         lead = (len(self.counts), self.high - self.low)
         self.source(out).copy_(self.grouped(y, lead, out.shape[2]))
+
+
+    def _turned(self, y: Tensor, G: int) -> Tensor:
+        """[B, C, G, ...] of [B * H, C, ...].  Scratch keeps its views."""
+        if G != self.H or not hasattr(y, "mixc_scratch"):
+            return self.grouped(y, (self.high,), G).transpose(1, 2)
+        views: dict[int, Tensor] = y.__dict__.setdefault("mixc_turned", {})
+        if G not in views:
+            views[G] = self.grouped(y, (self.high,), G).transpose(1, 2)
+        return views[G]
 
 
 @dataclass
@@ -177,7 +203,17 @@ class Band:
     def groups(self) -> list[Group]:
         return groups(self.blocks)
 
-    @property
+    @cached_property
+    def even(self) -> bool:
+        """Has every chunk all of its sequences?"""
+        return all(b.uniform and b.counts[0] == self.high - self.low for b in self.blocks) and bool(self.blocks)
+
+    @cached_property
+    def rows(self) -> tuple[int, int]:
+        """Of states: one for every triple, and of the largest block."""
+        return sum(b.M for b in self.blocks), max((b.M for b in self.blocks), default=0)
+
+    @cached_property
     def running(self) -> int:
         """How many of them have a token."""
         return self.blocks[0].counts[0] if self.blocks else 0
@@ -268,7 +304,7 @@ def _dense(B: int, T: int, H: int, C: int, width: int, chunks: int, device: torc
         for first in range(0, whole, per):
             count = min(per, whole - first)
             last = first + count == whole and not tail
-            blocks.append(DenseBlock(H, C, first, [n] * count, 0 if last else n, low, high))
+            blocks.append(DenseBlock(H, C, first, [n] * count, 0 if last else n, low, high, lone=T == C and n == B))
         if tail:
             with torch.inference_mode(False):  # they are kept, for calls in any mode
                 blocks.append(_tail(T, H, C, low, high, whole, tail, device))

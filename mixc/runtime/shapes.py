@@ -1,4 +1,4 @@
-"""What calls of a chunk program share that have the same shapes: chunk length, layout, functions, arguments.
+"""What calls of a chunk program share that have the same shapes: chunk length, layout, functions, places.
 
 Forming these costs more than the program of a short call does.  Those of dense calls are kept, a few for each spec.
 """
@@ -6,17 +6,18 @@ Forming these costs more than the program of a short call does.  Those of dense 
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Any, cast
 
 import torch
 
 from mixc.codegen.torch_program import Segment, safe
 from mixc.ir.evaluate import Env, evaluate
-from mixc.ir.node import COL, LEVEL, ROW, Node
+from mixc.ir.node import COL, LEVEL, ROW
 from mixc.runtime.call import Call
 from mixc.runtime.compiled import Compiled
-from mixc.runtime.memory import Frame
-from mixc.runtime.segments import Block, Group, Layout
+from mixc.runtime.places import Part, Steps, Wanted
+from mixc.runtime.segments import Group, Layout
 
 Tensor = torch.Tensor
 SEGMENT_BYTES = 1 << 20  # of one temporary: some eight of them share the cache
@@ -37,8 +38,7 @@ def shapes(code: Compiled, call: Call, C: int | None, needs: bool, finite: bool,
     rows = call.rows
     if not rows.dense or rows.order is not None:
         return Shapes(code, call, C, needs, finite, fused)
-    key = (C, needs, finite, fused, _one_dtype(call), rows.B, rows.T, rows.reverse, call.H, call.dtype, call.device,
-           *call.sizes.items(), *call.consts.items())
+    key = (C, needs, finite, fused, *_key(call))
     found = code.shapes.get(key)
     if found is None:
         if len(code.shapes) >= MOST:
@@ -47,34 +47,28 @@ def shapes(code: Compiled, call: Call, C: int | None, needs: bool, finite: bool,
     return cast(Shapes, found)
 
 
+def _key(call: Call) -> tuple[Any, ...]:
+    """What a call's shapes are known by; kept with the calls that are alike."""
+    known: tuple[Any, ...] | None = call.memo.get("shapes")
+    if known is None:
+        rows = call.rows
+        known = call.memo["shapes"] = (
+            _one_dtype(call), rows.B, rows.T, rows.reverse, call.H, call.dtype, call.device, *call.sizes.items(),
+            *call.consts.items())
+    return known
+
+
 def _one_dtype(call: Call) -> bool:
     """Are rows what the program computes in?"""
     return all(x.dtype == call.dtype for x in call.ins.values()) and all(
         t == call.dtype for t in call.out_dtypes.values())
 
 
-class Load:
-    """Rows of an input, or of an out's cotangent: 0 where no token is."""
-
-    def __init__(self, node: Node, transposed: bool = False):
-        self.cot, self.transposed = node.op == "cot", transposed
-        self.name = ("d" if self.cot else "") + node.attr("name")
-
-    def __call__(self, block: Block, rows: dict[str, Tensor], out: Tensor) -> None:
-        out = out.mT if self.transposed else out
-        block.load(rows[self.name], out)
-        if self.cot and block.partial:
-            out.mul_(block.live.view(block.M, block.C, *[1] * (out.ndim - 2)))  # type: ignore[attr-defined]
-
-    def borrowed(self, block: Block, rows: dict[str, Tensor]) -> Tensor:
-        x = block.view(rows[self.name])
-        return x.mT if self.transposed else x
-
-
 class Shapes:
     """Attributes:
         C: rows of a chunk.
         sizes: of every dim of the program; shape: the same by the names of emitted arguments.
+        dims: the sizes of every out and state.
         layout: where the tokens are.
         borrow: rows may be views of the call's tensors; handed: the outs that a backward reads.
     """
@@ -94,12 +88,11 @@ class Shapes:
         levels = max(1, (C - 1).bit_length())
         sizes = code.chunk.sized(call.sizes)
         self.sizes = {**sizes, ROW: C, COL: C, "_u": C, LEVEL: levels}
+        self.dims = {d.name: tuple(call.sizes[n] for n in d.dims) for d in (*call.program.outs, *call.program.states)}
         self.shape = {"C": C, "levels": levels, **{safe(n): s for n, s in sizes.items()}}
         self.common = {**self.shape, "dtype": call.dtype, "device": call.device}
         self.layout = self._layout(call, scan_rows)
-        self._fixed: dict[tuple[int, int], dict[str, Any]] = {}
-        self._loads: dict[int, list[tuple[str, Load]]] = {}
-        self._frames: dict[tuple[int, int], Frame] = {}
+        self._steps: dict[Wanted, list[list[Steps]]] = {}
         self._numbers: dict[int, dict[str, Any]] = {}
 
     # ------------------------------------------------------------ rows
@@ -141,21 +134,33 @@ class Shapes:
         return Layout(call.rows, call.H, C, triple, call.device, segment, 1 if self.borrow else BAND_BYTES)
 
     # ------------------------------------------------------------ functions
-    def borrows(self, group: Group) -> bool:
-        return self.borrow and group.whole.viewable
+    def function(self, group: Group, wanted: Wanted, borrows: bool) -> Segment:
+        fused, partial = self._fused(group, wanted, borrows), group.whole.partial
+        if fused is not None:
+            return fused
+        if wanted is None:
+            return self.code.forward(partial, self.finite, self.needs, self.order, borrows)
+        return self.code.backward(partial, self.finite, wanted, self.order, borrows)
 
-    def forward(self, group: Group) -> Segment:
-        fused = self._fused(group, None)
-        return fused or self.code.forward(group.whole.partial, self.finite, self.needs, self.order, self.borrows(group))
-
-    def backward(self, group: Group, wanted: frozenset[str]) -> Segment:
-        fused = self._fused(group, wanted)
-        return fused or self.code.backward(group.whole.partial, self.finite, wanted, self.order, self.borrows(group))
-
-    def _fused(self, group: Group, wanted: frozenset[str] | None) -> Segment | None:
+    def _fused(self, group: Group, wanted: Wanted, borrows: bool) -> Segment | None:
         if not self.fused or group.whole.partial:
             return None
-        return self.code.fused(self.finite, self.C, wanted, self.order, self.borrows(group))
+        return self.code.fused(self.finite, self.C, wanted, self.order, borrows)
+
+    def steps(self, wanted: Wanted) -> list[list[Steps]]:
+        """Of every band its groups."""
+        found = self._steps.get(wanted)
+        if found is None:
+            known: dict[object, Part] = {}
+            found = self._steps[wanted] = [[Steps(self, g, wanted, known) for g in band.groups]
+                                           for band in self.layout.bands]
+        return found
+
+    @cached_property
+    def most(self) -> tuple[int, int]:
+        """Sequences of the largest group, and of the largest block."""
+        groups = [g for band in self.layout.bands for g in band.groups]
+        return max((g.whole.N for g in groups), default=0), max((b.N for g in groups for b in g.blocks), default=0)
 
     # ------------------------------------------------------------ arguments
     def numbers(self, s: Segment) -> dict[str, Any]:
@@ -170,35 +175,3 @@ class Shapes:
         values = evaluate(s.numbers.values(), env)
         return {name: v.to(self.device, v.dtype if node.kind == "bool" else self.dtype) if node.dims else v.item()
                 for (name, node), v in zip(s.numbers.items(), values, strict=True)}
-
-    def fixed(self, s: Segment, block: Block) -> dict[str, Any]:
-        """What a block gives its functions whatever the values of tensors are."""
-        key = (id(s), id(block))
-        if key not in self._fixed:
-            live = {"live": block.live} if s.partial else {}  # type: ignore[attr-defined]
-            self._fixed[key] = {"M": block.M, "steps": block.steps, **self.numbers(s), **live, **self.common}
-        return self._fixed[key]
-
-    def loads(self, s: Segment) -> list[tuple[str, Load]]:
-        """How each argument with a row a token gets it."""
-        if id(s) not in self._loads:
-            self._loads[id(s)] = [(name, Load(n, s.loads[name] != n.dims)) for name, n in s.rows.items()]
-        return self._loads[id(s)]
-
-    @staticmethod
-    def small(s: Segment) -> list[tuple[str, Load]]:
-        """The same for those of one number a token."""
-        return [(name, Load(n)) for name, n in s.small.items()]
-
-    def frame(self, s: Segment, block: Block) -> Frame:
-        """The buffers of a segment: rows that are copied, and scratch."""
-        key = (id(s), block.M)
-        if key not in self._frames:
-            loads = {} if self.borrow and block.viewable else s.loads
-            self._frames[key] = (block.M, (
-                *((n, tuple(self.sizes[d] for d in axes)) for n, axes in loads.items()),
-                *((n, tuple(self.shape[d] for d in shape)) for n, shape in s.scratch.items())))
-        return self._frames[key]
-
-    def like(self, node: Node) -> list[int]:
-        return [self.sizes[d] for d in node.dims]

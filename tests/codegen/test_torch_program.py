@@ -157,6 +157,37 @@ def test_backward_twice_along_one_graph():
     del other
 
 
+def test_cotangents_of_final_states_stay():
+    call = make_call("log", B=1, T=70)
+    _, states = chunked.run(call)
+    given = {n: torch.ones_like(x) for n, x in states.items()}
+    got = torch.autograd.grad(list(states.values()), [*call.ins.values(), *call.states0.values()],
+                              list(given.values()), allow_unused=True)
+    assert all(torch.equal(x, torch.ones_like(x)) for x in given.values()) and got[-1] is not None
+
+
+def test_final_states_only_where_they_are_asked_for():
+    call = make_call("log", T=20)
+    want, _ = chunked.run(call)
+    got, states = chunked.run(replace(call, want_state=False))
+    assert not states and torch.equal(got["o"], want["o"])
+
+
+@pytest.mark.parametrize("T", [5, 64, 150])
+def test_places_that_are_kept(T):
+    """Calls of one shape share buffers and views of them, whatever their strides, head counts and values are."""
+    def turned(call):
+        ins = {n: x.detach().transpose(0, 1).contiguous().transpose(0, 1) for n, x in call.ins.items()}
+        return replace(call, ins={n: x.requires_grad_() for n, x in ins.items()})
+    calls = [make_call("log", T=T), make_call("log", T=T, groups={"q": 2, "v": 1}), make_call("log", B=4, H=2, T=T),
+             turned(make_call("log", T=T, gates=0.1))]
+    for call in [*calls, *calls[::-1]]:
+        got = values_and_gradients(call, chunked.run)
+        want = values_and_gradients(call, lambda c: sequential.run(c, torch.float64))
+        for name, x in got.items():
+            assert_agree(x, want[name], torch.float64)
+
+
 def test_a_new_length_compiles_nothing():
     code = compiled(PROGRAMS["log"])
     for T in (64, 70, 128):
