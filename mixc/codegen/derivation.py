@@ -9,7 +9,7 @@ from mixc.codegen.notation import Spelling, dim_name
 from mixc.ir.build import maybe_mul
 from mixc.ir.node import COL, ROW, Node, number, postorder
 from mixc.ir.program import Decl, Program
-from mixc.passes.affine import Affine
+from mixc.passes.affine import Affine, AffineForms
 
 
 def spelled(results: Mapping[Node, str]) -> list[str]:
@@ -193,7 +193,7 @@ def split(step: Program) -> list[tuple[str, str, Node]]:
 def _split(step: Program) -> list[tuple[str, str, Node]]:
     from mixc.ir.ranges import proving
     from mixc.passes.block import block_rows
-    from mixc.passes.classify import affine_forms, classify
+    from mixc.passes.classify import classify
     from mixc.passes.context import context
     from mixc.passes.planes import is_complex, planes
     from mixc.passes.scan import scan_form
@@ -216,7 +216,7 @@ def _split(step: Program) -> list[tuple[str, str, Node]]:
                 found += [("moved by" if scan.combine.endswith("+") else "factor", states[0].name, scan.a),
                           ("added" if scan.combine == "affine" else "joined with", states[0].name, scan.b)]
                 continue
-            forms = affine_forms(real, states)
+            forms = AffineForms(real, states)
             for s in states:
                 found += _terms(s, forms.form(real.result("next", s.name)))
     return found

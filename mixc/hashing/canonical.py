@@ -13,12 +13,12 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mixc.hashing.colours import Colours, alone, first_cell, pairs, ranked
 from mixc.hashing.dims import dim_orders
 from mixc.hashing.mp import MP
 from mixc.hashing.spec import FAR, Elaborate, View, one_size
 from mixc.ir.program import Decl, Dim, Program
 
-Colours = tuple[int, ...]
 SIZES, OTHER_SIZES = (2, 3, 4, 5, 6, 7), (3, 2, 5, 4, 7, 6)
 TOKENS, OTHER_TOKENS = 3, 2
 
@@ -80,8 +80,8 @@ class _Search:
 
     def best(self) -> Colours:
         """Every entity with a colour of its own."""
-        colours = self._refined(_ranked(self.view.attributes))
-        if _first_cell(colours) is not None:
+        colours = self._refined(ranked(self.view.attributes))
+        if first_cell(colours) is not None:
             self._find_swaps(colours)
             if not self._free(colours):
                 colours = self._split_by_individuals(colours)
@@ -91,11 +91,11 @@ class _Search:
         cell = self._cell(colours)
         if cell is None:
             return self._leaf(colours)
-        found = self._below(self._refined(_alone(colours, cell[0])))
+        found = self._below(self._refined(alone(colours, cell[0])))
         for k, e in enumerate(cell[1:], 1):
             if self._known_image(e, cell[:k], found.symmetries):
                 continue
-            child = self._refined(_alone(colours, e))
+            child = self._refined(alone(colours, e))
             (digest, leaf), = self._some_leaf(child).leaves.items()
             if digest not in found.leaves:
                 more = self._below(child)
@@ -120,36 +120,36 @@ class _Search:
 
     def _some_leaf(self, colours: Colours) -> _Subtree:
         while (cell := self._cell(colours)) is not None:
-            colours = self._refined(_alone(colours, cell[0]))
+            colours = self._refined(alone(colours, cell[0]))
         return self._leaf(colours)
 
     def _leaf(self, colours: Colours) -> _Subtree:
-        colours = _ranked(list(zip(colours, range(self.n), strict=True)))  # what may be exchanged: in any order
+        colours = ranked(list(zip(colours, range(self.n), strict=True)))  # what may be exchanged: in any order
         (digest,) = self._digests([colours])
         return _Subtree((digest, colours), {digest: colours}, [])
 
     def _cell(self, colours: Colours) -> list[int] | None:
         """The entities of the first colour that several have; None where any order of such is as good."""
-        return None if self._free(colours) else _first_cell(colours)
+        return None if self._free(colours) else first_cell(colours)
 
     def _free(self, colours: Colours) -> bool:
-        return all(pair in self.swaps for pair in _pairs(colours))
+        return all(pair in self.swaps for pair in pairs(colours))
 
     def _find_swaps(self, colours: Colours) -> None:
-        leaf = _ranked(list(zip(colours, range(self.n), strict=True)))
-        swapped, pairs = [], _pairs(colours)
-        for i, j in pairs:
+        leaf = ranked(list(zip(colours, range(self.n), strict=True)))
+        swapped, alike = [], pairs(colours)
+        for i, j in alike:
             c = list(leaf)
             c[i], c[j] = c[j], c[i]
             swapped.append(tuple(c))
         want, *got = self._digests([leaf, *swapped])
-        self.swaps = {pair for pair, d in zip(pairs, got, strict=True) if d == want}
+        self.swaps = {pair for pair, d in zip(alike, got, strict=True) if d == want}
 
     def _refined(self, colours: Colours) -> Colours:
         """Split as far as what leaves by the entities tells them apart."""
         while max(colours, default=0) + 1 < self.n:
             (values,) = self.view.evaluate([colours])
-            new = _ranked(list(zip(colours, values, strict=True)))
+            new = ranked(list(zip(colours, values, strict=True)))
             if max(new) == max(colours):
                 break
             colours = new
@@ -158,10 +158,10 @@ class _Search:
     def _split_by_individuals(self, colours: Colours) -> Colours:
         """Each entity that is not alone in its colour is given a value of its own: what does the function do then?"""
         while (many := [e for e in range(self.n) if colours.count(colours[e]) > 1]):
-            values = self.view.evaluate([_alone(colours, e) for e in many])
+            values = self.view.evaluate([alone(colours, e) for e in many])
             seen: dict[int, object] = {e: (v[e], sorted(zip(colours, v, strict=True)))
                                        for e, v in zip(many, values, strict=True)}
-            new = _ranked([(c, repr(seen.get(e))) for e, c in enumerate(colours)])
+            new = ranked([(c, repr(seen.get(e))) for e, c in enumerate(colours)])
             if max(new) == max(colours):
                 break
             colours = self._refined(new)
@@ -176,31 +176,6 @@ class _Search:
         return found
 
 
-def _ranked(keys: Sequence[object]) -> Colours:
-    """Equal keys get one colour; colours follow the order of the keys."""
-    ranks = {k: i for i, k in enumerate(sorted(set(keys)))}  # type: ignore[type-var]
-    return tuple(ranks[k] for k in keys)
-
-
-def _pairs(colours: Colours) -> list[tuple[int, int]]:
-    """Pairs of one colour."""
-    return [(i, j) for i in range(len(colours)) for j in range(i + 1, len(colours)) if colours[i] == colours[j]]
-
-
 def _mapping(a: Colours, b: Colours) -> Colours:
     """The entity of b that has the colour of each entity of a."""
     return tuple(b.index(c) for c in a)
-
-
-def _first_cell(colours: Colours) -> list[int] | None:
-    """The entities of the first colour that several have."""
-    for c in sorted(set(colours)):
-        cell = [i for i, x in enumerate(colours) if x == c]
-        if len(cell) > 1:
-            return cell
-    return None
-
-
-def _alone(colours: Colours, e: int) -> Colours:
-    """e before the others of its colour."""
-    return _ranked([(c, i != e) for i, c in enumerate(colours)])

@@ -55,6 +55,11 @@ def expand(x: Node, dims: Iterable[str]) -> Node:
     return make("expand", x, dims=new) if new else x
 
 
+def repeated(x: Node | None, dims: Iterable[str]) -> Node:
+    """x with these dims too; None stands for 1."""
+    return expand(number(1) if x is None else x, dims)
+
+
 def cumsum(x: Node, *, reverse: bool = False, exclusive: bool = False) -> Node:
     return make("cumsum", x, reverse=reverse, exclusive=exclusive)
 

@@ -108,11 +108,8 @@ def _live(x: torch.Tensor, node: Node, env: Env) -> torch.Tensor:
 
 
 def _contract(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
-    letters = {d: chr(ord("A") + i) for i, d in enumerate(dict.fromkeys((*node.args[0].dims, *node.args[1].dims)))}
-    left, right = ("".join(letters[d] for d in a.dims) for a in node.args)
-    out = "".join(letters[d] for d in node.dims)
     kind = torch.promote_types(args[0].dtype, args[1].dtype)
-    return torch.einsum(f"...{left},...{right}->...{out}", args[0].to(kind), args[1].to(kind))
+    return _einsum([(x.to(kind), a.dims) for x, a in zip(args, node.args, strict=True)], node.dims)
 
 
 def _softmax(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:

@@ -7,12 +7,12 @@ results over one DAG of nodes.  What differs between levels is which ops and lea
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from mixc.errors import Diagnostic, Source, Span
-from mixc.ir.node import JOINT, Node, flat, make, place
+from mixc.ir.node import JOINT, Node, flat, make, place, postorder
 
 T = TypeVar("T")
 
@@ -169,6 +169,15 @@ class Program:
 
     def values(self, *roles: str) -> list[Node]:
         return [r.value for r in self.results if not roles or r.role in roles]
+
+    def part(self, name: str, decls: tuple[Decl, ...], results: list[Result], also: Iterable[Node] = ()) -> Program:
+        """A step of these declarations and results, with the dims that they have, and those of `also`."""
+        starts = [d.init for d in decls if d.role == "state" and d.init is not None]
+        order = postorder([*(r.value for r in results), *starts, *also])
+        used = {d for n in order for d in (*n.dims, n.attr("dim"))} | {d for x in decls for d in x.dims}
+        used |= {d.alias for d in self.dims if d.name in used}
+        return replace(self, name=name, decls=decls, results=tuple(results), groups=(), notes=(), origin=None,
+                       dims=tuple(d for d in self.dims if d.name in used))
 
     def with_values(self, values: list[Node], **changes: Any) -> Program:
         """The same program with its results' values replaced, in order."""

@@ -14,11 +14,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 from mixc.ir.build import contract
 from mixc.ir.node import Node, bare, depends, first_below, make, postorder, source, substitute
-from mixc.ir.program import Decl, Dim, Program, Result, free
+from mixc.ir.program import Decl, Program, Result, free
 from mixc.ir.ranges import proving
 from mixc.passes.classify import classify, of_complex
 from mixc.passes.context import proved
@@ -53,13 +52,11 @@ def around(step: Program, avoid: Iterable[str] = ()) -> Around | None:
 
     avoid: names that the rest shall not have, beside those of the step."""
     whole = step.origin if step.origin is not None and of_complex(step.origin) is not None else None
-    found = _Division(whole or step, avoid)
+    found = _Division(whole or step)
     if not step.states or not (found.front or found.behind):
         return None
-    made = found.divided()
-    if {d for n in postorder(made.program.values()) for d in n.dims} - found.told:
-        return None  # no tensor tells a size that is read there
-    return made if whole is None else _of_planes(step, made)
+    made = _divided(found, {*(d.name for d in found.step.decls), *(d.name for d in found.step.dims), *avoid})
+    return made if whole is None or made is None else _of_planes(step, made)
 
 
 def _of_planes(step: Program, found: Around) -> Around | None:
@@ -96,19 +93,33 @@ def sum_as_product(n: Node) -> Node | None:
 
 
 class _Division:
-    def __init__(self, step: Program, avoid: Iterable[str]):
-        self.taken = {*(d.name for d in step.decls), *(d.name for d in step.dims), *avoid}
+    """What stands where.
+
+    Attributes:
+        front: values that are formed of all tokens before the states are.
+        behind: outs that read the states through a product which no state reads; `read`: what they read of the states.
+        roots: what is formed with the states."""
+
+    def __init__(self, step: Program):
         with proving(step):
             self.step = step = step.with_values(rewrite(step.values(), (sum_as_product,)), origin=step.origin)
-        values, self.leaves = step.values(), {d.leaf(): d.name for d in step.states}
-        self.stateful, self.tokens = depends(values, self.leaves), depends(values, [d.leaf() for d in step.ins])
+        values = step.values()
+        self.stateful, self.tokens = (depends(values, [d.leaf() for d in of]) for of in (step.states, step.ins))
         self.fixed = {d.name: d.size for d in step.dims if d.size is not None}
         self.outs = {d.name: step.result("out", d.name) for d in step.outs}
-        self.behind = self._behind()
-        self.roots = [*step.values("next"), *(v for n, v in self.outs.items() if n not in self.behind), *self.read()]
+        needed = set(postorder(step.values("next")))
+        late = [n for n in postorder(self.outs.values()) if n not in needed and self._worth(n)
+                and projection(n)[0] in self.stateful]  # type: ignore[index]
+        above = depends(self.outs.values(), late)
+
+        def cut(roots: Iterable[Node]) -> list[Node]:
+            found = first_below(roots, lambda n: n in self.stateful and n not in above)
+            return [*dict.fromkeys(map(source, found))]
+        self.behind = {name: v for name, v in self.outs.items() if v in above and all(map(self._handed, cut([v])))}
+        self.read = cut(self.behind.values())
+        self.roots = [*step.values("next"), *(v for n, v in self.outs.items() if n not in self.behind), *self.read]
         self.front = first_below(self.roots, lambda n: n not in self.stateful and self._worth(n))
 
-    # ------------------------------------------------------------ the decision
     def _worth(self, n: Node) -> bool:
         """Is it formed over all tokens?  So is what multiplies a value of every token with a matrix of params, unless
         the spec says that this is as small as a tile of a tensor core."""
@@ -123,114 +134,81 @@ class _Division:
         whole = any(len(s.dims) > 1 and {*s.dims} <= {*n.dims} for s in self.step.states)
         return not whole and n.kind != "bool"
 
-    def _behind(self) -> dict[str, Node]:
-        """Outs that read the states through a product which no state reads."""
-        needed = set(postorder(self.step.values("next")))
-        def late(n: Node) -> bool:
-            found = projection(n)
-            return found is not None and n not in needed and self._worth(n) and found[0] in self.stateful
-        self.above = depends(self.outs.values(), [n for n in postorder(self.outs.values()) if late(n)])
-        found = {name: v for name, v in self.outs.items() if v in self.above and all(map(self._handed, self._cut([v])))}
-        return found
+    def hosted(self) -> list[Node]:
+        """What is formed in front and behind, arguments first."""
+        return [n for n in postorder([*self.front, *self.behind.values()], {*self.read}) if n not in self.read]
 
-    def _cut(self, roots: list[Node]) -> list[Node]:
-        """What reads the states and is read behind."""
-        found = first_below(roots, lambda n: n in self.stateful and n not in self.above)
-        return [*dict.fromkeys(map(source, found))]
 
-    def read(self) -> list[Node]:
-        return self._cut([*self.behind.values()])
+class _Rounding:
+    """Which of the values that are handed on may be rounded as the inputs are: operands of products."""
 
-    def _rounded(self) -> set[Node]:
-        """What is read behind by products alone, which may round it as they do the inputs."""
-        read = {*self.read()}
-        for n in postorder(self.behind.values(), {*read}):
-            found = projection(n)
-            read -= {bare(a) for a in n.args if n.op != "rename" and not (found and a is found[0])}
-        return read
+    def __init__(self, of: _Division):
+        self.of = of
+        self.chunks = all(g.form == "chunk" for g in classify(of.step).groups)
+        self.elsewhere = {*of.roots, *(a for n in of.hosted() for a in n.args)}
+        self.users: dict[Node, list[Node]] = {}  # by value: what reads it in the rest
+        for n in postorder(of.roots, {*of.front}):
+            for a in n.args:
+                self.users.setdefault(a, []).append(n)
 
-    def _operand(self, n: Node) -> bool:
-        """Is it read by products alone, perhaps times other values, so that it may be rounded as the inputs are?  What
-        is written to states of form chunk is an operand of products of rows."""
-        if not self.chunks or n in self.roots or n in self.hosted:
+    def in_front(self, n: Node) -> bool:
+        """Is it read by products alone, perhaps times other values?  What is written to states of form chunk is an
+        operand of products of rows."""
+        if not self.chunks or n in self.elsewhere:
             return False
         for u in self.users.get(n, ()):
             own = [{*a.dims} - {*b.dims} for a, b in (u.args, u.args[::-1])] if u.op == "mul" else []
             if u.op != "contract" and not (own and all(own)) and not (
-                    u.op in ("mul", "neg", "rename") and self._operand(u)):
+                    u.op in ("mul", "neg", "rename") and self.in_front(u)):
                 return False
         return True
 
-    @cached_property
-    def users(self) -> dict[Node, list[Node]]:
-        """By value: what reads it in the rest."""
-        found: dict[Node, list[Node]] = {}
-        for n in postorder(self.roots, {*self.front}):
-            for a in n.args:
-                found.setdefault(a, []).append(n)
-        return found
+    def behind(self) -> set[Node]:
+        """Of what is read behind: that which products alone read."""
+        read = {*self.of.read}
+        for n in postorder(self.of.behind.values(), {*read}):
+            found = projection(n)
+            read -= {bare(a) for a in n.args if n.op != "rename" and not (found and a is found[0])}
+        return read
 
-    @cached_property
-    def hosted(self) -> set[Node]:
-        """What is read in front and behind."""
-        read = {*self.read()}
-        return {a for n in postorder([*self.front, *self.behind.values()], read) if n not in read for a in n.args}
 
-    @cached_property
-    def chunks(self) -> bool:
-        return all(g.form == "chunk" for g in classify(self.step).groups)
-
-    # ------------------------------------------------------------ the rest
-    def divided(self) -> Around:
-        step, taken = self.step, self.taken
-        ins: dict[Node, Decl] = {}
-        with proving(step):
-            for n in self.front:
-                ins[n] = Decl("in", free(_name_of(n), taken), n.dims, n.kind, proved(step, n), span=n.span,
-                              exact=not self._operand(n))
-        kept = {n: v for n, v in self.outs.items() if n not in self.behind}
-        found, rounded = {v: n for n, v in kept.items()}, self._rounded()
-        read: dict[str, Node] = {}
-        outs = []
-        for n in self.read():
-            name = found.get(n) if n in rounded else None
-            if name is None:
-                name = free(f"{next(self.leaves[x] for x in postorder([n]) if x in self.leaves)}_read", taken)
-                outs.append(Decl("out", name, n.dims, span=n.span, exact=n not in rounded))
-            read[name] = n
-        results = [Result("out", n, v) for n, v in (kept | read).items()]
-        results += [r for r in step.results if r.role == "next"]
-        values = substitute([r.value for r in results], {n: d.leaf() for n, d in ins.items()})
-        results = [replace(r, value=v) for r, v in zip(results, values, strict=True)]
-        program, sizes = self._rest(results, [*ins.values()], outs)
-        return Around(step, program, {d.name: n for n, d in ins.items()}, read, sizes, self.behind)
-
-    def _rest(self, results: list[Result], given: list[Decl], outs: list[Decl]) -> tuple[Program, dict[str, str]]:
-        """The program: what nobody else reads of the ins and params is there too, whose gradient is 0."""
-        step = self.step
-        inits = [d.init for d in step.states if d.init is not None]
-        here = {n.attr("name") for n in postorder([*(r.value for r in results), *inits]) if n.op in ("in", "param")}
-        host = {n.attr("name") for n in postorder([*self.front, *self.behind.values()], {*self.read()})
-                if n.op in ("in", "param")} - here
-        ins = [d for d in step.ins if d.name not in host]
-        ins = [*ins, *given] or [*step.ins[:1]]  # whose tokens are counted
-        params = [d for d in step.params if d.name not in host]
-        told = {d for x in (*ins, *params) for d in x.dims} | {*self.fixed}
-        told |= {d.alias for d in step.dims if d.name in told and d.alias}
-        self.told = told = told | {d.name for d in step.dims if d.alias in told}
-        untold = [n for n in postorder(r.value for r in results) if n.op == "size" and n.attr("dim") not in told]
-        sizes = {free(f"size_{n.attr('dim')}", self.taken): n for n in untold}
-        consts = [Decl("const", name, init=make("number", value=0.0)) for name in sizes]
-        values = substitute([r.value for r in results], {n: make("const", name=name) for name, n in sizes.items()})
-        results = [replace(r, value=v) for r, v in zip(results, values, strict=True)]
-        decls = (*ins, *params, *step.consts, *consts, *step.states,
-                 *(d for d in step.outs if d.name not in self.behind), *outs)
-        used = {d for n in postorder([*values, *inits]) for d in (*n.dims, n.attr("dim"))}
-        used |= {d for x in decls for d in x.dims}
-        used |= {d.alias for d in step.dims if d.name in used}
-        dims: tuple[Dim, ...] = tuple(d for d in step.dims if d.name in used)
-        return replace(step, decls=decls, results=tuple(results), dims=dims, groups=(), notes=(), origin=None), {
-            name: str(n.attr("dim")) for name, n in sizes.items()}
+def _divided(of: _Division, taken: set[str]) -> Around | None:
+    """The rest of a step, under names that are not taken; None: no tensor tells a size that is read there."""
+    step, rounding = of.step, _Rounding(of)
+    with proving(step):
+        given = {n: Decl("in", free(_name_of(n), taken), n.dims, n.kind, proved(step, n), span=n.span,
+                         exact=not rounding.in_front(n)) for n in of.front}
+    kept = {n: v for n, v in of.outs.items() if n not in of.behind}
+    found, rounded, leaves = {v: n for n, v in kept.items()}, rounding.behind(), {d.leaf(): d.name for d in step.states}
+    read: dict[str, Node] = {}
+    outs = []
+    for n in of.read:
+        name = found.get(n) if n in rounded else None
+        if name is None:
+            name = free(f"{next(leaves[x] for x in postorder([n]) if x in leaves)}_read", taken)
+            outs.append(Decl("out", name, n.dims, span=n.span, exact=n not in rounded))
+        read[name] = n
+    results = [Result("out", n, v) for n, v in (kept | read).items()]
+    results += [r for r in step.results if r.role == "next"]
+    values = substitute([r.value for r in results], {n: d.leaf() for n, d in given.items()})
+    # ins and params that nobody reads stay, with a gradient of 0
+    here, hosted = ({n.attr("name") for n in nodes if n.op in ("in", "param")} for nodes in (
+        postorder([*values, *(d.init for d in step.states if d.init is not None)]), of.hosted()))
+    ins, params = ([d for d in ds if d.name in here or d.name not in hosted] for ds in (step.ins, step.params))
+    ins = [*ins, *given.values()] or [*step.ins[:1]]  # whose tokens are counted
+    told = {d for x in (*ins, *params) for d in x.dims} | {*of.fixed}
+    told |= {d.alias for d in step.dims if d.name in told and d.alias}
+    told |= {d.name for d in step.dims if d.alias in told}
+    if {d for n in postorder(values) for d in n.dims} - told:
+        return None
+    untold = [n for n in postorder(values) if n.op == "size" and n.attr("dim") not in told]
+    sizes = {free(f"size_{n.attr('dim')}", taken): n for n in untold}
+    values = substitute(values, {n: make("const", name=name) for name, n in sizes.items()})
+    consts = [Decl("const", name, init=make("number", value=0.0)) for name in sizes]
+    decls = (*ins, *params, *step.consts, *consts, *step.states, *(d for d in step.outs if d.name in kept), *outs)
+    program = step.part(step.name, decls, [replace(r, value=v) for r, v in zip(results, values, strict=True)])
+    return Around(step, program, {d.name: n for n, d in given.items()}, read, {
+        name: str(n.attr("dim")) for name, n in sizes.items()}, of.behind)
 
 
 def _name_of(n: Node) -> str:

@@ -43,11 +43,9 @@ def behind(found: Around) -> Behind | None:
     here = {n.attr("name") for n in order if n.op in ("in", "param")}
     ins, params = ([d for d in of if d.name in here] for of in (step.ins, step.params))
     decls = (*ins, *given.values(), *params, *step.consts, *(d for d in step.outs if d.name in outs))
-    used = {d for n in order for d in (*n.dims, n.attr("dim"))} | {d for x in decls for d in x.dims}
+    made = step.part(f"{step.name}_behind", decls, [Result("out", *x) for x in zip(outs, values, strict=True)])
     told = {d for x in (*ins, *given.values(), *params) for d in x.dims} | {d.name for d in step.dims if d.size}
-    if not products or {d for d in used if d} - told or any(n.op == "state" for n in order):
+    told |= {d.alias for d in step.dims if d.name in told and d.alias}
+    if not products or {d.name for d in made.dims} - told or any(n.op == "state" for n in order):
         return None
-    dims = tuple(d for d in step.dims if d.name in used)
-    results = tuple(Result("out", name, v) for name, v in zip(outs, values, strict=True))
-    return Behind(replace(step, name=f"{step.name}_behind", decls=decls, results=results, dims=dims, groups=(),
-                          notes=(), origin=None, doc=""), products)
+    return Behind(replace(made, doc=""), products)

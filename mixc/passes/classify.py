@@ -93,7 +93,7 @@ def of_complex(step: Program) -> Program | None:
 
 def _turns(step: Program, states: list[Decl]) -> bool:
     """Matrices, or vectors that are corrected by what they hold."""
-    forms = affine_forms(step, states)
+    forms = AffineForms(step, states)
     found = [forms.form(step.result("next", s.name)) for s in states]
     return all(f is not None for f in found) and (
         len(forms.dims) > 1 or any(w.value is not None for u in found if u is not None for w in u.writes))
@@ -155,7 +155,7 @@ def _reads(step: Program, group: Group, other: Group) -> bool:
 
 
 def _of_scalars(step: Program, states: list[Decl]) -> bool:
-    forms = affine_forms(step, states)
+    forms = AffineForms(step, states)
     updates = [forms.form(step.result("next", s.name)) for s in states]
     return not any(d is not None and set(d.dims) & forms.dims for u in updates if u for d in u.decays.values())
 
@@ -172,12 +172,8 @@ def _advised(why: str, change: str | None) -> str:
     return why if change is None else f"{why}; {change}"
 
 
-def affine_forms(step: Program, states: list[Decl]) -> AffineForms:
-    return AffineForms(step, states)
-
-
 def _reason(step: Program, states: list[Decl]) -> str:
-    forms = affine_forms(step, states)
+    forms = AffineForms(step, states)
     updates = [f for f in (forms.form(step.result("next", s.name)) for s in states) if f is not None]
     own = [f.decays.get(leaf, number(0)) for f, leaf in zip(updates, forms.leaves, strict=True)]
     along = [d for d in states[0].dims if any(c is not None and d in c.dims for c in own)]
@@ -215,7 +211,7 @@ def why_not_chunk(step: Program, states: list[Decl]) -> tuple[str, Span | None] 
                 f"planes, where at most {MOST} are solved"), states[0].span
     if len(states) > MOST or any(set(s.dims) != set(states[0].dims) for s in states):
         return f"{several} are coupled: each is read by the next one's update", states[0].span
-    forms = affine_forms(step, states)
+    forms = AffineForms(step, states)
     found: list[Affine] = []
     for s in states:
         update = step.result("next", s.name)

@@ -24,7 +24,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from mixc.ir.build import at_col, contract, expand, make, maybe_add, number, product, rename
+from mixc.ir.build import at_col, contract, make, maybe_add, number, product, rename, repeated
 from mixc.ir.node import COL, ROW, Node
 from mixc.passes.affine import Affine, AffineForms
 from mixc.passes.decay import Decay, Lift, Part
@@ -72,7 +72,7 @@ class Transport:
             assert factors is not None
             self.own.append(Decay.of(factors, dims, lift, forms.apart))
             taken = {j: update.decays[x] for j, x in enumerate(leaves) if j != i and x in update.decays}
-            self.taken.append({j: make("live", expand(lift(number(1) if c is None else c), (ROW,)), fill=0.0)
+            self.taken.append({j: make("live", repeated(c and lift(c), (ROW,)), fill=0.0)
                                for j, c in taken.items()})
         self.paths = {(i, j): self._path(i, j) for i, above in enumerate(self.above) for j in {i, *above}}
 
@@ -92,9 +92,10 @@ class Transport:
         if i == j and i not in self.above[i]:
             return self.own[i]
         between, start = self._arrives(j)
-        end, through = (_ones(self.own[i].after()), self.own[i].whole() or number(1)) if i == j else (None, None)
+        behind = repeated(self.own[i].after(), (ROW,))
+        end, through = (behind, self.own[i].whole() or number(1)) if i == j else (None, None)
         for k, c in self.taken[i].items():
-            last = rename(_ones(self.own[i].after()) * c, **{ROW: "_u"})
+            last = rename(behind * c, **{ROW: "_u"})
             for x, known in ((between[k], False), (start[k], True)):
                 if x is not None:
                     out = [d for d in dict.fromkeys((*last.dims, *x.dims)) if d not in ("_u", ROW)]
@@ -113,14 +114,10 @@ class Transport:
         spans = {i: self.own[i].over(None, "excl") for i in order}
         N = [{order.index(k): spans[i] * at_col(c) for k, c in self.taken[i].items()} for i in order]
         found = []
-        for b in (spans[j], _ones(self.own[j].up_to(True))):
+        for b in (spans[j], repeated(self.own[j].up_to(True), (ROW,))):
             z = eliminate(N, [b if i == j else None for i in order])
             found.append([z[order.index(i)] for i in range(len(order))])
         return found[0], found[1]
-
-
-def _ones(x: Node | None) -> Node:
-    return expand(number(1), (ROW,)) if x is None else x
 
 
 @dataclass(frozen=True)
@@ -146,7 +143,7 @@ def joined(links: list[Link], dims: set[str], kind: str) -> list[Link]:
             way: Node | None = x.decay.over(None, "excl")
             coef = None if coef is None else at_col(coef)
         else:
-            way = _ones(x.decay.up_to(True) if kind == "start" else x.decay.after())
+            way = repeated(x.decay.up_to(True) if kind == "start" else x.decay.after(), (ROW,))
         value = maybe_add(value, product(f for f in (way, here, coef) if f is not None))
     assert value is not None
     path = Path((), **{kind: value})

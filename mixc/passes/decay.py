@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import cmath
 import math
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Protocol
 
-from mixc.ir.build import at_col, contract, cumprod, cumsum, exp, expand, make, number, product, total, where
-from mixc.ir.node import COL, ROW, Node, is_number
+from mixc.ir.build import at_col, contract, cumprod, cumsum, exp, expand, maybe_mul, product, repeated, total, where
+from mixc.ir.node import COL, ROW, Node, is_number, make, number
 from mixc.ir.ranges import bounds
 from mixc.passes.separate import factors_of
 
@@ -165,36 +167,32 @@ class Decay:
     def of(factors: Iterable[Node], dims: Iterable[str], lift: Lift, apart: Collection[str] = ()) -> Decay:
         """From the factors of one row's decay, each with one of `dims` at most; along `apart` one state lies beside the
         other, and a number is multiplied out for each."""
-        logs: dict[Dims, Node] = {}
-        values: dict[Dims, Node] = {}
-        turns: dict[Dims, Node] = {}
-        signs: dict[Dims, Node] = {}
+        found: list[defaultdict[Dims, list[Node]]] = [defaultdict(list) for _ in range(4)]
+        logs_, turns_, signs_, values_ = found
         for f in factors:
             own = tuple(d for d in f.dims if d in dims)
-            g: Node | None = log_of(f)
-            if g is not None and g.kind == "complex":
-                g, turn = lift.planes(g)
-                if turn is not None:
-                    turns[own] = turns[own] + turn if own in turns else turn
-                if g is None:
-                    continue
-            if g is None and f.kind == "complex":
+            log = g = log_of(f)
+            turn: Node | None = None
+            if log is not None and log.kind == "complex":
+                g, turn = lift.planes(log)
+            elif log is None and f.kind == "complex":
                 f, turn = _polar(*lift.planes(f))
-                if turn is not None:
-                    turns[own] = turns[own] + turn if own in turns else turn
-            if g is None and {*own} - {*apart} and _at_most_one(f):
+            turns_[own] += [] if turn is None else [turn]
+            if log is None and {*own} - {*apart} and _at_most_one(f):
                 g = make("log_size", f)
                 if bounds(f).low < 0:
-                    negative = make("stop_gradient", where(make("lt", f, number(0)), 1.0, 0.0))
-                    signs[own] = signs[own] + negative if own in signs else negative
-            side, x = (values, f) if g is None else (logs, g)
-            side[own] = (x if own not in side else side[own] * x if g is None else side[own] + x)
+                    signs_[own].append(make("stop_gradient", where(make("lt", f, number(0)), 1.0, 0.0)))
+            if g is not None:
+                logs_[own].append(g)
+            elif log is None:
+                values_[own].append(f)
+        logs, turns, signs = ({d: reduce(Node.__add__, xs) for d, xs in of.items() if xs} for of in found[:3])
+        values = {d: reduce(Node.__mul__, xs) for d, xs in values_.items()}
         if () in logs and len(logs) > 1:  # what is the same for all joins what is not
             dim = next(d for d in logs if d)
             logs[dim] = logs[dim] + logs.pop(())
-        rows = {d: make("live", by_rows(lift(x)), fill=1.0) for d, x in values.items()}
         return Decay((*(Part(d, log=_log_rows(lift(g))) for d, g in logs.items()),
-                      *(Part(d, value=x) for d, x in rows.items()),
+                      *(Part(d, value=make("live", by_rows(lift(x)), fill=1.0)) for d, x in values.items()),
                       *(Turn(d, phase=make("live", expand(lift(x), (ROW,)), fill=0.0)) for d, x in turns.items()),
                       *(Sign(d, negative=make("live", by_rows(lift(x)), fill=0.0)) for d, x in signs.items())))
 
@@ -235,14 +233,13 @@ class Decay:
         moduli, turns = self._taken_apart()
         for turn in turns:
             if set(turn.dims) <= set(summed):
-                query = turn.up_to(reach == "excl") if query is None else query * turn.up_to(reach == "excl")
-                keys = turn.back() if keys is None else keys * turn.back()
+                query, keys = maybe_mul(query, turn.up_to(reach == "excl")), maybe_mul(keys, turn.back())
         if turns:
             return moduli.scores(query, keys, summed, reach)
         has = {*self._dims(), *(d for x in (query, keys) if x is not None for d in x.dims)}
         for d in sorted(summed):
             if d not in has:  # the same for every entry along it
-                query = make("size", dim=d) if query is None else query * make("size", dim=d)
+                query = maybe_mul(query, make("size", dim=d))
         summed = sorted(d for d in summed if d in has)
         mine = [d for d in summed if d in self._dims()] or summed[:1]
         apart = by_dim(query, keys, summed=summed)
@@ -257,10 +254,9 @@ class Decay:
         if not inside.parts:
             pair = _pair(query, keys, summed)
             if self.parts and not same.parts:  # parts along other dims are 0 where t does not reach s
-                return expand(pair if pair is not None else number(1), (ROW, COL))
+                return repeated(pair, (ROW, COL))
             return same.over(pair, reach)
-        q = expand(query if query is not None else number(1), (ROW, *inside._dims()))
-        k = at_col(expand(keys if keys is not None else number(1), (ROW, *inside._dims())))
+        q, k = repeated(query, (ROW, *inside._dims())), at_col(repeated(keys, (ROW, *inside._dims())))
         q, k = (total(x, [d for d in x.dims if d in summed and d not in y.dims and d not in inside._dims()])
                 for x, y in ((q, k), (k, q)))
         out = (*(d for d in q.dims if d not in summed), *(d for d in k.dims if d not in (*summed, *q.dims)))
@@ -278,7 +274,7 @@ class Decay:
         factor = self.span(reach)
         if factor is not None:
             return factor if scores is None else scores * factor
-        ones = expand(number(1), (ROW, COL)) if scores is None else scores
+        ones = repeated(None, (ROW, COL)) if scores is None else scores
         return make("mask", ones, keep="strict" if reach == "excl" else reach)
 
     def spread(self, scores: Node, values: Node | None, out: Dims, reach: str) -> Node:
@@ -287,7 +283,7 @@ class Decay:
         if turns:
             here = [t for t in turns if set(t.dims) & set(out)]
             for turn in here:
-                values = turn.back() if values is None else values * turn.back()
+                values = maybe_mul(values, turn.back())
             return product([moduli.spread(scores, values, out, reach), *(t.up_to(reach == "excl") for t in here)]) or (
                 number(1))
         kept = self.along(out)
@@ -297,7 +293,7 @@ class Decay:
             return expand(total(scores, (COL,)), (ROW, *out))
         if values is not None:
             values = total(values, [d for d in values.dims if d not in (ROW, *out, *scores.dims)])
-        column = at_col(expand(values if values is not None else number(1), (ROW, *kept._dims())))
+        column = at_col(repeated(values, (ROW, *kept._dims())))
         present = tuple(d for d in out if d in scores.dims or d in column.dims)
         if not kept.parts:
             return expand(contract(scores, column, (ROW, *present)), (ROW, *out))
@@ -332,7 +328,7 @@ def _polar(re: Node | None, im: Node | None) -> tuple[Node, Node | None]:
 
 def by_rows(x: Node) -> Node:
     """x with the time axis in front, which a param's dims may stand before."""
-    return x if x.dims[:1] == (ROW,) else expand(number(1), (ROW,)) * x
+    return x if x.dims[:1] == (ROW,) else repeated(None, (ROW,)) * x
 
 
 def _log_rows(g: Node) -> Node:
@@ -357,6 +353,5 @@ def _pair(query: Node | None, keys: Node | None, over: Collection[str]) -> Node 
     """query[t] . keys[s] -> [_t, _s, dims that are kept]; None is 1."""
     if query is None and keys is None:
         return None
-    q = expand(number(1) if query is None else query, (ROW,))
-    k = at_col(expand(number(1) if keys is None else keys, (ROW,)))
+    q, k = repeated(query, (ROW,)), at_col(repeated(keys, (ROW,)))
     return contract(q, k, dict.fromkeys(d for d in (*q.dims, *k.dims) if d not in over))

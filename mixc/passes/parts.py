@@ -15,7 +15,7 @@ from collections.abc import Callable, Container
 from dataclasses import replace
 
 from mixc.ir.node import Node, depends, first_below, number, place, postorder, substitute
-from mixc.ir.program import Decl, Program, Range, Result
+from mixc.ir.program import Decl, Program, Range, Result, free
 from mixc.ir.ranges import bounds, proving
 
 WIDEST = 1  # dims of what is handed on
@@ -115,14 +115,10 @@ class _Parts:
 
     def _decl(self, n: Node) -> Decl:
         state = next(self.leaves[x] for x in postorder([n]) if x in self.leaves)
-        name, i = f"{state}_read", 2
-        while name in self.taken:
-            name, i = f"{state}_read_{i}", i + 1
-        self.taken.add(name)
         lies = bounds(n)
         low, high = (None if math.isinf(x) else number(x) for x in (lies.low, lies.high))
         known = (Range(low=low, high=high),) if low or high else ()
-        return Decl("in", name, n.dims, n.kind, known, span=n.span, exact=True)
+        return Decl("in", free(f"{state}_read", self.taken), n.dims, n.kind, known, span=n.span, exact=True)
 
     # ------------------------------------------------------------ one part
     def _program(self, place: int, results: list[Result], given: list[Decl], rest: set[str], last: bool) -> Program:
@@ -144,11 +140,7 @@ class _Parts:
                  if r.role == "out" and r.name not in {d.name for d in outs}]
         ins, params, known = ([d for d in of if d.name in read] for of in (step.ins, step.params, step.consts))
         ins = ins or ([] if given else list(step.ins[:1]))  # whose tokens are counted
-        decls = (*ins, *given, *params, *known, *states, *outs)
-        dims = {*(d for n in order for d in (*n.dims, n.attr("dim"))), *(n for d in decls for n in d.dims)}
-        dims |= {d.alias for d in step.dims if d.name in dims}
-        return replace(step, name=f"{step.name}_{place}", decls=decls, results=tuple(results), groups=(), notes=(),
-                       origin=None, dims=tuple(d for d in step.dims if d.name in dims))
+        return step.part(f"{step.name}_{place}", (*ins, *given, *params, *known, *states, *outs), results, order)
 
 
 def _narrow(n: Node) -> bool:

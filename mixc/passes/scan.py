@@ -21,6 +21,7 @@ from mixc.ir.risk import Risks
 from mixc.ir.scans import COMBINES, scan
 from mixc.passes.block import Scanned, affine_rows
 from mixc.passes.outer import Ranks, apart, outer_products
+from mixc.passes.separate import factors_of
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def reason(step: Program, state: Decl, form: ScanForm) -> str:
         how = "times" if combine.times else "plus"
         moved = "" if is_number(form.a, combine.keep) else f" {how} {text_of(form.a)}"
         return f"entry by entry a {words} with what was there{moved}"
-    if not _separates(form.a, set(state.dims)):
+    if factors_of(form.a, state.dims) is None:
         return f"affine entry by entry, and its decay {text_of(form.a)} does not separate over {', '.join(state.dims)}"
     if not _outer(step, form.b, set(state.dims)):
         return f"affine entry by entry, and what is added, {text_of(form.b)}, is no sum of outer products"
@@ -202,29 +203,11 @@ def is_scan(step: Program, state: Decl) -> ScanForm | None:
     if form is None or form.combine != "affine":
         return form
     dims = set(state.dims)
-    if not _separates(form.a, dims) or not _outer(step, form.b, dims):
+    if factors_of(form.a, dims) is None or not _outer(step, form.b, dims):
         return form
     if len(dims) == 1 and form.a.dims and not _shared(step, state, form):
         return form
     return None
-
-
-def _separates(decay: Node, dims: set[str]) -> bool:
-    """Is it a product of factors of one dim each?"""
-    if len(set(decay.dims) & dims) <= 1:
-        return True
-    if decay.op in ("mul", "div"):
-        return all(_separates(a, dims) for a in decay.args)
-    if decay.op == "exp":
-        return _adds(decay.args[0], dims)
-    return decay.op in ("neg", "expand", "square", "ipow", "sqrt") and _separates(decay.args[0], dims)
-
-
-def _adds(x: Node, dims: set[str]) -> bool:
-    """Is it a sum of terms of one dim each?"""
-    if len(set(x.dims) & dims) <= 1:
-        return True
-    return x.op in ("add", "sub", "neg", "expand") and all(_adds(a, dims) for a in x.args)
 
 
 def _shared(step: Program, state: Decl, form: ScanForm) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from mixc.ir.evaluate import Env, evaluate, heads
+from mixc.ir.evaluate import Env, align, evaluate, heads
 from mixc.ir.node import Node
 from mixc.ir.program import Decl, Program, once_a_program
 from mixc.runtime.call import Call
@@ -83,10 +83,7 @@ def start(call: Call, d: Decl, dtype: torch.dtype) -> Tensor:
 
     env = Env(leaf, call.sizes, dtype=dtype, device=call.device)
     (x,) = evaluate([d.init], env)
-    order = [2 + d.init.dims.index(n) for n in d.dims if n in d.init.dims]
-    x = x.permute(0, 1, *order)
-    sizes = iter(x.shape[2:])
-    return x.reshape(*x.shape[:2], *[next(sizes) if n in d.init.dims else 1 for n in d.dims]).expand(shape)
+    return align(x, d.init.dims, d.dims, 2).expand(shape)
 
 
 def gradients(run: Any, tensors: list[Tensor], needs: tuple[bool, ...], grads: dict[str, Tensor],

@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from mixc.ir.evaluate import Env, compute, evaluate, heads
+from mixc.ir.evaluate import Env, align, compute, evaluate, heads
 from mixc.ir.node import Node
 from mixc.ir.program import Decl
 from mixc.passes.context import name_of
@@ -137,11 +137,7 @@ class _Run:
         dims = node.dims if d is None else d.dims
         if dims == node.dims and x.shape[:2] == (n, self.call.H) and (d is None or d.kind == node.kind):
             return x
-        order = [2 + node.dims.index(name) for name in dims if name in node.dims]
-        x = x.permute(0, 1, *order)
-        have = iter(x.shape[2:])
-        x = x.reshape(*x.shape[:2], *[next(have) if name in node.dims else 1 for name in dims])
-        x = x.expand(n, self.call.H, *[self.call.sizes[name] for name in dims])
+        x = align(x, node.dims, dims, 2).expand(n, self.call.H, *[self.call.sizes[name] for name in dims])
         return self._to(x, "complex" if "complex" in (node.kind, d.kind if d else "") else "real")
 
     def _start(self, d: Decl) -> Tensor:
