@@ -88,6 +88,7 @@ class Tiles:
                 for a in n.args[:2]:
                     self.spanned[a, n.args[2], n.attr("reach")].append(n)
         self.pairing = False  # are the operands of two such products being formed?
+        self.gains: dict[tuple[Node, Node], str] = {}  # by two such products: what one gains less what the other gave
         self.factors: dict[tuple[Node, str], str] = {}  # by logs of decays and reach: what `cut_factors` gives
         self.summed: set[str] = set()  # which running sums of vectors there were
         self.taken = {*taken, *kwlist}  # what `not` forms is no `not`

@@ -1,11 +1,14 @@
-"""The gradient of a decay in kernels for fp32 inputs: what cancels in the running sum that half inputs take is not formed.
+"""The gradient of a decay in kernels: what cancels in its running sum.
 
 before: running = sum_of_rows(q * (dq + more) - k * dk, rows, "later_and_own", ...)         dq, dk: under P
-after:  running = sum_of_rows(either(q * (dq + more) - k * dk, q * more, ...), ...)
+after:  dq, dk, gain = span_apply_both(P, q, k, ...)
+        running = sum_of_rows(either(gain + q * more, q * more, ...), ...)
         running = with_spans(running, P, q, k, ...)
 
 Behind a row, what q dq and k dk add up to are the same sums over pairs of rows (`span_crossing`), but for their roundings.
-By levels (`span_between`) these take about as long as dq and dk, which half inputs, rounded as they are, do not repay.
+For half inputs `gain` is q dq - k dk with q and k rounded as the products met them, so that every pair cancels; else one
+rounding of a pair would reach all earlier rows, and a param of the decay add it up.  For fp32 inputs what cancels is not
+formed: by levels (`span_between`) these take about as long as dq and dk.
 """
 
 from __future__ import annotations
@@ -121,11 +124,15 @@ def later_sum_code(tiles: Tiles, node: Node, which: str, d: str) -> str | None:
     if not pairs:
         return None
     exclusive = bool(node.attr("exclusive"))
-    own, name = tiles.whole(node.args[0], (ROW, d)), tiles.fresh("running")
+    for p in pairs:  # formed together, where they are
+        tiles.name(p.dx), tiles.name(p.dy)
+    gains = [tiles.gains.get((p.dx, p.dy), "") for p in pairs]
     others = "".join(f" {'-' if minus else '+'} {_product(tiles, (*factors, x), d)}" for minus, factors, x in rest)
+    half = f"{' + '.join(gains)}{others}" if all(gains) else tiles.whole(node.args[0], (ROW, d))
     zero = f"tl.zeros({tiles.shape((ROW, d))}, tl.float32)"
     others = others.removeprefix(" + ") if others.startswith(" + ") else f"{'0.0' if others else zero}{others}"
-    tiles.emit(node, f"{name} = sum_of_rows(either({own}, {others}, OPERAND, PRECISION), rows, {which!r}, PRECISION)")
+    name = tiles.fresh("running")
+    tiles.emit(node, f"{name} = sum_of_rows(either({half}, {others}, OPERAND, PRECISION), rows, {which!r}, PRECISION)")
     calls = []
     for p in pairs:
         gave = _product(tiles, (_at_row(p.y), rename(p.dy, **{COL: ROW})), d) if exclusive else "0.0"

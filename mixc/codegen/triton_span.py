@@ -55,7 +55,8 @@ def span_contract_code(tiles: Tiles, node: Node) -> str | None:
             tiles.pairing = False
             for n, _ in pair:
                 tiles.names[n] = tiles.fresh("found")
-            tiles.emit(node, f"{tiles.names[pair[0][0]]}, {tiles.names[pair[1][0]]} = span_apply_both("
+            gain = tiles.gains[pair[0][0], pair[1][0]] = tiles.fresh("gain")
+            tiles.emit(node, f"{tiles.names[pair[0][0]]}, {tiles.names[pair[1][0]]}, {gain} = span_apply_both("
                              f"{matrix}, {later}, {earlier}, {_decays(tiles, node, d)}, {tiles.operand_for(node)}, PRECISION)")
             return tiles.names[node]
     name = "span_apply" if row == ROW else "span_apply_back"
@@ -381,7 +382,8 @@ def span_apply_back(A, x, g, rows, REACH: tl.constexpr, OPERAND: tl.constexpr, P
 
 @triton.jit
 def span_apply_both(A, x, y, g, rows, REACH: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
-    """span_apply(A, y) and span_apply_back(A, x): where one has rows of the later halves the other has the earlier."""
+    """span_apply(A, y) and span_apply_back(A, x): where one has rows of the later halves the other has the earlier.
+    And x times the one less y times the other, of the rounded operands that the other met: its rows sum up to 0."""
     MORE: tl.constexpr = (y.shape[0] > 16) + (y.shape[0] > 32) + (y.shape[0] > 64)
     later, apart = low_blocks(rows)
     both = tl.where(apart, tl.where(later, A[None], tl.trans(A)[None]), 0.0)
@@ -389,16 +391,22 @@ def span_apply_both(A, x, y, g, rows, REACH: tl.constexpr, OPERAND: tl.constexpr
     low = by_level(dot(both, to_low_cuts(x, y, factors, rows, OPERAND), OPERAND, PRECISION))
     out = tl.zeros([y.shape[0], y.shape[1]], tl.float32)
     back = tl.zeros([y.shape[0], y.shape[1]], tl.float32)
+    gain = tl.zeros([y.shape[0], y.shape[1]], tl.float32)
     for level in tl.static_range(0, 4):
-        found = factors[level] * low[level]
+        z = (tl.where(in_later(rows, level), x, y) * factors[level]).to(OPERAND)
+        own, found = z.to(tl.float32) * low[level], factors[level] * low[level]
         out += tl.where(in_later(rows, level), found, 0.0)
         back += tl.where(in_later(rows, level), 0.0, found)
+        gain += tl.where(in_later(rows, level), own, -own)
     for level in tl.static_range(4, 4 + MORE):
         later, apart, factor = blocks(g, rows, level, REACH, PRECISION)
         both = tl.where(apart, tl.where(later, A, tl.trans(A)), 0.0)
-        found = factor * dot(both, tl.where(later, x, y) * factor, OPERAND, PRECISION)
+        z = (tl.where(later, x, y) * factor).to(OPERAND)
+        met = dot(both, z, OPERAND, PRECISION)
+        own, found = z.to(tl.float32) * met, factor * met
         out, back = out + tl.where(later, found, 0.0), back + tl.where(later, 0.0, found)
-    return out, back
+        gain += tl.where(later, own, -own)
+    return out, back, gain
 
 
 @triton.jit

@@ -56,8 +56,8 @@ def test_what_is_no_outer_product_where_it_is_not_chosen():
 
 def test_a_correction_read_in_two_steps():
     """`c @ (k @ S)` was refused as a sum over J, along which the matrices were to lie beside each other."""
-    mixer = mixc.loads("mixer m(K, V, J) {\nin q[K], r[J], v[V], k[K] where norm[K](k) <= 1\nin c[J] where norm[J](c) <= 1"
-                       "\nin b where 0 <= b <= 1\nstate S[K, J, V]\nS = S + b * k * c * (v - c @ (k @ S))\n"
+    mixer = mixc.loads("mixer m(K, V, J) {\nin q[K], r[J], v[V], b where 0 <= b <= 1\nin k[K] where norm[K](k) <= 1\n"
+                       "in c[J] where norm[J](c) <= 1\nstate S[K, J, V]\nS = S + b * k * c * (v - c @ (k @ S))\n"
                        "out o[V] = r @ (q @ S)\n}")
     assert mixer.form == {"S": "chunk"}, mixer.why
     cell = dict(length=37, size=5, heads="2", gates=1.0, dtype=torch.float64, rows="plain", start=True)

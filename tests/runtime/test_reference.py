@@ -12,8 +12,8 @@ import torch
 from mixc.ir.build import contract, exp
 from mixc.ir.node import make, number
 from mixc.ir.program import Range
-from mixc.runtime.plan import plan_of
 from mixc.ir.risk import guarded_nodes
+from mixc.runtime.plan import plan_of
 
 from . import specs
 from .specs import delta_inputs, gated_delta_loop
