@@ -6,14 +6,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 
 from mixc.ir.scans import COMBINES, shift
 
 Tensor = torch.Tensor
 Chunks = Tensor | Sequence[Tensor]
-_SMALL = 1 << 13  # values
+_SMALL, _MANY = 1 << 13, 384  # values of a row, rows
 
 __all__ = ["affine_end", "affine_scan", "block_scan", "carry", "mul_before", "other_end", "other_scan", "shift_rows"]
 
@@ -96,11 +98,11 @@ def carry(at: Chunks, to: Chunks, a: Tensor, b: Tensor, done: list[Callable[[], 
 
 
 def _carry_rows(start: Tensor, out: Tensor, a: Tensor, b: Tensor, reverse: bool) -> None:
-    """out[j] = a[j] * out[j - 1] + b[j].  Where rows are small, so that calls cost more than work, blocks of 16 rows at
-    once, as chunks are in a segment."""
+    """out[j] = a[j] * out[j - 1] + b[j].  Where rows are small, so that calls cost more than work: by numpy, whose calls
+    cost a fourth, and of many rows blocks of 16 at once, as chunks are in a segment."""
     n, Q = len(a), 16
-    P = n // Q
-    if P > 1 and b[0].numel() <= _SMALL:
+    P, small = n // Q, b[0].numel() <= _SMALL
+    if small and n > _MANY:
         main, rest = (slice(n - P * Q, n), slice(0, n - P * Q)) if reverse else (slice(0, P * Q), slice(P * Q, n))
         A, B, O = (x[main].unflatten(0, (P, Q)) for x in (a, b, out))
         factor, end = A.prod(1), affine_end(A, B, reverse, False)
@@ -111,9 +113,20 @@ def _carry_rows(start: Tensor, out: Tensor, a: Tensor, b: Tensor, reverse: bool)
             _carry_rows(start, starts[among[1]], factor[among[0]], end[among[0]], reverse)
             affine_scan(A, B, starts, reverse, False, out=O)
             start, out, a, b = O[0, 0] if reverse else O[-1, -1], out[rest], a[rest], b[rest]
+    if small and out.device.type == "cpu":
+        _carry_numpy(start.numpy(), out.numpy(), a.numpy(), b.numpy(), reverse)
+        return
     h = start
     for x, y, z in list(zip(a.unbind(0), b.unbind(0), out.unbind(0), strict=True))[::-1 if reverse else 1]:
         h = torch.addcmul(y, x, h, out=z)
+
+
+def _carry_numpy(h: Any, out: Any, a: Any, b: Any, reverse: bool) -> None:
+    step = -1 if reverse else 1
+    with np.errstate(all="ignore"):
+        for x, y, z in zip(a[::step], b[::step], out[::step], strict=True):
+            np.multiply(x, h, z)
+            h = np.add(z, y, z)
 
 
 def other_scan(a: Tensor, b: Tensor, start: Tensor, combine: str, reverse: bool, shifted: bool,

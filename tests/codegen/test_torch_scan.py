@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import mixc
+from mixc.codegen.torch_scan_prelude import carry
 from tests.agree import assert_runs_agree, draw, normal, run
 from tests.cells import cut
 from tests.scans import NAMES, body, spec
@@ -190,3 +191,24 @@ def test_outs_that_are_scans_are_read_by_the_backward():
         y.mul_(2)
     with pytest.raises(RuntimeError, match="inplace"):
         y.sum().backward()
+
+
+@pytest.mark.parametrize("n", [1, 2, 17, 128, 500])
+@pytest.mark.parametrize("width", [3, 1 << 14])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_what_chunks_leave(n, width, reverse):
+    """Of few and many chunks, small rows and large ones, decays that overflow among them."""
+    random = torch.Generator().manual_seed(n)
+    a, b = (torch.randn(n, 2, width, generator=random) for _ in "ab")
+    a[:, 0] *= 0.5
+    a[-1, 1, 0] = math.inf
+    h, want = torch.randn(2, width, generator=random), torch.empty(n, 2, width, dtype=torch.float64)
+    places = torch.full((n + 1, 2, width), math.nan)
+    now, then = (places[1:], places[:-1]) if reverse else (places[:-1], places[1:])
+    (now[-1] if reverse else now[0]).copy_(h)
+    x = h.double()
+    for t in range(n)[::-1 if reverse else 1]:
+        x = want[t] = a[t].double() * x + b[t]
+    carry(now.flatten(0, 1), then.flatten(0, 1), a.flatten(0, 1), b.flatten(0, 1), [None], [2] * n, reverse)
+    finite = want.abs() < 1e30
+    torch.testing.assert_close(then.double()[finite], want[finite], rtol=1e-4, atol=1e-4)
