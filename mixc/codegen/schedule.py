@@ -117,27 +117,29 @@ class _Problem:
             self.needs.append(found)
         self.tiles = [*big, *tiles]
         self.size, self.within = [size(n) for n in self.tiles], [within(n) for n in big]
+        self.taken = [_bits(mask) for mask in self.needs]
         self.users = [0] * len(self.tiles)
-        for i, mask in enumerate(self.needs):
-            for j in _bits(mask):
+        for i, tiles_of in enumerate(self.taken):
+            for j in tiles_of:
                 self.users[j] |= 1 << i
         self.computed = (1 << self.count) - 1
         self.needs_computed = [m & self.computed for m in self.needs]
         self.forever = sum(1 << at[k] for k in kept if k in at)
+        self.mortal = [[j for j in tiles_of if not self.forever >> j & 1] for tiles_of in self.taken]
         self.first = sum(1 << i for n, i in tiles.items() if n in held)
+        self.waiting = [_bits(m & self.computed) for m in self.users]  # the statements that take a tile
 
     def search(self) -> tuple[int, ...]:
         """The best order found."""
         live = sum(self.size[i] for i in _bits(self.first))
         width = _WIDTH if self.count <= _WIDE else max(_WIDTH * _WIDE**2 // self.count**2, 8)
         beam: list[_Place] = [(live, 0.0, (), 0, self.first, live)]
+        ready_at = {0: tuple(i for i in range(self.count) if not self.needs_computed[i])}  # by what is done
         for _ in range(self.count):
             found: dict[int, _Place] = {}
             for peak, area, path, done, alive, size in beam:
                 ready = []
-                for i in range(self.count):
-                    if done >> i & 1 or self.needs_computed[i] & ~done:
-                        continue
+                for i in ready_at[done]:
                     step = self._step(i, done, alive, size)
                     new = (max(peak, step[2]), area + step[1], (*path, i), done | 1 << i, step[0], step[1])
                     if step[1] <= size and step[2] <= size:  # frees what it takes: nothing is gained by waiting
@@ -148,7 +150,13 @@ class _Problem:
                     if new[3] not in found or new[:3] < found[new[3]][:3]:
                         found[new[3]] = new
             beam = sorted(found.values(), key=lambda s: s[:3])[:width]
+            ready_at = {s[3]: self._ready(ready_at[s[3] ^ 1 << s[2][-1]], s[2][-1], s[3]) for s in beam}
         return beam[0][2]
+
+    def _ready(self, before: tuple[int, ...], i: int, done: int) -> tuple[int, ...]:
+        """The statements that may be next behind i, of those that might have been in its place."""
+        new = [j for j in self.waiting[i] if not self.needs_computed[j] & ~done]
+        return tuple(sorted([*(j for j in before if j != i), *new]))
 
     def earlier(self, path: tuple[int, ...]) -> tuple[int, ...]:
         """The same with blocks of statements that end in what no other needs, as early as makes peak or sum less."""
@@ -211,7 +219,8 @@ class _Problem:
         return out
 
     def _dying(self, i: int, done: int) -> list[int]:
-        return [j for j in _bits(self.needs[i]) if not self.users[j] & ~done and not self.forever >> j & 1]
+        users, left = self.users, ~done
+        return [j for j in self.mortal[i] if not users[j] & left]
 
     def _overwritten(self, i: int, done: int) -> int:
         """A tile that dies with statement i and is as large as what it makes."""
@@ -220,20 +229,22 @@ class _Problem:
     def _step(self, i: int, done: int, alive: int, size: float) -> tuple[int, float, float]:
         """Live tiles after statement i, their size, and the most that was alive."""
         done |= 1 << i
-        for j in _bits(self.needs[i] & ~alive):  # loads
-            alive |= 1 << j
-            size += self.size[j]
+        sizes, made = self.size, self.size[i]
+        if self.needs[i] & ~alive:
+            for j in _bits(self.needs[i] & ~alive):  # loads
+                alive |= 1 << j
+                size += sizes[j]
         dead = 0.0
         for j in self._dying(i, done):
-            alive &= ~(1 << j)
-            dead += self.size[j]
+            alive ^= 1 << j
+            dead += sizes[j]
         # a tile may be written over one that dies, as large or larger
-        peak = size + max(self.within[i], self.size[i] - dead)
-        size += self.size[i] - dead
+        peak = size + max(self.within[i], made - dead)
+        size += made - dead
         if self.users[i] or self.forever >> i & 1:
             alive |= 1 << i
         else:
-            size -= self.size[i]
+            size -= made
         return alive, size, peak
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from mixc.ir.node import COL, ROW, Node, postorder
 from mixc.ir.program import Program
@@ -108,7 +109,11 @@ class Launch:
         return list(postorder(self.roots()))
 
     def nodes(self) -> list[Node]:
-        return list(postorder([*self.roots(), *self.replay]))
+        return list(self._nodes)
+
+    @cached_property
+    def _nodes(self) -> tuple[Node, ...]:
+        return tuple(postorder([*self.roots(), *self.replay]))
 
     def in_fp32(self) -> set[str]:
         """The rows that are handed on in fp32 whatever the inputs, by name."""
