@@ -9,10 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from mixc import targets
 from mixc.cli import output
 from mixc.cli.output import File, Json, Pick, ShapeText, screen
-from mixc.cli.write import GPU, Dtype
+from mixc.cli.write import GPU, Dtype, complete, gpu_of
 
 CORES = os.cpu_count() or 1
 
@@ -36,15 +35,9 @@ def tune(file: File, target: GPU = "h100", shape: ShapeText = None, dtype: Dtype
          schedule: Cut = Cuts.auto, out: Out = None, fresh: Fresh = False, json_: Json = False) -> None:
     """Search tile sizes: candidates by a cost model, the best compiled for the target, the winner kept."""
     from mixc.autotune.tuned import tuned, write
-    from mixc.cli.write import _complete
-
     output.dtype_of(dtype)
-    try:
-        gpu = targets.find(target)
-    except KeyError as error:
-        raise typer.BadParameter(str(error.args[0]), param_hint="--target") from None
-    m = output.one_mixer(file, mixer)
-    sizes, cut = _complete(m, output.shape(shape)), "" if schedule is Cuts.auto else schedule.value
+    gpu, m = gpu_of(target), output.one_mixer(file, mixer)
+    sizes, cut = complete(m, output.shape(shape)), "" if schedule is Cuts.auto else schedule.value
     parts, found = _parts(m), []
     alone = parts == [m]
     if out is not None and not alone:

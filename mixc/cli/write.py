@@ -23,7 +23,7 @@ def compile_file(file: File, target: GPU = "h100", shape: ShapeText = None, dtyp
                  out: Folder = Path("out"), json_: Json = False) -> None:
     """Write the standalone module of each mixer, a script that checks it, and a README; torch and triton suffice."""
     output.dtype_of(dtype)
-    gpu = _gpu(target)
+    gpu = gpu_of(target)
     sizes = output.shape(shape)
     out.mkdir(parents=True, exist_ok=True)
     written, pages = [], []
@@ -31,7 +31,7 @@ def compile_file(file: File, target: GPU = "h100", shape: ShapeText = None, dtyp
     with output.progress("compile", len(found)) as advance:
         for m in found:
             advance(m.__name__)
-            full = _complete(m, sizes)
+            full = complete(m, sizes)
             text: str = m.emit(target=gpu.name, shape=full, dtype=dtype)
             path = out / f"{m.__name__}.py"
             path.write_text(text, encoding="utf-8")
@@ -67,14 +67,14 @@ def _page(m: Any, facts: dict[str, str]) -> str:
     return readme(m.declared, m.__doc__, {s: (form, m.why[s]) for s, form in m.form.items()}, facts)
 
 
-def _gpu(name: str) -> targets.Target:
+def gpu_of(name: str) -> targets.Target:
     try:
         return targets.find(name)
     except KeyError as error:
         raise typer.BadParameter(str(error.args[0]), param_hint="--target") from None
 
 
-def _complete(m: Any, sizes: dict[str, int]) -> dict[str, int]:
+def complete(m: Any, sizes: dict[str, int]) -> dict[str, int]:
     """Sizes of the usual training shape for what is not given."""
     found = {"B": 8, "T": 4096, "H": 16}
     output.dims(m, sizes)
@@ -92,10 +92,10 @@ def explain(file: File, mixer: Pick = None, html: Page = None, target: GPU = "h1
         from mixc.cli.page import page
 
         m = output.one_mixer(file, mixer)
-        sizes = _complete(m, output.shape(shape))
+        sizes = complete(m, output.shape(shape))
         sizes |= {d.name: sizes[d.alias] for d in m.declared.dims if d.alias}
         html.parent.mkdir(parents=True, exist_ok=True)
-        html.write_text(page(m, _gpu(target), sizes), encoding="utf-8")
+        html.write_text(page(m, gpu_of(target), sizes), encoding="utf-8")
         output.say_json({m.__name__: str(html)}) if json_ else screen.print(f"{m.__name__}: {html}", markup=False)
         return
     texts = {m.__name__: m.explain() for m in output.mixers(file, mixer)}

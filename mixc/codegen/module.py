@@ -15,10 +15,10 @@ from mixc.codegen.file_text import file_text
 from mixc.codegen.host_products import around_lines
 from mixc.codegen.host_values import past_lines
 from mixc.codegen.kernel import Kernel, KernelWriter, safe
-from mixc.codegen.lines import indent, join, packed, shape, tuple_text
+from mixc.codegen.lines import indent, join, packed, shape
 from mixc.codegen.names import class_name
 from mixc.codegen.segment_kernel import SegmentWriter
-from mixc.codegen.sizes import const_lines, only_needed, size_lines, typed_by
+from mixc.codegen.sizes import const_lines, function_lines, only_needed, size_lines, typed_by
 from mixc.codegen.starts import start_lines
 from mixc.codegen.tiles import refuse
 from mixc.errors import SpecError
@@ -28,7 +28,7 @@ from mixc.ir.program import Decl, Program
 from mixc.passes.around import Around
 from mixc.passes.behind import Behind
 from mixc.passes.beside import of_one
-from mixc.passes.context import Context, counts_tokens, looked_back
+from mixc.passes.context import Context
 from mixc.passes.partition import fused_backward, fused_forward, of_a_chunk, plans, token_loop
 
 
@@ -443,14 +443,11 @@ class Module:
 
     # ------------------------------------------------------------ what a user calls
     def run_lines(self, name: str = "run") -> list[str]:
-        """The same for programs: outs always a tuple, sequences as (first row, length)."""
         inner, states = self.inner, [s.name for s in self.states]
         tensors = [*inner.ins, *inner.params]
         given = [d for o, d in zip((*self.spec.ins, *self.spec.params), tensors, strict=True) if o.name not in self.seen.given]
         first = safe(given[0].name)
         taken = [*(safe(d.name) for d in given), *(f"{c.name}=None" for c in inner.consts)]
-        lines = [f"def {name}({', '.join(taken)}, *, initial_state=None, output_final_state=False, sequences=None,",
-                 f"{' ' * (5 + len(name))}reverse=False):", '    """Outs as a tuple; sequences: the first row and the length of each."""']
         starts = start_lines(dict(zip((s.name for s in self.spec.states), self.states, strict=True)))
         past, (front, behind) = self._past_lines(), self._around_lines()
         needs_device = starts or past or front or behind
@@ -462,13 +459,10 @@ class Module:
         body.append(f"{', '.join(result)} = {self._class}.apply(seqs, {join([c.name for c in self.p.consts])}{', '.join(values)})")
         body += behind
         body = [*only_needed(size_lines(given, inner.dims), body), *body]
-        pairs = zip(self.spec.states, states, strict=True)
-        final = [*(f"'{s.name}': {kernel}_final" for s, kernel in pairs), *(["**past.kept()"] if looked_back(self.seen.step) else []),
-                 *(["'pos': past.counted()"] if counts_tokens(self.seen.step) else [])]
+        final = [(s.name, f"{kernel}_final") for s, kernel in zip(self.spec.states, states, strict=True)]
         typed = f"{safe(typed_by(given).name)}.dtype"
         outs = [f"{safe(d.name)}.to({typed})" if not d.exact and typed != self._typed() else safe(d.name) for d in inner.outs]
-        body.append(f"return {tuple_text(outs)}, {{{', '.join(final)}}} if output_final_state else None")
-        return [*lines, *indent(body, 1)]
+        return function_lines(name, taken, "Outs as a tuple", body, outs, final, self.seen.step)
 
     def _around_lines(self) -> tuple[list[str], list[str]]:
         """What is formed of all tokens in front of the kernels, and behind them."""

@@ -1,14 +1,30 @@
-"""What an emitted function reads off its arguments: sizes, consts, and whose dtype its outs have. Text."""
+"""An emitted function, and what it reads off its arguments: sizes, consts, and whose dtype its outs have. Text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from mixc.codegen.lines import indent, tuple_text
 from mixc.codegen.names import safe
 from mixc.codegen.needed import names_read
 from mixc.codegen.scalars import python_text
 from mixc.ir.node import JOINT
-from mixc.ir.program import Decl, Dim
+from mixc.ir.program import Decl, Dim, Program
+from mixc.passes.context import counts_tokens, looked_back
+
+
+def function_lines(name: str, taken: Iterable[str], doc: str, body: Iterable[str], outs: list[str],
+                   final: Iterable[tuple[str, str]], step: Program) -> list[str]:
+    """What programs call: outs always a tuple, sequences as (first row, length).
+
+    Args:
+        final: names of final states and what has them. step: what looks back at earlier tokens."""
+    states = [*(f"'{s}': {x}" for s, x in final), *["**past.kept()"] * bool(looked_back(step)),
+              *["'pos': past.counted()"] * counts_tokens(step)]
+    last = f"return {tuple_text(outs)}, {{{', '.join(states)}}} if output_final_state else None"
+    return [f"def {name}({', '.join(taken)}, *, initial_state=None, output_final_state=False, sequences=None,",
+            f"{' ' * (5 + len(name))}reverse=False):",
+            f'    """{doc}; sequences: the first row and the length of each."""', *indent([*body, last], 1)]
 
 
 def size_lines(tensors: Sequence[Decl], dims: Iterable[Dim]) -> list[str]:

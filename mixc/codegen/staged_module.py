@@ -12,12 +12,12 @@ from mixc.codegen.calls import call_lines, range_check
 from mixc.codegen.config import Config
 from mixc.codegen.file_text import file_text
 from mixc.codegen.host_values import past_lines
-from mixc.codegen.lines import indent, tuple_text
+from mixc.codegen.lines import tuple_text
 from mixc.codegen.module import Module
 from mixc.codegen.names import own_names, renamed
-from mixc.codegen.sizes import const_lines, only_needed, size_lines, typed_by
+from mixc.codegen.sizes import const_lines, function_lines, only_needed, size_lines, typed_by
 from mixc.ir.program import Decl, Program
-from mixc.passes.context import Context, counts_tokens, looked_back
+from mixc.passes.context import Context
 
 
 class StagedModule:
@@ -46,18 +46,14 @@ class StagedModule:
         given = {self.called(n) for n in seen.given}
         tensors = [d for d in (*self.inner.ins, *self.inner.params) if d.name not in given]
         taken = [*(d.name for d in tensors), *(f"{c.name}=None" for c in self.inner.consts)]
-        lines = [f"def run({', '.join(taken)}, *, initial_state=None, output_final_state=False, "
-                 "sequences=None,", "        reverse=False):", '    """All parts in order: outs as a tuple; sequences: the first row and the length of each."""']
         body = self._head(seen, tensors, fixed)
         body += [line for i, p in enumerate(self.parts) for line in self._call(i, p)]
         place = {s.name: f"final_{i + 1}" for i, p in enumerate(self.parts) for s in p.states}
-        final = [*(f"'{s.name}': {place[s.name]}['{s.name}']" for s in self.step.states), *(["**past.kept()"] if looked_back(seen.step) else []),
-                 *(["'pos': past.counted()"] if counts_tokens(seen.step) else [])]
+        final = [(s.name, f"{place[s.name]}['{s.name}']") for s in self.step.states]
         first = typed_by(tensors).name
         same = {o.name for p in self.parts for o in p.outs if self.called(typed_by([*p.ins, *p.params]).name) == first}
         outs = [self.called(o.name) + f".to({first}.dtype)" * (o.name not in same) for o in self.step.outs]
-        body.append(f"return {tuple_text(outs)}, {{{', '.join(final)}}} if output_final_state else None")
-        return [*lines, *indent(body, 1)]
+        return function_lines("run", taken, "All parts in order: outs as a tuple", body, outs, final, seen.step)
 
     def _head(self, seen: Context, tensors: list[Decl], fixed: frozenset[str]) -> list[str]:
         """Sizes, consts, and what parts read of earlier tokens and of positions."""

@@ -11,6 +11,7 @@ from mixc.ir.node import Node, depends, is_number, make, postorder, substitute
 from mixc.ir.ops import OPS
 from mixc.ir.program import Program
 from mixc.passes.outer import Ranks, outer_products
+from mixc.passes.why import text_of, why_not_chunk
 
 
 def recurrent_products(step: Program, names: list[str], ops: tuple[str, ...] = ("contract",)) -> list[Node]:
@@ -43,8 +44,6 @@ def advice(step: Program, names: list[str]) -> str | None:
 def lags_apart(step: Program, names: list[str]) -> str | None:
     """A lag of an outer product is a matrix of every token, any one at the start; the product of the lags of its
     factors is no matrix: that, if it makes a chunk."""
-    from mixc.passes.classify import text_of, why_not_chunk
-
     states, values = [step.decl(n) for n in names], step.values()
     dims, apart, said = set(states[0].dims), dict[Node, Node](), ""
     for n in postorder([step.result("next", name) for name in names]):
@@ -61,7 +60,7 @@ def lags_apart(step: Program, names: list[str]) -> str | None:
 
 
 def _without(step: Program, names: list[str], products: list[Node]) -> str | None:
-    from mixc.passes.classify import classify, text_of
+    from mixc.passes.classify import classify
 
     if not products:
         return None

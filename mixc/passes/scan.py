@@ -22,6 +22,7 @@ from mixc.ir.scans import COMBINES, scan
 from mixc.passes.block import Scanned, affine_rows
 from mixc.passes.outer import Ranks, apart, outer_products
 from mixc.passes.separate import factors_of
+from mixc.passes.why import text_of
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,6 @@ def scan_form(step: Program, state: Decl) -> ScanForm | None:
 
 def reason(step: Program, state: Decl, form: ScanForm) -> str:
     """Why it is a scan, for `mixer.why`: the term that decided it."""
-    from mixc.passes.classify import text_of
-
     if form.combine != "affine":
         words = {"max": "maximum", "min": "minimum", "log": "logaddexp"}[form.combine[:3]]
         combine = COMBINES[form.combine]
