@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import partialmethod
 from html import escape
 
 from mixc.codegen.notation import is_held
@@ -198,8 +199,7 @@ class Mathematics:
     def _sum(self, n: Node, at: Letters, sign: str = "∑") -> str:
         return self._summed(list(n.attr("over")), n.args, at, sign)
 
-    def _prod(self, n: Node, at: Letters) -> str:
-        return self._sum(n, at, "∏")
+    _prod = partialmethod(_sum, sign="∏")
 
     def _contract(self, n: Node, at: Letters) -> str:
         return self._summed([d for d in n.args[0].dims if d in n.args[1].dims and d not in n.dims], n.args, at, "∑")
@@ -218,11 +218,7 @@ class Mathematics:
             bool(n.attr("reverse")), bool(n.attr("exclusive"))]
         return _over(sign, name(r) + _o(relation) + name(t), self._value(n.args[0], {**at, ROW: r}, PRODUCT))
 
-    def _cumsum(self, n: Node, at: Letters) -> str:
-        return self._running(n, at, "∑")
-
-    def _cumprod(self, n: Node, at: Letters) -> str:
-        return self._running(n, at, "∏")
+    _cumsum, _cumprod = partialmethod(_running, sign="∑"), partialmethod(_running, sign="∏")
 
     def _segment(self, x: Node, reach: str, at: Letters, sign: str) -> str:
         t, s = at.get(ROW, "t"), at.get(COL, "s")
@@ -234,12 +230,17 @@ class Mathematics:
         t, s = at.get(ROW, "t"), at.get(COL, "s")
         return f"<msub><mn>𝟙</mn><mrow>{name(s)}{_o(_BEFORE[reach])}{name(t)}</mrow></msub>"
 
-    def _crossing(self, n: Node, at: Letters) -> str:
+    def _across(self, n: Node, at: Letters) -> tuple[Letters, str]:
+        """The rows on both sides of a row: their letters, and what is said of them."""
         j = at.get(ROW, "t")
         t = self._bound(ROW, {**at, "own": j})
         s = self._bound(COL, {**at, "own": j, "other": t})
         below = name(s) + _o("&lt;") + name(j) + _o("&lt;" if n.attr("reach") == "excl" else "≤") + name(t)
-        return _over("∑", below, self._value(n.args[0], {**at, ROW: t, COL: s}, PRODUCT))
+        return {**at, ROW: t, COL: s}, below
+
+    def _crossing(self, n: Node, at: Letters) -> str:
+        inner, below = self._across(n, at)
+        return _over("∑", below, self._value(n.args[0], inner, PRODUCT))
 
     def _segsum(self, n: Node, at: Letters) -> str:
         return self._segment(n.args[0], n.attr("reach"), at, "∑")
@@ -266,16 +267,12 @@ class Mathematics:
 
     def _span_crossing(self, n: Node, at: Letters) -> str:
         *values, g = n.args
-        j, reach = at.get(ROW, "t"), n.attr("reach")
-        t = self._bound(ROW, {**at, "own": j})
-        s = self._bound(COL, {**at, "own": j, "other": t})
-        inner = {**at, ROW: t, COL: s}
+        inner, below = self._across(n, at)
         over = [d for d in dict.fromkeys(d for x in values for d in x.dims) if d not in (ROW, COL, *g.dims)]
-        decay = f"<msup><mi>e</mi>{self._segment(g, reach, inner, '∑')}</msup>"
-        below = name(s) + _o("&lt;") + name(j) + _o("&lt;" if reach == "excl" else "≤") + name(t)
-        if not over:
-            return _over("∑", below, "".join(self._value(a, inner, PRODUCT) for a in values) + decay)
-        return _over("∑", below, self._summed(over, tuple(values), inner, "∑", decay))
+        decay = f"<msup><mi>e</mi>{self._segment(g, n.attr('reach'), inner, '∑')}</msup>"
+        of = self._summed(over, tuple(values), inner, "∑", decay) if over else "".join(
+            self._value(a, inner, PRODUCT) for a in values) + decay
+        return _over("∑", below, of)
 
     def _solve(self, n: Node, at: Letters) -> str:
         L, y = n.args
@@ -290,8 +287,7 @@ class Mathematics:
     def _power(self, n: Node, at: Letters, exponent: str) -> str:
         return f"<msup>{self._value(n.args[0], at, ATOM)}{exponent}</msup>"
 
-    def _square(self, n: Node, at: Letters) -> str:
-        return self._power(n, at, "<mn>2</mn>")
+    _square = partialmethod(_power, exponent="<mn>2</mn>")
 
     def _ipow(self, n: Node, at: Letters) -> str:
         return self._power(n, at, f"<mn>{n.attr('n')}</mn>")
@@ -302,18 +298,15 @@ class Mathematics:
     def _sqrt(self, n: Node, at: Letters) -> str:
         return f"<msqrt>{self._value(n.args[0], at, SUM)}</msqrt>"
 
-    def _between(self, bar: str, n: Node, at: Letters) -> str:
+    def _abs(self, n: Node, at: Letters, bar: str = "|") -> str:
         return f"<mrow>{_o(bar)}{self._value(n.args[0], at, SUM)}{_o(bar)}</mrow>"
-
-    def _abs(self, n: Node, at: Letters) -> str:
-        return self._between("|", n, at)
 
     def _log_size(self, n: Node, at: Letters) -> str:
         least = "<msup><mn>2</mn><mn>−60</mn></msup>"
         return "<mi>log</mi><mi>max</mi>" + _brackets(self._abs(n, at) + _o(",") + least)
 
     def _norm(self, n: Node, at: Letters) -> str:
-        return _sub(self._between("‖", n, at), [name(d) for d in n.attr("over")])
+        return _sub(self._abs(n, at, "‖"), [name(d) for d in n.attr("over")])
 
     def _lag(self, n: Node, at: Letters) -> str:
         return _sub(self._value(n.args[0], at, ATOM), [f"{name('t')}{_o('−')}<mn>{n.attr('n')}</mn>"])

@@ -91,6 +91,13 @@ class Group:
     why: str
 
 
+class _Of(functools.cached_property[tuple[Decl, ...]]):
+    """The declarations of a role."""
+
+    def __init__(self, role: str):
+        super().__init__(lambda program: program.of(role))
+
+
 @dataclass(frozen=True)
 class Program:
     """`results` over a DAG, under the declarations of a spec.
@@ -126,25 +133,7 @@ class Program:
     def of(self, role: str) -> tuple[Decl, ...]:
         return tuple(d for d in self.decls if d.role == role)
 
-    @functools.cached_property
-    def ins(self) -> tuple[Decl, ...]:
-        return self.of("in")
-
-    @functools.cached_property
-    def params(self) -> tuple[Decl, ...]:
-        return self.of("param")
-
-    @functools.cached_property
-    def consts(self) -> tuple[Decl, ...]:
-        return self.of("const")
-
-    @functools.cached_property
-    def states(self) -> tuple[Decl, ...]:
-        return self.of("state")
-
-    @functools.cached_property
-    def outs(self) -> tuple[Decl, ...]:
-        return self.of("out")
+    ins, params, consts, states, outs = map(_Of, ("in", "param", "const", "state", "out"))
 
     def sized(self, sizes: dict[str, int]) -> dict[str, int]:
         """Sizes of all dims, from those of the header."""

@@ -28,7 +28,7 @@ from mixc.ir.node import Node, make, number, postorder
 from mixc.ir.program import Decl, Dim, Group, Program, Range, Result
 
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
-_OPS = {sign: op for op, sign in _INFIX.items()}
+_OPS = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div"}
 _LISTED = dict.fromkeys(("sum", "prod", "max", "min", "norm", "softmax"), "over") | {
     "contract": "out", "expand": "dims", "index": "dims"}  # the attribute that stands in [ ]
 _TENSOR, _LOOSE = frozenset(("name", "dims", "kind")), frozenset(("name", "dims"))
@@ -197,7 +197,7 @@ def _read_dim(text: str) -> Dim:
 
 def _read_value(text: str, values: dict[str, Node]) -> Node:
     body, _, kind = text.rpartition(" : ")
-    node = _Reader(body, values).whole()
+    node = _read(_parsed(body), values)
     said = kind.partition("]")[0].strip("[").split(", ") if kind[1] != "]" else []
     if list(node.dims) != said:
         raise ValueError(f"its dims are {list(node.dims)}")
@@ -210,122 +210,72 @@ def _read_decl(role: str, text: str, values: dict[str, Node]) -> Decl:
     found = re.fullmatch(r"([\w'@]+)(?:\[([\w, ]+)\])?(?: (\w+))?", head)
     if not found:
         raise ValueError("no declaration")
-    return Decl(role, found[1], tuple(found[2].split(", ")) if found[2] else (), found[3] or "real",
+    return Decl(role, found[1], _listed(found[2]), found[3] or "real",
                 tuple(_read_range(r, values) for r in ranges.split("; ")) if ranges else (),
-                _Reader(init, values).whole() if init else None)
+                _read(_parsed(init), values) if init else None)
 
 
 def _read_range(text: str, values: dict[str, Node]) -> Range:
     found = re.fullmatch(r"(\w+)(?:\[([\w, ]+)\])? ([\[(])(.*)([\])])", text)
     if not found:
         raise ValueError("no range")
-    reader = _Reader(found[4], values)
-    low = None if reader.skip("none") else reader.infix()
-    reader.expect(",")
-    high = None if reader.skip("none") else reader.infix()
-    return Range(found[1], tuple(found[2].split(", ")) if found[2] else (), low, high, found[3] == "(", found[5] == ")")
+    bounds = _parsed(found[4])
+    low, high = (None if isinstance(b, ast.Name) and b.id == "none" else _read(b, values)
+                 for b in (bounds.elts if isinstance(bounds, ast.Tuple) else ()))
+    return Range(found[1], _listed(found[2]), low, high, found[3] == "(", found[5] == ")")
 
 
-_TOKEN = re.compile(r"\s*(%\d+|-?\d[\d.]*(?:e[+-]?\d+)?|[A-Za-z_][\w'@]*|.)")
+_PIECE = re.compile(rf"""\b({'|'.join(_NAMED)})\.([\w'@]+)(?:\[([^\]]*)\])?(?::(\w+))?  # in.q[K]:complex
+    |('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")
+    |(?<=\w)\[([^\]]*)\] |%(\d+) |\b(and|or|not)(?=\() |([{{}}])""", re.VERBOSE)
 
 
-class _Reader:
-    """A small recursive descent: lines are short, so it never goes deep."""
+def _parsed(text: str) -> ast.expr:
+    """An expression as Python's: `in.q[K]` is leaf('in', 'q', 'K', 'real'), `sum[K](x)` and `pow{n=2}(x)` have what
+    stands in their brackets as an index, `%1` is the name _1."""
+    def piece(m: re.Match[str]) -> str:
+        leaf, name, dims, kind, string, inside, value, word, brace = m.groups()
+        if leaf:
+            return f"leaf{(leaf, name, dims or '', kind or 'real')!r}"
+        if inside is not None:
+            return f"[{inside!r}]"
+        return string or (f"_{value}" if value else f"{word}_" if word else "[dict(" if brace == "{" else ")]")
+    return ast.parse(_PIECE.sub(piece, text).strip(), mode="eval").body
 
-    def __init__(self, text: str, values: dict[str, Node]):
-        self.text, self.values, self.at = text, values, 0
 
-    def peek(self) -> str:
-        found = _TOKEN.match(self.text, self.at)
-        return found[1] if found else ""
+def _read(e: ast.expr, values: dict[str, Node]) -> Node:
+    match e:
+        case ast.BinOp():
+            return make(_OPS[type(e.op)], _read(e.left, values), _read(e.right, values))
+        case ast.Constant() | ast.UnaryOp():
+            return number(float(ast.literal_eval(e)))
+        case ast.Name() if e.id[0] == "_":
+            return values["%" + e.id[1:]]
+        case ast.Call(func=ast.Name(id="leaf")):
+            op, name, dims, kind = (ast.literal_eval(a) for a in e.args)
+            attrs = {"name": name, "dims": _listed(dims), "kind": kind}
+            return make(op, **{k: v for k, v in attrs.items() if k in _NAMED[op]})
+    op, attrs = _head(e.func if isinstance(e, ast.Call) else e)
+    return make(op, *(_read(a, values) for a in (e.args if isinstance(e, ast.Call) else ())), **attrs)
 
-    def next(self) -> str:
-        found = _TOKEN.match(self.text, self.at)
-        if not found:
-            raise ValueError("the line ends too early")
-        self.at = found.end()
-        return found[1]
 
-    def skip(self, token: str) -> bool:
-        if self.peek() != token:
-            return False
-        self.next()
-        return True
+def _head(e: ast.expr) -> tuple[str, dict[str, Any]]:
+    """An op and its attributes."""
+    if isinstance(e, ast.Name):
+        return e.id.rstrip("_"), {}
+    if not isinstance(e, ast.Subscript) or not isinstance(e.value, ast.Name):
+        raise ValueError(f"`{ast.unparse(e)}` is no operation")
+    op, inside = e.value.id, e.slice
+    if isinstance(inside, ast.Call):
+        return op, {k.arg or "": _value(ast.literal_eval(k.value)) for k in inside.keywords}
+    names = _listed(ast.literal_eval(inside))
+    if op == "rename":
+        return op, {"to": tuple(tuple(n.split(" = ")) for n in names)}
+    return op, {"dim": names[0]} if op == "size" else {_LISTED[op]: names}
 
-    def expect(self, token: str) -> None:
-        if (got := self.next()) != token:
-            raise ValueError(f"`{token}` expected, not `{got}`")
 
-    def whole(self) -> Node:
-        node = self.infix()
-        if self.peek().strip():
-            raise ValueError(f"`{self.peek()}` does not belong here")
-        return node
-
-    def infix(self) -> Node:
-        left = self.term()
-        if self.peek() in _OPS:
-            return make(_OPS[self.next()], left, self.term())
-        return left
-
-    def term(self) -> Node:
-        token = self.next()
-        if token == "(":
-            node = self.infix()
-            self.expect(")")
-            return node
-        if token.startswith("%"):
-            return self.values[token]
-        if token[-1].isdigit() and re.match(r"-?\d", token):
-            return number(float(token))
-        return self.leaf(token) if self.skip(".") else self.call(token)
-
-    def leaf(self, op: str) -> Node:
-        attrs: dict[str, Any] = {"name": self.next(), "dims": tuple(self.list()) if self.peek() == "[" else (),
-                                 "kind": self.next() if self.skip(":") else "real"}
-        return make(op, **{k: v for k, v in attrs.items() if k in _NAMED[op]})
-
-    def call(self, op: str) -> Node:
-        attrs: dict[str, Any] = {}
-        if op == "size":
-            return make(op, dim=self.list()[0])
-        if op == "rename":
-            pairs = [item.split(" = ") for item in self.list()]
-            attrs["to"] = tuple((a, b) for a, b in pairs)
-        elif self.peek() == "[":
-            attrs[_LISTED[op]] = tuple(self.list())
-        elif self.peek() == "{":
-            attrs = self.attributes()
-        args: list[Node] = []
-        if self.skip("("):
-            while not self.skip(")"):
-                args.append(self.infix())
-                self.skip(",")
-        return make(op, *args, **attrs)
-
-    def list(self) -> list[str]:
-        self.expect("[")
-        end = self.text.index("]", self.at)
-        inner, self.at = self.text[self.at:end], end + 1
-        return inner.split(", ") if inner else []
-
-    def attributes(self) -> dict[str, Any]:
-        start = self.at = self.text.index("{", self.at)
-        quote, depth = "", 0
-        for i in range(start, len(self.text)):
-            c = self.text[i]
-            if quote:
-                quote = "" if c == quote and self.text[i - 1] != "\\" else quote
-            elif c in "'\"":
-                quote = c
-            else:
-                depth += (c == "{") - (c == "}")
-            if depth == 0:
-                break
-        self.at = i + 1
-        call = ast.parse(f"f({self.text[start + 1:i]})", mode="eval").body
-        assert isinstance(call, ast.Call)
-        return {k.arg or "": _value(ast.literal_eval(k.value)) for k in call.keywords}
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(text.split(", ")) if text else ()
 
 
 def _value(v: Any) -> Any:
