@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from mixc.codegen.axes import Axes
-from mixc.ir.launch import feature_dims, sides
+from mixc.ir.launch import ROWS, feature_dims, sides
 from mixc.ir.node import ALIASES, ROW, Node, depends, source
 from mixc.ir.ops import OPS
 
@@ -59,6 +59,29 @@ def added(nodes: list[Node], uses: Counter[Node], is_dot: Callable[[Node], Any])
                 if is_dot(c) and once and set(x.dims) == set(n.dims) and x.op not in ("expand", "number"):
                     found[c] = n
                     break
+    return found
+
+
+def stacked(added: dict[Node, Node], uses: Counter[Node], axes_of: Callable[[Node], tuple[str, str, str] | None],
+            operand_for: Callable[[Node], str]) -> set[Node]:
+    """Sums of a tile without rows and a product over tokens to which just such another product is added: both are formed
+    as one, their rows on top of each other.
+
+    Triton lays a product that another is added to out along the rows of the tile alone: of one with fewer rows than that
+    takes (64 for 8 warps) each half of the warps would hold all, and it would change its layout on the way."""
+    products = {n: c for c, n in added.items()}
+
+    def over_tokens(n: Node) -> tuple[str, str] | None:
+        """The axis that its product sums over and the dtype of its operands."""
+        axes = axes_of(products[n]) if n in products else None
+        if axes is None or axes[1] not in ROWS or {axes[0], axes[2]} & {*ROWS}:
+            return None
+        return axes[1], operand_for(products[n])
+    found = set[Node]()
+    for n in products:
+        for x in n.args:
+            if x in products and uses[x] == 1 and n not in found and over_tokens(n) is not None and over_tokens(n) == over_tokens(x):
+                found.add(x)
     return found
 
 

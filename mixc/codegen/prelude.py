@@ -10,6 +10,13 @@ def dot(a, b, OPERAND: tl.constexpr, PRECISION: tl.constexpr, x=None):
 
 
 @triton.jit
+def stack(x, y, DTYPE: tl.constexpr):
+    """[2t, D]: the rows of x, and below them those of y."""
+    rows = tl.permute(tl.join(x.to(DTYPE), y.to(DTYPE)), (2, 0, 1))
+    return tl.reshape(rows, [2 * x.shape[0], x.shape[1]])
+
+
+@triton.jit
 def formed(x):
     """x itself. The left side of a product Triton forms, from what is loaded on, where the product wants it: in every
     warp that has its rows, that is in all. What stands in a sum, here of one term, is formed once."""

@@ -79,6 +79,7 @@ class Tiles:
         self.reduced = {n.args[0] for n in nodes if n.op == "sum"}  # products that are summed stand in the sum
         self.crossed = {n.args[0] for n in nodes if n.op == "crossing" and self._over_rows(n.args[0])}
         self.operand, self.fine = operand_of(nodes), products.fine_products(nodes) if fine else set[Node]()
+        self.stacked = products.stacked(self.added, self.uses, self.dot_axes, self.operand_for)
         self.operands = only_operands(nodes, roots, self.fine, self.dot_axes) if self.operand == "OPERAND" else set()
         self.names: dict[Node, str] = {}
         self.spans = Counter((n.args[-1], n.attr("reach")) for n in nodes if n.op in ("span_contract", "span_crossing"))
@@ -192,7 +193,7 @@ class Tiles:
     def absorbed(self, node: Node) -> bool:
         """Is it never formed: a product that is added by the way, what a sum is taken of, rows of which the ones before
         are all that is read?"""
-        return (node in self.added or node in self.crossed or (node in self.before and self.uses[node] == 1) or (
+        return (node in self.added or node in self.stacked or node in self.crossed or (node in self.before and self.uses[node] == 1) or (
             node in self.reduced and self.uses[node] == 1 and OPS[node.op].elementwise))
 
     def grouped(self, node: Node) -> bool:
@@ -319,14 +320,26 @@ class Tiles:
         return f"tl.broadcast_to({self.bare(node.args[0], order)}, {self.shape(order)})"
 
     def _add(self, node: Node) -> str:
+        found = self._product_in(node)
+        if found is None:
+            return filled("{0} + {1}", [self.bare(a, self.order(node)) for a in node.args])
+        c, x, order = found
+        if x not in self.stacked:
+            return self._dot(c, order, f", {self.whole(x, self.order(node))}")
+        more = self._product_in(x)
+        assert more
+        return self._two_dots(more[::2], (c, order), self.whole(more[1], self.order(node)))
+
+    def _product_in(self, node: Node) -> tuple[Node, Node, tuple[str, ...]] | None:
+        """The product that a sum is added to, what else the sum has, and the product's axes as the sum has them."""
         for c, x in (node.args[::-1], node.args):
             order = self.order(node)
             while c.op == "rename":
                 back = {new: old for old, new in c.attr("to")}
                 order, c = called(order, back), c.args[0]
             if self.added.get(c) is node and set(order) <= set(self.dot_axes(c) or ()):
-                return self._dot(c, order, f", {self.whole(x, self.order(node))}")
-        return filled("{0} + {1}", [self.bare(a, self.order(node)) for a in node.args])
+                return c, x, order
+        return None
 
     def _contract(self, node: Node) -> str:
         if self.dot_axes(node):
@@ -355,18 +368,30 @@ class Tiles:
         """The dtype that a product rounds its operands to."""
         return "tl.float32" if sharp(node) or node in self.fine else self.operand
 
-    def _dot(self, node: Node, order: tuple[str, ...], plus: str = "") -> str:
-        """The product of two matrices, its axes in `order`."""
+    def _sides(self, node: Node, order: tuple[str, ...]) -> tuple[Node, Node, tuple[str, str, str]]:
+        """The operands of a product and its axes, so that it comes out in `order` or, of no operand's own axes, turned."""
         (a, b), found = node.args, self.dot_axes(node)
         assert found
-        x, z, y = found
-        if y == order[0]:
-            (a, b), (x, y) = (b, a), (y, x)
-        operand = self.operand_for(node)
-        plus = f"{operand}, PRECISION{plus}"
+        return (b, a, found[::-1]) if found[2] == order[0] else (a, b, found)
+
+    def _dot(self, node: Node, order: tuple[str, ...], plus: str = "") -> str:
+        """The product of two matrices, its axes in `order`."""
+        a, b, (x, z, y) = self._sides(node, order)
+        plus = f"{self.operand_for(node)}, PRECISION{plus}"
         if x == ROW and self.through is not None and (code := self.through(self._operand(a, (x, z), z), b, (z, y), plus)):
             return code
         code = f"dot({self._operand(a, (x, z), z)}, {self._operand(b, (z, y), z)}, {plus})"
+        return code if order == (x, y) else self.aligned(code, (x, y), order)
+
+    def _two_dots(self, first: tuple[Node, tuple[str, ...]], second: tuple[Node, tuple[str, ...]], plus: str) -> str:
+        """Two products over tokens, added to a tile, as one."""
+        left, right = [], []
+        for node, order in (first, second):
+            a, b, (x, z, y) = self._sides(node, order)
+            left.append(self._operand(a, (z, x), z))
+            right.append(self._operand(b, (z, y), z))
+        operand = self.operand_for(node)
+        code = f"dot(tl.trans(stack({', '.join(left)}, {operand})), stack({', '.join(right)}, {operand}), {operand}, PRECISION, {plus})"
         return code if order == (x, y) else self.aligned(code, (x, y), order)
 
     def _operand(self, node: Node, order: tuple[str, str], summed: str) -> str:

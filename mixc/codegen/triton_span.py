@@ -183,8 +183,7 @@ def two_parts(x):
     """[2t, D]: x in bf16, and behind it what is left of x."""
     x = x.to(tl.float32)
     high = x.to(tl.bfloat16)
-    parts = tl.join(high, (x - high.to(tl.float32)).to(tl.bfloat16))
-    return tl.reshape(tl.permute(parts, (2, 0, 1)), [2 * x.shape[0], x.shape[1]])
+    return stack(high, x - high.to(tl.float32), tl.bfloat16)
 
 
 @triton.jit
