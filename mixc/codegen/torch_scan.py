@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mixc.codegen.torch_span import axes_of_gradient
+from mixc.codegen.torch_stages import origin
 from mixc.codegen.torch_values import Dims, Value
 from mixc.ir.blocks import parts
 from mixc.ir.node import ROW, Node, is_number
@@ -39,9 +40,11 @@ def emit_scan(w: Writer, n: Node) -> Value:
     a, b = n.args[:2]
     shifted = a in w.absorbed
     end, dims = n.op == "scan_end", w.sorted((ROW, *n.attr("dims")))
-    factor, added = _rows(w, a.args[0] if shifted else a, dims), _rows(w, b, dims, whole=True)
-    name = {"affine": "affine"}.get(n.attr("combine"), "other") + ("_end" if end else "_scan")
-    more = [] if n.attr("combine") == "affine" else [repr(n.attr("combine"))]
+    affine = n.attr("combine") == "affine"
+    factor = "None" if affine and is_number(origin(a), 1.0) else _rows(w, a.args[0] if shifted else a, dims)
+    added = _rows(w, b, dims, whole=True)
+    name = ("affine" if affine else "other") + ("_end" if end else "_scan")
+    more = [] if affine else [repr(n.attr("combine"))]
     start = [] if end else ["None" if is_number(n.args[2], 0.0) and not more else _start(w, n.args[2], dims[1:])]
     call = f"{name}({', '.join([factor, added, *start, *more])}, reverse={n.attr('reverse')}, shifted={shifted})"
     axes = dims[1:] if end else dims

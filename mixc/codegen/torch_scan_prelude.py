@@ -31,10 +31,12 @@ def _rows(x: Tensor, C: int, reverse: bool) -> list[Tensor]:
     return rows[::-1] if reverse else rows
 
 
-def affine_scan(a: Tensor, b: Tensor, start: Tensor | None, reverse: bool, shifted: bool,
+def affine_scan(a: Tensor | None, b: Tensor, start: Tensor | None, reverse: bool, shifted: bool,
                 out: Tensor | None = None) -> Tensor:
-    """h[t] = a[t] * h[t-1] + b[t]; start None: 0.  `out` may be b."""
+    """h[t] = a[t] * h[t-1] + b[t]; a None: 1; start None: 0.  `out` may be b."""
     C = b.shape[1]
+    if a is None:
+        return _sums(b, start, reverse, out)
     if out is not None and out is not b:
         return _scan_into(out, a, b, start, reverse, shifted)
     out = b.clone() if out is None else out
@@ -47,6 +49,17 @@ def affine_scan(a: Tensor, b: Tensor, start: Tensor | None, reverse: bool, shift
         h, rows, factors = rows[0], rows[1:], factors[1:]
     for x, y in zip(factors, rows, strict=False):
         h = y.addcmul_(x, h)
+    return out
+
+
+def _sums(b: Tensor, start: Tensor | None, reverse: bool, out: Tensor | None) -> Tensor:
+    """Running sums over the rows, each rounded as the step rounds it."""
+    C = b.shape[1]
+    out = torch.empty_like(b) if out is None else out
+    rows, places = _rows(b, C, reverse), _rows(out, C, reverse)
+    h = places[0].copy_(rows[0]) if start is None else torch.add(rows[0], start, out=places[0])
+    for x, z in zip(rows[1:], places[1:], strict=True):
+        h = torch.add(h, x, out=z)
     return out
 
 
@@ -64,9 +77,11 @@ def _scan_into(out: Tensor, a: Tensor, b: Tensor, start: Tensor | None, reverse:
     return out
 
 
-def affine_end(a: Tensor, b: Tensor, reverse: bool, shifted: bool) -> Tensor:
+def affine_end(a: Tensor | None, b: Tensor, reverse: bool, shifted: bool) -> Tensor:
     """[M, dims...]: h of the last row, from 0."""
     C = b.shape[1]
+    if a is None:
+        return b.sum(1)
     rows, factors = _rows(b, C, reverse), _rows(a, C, reverse)
     h = rows[0].clone()
     for x, y in zip(factors if shifted else factors[1:], rows[1:], strict=False):

@@ -28,8 +28,9 @@ from mixc.passes.scan import ScanState
 from mixc.passes.states import States
 
 
-def chunk(stages: Program) -> Program:
-    """The chunk program of a spec whose groups are all "chunk" or "scan".
+def chunk(stages: Program, by_rows: bool = False) -> Program:
+    """The chunk program of a spec whose groups are all "chunk" or "scan".  `by_rows`: matrices that are read as they
+    are, nothing summed, are scanned whatever their decay (see `States.rows`).
 
     Its "out" results have a time axis in front of their dims, its "next" results are what the next
     chunk receives; `state` leaves are what the previous chunk left."""
@@ -44,7 +45,7 @@ def chunk(stages: Program) -> Program:
         stages = whole
     assert all(g.form in ("chunk", "scan") for g in stages.groups), "only for affine states and scans"
     with proving(stages):
-        made = _Lift(stages).program()
+        made = _Lift(stages, by_rows).program()
         found = planes(made) if whole is not None else made
     assert found is not None
     return found
@@ -58,8 +59,8 @@ def _keeps(form: Affine | None) -> bool:
 class _Lift:
     """Token values to values of all rows; calling it lifts one node."""
 
-    def __init__(self, step: Program):
-        self.step, self.planes = step, Split(step)
+    def __init__(self, step: Program, by_rows: bool = False):
+        self.step, self.planes, self.by_rows = step, Split(step), by_rows
         self.done: dict[Node, Node] = {}
         self.groups: dict[tuple[str, ...], States] = {}
         scans = {s for g in step.groups if g.form == "scan" for s in g.states}

@@ -36,7 +36,10 @@ GRAIN = 2.0 ** -10
 
 
 class Lift(Protocol):
-    """From a token's value to those of all rows; `planes`: a token's value as real and imaginary part (None: 0)."""
+    """From a token's value to those of all rows; `planes`: a token's value as real and imaginary part (None: 0).
+    `by_rows`: see `chunk`."""
+
+    by_rows: bool
 
     def __call__(self, node: Node) -> Node: ...
 

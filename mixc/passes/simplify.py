@@ -248,6 +248,13 @@ def rename_twice(n: Node) -> Node | None:
     return make("rename", x, to=pairs) if pairs else x
 
 
+def same_row_before(n: Node) -> Node | None:
+    """previous(c, c) = c for a number c"""
+    if n.op != "previous" or n.args[0].op != "expand":
+        return None
+    return n.args[0] if is_number(n.args[0].args[0]) and n.args[0].args[0] is n.args[1] else None
+
+
 def crossings_meet(n: Node) -> Node | None:
     """crossing(a) + crossing(b) = crossing(a + b),  also beside x.  (A kernel would keep a for b.)"""
     if n.op != "add":
@@ -291,7 +298,8 @@ def sign_in_front(n: Node) -> Node | None:
 
 
 RULES: tuple[Rule, ...] = (live_twice, mask_twice, neutral, two_signs, fold_numbers, settled, expanded_operand,
-                           sum_of_expanded, sum_of_product, branches_meet, rename_twice)
+                           sum_of_expanded, sum_of_product, branches_meet, rename_twice,
+                           same_row_before)
 
 # of a derivative that was formed by rules, so that it reads as a person would have written it
 PLAIN: tuple[Rule, ...] = (neutral, number_of_any_order, two_signs, numbers_meet, fold_numbers, settled,

@@ -119,10 +119,13 @@ class States:
 
     def rows(self, x: Affine) -> Node | None:
         """x of every row, of one state, where its decay has dims of the state: a product for every entry along them
-        costs C times what a scan does.  Else None."""
+        costs C times what a scan does.  So it does where x is a matrix, but in kernels, which have tensor cores for
+        one and no room for the other (`by_rows`: elsewhere).  Else None."""
         (leaf, *more), dims = self.forms.leaves, self.decls[0].dims
-        decay = self.updates[0].decays.get(leaf)
-        if more or decay is None or not set(decay.dims) & self.dims:
+        if more or leaf not in self.updates[0].decays:
+            return None
+        decay = self.updates[0].decays[leaf] or number(1)
+        if not set(decay.dims) & self.dims and not (self.lift.by_rows and len(dims) > 1):
             return None
         if self.after is None:
             a = make("live", expand(self.lift(decay), (ROW,)), fill=1.0)

@@ -40,7 +40,7 @@ class Compiled:
 
     @cached_property
     def chunk(self) -> Program:
-        return chunk(classify(self.step))
+        return chunk(classify(self.step), by_rows=True)
 
     @cached_property
     def merged(self) -> tuple[Program, Program]:
