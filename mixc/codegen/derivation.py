@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import reduce
 
 from mixc.codegen.notation import Spelling, dim_name
 from mixc.ir.build import maybe_mul
@@ -230,19 +231,12 @@ def _terms(s: Decl, form: Affine | None) -> list[tuple[str, str, Node]]:
         if decay is not None or leaf is not s.leaf():
             found.append((kind, s.name, decay or number(1)))
     for w, coef in form.writes.items() if form is not None else ():
-        outer = maybe_mul(_product(w.factors) if w.factors else None, coef) or number(1)
+        outer = maybe_mul(reduce(maybe_mul, w.factors, None), coef) or number(1)
         if w.value is None or w.value.constant is not None:
             found.append(("written", s.name, maybe_mul(outer, w.value.constant if w.value else None) or outer))
         for read, c in (w.value.coefs if w.value else {}).items():
             found.append(("low rank", s.name, maybe_mul(outer, maybe_mul(read.node, c)) or read.node))
     return found
-
-
-def _product(factors: tuple[Node, ...]) -> Node:
-    first, *rest = factors
-    for f in rest:
-        first = first * f
-    return first
 
 
 def kernel_lines(step: Program) -> dict[str, tuple[list[str], str]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 from mixc.frontend.names import FUNCTIONS, REAL_ONLY, REDUCTIONS, nearest
 from mixc.frontend.scope import Binding, Scope, shown
 from mixc.frontend.slips import instead
@@ -91,9 +93,7 @@ def _reduced(e: Call, fn: str, x: Node, over: tuple[str, ...]) -> Node:
         return make("abs", x, span=e.span) if fn == "norm" else number(1.0) if fn == "softmax" else x
     if fn != "mean":
         return make(fn, x, span=e.span, over=over)
-    count = make("size", dim=over[0])
-    for d in over[1:]:
-        count = count * make("size", dim=d)
+    count = reduce(Node.__mul__, [make("size", dim=d) for d in over])
     return make("div", make("sum", x, span=e.span, over=over), count, span=e.span)
 
 

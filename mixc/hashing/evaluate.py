@@ -6,6 +6,8 @@ A value has `BATCH` leading axes, (probes, tokens), of size 1 where it does not 
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping
+from functools import reduce
+from operator import add, mul
 from typing import Any
 
 import numpy as np
@@ -74,32 +76,17 @@ def widen(x: Value, dims: tuple[str, ...], sizes: Mapping[str, int]) -> Value:
     return rearrange(x, lambda a: np.broadcast_to(a, (*a.shape[:BATCH], *shape)))
 
 
-def total(x: Value, axes: Iterable[int]) -> Value:
-    """Sum over axes, one entry after the other."""
+def over(f: Callable[[Value, Value], Value], x: Value, axes: Iterable[int]) -> Value:
+    """One entry after the other along each axis."""
     for axis in sorted(axes, reverse=True):
-        parts = [x.map(lambda a, i=i, axis=axis: np.take(a, i, axis)) for i in range(x.shape[axis])]
-        x = parts[0]
-        for p in parts[1:]:
-            x = x + p
+        x = reduce(f, [x.map(lambda a, i=i, axis=axis: np.take(a, i, axis)) for i in range(x.shape[axis])])
     return x
 
 
 def _fold(f: Callable[[Value, Value], Value]) -> Callable[[Node, list[Value], Env], Value]:
     def run(node: Node, args: list[Value], env: Env) -> Value:
-        inner = node.args[0].dims
-        x = widen(args[0], inner, env.sizes)
-        for d in sorted(node.attr("over"), key=inner.index, reverse=True):
-            axis = BATCH + inner.index(d)
-            parts = [x.map(lambda a, i=i, axis=axis: np.take(a, i, axis)) for i in range(env.sizes[d])]
-            x = parts[0]
-            for p in parts[1:]:
-                x = f(x, p)
-        return x
+        return over(f, widen(args[0], node.args[0].dims, env.sizes), _axes(node))
     return run
-
-
-def _sum(node: Node, args: list[Value], env: Env) -> Value:
-    return _fold(lambda a, b: a + b)(node, args, env)
 
 
 def _axes(node: Node) -> list[int]:
@@ -123,20 +110,20 @@ def _contract(node: Node, args: list[Value], env: Env, cotangent: bool | None = 
     if isinstance(a, Complex) or isinstance(b, Complex):
         a, b = as_complex(a), as_complex(b)
     y = a * b if cotangent is None else guard(a, b) if cotangent else guard(b, a)
-    return total(widen(y, every, env.sizes), range(BATCH + len(node.dims), BATCH + len(every)))
+    return over(add, widen(y, every, env.sizes), range(BATCH + len(node.dims), BATCH + len(every)))
 
 
 def _softmax(node: Node, args: list[Value], env: Env) -> Value:
     x, axes = widen(args[0], node.dims, env.sizes), tuple(_axes(node))
     top = _fold(maximum)(node, args, env)
     e = (x - top.map(lambda a: np.expand_dims(a, axes))).exp()
-    return e / total(e, axes).map(lambda a: np.expand_dims(a, axes))
+    return e / over(add, e, axes).map(lambda a: np.expand_dims(a, axes))
 
 
 def _norm(node: Node, args: list[Value], env: Env) -> Value:
     x = args[0]
     square = x.re * x.re + x.im * x.im if isinstance(x, Complex) else x * x
-    return _fold(lambda a, b: a + b)(node, [square], env).sqrt()
+    return _fold(add)(node, [square], env).sqrt()
 
 
 def _place(node: Node, args: list[Value], env: Env) -> Value:
@@ -177,8 +164,8 @@ _STRUCTURAL: dict[str, Callable[[Node, list[Value], Env], Value]] = {
     "size": lambda n, a, e: _scalar(float(e.sizes[n.attr("dim")]), e),
     "index": _index,
     "contract": _contract,
-    "sum": _sum,
-    "prod": _fold(lambda a, b: a * b),
+    "sum": _fold(add),
+    "prod": _fold(mul),
     "max": _fold(maximum),
     "min": _fold(minimum),
     "norm": _norm,

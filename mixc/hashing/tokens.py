@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -238,10 +240,7 @@ class _Run:
             back = _shift(c, -lag.distances[0])
         else:
             c = widen(c, lag.leaf.dims, self.env.sizes)
-            parts = [_shift(_entry(c, w), -w) for w in lag.distances]
-            back = parts[0]
-            for p in parts[1:]:
-                back = back + p
+            back = reduce(add, [_shift(_entry(c, w), -w) for w in lag.distances])
         known = {**self.known, _lag_cot(lag): back}
         for leaf, value in zip(grads, evaluate(grads.values(), self.env, known), strict=True):
             self._add(leaf, self._every(align(value, grads[leaf].dims, leaf.dims)))
@@ -255,10 +254,7 @@ class _Run:
 
     def _add(self, leaf: Node, c: Value) -> None:
         if leaf.op == "param":  # the same for every token
-            parts = [_at(c, t) for t in range(c.shape[1])]
-            c = parts[0]
-            for p in parts[1:]:
-                c = c + p
+            c = reduce(add, [_at(c, t) for t in range(c.shape[1])])
         self.sums[leaf] = self.sums[leaf] + c if leaf in self.sums else c
 
 

@@ -8,6 +8,9 @@ What is left is work entry by entry with sums over features, which a compiler of
 
 from __future__ import annotations
 
+from functools import reduce
+
+from mixc.ir.build import total
 from mixc.ir.node import ROW, Node, make, number
 from mixc.ir.ops import OPS
 from mixc.ir.scans import COMBINES
@@ -68,11 +71,12 @@ def _rule(n: Node, args: list[Rows], C: int) -> Rows:
     if op in ("sum", "prod") and ROW in n.attr("over"):
         over = tuple(d for d in n.attr("over") if d != ROW)
         rows_ = [make(op, x, over=over) if over else x for x in (_at(args[0], t) for t in range(C))]
-        return _fold("add" if op == "sum" else "mul", rows_)
+        return reduce(Node.__add__ if op == "sum" else Node.__mul__, rows_)
     if op == "contract":
         over = tuple(dict.fromkeys(d for a in n.args for d in a.dims if d not in n.dims and d != ROW))
-        parts = [_total(_at(args[0], t) * _at(args[1], t), over) for t in range(C)]
-        return parts if ROW in n.dims else _fold("add", parts) if any(ROW in a.dims for a in n.args) else parts[0]
+        parts = [total(_at(args[0], t) * _at(args[1], t), over) for t in range(C)]
+        summed = ROW not in n.dims and any(ROW in a.dims for a in n.args)
+        return parts if ROW in n.dims else reduce(Node.__add__, parts) if summed else parts[0]
     if op == "expand":
         dims = tuple(d for d in n.attr("dims") if d != ROW)
         rows_ = [make("expand", x, dims=dims) if dims else x for x in (_at(args[0], t) for t in range(C))]
@@ -84,14 +88,3 @@ def _rule(n: Node, args: list[Rows], C: int) -> Rows:
     if not any(isinstance(x, list) for x in args):
         return make(op, *(_at(x, 0) for x in args), **attrs)
     return [make(op, *(_at(x, t) for x in args), **attrs) for t in range(C)]
-
-
-def _fold(op: str, xs: list[Node]) -> Node:
-    total = xs[0]
-    for x in xs[1:]:
-        total = make(op, total, x)
-    return total
-
-
-def _total(x: Node, over: tuple[str, ...]) -> Node:
-    return make("sum", x, over=over) if over else x
