@@ -139,3 +139,8 @@ class Axes:
             marks = ", ".join(":" if d in dims else "None" for d in whole)
             code = f"tl.broadcast_to({code}[{marks}], {self.shape(whole)})"
         return (code if whole == axes else f"tl.reshape({code}, {self.shape(axes)})"), axes
+
+
+def called(axes: tuple[str, ...], to: dict[str, str]) -> tuple[str, ...]:
+    """The axes under other names of dims."""
+    return tuple(JOINT.join(to.get(d, d) for d in flat([a])) for a in axes)

@@ -14,8 +14,9 @@ from mixc.codegen.lines import group, in_block, indented, plus, times, wrapped
 from mixc.codegen.names import RESERVED
 from mixc.codegen.names import safe as safe
 from mixc.codegen.notation import formula, is_decay, span_formula
+from mixc.codegen.refuse import refuse
 from mixc.codegen.schedule import nominal_sizes, numbers, schedule
-from mixc.codegen.tiles import Tiles, refuse
+from mixc.codegen.tiles import Tiles
 from mixc.codegen.written import WARPS as WARPS
 from mixc.codegen.written import Kernel as Kernel
 from mixc.ir.launch import Carry, Launch, Store, row_dims

@@ -11,8 +11,8 @@ from functools import cached_property
 from mixc.codegen.config import Config, Tile
 from mixc.codegen.kernel import Kernel, KernelWriter, safe
 from mixc.codegen.lines import packed
+from mixc.codegen.refuse import refuse
 from mixc.codegen.segment_kernel import SegmentWriter
-from mixc.codegen.tiles import refuse
 from mixc.errors import SpecError
 from mixc.ir.launch import Launch
 from mixc.ir.node import JOINT

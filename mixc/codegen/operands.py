@@ -9,7 +9,7 @@ from typing import Any
 
 from mixc.codegen.axes import Axes
 from mixc.ir.launch import ROWS, feature_dims, sides
-from mixc.ir.node import ALIASES, ROW, Node, depends, source
+from mixc.ir.node import ALIASES, ROW, Node, depends, flat, source
 from mixc.ir.ops import OPS
 
 
@@ -46,6 +46,23 @@ def entrywise(node: Node) -> bool:
     return bool(node.args) and (OPS[node.op].elementwise or node.op == "mask")
 
 
+def axes_of(node: Node) -> set[str]:
+    """The axes that the code of a tile has: what is repeated along an axis entry by entry is left to broadcasting."""
+    if node.op == "rename":
+        to = dict(node.attr("to"))
+        return {to.get(d, d) for d in axes_of(node.args[0])}
+    if node.op == "expand":
+        return axes_of(node.args[0])
+    if node.op == "sum":
+        return axes_of(node.args[0]) - set(flat(node.attr("over")))
+    if not entrywise(node):
+        return set(flat(node.dims))
+    found: set[str] = set()
+    for a in node.args:
+        found |= axes_of(a) if len(found) < len(flat(node.dims)) else set()
+    return found
+
+
 def added(nodes: list[Node], uses: Counter[Node], is_dot: Callable[[Node], Any]) -> dict[Node, Node]:
     """Sums that a product adds to its own, by the product: `dot(a, b, ..., x)` for x + a @ b."""
     found: dict[Node, Node] = {}
@@ -62,7 +79,7 @@ def added(nodes: list[Node], uses: Counter[Node], is_dot: Callable[[Node], Any])
     return found
 
 
-def stacked(added: dict[Node, Node], uses: Counter[Node], axes_of: Callable[[Node], tuple[str, str, str] | None],
+def stacked(added: dict[Node, Node], uses: Counter[Node], dot_axes: Callable[[Node], tuple[str, str, str] | None],
             operand_for: Callable[[Node], str]) -> set[Node]:
     """Sums of a tile without rows and a product over tokens to which just such another product is added: both are formed
     as one, their rows on top of each other.
@@ -73,7 +90,7 @@ def stacked(added: dict[Node, Node], uses: Counter[Node], axes_of: Callable[[Nod
 
     def over_tokens(n: Node) -> tuple[str, str] | None:
         """The axis that its product sums over and the dtype of its operands."""
-        axes = axes_of(products[n]) if n in products else None
+        axes = dot_axes(products[n]) if n in products else None
         if axes is None or axes[1] not in ROWS or {axes[0], axes[2]} & {*ROWS}:
             return None
         return axes[1], operand_for(products[n])

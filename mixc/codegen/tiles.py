@@ -15,43 +15,21 @@ from keyword import kwlist
 
 from mixc.codegen import operands as products
 from mixc.codegen import triton_span as spans
-from mixc.codegen.axes import Axes
+from mixc.codegen.axes import Axes, called
 from mixc.codegen.notation import is_decay
-from mixc.codegen.operands import added, dot_axes, entrywise, only_operands, operand_of, sharp, worked_out
+from mixc.codegen.operands import added, axes_of, dot_axes, entrywise, only_operands, operand_of, sharp, worked_out
 from mixc.codegen.padding import zero_padded
-from mixc.codegen.triton_reduce import batched_code, extremum_code, softmax_code
+from mixc.codegen.refuse import refuse
+from mixc.codegen.triton_products import add_code, contract_code
+from mixc.codegen.triton_reduce import extremum_code, softmax_code
 from mixc.codegen.triton_scan import component_name, is_factor_behind, pick_code, previous_code, rows_before, scan_code
-from mixc.errors import Diagnostic, SpecError
 from mixc.ir.blocks import PART
 from mixc.ir.brackets import atom, filled
 from mixc.ir.launch import ROWS, feature_dims
-from mixc.ir.node import COL, JOINT, ROW, Node, flat, postorder, source
+from mixc.ir.node import COL, ROW, Node, flat, postorder, source
 from mixc.ir.ops import OPS
 
-
-def refuse(what: str, node: Node | None = None) -> SpecError:
-    return SpecError(Diagnostic("MX310", f"no kernel: {what}", node.span if node else None,
-                                "backend=\"torch\" runs every spec"))
-
-
 SHORT = 4  # values in an expression that has no name of its own
-
-
-def axes_of(node: Node) -> set[str]:
-    """The axes that the code of a tile has: what is repeated along an axis entry by entry is left to broadcasting."""
-    if node.op == "rename":
-        to = dict(node.attr("to"))
-        return {to.get(d, d) for d in axes_of(node.args[0])}
-    if node.op == "expand":
-        return axes_of(node.args[0])
-    if node.op == "sum":
-        return axes_of(node.args[0]) - set(flat(node.attr("over")))
-    if not entrywise(node):
-        return set(flat(node.dims))
-    found: set[str] = set()
-    for a in node.args:
-        found |= axes_of(a) if len(found) < len(flat(node.dims)) else set()
-    return found
 
 
 class Tiles:
@@ -320,42 +298,10 @@ class Tiles:
         return f"tl.broadcast_to({self.bare(node.args[0], order)}, {self.shape(order)})"
 
     def _add(self, node: Node) -> str:
-        found = self._product_in(node)
-        if found is None:
-            return filled("{0} + {1}", [self.bare(a, self.order(node)) for a in node.args])
-        c, x, order = found
-        if x not in self.stacked:
-            return self._dot(c, order, f", {self.whole(x, self.order(node))}")
-        more = self._product_in(x)
-        assert more
-        return self._two_dots(more[::2], (c, order), self.whole(more[1], self.order(node)))
-
-    def _product_in(self, node: Node) -> tuple[Node, Node, tuple[str, ...]] | None:
-        """The product that a sum is added to, what else the sum has, and the product's axes as the sum has them."""
-        for c, x in (node.args[::-1], node.args):
-            order = self.order(node)
-            while c.op == "rename":
-                back = {new: old for old, new in c.attr("to")}
-                order, c = called(order, back), c.args[0]
-            if self.added.get(c) is node and set(order) <= set(self.dot_axes(c) or ()):
-                return c, x, order
-        return None
+        return add_code(self, node) or filled("{0} + {1}", [self.bare(a, self.order(node)) for a in node.args])
 
     def _contract(self, node: Node) -> str:
-        if self.dot_axes(node):
-            return self._dot(node, self.order(node))
-        a, b = node.args
-        summed = [d for d in a.dims if d in b.dims and d not in node.dims]
-        over = self.of((*node.dims, *summed))
-        if len(over) > 3:
-            code = batched_code(self, node, summed)
-            if code:
-                return code
-            if self.rows:
-                raise refuse("a contraction over four axes", node)
-        lacking = not axes_of(a) | axes_of(b) >= set(summed)  # both repeated along an axis that is summed over
-        first = self.cleaned(a, over, over if lacking else None)
-        return self.summed_code(filled("{0} * {1}", [first, self.cleaned(b, over)]), over, summed)
+        return contract_code(self, node)
 
     def rows_of_tokens(self, node: Node) -> Node | None:
         """The left side of a product of matrices, if its rows are tokens."""
@@ -367,40 +313,6 @@ class Tiles:
     def operand_for(self, node: Node) -> str:
         """The dtype that a product rounds its operands to."""
         return "tl.float32" if sharp(node) or node in self.fine else self.operand
-
-    def _sides(self, node: Node, order: tuple[str, ...]) -> tuple[Node, Node, tuple[str, str, str]]:
-        """The operands of a product and its axes, so that it comes out in `order` or, of no operand's own axes, turned."""
-        (a, b), found = node.args, self.dot_axes(node)
-        assert found
-        return (b, a, found[::-1]) if found[2] == order[0] else (a, b, found)
-
-    def _dot(self, node: Node, order: tuple[str, ...], plus: str = "") -> str:
-        """The product of two matrices, its axes in `order`."""
-        a, b, (x, z, y) = self._sides(node, order)
-        plus = f"{self.operand_for(node)}, PRECISION{plus}"
-        if x == ROW and self.through is not None and (code := self.through(self._operand(a, (x, z), z), b, (z, y), plus)):
-            return code
-        code = f"dot({self._operand(a, (x, z), z)}, {self._operand(b, (z, y), z)}, {plus})"
-        return code if order == (x, y) else self.aligned(code, (x, y), order)
-
-    def _two_dots(self, first: tuple[Node, tuple[str, ...]], second: tuple[Node, tuple[str, ...]], plus: str) -> str:
-        """Two products over tokens, added to a tile, as one."""
-        left, right = [], []
-        for node, order in (first, second):
-            a, b, (x, z, y) = self._sides(node, order)
-            left.append(self._operand(a, (z, x), z))
-            right.append(self._operand(b, (z, y), z))
-        operand = self.operand_for(node)
-        code = f"dot(tl.trans(stack({', '.join(left)}, {operand})), stack({', '.join(right)}, {operand}), {operand}, PRECISION, {plus})"
-        return code if order == (x, y) else self.aligned(code, (x, y), order)
-
-    def _operand(self, node: Node, order: tuple[str, str], summed: str) -> str:
-        over = [d for d in flat([summed]) if d in feature_dims(node) and not zero_padded(node, d)]
-        if over:
-            return self.cleaned(node, order, flat(order))
-        if axes_of(node) != set(flat(order)):  # repeated along an axis of the product
-            return self.whole(node, order)
-        return self.ref(node, order, cast=False)
 
     def cleaned(self, node: Node, order: tuple[str, ...], over: Iterable[str] | None = None) -> str:
         """The tile with the padding of its feature dims held at 0."""
@@ -470,11 +382,6 @@ class Tiles:
         if node.attr("over") != (ROW,):
             raise refuse("a product over feature dims", node)
         return f"whole_product({self.whole(node.args[0], self.order(node.args[0]))})"
-
-
-def called(axes: tuple[str, ...], to: dict[str, str]) -> tuple[str, ...]:
-    """The axes under other names of dims."""
-    return tuple(JOINT.join(to.get(d, d) for d in flat([a])) for a in axes)
 
 
 def literal(value: float) -> str:

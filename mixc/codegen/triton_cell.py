@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from mixc.codegen.kernel import Kernel, KernelWriter, safe
 from mixc.codegen.lines import group, indented, plus, times
-from mixc.codegen.tiles import refuse
+from mixc.codegen.refuse import refuse
 from mixc.ir.launch import Launch, Store
 from mixc.ir.node import ROW, Node
 

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from mixc.codegen.names import named, own_names, renamed
-from mixc.codegen.tiles import refuse
+from mixc.codegen.refuse import refuse
 from mixc.errors import Diagnostic, InputError, SpecError
 from mixc.ir.node import postorder
 from mixc.ir.program import Program

@@ -14,6 +14,9 @@ import re
 from typing import TYPE_CHECKING
 
 from mixc.codegen import triton_crossing
+from mixc.codegen.operands import axes_of
+from mixc.codegen.padding import zero_padded
+from mixc.codegen.refuse import refuse
 from mixc.codegen.triton_crossing import later_sum_code
 from mixc.codegen.triton_rows import logs_code, span_contract_rows_code
 from mixc.ir.launch import feature_dims
@@ -23,12 +26,6 @@ if TYPE_CHECKING:
     from mixc.codegen.tiles import Tiles
 
 BOTH = {ROW, COL}
-
-
-def _refuse(what: str, node: Node) -> Exception:
-    from mixc.codegen.tiles import refuse
-
-    return refuse(what, node)
 
 
 def span_contract_code(tiles: Tiles, node: Node) -> str | None:
@@ -68,7 +65,7 @@ def span_crossing_code(tiles: Tiles, node: Node) -> str:
 
     found, (d, *_) = rows_of(node), feature_dims(node)
     if found is None:
-        raise _refuse("what spans a row, of tensors of these shapes", node)
+        raise refuse("what spans a row, of tensors of these shapes", node)
     A, x, y = found
     return (f"span_between({tiles.whole(A, (ROW, COL))}, {_bare(tiles, x, (ROW, d))}, {_bare(tiles, y, (COL, d))}, "
             f"{_decays(tiles, node, d)}, {node.attr('reach') == 'excl'}, {tiles.operand}, PRECISION)")
@@ -76,8 +73,6 @@ def span_crossing_code(tiles: Tiles, node: Node) -> str:
 
 def _bare(tiles: Tiles, node: Node, order: tuple[str, str]) -> str:
     """The tile, one that was loaded in the dtype of its tensor: half the registers until it meets its factor."""
-    from mixc.codegen.tiles import axes_of, zero_padded
-
     if axes_of(node) == set(order) and all(zero_padded(node, d) for d in feature_dims(node)):
         return tiles.ref(node, order, cast=False)
     return tiles.cleaned(node, order, order)
@@ -107,7 +102,7 @@ def _decays(tiles: Tiles, node: Node, d: str) -> str:
 def unit_inverse_code(tiles: Tiles, node: Node) -> str:
     axes = tiles.order(node)
     if len(axes) != 2:
-        raise _refuse("a triangular system of this shape", node)
+        raise refuse("a triangular system of this shape", node)
     rows = "rows" if axes == (ROW, COL) else f"tl.arange(0, {tiles.block(axes[0])})"
     return f"unit_inverse({tiles.whole(node.args[0], axes)}, {rows}, PRECISION, {bool(node.attr('small'))})"
 
@@ -116,7 +111,7 @@ def running_sum_code(tiles: Tiles, node: Node) -> str:
     """Of vectors: a product with a triangle of ones, so that nothing is subtracted."""
     d, *more = (d for d in node.dims if d != ROW)
     if more:
-        raise _refuse("a running sum of matrices", node)
+        raise refuse("a running sum of matrices", node)
     which = ("later" if node.attr("reverse") else "earlier") + ("" if node.attr("exclusive") else "_and_own")
     which += "_again" * (which in tiles.summed)
     tiles.summed.add(which)
@@ -130,7 +125,7 @@ def solve_code(tiles: Tiles, node: Node) -> str:
     L, y = node.args
     own = [d for d in L.dims if d not in BOTH]
     if len(own) != 1 or set(y.dims) != {ROW, *own}:
-        raise _refuse("a triangular system of this shape", node)
+        raise refuse("a triangular system of this shape", node)
     matrix, right = tiles.whole(L, (ROW, COL, *own)), tiles.whole(y, (ROW, *own))
     return f"solve_columns({matrix}, {right}, rows, {bool(node.attr('transposed'))})"
 

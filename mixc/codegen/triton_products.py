@@ -1,0 +1,100 @@
+"""Products of two tiles, and what they are added to, as Triton code: `dot` where there are two axes and one that is summed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mixc.codegen.axes import called
+from mixc.codegen.operands import axes_of
+from mixc.codegen.padding import zero_padded
+from mixc.codegen.refuse import refuse
+from mixc.codegen.triton_reduce import batched_code
+from mixc.ir.brackets import filled
+from mixc.ir.launch import feature_dims
+from mixc.ir.node import ROW, Node, flat
+
+if TYPE_CHECKING:
+    from mixc.codegen.tiles import Tiles
+
+Added = tuple[Node, Node, tuple[str, ...]]
+
+
+def add_code(w: Tiles, node: Node) -> str | None:
+    """A sum that a product, or two, are added to; None: it is no such sum."""
+    found = _product_in(w, node)
+    if found is None:
+        return None
+    product, rest, order = found
+    if rest not in w.stacked:
+        return _dot(w, product, order, f", {w.whole(rest, w.order(node))}")
+    more = _product_in(w, rest)
+    assert more
+    return _two_dots(w, more, found, w.whole(more[1], w.order(node)))
+
+
+def contract_code(w: Tiles, node: Node) -> str:
+    if w.dot_axes(node):
+        return _dot(w, node, w.order(node))
+    a, b = node.args
+    summed = [d for d in a.dims if d in b.dims and d not in node.dims]
+    over = w.of((*node.dims, *summed))
+    if len(over) > 3:
+        code = batched_code(w, node, summed)
+        if code:
+            return code
+        if w.rows:
+            raise refuse("a contraction over four axes", node)
+    lacking = not axes_of(a) | axes_of(b) >= set(summed)  # both repeated along an axis that is summed over
+    first = w.cleaned(a, over, over if lacking else None)
+    return w.summed_code(filled("{0} * {1}", [first, w.cleaned(b, over)]), over, summed)
+
+
+def _product_in(w: Tiles, node: Node) -> Added | None:
+    """The product that a sum is added to, what else the sum has, and the product's axes as the sum has them."""
+    for c, rest in (node.args[::-1], node.args):
+        order = w.order(node)
+        while c.op == "rename":
+            back = {new: old for old, new in c.attr("to")}
+            order, c = called(order, back), c.args[0]
+        if w.added.get(c) is node and set(order) <= set(w.dot_axes(c) or ()):
+            return c, rest, order
+    return None
+
+
+def _dot(w: Tiles, node: Node, order: tuple[str, ...], plus: str = "") -> str:
+    """The product of two matrices, its axes in `order`."""
+    a, b, (x, z, y) = _sides(w, node, order)
+    plus = f"{w.operand_for(node)}, PRECISION{plus}"
+    if x == ROW and w.through is not None and (code := w.through(_operand(w, a, (x, z), z), b, (z, y), plus)):
+        return code
+    code = f"dot({_operand(w, a, (x, z), z)}, {_operand(w, b, (z, y), z)}, {plus})"
+    return code if order == (x, y) else w.aligned(code, (x, y), order)
+
+
+def _two_dots(w: Tiles, first: Added, second: Added, plus: str) -> str:
+    """Two products over tokens, added to a tile, as one (`operands.stacked`)."""
+    left, right = [], []
+    for node, _, order in (first, second):
+        a, b, (x, z, y) = _sides(w, node, order)
+        left.append(_operand(w, a, (z, x), z))
+        right.append(_operand(w, b, (z, y), z))
+    operand = w.operand_for(node)
+    code = (f"dot(tl.trans(stack({', '.join(left)}, {operand})), stack({', '.join(right)}, {operand}), "
+            f"{operand}, PRECISION, {plus})")
+    return code if order == (x, y) else w.aligned(code, (x, y), order)
+
+
+def _sides(w: Tiles, node: Node, order: tuple[str, ...]) -> tuple[Node, Node, tuple[str, str, str]]:
+    """The operands of a product and its axes, the one first whose own axis is first in `order`."""
+    (a, b), found = node.args, w.dot_axes(node)
+    assert found
+    return (b, a, (found[2], found[1], found[0])) if found[2] == order[0] else (a, b, found)
+
+
+def _operand(w: Tiles, node: Node, order: tuple[str, str], summed: str) -> str:
+    over = [d for d in flat([summed]) if d in feature_dims(node) and not zero_padded(node, d)]
+    if over:
+        return w.cleaned(node, order, flat(order))
+    if axes_of(node) != set(flat(order)):  # repeated along an axis of the product
+        return w.whole(node, order)
+    return w.ref(node, order, cast=False)
