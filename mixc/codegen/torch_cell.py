@@ -108,12 +108,7 @@ class _Writer(Plan):
             name = f"k{len(self.made.keeps) + 1}"
             self.made.keeps[name] = n, self.axes(n)
             return name
-        axes = self.axes(n)
-        if self.free.get(axes):
-            self.owner[n] = self.free[axes].pop()
-        else:
-            self.owner[n] = f"s{len(self.made.scratch) + 1}"
-            self.made.scratch[self.owner[n]] = axes
+        self.owner[n] = self._temporary(self.axes(n))
         return self.owner[n]
 
     def line(self, text: str) -> None:
@@ -225,25 +220,66 @@ class _Writer(Plan):
             self.put(n, template.format(*[self.ref(a, axes) for a in n.args], n=n.attr("n")))
         elif OPS[n.op].elementwise:
             self._formed(n, template.format(*[self.ref(a, axes) for a in n.args], n=n.attr("n")).replace("REAL", "dtype"), axes)
-        elif n.op == "contract" and (formed := self._product(n)):
-            self._formed(n, *formed)
+        elif n.op == "contract" and self._is_product(n):
+            self._emit_product(n)
         elif n.op in _REDUCES:
             (x,) = n.args
             text, have = self._named(x) if set(self._named(x)[1]) == {*ONE, *features(x)} else ("", ())
             over = [have.index(d) for d in n.attr("over")] if have else []
             left = tuple(d for d in have if d not in n.attr("over"))
-            self._formed(n, f"{text}.{_REDUCES[n.op]}({over})", left) if have else self._called(n)
+            if not have:
+                self._called(n)
+            elif left == self.axes(n):
+                self.put(n, f"torch.{_REDUCES[n.op]}({text}, {over})")
+            else:
+                self._formed(n, f"{text}.{_REDUCES[n.op]}({over})", left)
         else:
             self._called(n)
 
-    def _product(self, n: Node) -> tuple[str, Dims] | None:
-        """Text and axes of a product over one dim, where either side has one dim of its own at most."""
+    def _is_product(self, n: Node) -> bool:
+        """Over one dim, where either side has one dim of its own at most?"""
+        a, b = n.args
+        of_a, of_b, kept = (set(features(x)) for x in (a, b, n))
+        over = (of_a | of_b) - kept
+        return max(len(of_a & kept - of_b), len(of_b & kept - of_a)) <= 1 and len(over) == 1 and over <= of_a & of_b \
+            and all(of <= set(self._named(x)[1]) for x, of in ((a, of_a), (b, of_b)))
+
+    def _emit_product(self, n: Node) -> None:
+        """Of small tensors torch.matmul costs several times what one product of matrices does, or a sum."""
+        a, b = n.args
+        of_a, of_b, kept = (set(features(x)) for x in (a, b, n))
+        each, over = tuple(sorted(of_a & of_b & kept, key=self._by_header)), tuple((of_a | of_b) - kept)
+        own_a, own_b = of_a & kept - of_b, of_b & kept - of_a
+        if not own_a and not own_b and (*ONE, *each) == self.axes(n):
+            axes = (*ONE, *each, *over)
+            products = self._temporary(axes)
+            self.line(f"torch.mul({self.ref(a, axes)}, {self.ref(b, axes)}, out={products})")
+            self.put(n, f"torch.sum({products}, [{len(axes) - 1}])")
+            self.free.setdefault(axes, []).append(products)
+            return
+        alone = not each and all(self._named(x)[1][:2] == ONE for x in n.args)
+        if alone and len(own_a) + len(own_b) == 1:
+            vector, matrix = (a, b) if own_b else (b, a)
+            rows, columns = self.ref(vector, (*ONE, *over)), self.ref(matrix, (*ONE, *over, *own_a, *own_b))
+            target = self.room(n)
+            self.line(f"torch.bmm({rows}{_AS_ROWS}, {columns}.flatten(0, 1), out={target}{_AS_ROWS})")
+            self.value[n] = target, self.axes(n)
+            return
+        self._formed(n, *self._matmul(n))
+
+    def _temporary(self, axes: Dims) -> str:
+        """A buffer of a line; whoever takes it puts it among those that are free."""
+        if self.free.get(axes):
+            return self.free[axes].pop()
+        name = f"s{len(self.made.scratch) + 1}"
+        self.made.scratch[name] = axes
+        return name
+
+    def _matmul(self, n: Node) -> tuple[str, Dims]:
+        """Text and axes of a product."""
         a, b = n.args
         of_a, of_b, kept = (set(features(x)) for x in (a, b, n))
         left, right, over = list(of_a & kept - of_b), list(of_b & kept - of_a), list((of_a | of_b) - kept)
-        if max(len(left), len(right)) > 1 or len(over) != 1 or over[0] not in of_a & of_b or not all(
-                of <= set(self._named(x)[1]) for x, of in ((a, of_a), (b, of_b))):
-            return None
         each = (*ONE, *sorted(of_a & of_b & kept, key=self._by_header))
         rows, columns = self.ref(a, (*each, *(left or ["_left"]), *over)), self.ref(b, (*each, *over, *(right or ["_right"])))
         first = "" if left and right else f"[..., {':' if left else '0'}, {':' if right else '0'}]"
@@ -279,12 +315,31 @@ class _Writer(Plan):
         for name in [*made.rows, *made.views, *made.keeps]:
             names.append(name)
             sources.append(order.format(f"{name}.unbind(0)"))
+        for name, source in self._views_first([*made.rows, *made.keeps]).items():
+            names.append(name)
+            sources.append(order.format(f"{source}.unbind(0)"))
         args = [f"{name}_{x}" for name, _, _ in made.carried for x in ("at", "to")]
         args += [*made.rows, *made.views, *made.keeps, *made.heads, *made.numbers, *made.weights, *made.scratch, *made.calls]
         head = ["import torch", "import torch.nn.functional as F", "", "from mixc.codegen.torch_prelude import guard", "", "",
                 f"def loop(*, {', '.join(args)}, dtype):", *(f"    {name} = {view}" for name, view in self.once.items()),
                 f"    for {', '.join(names)} in zip(", *(f"            {s}," for s in sources), "            strict=True):"]
         return "\n".join([*head, *self.lines]) + "\n"
+
+
+    def _views_first(self, names: list[str]) -> dict[str, str]:
+        """Views that every token would make of its part are made of all tokens, by the name they now have."""
+        found: dict[str, str] = {}
+        for name in names:
+            for pattern, change in ((rf"\b{name}\[([:, None]+)\]", "{}[:, {}]"),
+                                    (rf"\b{name}{re.escape(_AS_ROWS)}", "{}" + _AS_ROWS_OF_ALL)):
+                for text in dict.fromkeys(m[0] for line in self.lines for m in re.finditer(pattern, line)):
+                    new = f"{name}_{len(found) + 1}v"
+                    found[new] = change.format(name, text[len(name) + 1:-1])
+                    self.lines = [re.sub(rf"\b{re.escape(text)}", new, line) for line in self.lines]
+        return found
+
+
+_AS_ROWS, _AS_ROWS_OF_ALL = ".flatten(0, 1).unsqueeze(1)", ".flatten(1, 2).unsqueeze(2)"
 
 
 def _over(text: str, axes: Dims, want: Dims) -> str:

@@ -128,6 +128,31 @@ def test_all_gates_in_one_product_and_few_calls_a_token():
     assert sum("bmm" in c for c in calls(gru.forward(True).loop.text)) == 1
 
 
+SMALL = {
+    "dot": "state h[D], a\nh = sigmoid(a) * h + x\na = w @ h\nout o[D] = h",
+    "dots": "state S[D, E], a[D]\nS = sigmoid(a) * S + x * y\na = sum[E](y * S)\nout o[D] = S @ y",
+    "rows": "state S[D, E], a[E]\nS = sigmoid(a) * S + x * y\na = tanh(w @ S)\nout o[D] = S @ y",
+    "columns": "state S[D, E], a[D]\nS = sigmoid(a) * S + x * y\na = tanh(S @ y)\nout o[D] = a",
+    "largest": "state S[D, E], a[D]\nS = sigmoid(a) * S + x * y\na = max[E](S) - min[E](S)\nout o[D] = a",
+    "itself": "state S[D, E], a\nS = sigmoid(a) * S + x * y\na = tanh(S @ S)\nout o[D] = S @ y",
+    "weights": "param R[D, E]\nstate h[D], a[E]\nh = tanh(h + x)\na = tanh(a + h @ R)\nout o[D] = h * (a @ y)",
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_products_of_a_token(name):
+    """torch.matmul of such took half of a loop's time; views of a token's part are made of all tokens at once."""
+    lines = SMALL[name].split("\n")
+    mixer = mixc.loads("\n".join(["mixer m(D, E) {\nin x[D], w[D], y[E]", *lines, "}"]))
+    check(mixer)
+    check(mixer, 30, mask=torch.arange(60).reshape(2, 30) % 3 > 0)
+    check(mixer, 20, dtype=torch.float32, reverse=True)
+    code = compiled(mixer.declared, True)
+    names = frozenset(d.name for d in (*mixer.declared.ins, *mixer.declared.params))
+    for text in (code.forward(True).loop.text, code.backward(names).loop.text):
+        assert "matmul" not in text.split("strict=True")[1]
+
+
 def test_a_state_that_nothing_reads_again():
     """Its factor from token to token is 0, a number for every row."""
     check(mixc.loads("mixer m(D) {\n in x[D]\n state h[D], g[D]\n g = 0.5 * x\n h = tanh(h) + x\n out o[D] = h\n}"))
