@@ -387,11 +387,12 @@ def span_apply_both(A, x, y, g, rows, REACH: tl.constexpr, OPERAND: tl.constexpr
     back = tl.zeros([y.shape[0], y.shape[1]], tl.float32)
     gain = tl.zeros([y.shape[0], y.shape[1]], tl.float32)
     for level in tl.static_range(0, 4):
-        z = (tl.where(in_later(rows, level), x, y) * factors[level]).to(OPERAND)
-        own, found = z.to(tl.float32) * low[level], factors[level] * low[level]
-        out += tl.where(in_later(rows, level), found, 0.0)
-        back += tl.where(in_later(rows, level), 0.0, found)
-        gain += tl.where(in_later(rows, level), own, -own)
+        signed = tl.where(in_later(rows, level), x.to(tl.float32), -y.to(tl.float32))
+        z = (signed * factors[level]).to(OPERAND)  # formed again, with its sign: fewer registers
+        gain += z.to(tl.float32) * low[level]
+        found = factors[level] * low[level]
+        ahead = tl.where(in_later(rows, level), found, 0.0)
+        out, back = out + ahead, back + (found - ahead)
     for level in tl.static_range(4, 4 + MORE):
         later, apart, factor = blocks(g, rows, level, REACH, PRECISION)
         both = tl.where(apart, tl.where(later, A, tl.trans(A)), 0.0)
