@@ -380,7 +380,7 @@ def written(p: Program, lines: list[tuple[str, Node]]) -> list[str]:
     left: dict[Node, str] = {}
     for x, n in lines:
         left.setdefault(n, x)
-    made = Mathematics(left, {d.name for d in p.decls} | {d.name for d in p.dims} | {"t", "s"})
+    made = Mathematics(left, p.names | {"t", "s"})
     again = [f"<mrow>{x}{_o('=')}{made._value(n, {}, SUM)}</mrow>" for x, n in lines if not n.args or left[n] != x]
     return [f'<math xmlns="http://www.w3.org/1998/Math/MathML" display="block">{line}</math>'
             for line in [*made.lines, *again]]

@@ -135,6 +135,11 @@ class Program:
 
     ins, params, consts, states, outs = map(_Of, ("in", "param", "const", "state", "out"))
 
+    @property
+    def names(self) -> set[str]:
+        """All that is declared, dims too."""
+        return {d.name for d in self.decls} | {d.name for d in self.dims}
+
     def sized(self, sizes: dict[str, int]) -> dict[str, int]:
         """Sizes of all dims, from those of the header."""
         return {**sizes, **{d.name: d.size or sizes[d.alias or d.name] for d in self.dims if d.name not in sizes}}

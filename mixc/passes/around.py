@@ -55,7 +55,7 @@ def around(step: Program, avoid: Iterable[str] = ()) -> Around | None:
     found = _Division(whole or step)
     if not step.states or not (found.front or found.behind):
         return None
-    made = _divided(found, {*(d.name for d in found.step.decls), *(d.name for d in found.step.dims), *avoid})
+    made = _divided(found, found.step.names.union(avoid))
     return made if whole is None or made is None else _of_planes(step, made)
 
 

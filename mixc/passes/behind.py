@@ -27,7 +27,7 @@ def behind(found: Around) -> Behind | None:
     """Of the outs that are more than a product; None: there is none, or they need what no tensor has there."""
     step = found.step
     outs = {name: v for name, v in found.behind.items() if projection(v) is None}
-    taken = {*(d.name for d in (*step.decls, *found.program.decls)), *(d.name for d in step.dims)}
+    taken = step.names | found.program.names
     read = {v: name for name, v in found.read.items()}
     products: dict[str, Node] = {}
     given: dict[Node, Decl] = {}

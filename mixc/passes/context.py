@@ -70,7 +70,7 @@ def context(step: Program, sizes: dict[str, int] | None = None) -> Context:
 class _Made:
     def __init__(self, step: Program):
         self.step, self.decls, self.given = step, list[Decl](), dict[str, Node]()
-        self.taken = {d.name for d in step.decls} | {d.name for d in step.dims}
+        self.taken = step.names
 
     def leaf(self, n: Node) -> Node:
         if n.op == "lag":

@@ -160,7 +160,7 @@ def _dead(n: Node) -> float | None:
 
 def _rows(values: list[Node], stores: tuple[Store, ...], program: Program) -> dict[Node, Store]:
     """The rows that hold each of `values`: a gradient's, or its own, under a name that nothing has."""
-    taken, rows = {d.name for d in program.dims} | {d.name for d in program.decls}, dict[Node, Store]()
+    taken, rows = program.names, dict[Node, Store]()
     for n in values:
         name = next(x for i in itertools.count(1) if (x := f"handed{i}" if i > 1 else "handed") not in taken)
         own = Store("rows", name, n, tuple(x for x in n.dims if x != ROW), "save")

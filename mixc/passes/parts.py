@@ -56,7 +56,7 @@ class _Parts:
         # what reads a size is formed where its dims are
         sizes = depends(self.level, [n for n in postorder(self.level) if n.op in ("size", "const")])
         self.sized = {n for n in self.level if any(a in sizes and a not in self.level for a in n.args)}
-        self.taken = {*(d.name for d in step.decls), *(d.name for d in step.dims)}
+        self.taken = step.names
 
     def found(self) -> list[Program]:
         used = sorted(set(self.part.values()))

@@ -32,9 +32,8 @@ def is_complex(step: Program) -> bool:
 
 def part_names(step: Program, name: str) -> tuple[str, str]:
     """Names of the planes of a declared name, unlike all others."""
-    taken = {d.name for d in step.decls} | {d.name for d in step.dims}
     base = name
-    while any(base + p in taken for p in PARTS):
+    while any(base + p in step.names for p in PARTS):
         base += "_"
     return base + PARTS[0], base + PARTS[1]
 
