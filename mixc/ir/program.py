@@ -197,10 +197,10 @@ def once_a_program(make: Callable[..., T]) -> Callable[..., T]:
     return made
 
 
-def free(name: str, taken: set[str]) -> str:
+def free(name: str, taken: set[str], between: str = "_") -> str:
     """The name, with a number behind it if it is taken; it is then."""
     base, i = name, 2
     while name in taken:
-        name, i = f"{base}_{i}", i + 1
+        name, i = f"{base}{between}{i}", i + 1
     taken.add(name)
     return name

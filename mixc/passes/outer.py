@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from mixc.ir.build import is_number, rename, total, where
 from mixc.ir.node import COL, Node, make, number, postorder
+from mixc.ir.program import free
 
 
 def terms(n: Node, free: Callable[[Node], bool]) -> list[tuple[Node, Node | None]] | None:
@@ -62,13 +63,8 @@ class Ranks(dict[str, str]):
         self.between: dict[str, str] = {}
 
     def __missing__(self, dim: str) -> str:
-        self[dim], self.between[dim] = (self._fresh(f"{dim}{row}") for row in (COL, "_u"))
+        self[dim], self.between[dim] = (free(f"{dim}{row}", self.taken, "") for row in (COL, "_u"))
         return self[dim]
-
-    def _fresh(self, base: str) -> str:
-        name = next(name for i in itertools.count(1) if (name := f"{base}{i if i > 1 else ''}") not in self.taken)
-        self.taken.add(name)
-        return name
 
     @property
     def rows(self) -> tuple[tuple[str, str, str], ...]:

@@ -21,7 +21,7 @@ from dataclasses import replace
 from mixc.ir.launch import Carry, Launch, Store, row_dims, splittable
 from mixc.ir.node import COL, ROW, Node, depends, make, postorder, substitute
 from mixc.ir.ops import CHOICES
-from mixc.ir.program import Program
+from mixc.ir.program import Program, free
 from mixc.ir.ranges import bounds, proving
 from mixc.passes.differentiate import cotangent_of_state
 from mixc.passes.shares import Along, shares
@@ -162,10 +162,8 @@ def _rows(values: list[Node], stores: tuple[Store, ...], program: Program) -> di
     """The rows that hold each of `values`: a gradient's, or its own, under a name that nothing has."""
     taken, rows = program.names, dict[Node, Store]()
     for n in values:
-        name = next(x for i in itertools.count(1) if (x := f"handed{i}" if i > 1 else "handed") not in taken)
-        own = Store("rows", name, n, tuple(x for x in n.dims if x != ROW), "save")
-        rows[n] = next((s for s in stores if s.value is n), own)
-        taken.add(rows[n].name)
+        rows[n] = next((s for s in stores if s.value is n), None) or Store(
+            "rows", free("handed", taken, ""), n, tuple(x for x in n.dims if x != ROW), "save")
     return rows
 
 
