@@ -167,17 +167,13 @@ def range_check(p: Program) -> list[str]:
     lines = []
     for d in (*p.ins, *p.params):
         for r in d.ranges:
-            words = f"{_bound(r.low, '<' if r.low_open else '<=', True)}{_of(d, r)}{_bound(r.high, '<' if r.high_open else '<=', False)}"
-            lines.append(f"in_range({d.name!r}, {_of(d, r)!r}, {_values(d, r)}, {_limit(r.low, r, 1)}, {_limit(r.high, r, -1)}, "
+            words = f"{_bound(r.low, '<' if r.low_open else '<=', True)}{r.subject(d.name)}{_bound(r.high, '<' if r.high_open else '<=', False)}"
+            lines.append(f"in_range({d.name!r}, {r.subject(d.name)!r}, {_values(d, r)}, {_limit(r.low, r, 1)}, {_limit(r.high, r, -1)}, "
                          f"{words!r})")
     names = {n.attr("name") for d in (*p.ins, *p.params) for r in d.ranges for b in (r.low, r.high) if b is not None
              for n in postorder([b]) if n.op == "const"}
     return ["def in_ranges(tensors, consts):", '    """Every declared range."""',
             *(f"    {c} = consts[{c!r}]" for c in sorted(names)), *(f"    {x}" for x in lines or ["pass"])]
-
-
-def _of(d: Decl, r: Range) -> str:
-    return {"x": d.name, "abs": f"abs({d.name})"}.get(r.of, f"norm[{', '.join(r.over)}]({d.name})")
 
 
 def _values(d: Decl, r: Range) -> str:

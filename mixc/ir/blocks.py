@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 
 from mixc.ir.node import ROW, Node, is_number, make, number
-from mixc.ir.scans import at_edge, previous, split_edge, total_of
+from mixc.ir.scans import addends, at_edge, previous, split_edge, total_of
 
 Tensor = torch.Tensor
 PART = "_i"
@@ -57,14 +57,9 @@ def adjoint(block: Node, c: Node) -> tuple[Node, ...]:
 def _by_component(c: Node, n: int) -> list[Node]:
     """A sum of cotangents, each of one component."""
     found: list[list[Node]] = [[] for _ in range(n)]
-    stack = [c]
-    while stack:
-        x = stack.pop()
-        if x.op == "add":
-            stack.extend(reversed(x.args))
-        else:
-            assert x.op == "place" and x.attr("dim") == PART, x
-            found[x.attr("i")].append(x.args[0])
+    for x in addends(c):
+        assert x.op == "place" and x.attr("dim") == PART, x
+        found[x.attr("i")].append(x.args[0])
     return [total_of(xs) for xs in found]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from mixc.ir.node import COL, ROW, Node, as_node, is_number, make, number
 
@@ -42,6 +42,13 @@ def total(x: Node, over: Iterable[str]) -> Node:
 def rename(x: Node, **to: str) -> Node:
     """rename(x, K="M"); dims that x lacks are ignored, and so are names that stay."""
     pairs = tuple((a, b) for a, b in to.items() if a in x.dims and a != b)
+    return make("rename", x, to=pairs) if pairs else x
+
+
+def renamed_at_once(x: Node, to: Mapping[str, str]) -> Node:
+    """x under other names; what is a tensor under a rename already is under one still."""
+    old, x = (dict(x.attr("to")), x.args[0]) if x.op == "rename" else (dict[str, str](), x)
+    pairs = tuple((d, new) for d in x.dims if (new := to.get(old.get(d, d), old.get(d, d))) != d)
     return make("rename", x, to=pairs) if pairs else x
 
 

@@ -39,6 +39,10 @@ class Range:
     low_open: bool = False
     high_open: bool = False
 
+    def subject(self, name: str) -> str:
+        """What of a value lies there, in the spec's words."""
+        return {"x": name, "abs": f"abs({name})", "norm": f"norm[{', '.join(self.over)}]({name})"}[self.of]
+
 
 @dataclass(frozen=True)
 class Decl:

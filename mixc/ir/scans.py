@@ -14,6 +14,7 @@ the h[t-1] that was there; the combine of two rows is never differentiated (at t
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -160,23 +161,27 @@ def _has_live(x: Node) -> bool:
 
 def split_edge(c: Node, edge: int) -> tuple[Node, Node]:
     """A sum of cotangents as those of rows, and that of the state behind the last row."""
-    rows, behind, stack = list[Node](), list[Node](), [c]
+    rows, behind = list[Node](), list[Node]()
+    for x in addends(c):
+        placed = x.op == "place" and x.attr("dim") == ROW and x.attr("i") == edge
+        (behind if placed else rows).append(x.args[0] if placed else x)
+    return total_of(rows), total_of(behind)
+
+
+def addends(x: Node) -> list[Node]:
+    """What a sum adds up, in order."""
+    found, stack = list[Node](), [x]
     while stack:
         x = stack.pop()
         if x.op == "add":
             stack.extend(reversed(x.args))
-        elif x.op == "place" and x.attr("dim") == ROW and x.attr("i") == edge:
-            behind.append(x.args[0])
         else:
-            rows.append(x)
-    return total_of(rows), total_of(behind)
+            found.append(x)
+    return found
 
 
 def total_of(xs: list[Node]) -> Node:
-    out: Node | None = None
-    for x in xs:
-        out = x if out is None else out + x
-    return number(0) if out is None else out
+    return functools.reduce(Node.__add__, xs) if xs else number(0)
 
 
 # ---------------------------------------------------------------- evaluation

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from mixc.ir.build import contract, expand, number, where
+from mixc.ir.build import contract, expand, number, renamed_at_once, where
 from mixc.ir.evaluate import elementwise
 from mixc.ir.node import Node, is_number, make, postorder
 from mixc.ir.ops import OPS
@@ -242,10 +242,7 @@ def rename_twice(n: Node) -> Node | None:
         return expand(n.args[0].args[0], n.dims)
     if n.op != "rename" or n.args[0].op != "rename":
         return None
-    inner, outer = dict(n.args[0].attr("to")), dict(n.attr("to"))
-    x = n.args[0].args[0]
-    pairs = tuple((d, new) for d in x.dims if (new := outer.get(inner.get(d, d), inner.get(d, d))) != d)
-    return make("rename", x, to=pairs) if pairs else x
+    return renamed_at_once(n.args[0], dict(n.attr("to")))
 
 
 def same_row_before(n: Node) -> Node | None:

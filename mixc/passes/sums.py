@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import reduce
 
-from mixc.ir.build import cumsum
+from mixc.ir.build import cumsum, renamed_at_once
 from mixc.ir.node import Node, make, postorder, substitute
 
 SUMS = ("add", "sub", "neg")
@@ -116,10 +116,7 @@ def renamed(n: Node, like: Node) -> Node:
     """The node under the names that `like` gives."""
     if n.op == "mul":
         return make("mul", *(renamed(a, like) for a in n.args))
-    old, new = dict(n.attr("to")) if n.op == "rename" else {}, dict(like.attr("to"))
-    x = n.args[0] if n.op == "rename" else n
-    pairs = tuple((d, name) for d in x.dims if (name := new.get(old.get(d, d), old.get(d, d))) != d)
-    return make("rename", x, to=pairs) if pairs else x
+    return renamed_at_once(n, dict(like.attr("to")))
 
 
 def _added(terms: list[Term]) -> Node:

@@ -99,6 +99,5 @@ def _range(call: Call, d: Decl, r: Range, x: Tensor) -> None:
         over = sign * (y - limit) + slack * abs(limit)
         if not bool((over > 0 if strict else over >= 0).all()):
             worst = y.flatten()[torch.nan_to_num(over, nan=-torch.inf).flatten().argmin()].item()
-            of = {"x": d.name, "abs": f"abs({d.name})", "norm": f"norm[{', '.join(r.over)}]({d.name})"}[r.of]
             op = (">" if sign > 0 else "<") + ("" if strict else "=")
-            raise InputError(f"`{d.name}`: expected {of} {op} {limit:g}, got {worst:g}")
+            raise InputError(f"`{d.name}`: expected {r.subject(d.name)} {op} {limit:g}, got {worst:g}")

@@ -38,7 +38,7 @@ def shape(d: Decl, *lead: str) -> str:
 
 
 def range_text(name: str, r: Range) -> str:
-    of = {"x": name, "abs": f"abs({name})", "norm": f"norm[{', '.join(r.over)}]({name})"}[r.of]
+    of = r.subject(name)
     low = f"{expression(r.low)} {'<' if r.low_open else '<='} " if r.low is not None else ""
     high = f" {'<' if r.high_open else '<='} {expression(r.high)}" if r.high is not None else ""
     if low and not high:
