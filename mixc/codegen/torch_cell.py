@@ -314,13 +314,13 @@ class _Writer(Plan):
             sources += [f"{name}_at", f"{name}_to"]
         for name in [*made.rows, *made.views, *made.keeps]:
             names.append(name)
-            sources.append(order.format(f"{name}.unbind(0)"))
+            sources.append(order.format(f"each_token({name})"))
         for name, source in self._views_first([*made.rows, *made.keeps]).items():
             names.append(name)
             sources.append(order.format(f"{source}.unbind(0)"))
         args = [f"{name}_{x}" for name, _, _ in made.carried for x in ("at", "to")]
         args += [*made.rows, *made.views, *made.keeps, *made.heads, *made.numbers, *made.weights, *made.scratch, *made.calls]
-        head = ["import torch", "import torch.nn.functional as F", "", "from mixc.codegen.torch_prelude import guard", "", "",
+        head = ["import torch", "import torch.nn.functional as F", "", "from mixc.codegen.torch_prelude import each_token, guard", "", "",
                 f"def loop(*, {', '.join(args)}, dtype):", *(f"    {name} = {view}" for name, view in self.once.items()),
                 f"    for {', '.join(names)} in zip(", *(f"            {s}," for s in sources), "            strict=True):"]
         return "\n".join([*head, *self.lines]) + "\n"

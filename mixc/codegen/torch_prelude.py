@@ -16,7 +16,7 @@ Tensor = torch.Tensor
 LOG2E = 1 / math.log(2)
 
 
-__all__ = ["compare", "decay", "decay_of", "exp_by_two", "fold", "guard", "keep", "norm", "number", "place", "running_decay",
+__all__ = ["compare", "decay", "decay_of", "each_token", "exp_by_two", "fold", "guard", "keep", "norm", "number", "place", "running_decay",
            "running_product", "running_sum", "select", "sigmoid_by_two", "softmax", "span_decay", "span_parts", "span_product",
            "span_sum", "span_sum_of"]
 
@@ -172,6 +172,17 @@ def guard(c: Tensor, d: Tensor | float) -> Tensor:
     """c * d, and 0 where the cotangent c is 0."""
     zero = torch.zeros((), dtype=c.dtype, device=c.device)
     return torch.where(c == 0, zero, c * d)
+
+
+def each_token(x: Tensor) -> list[Tensor]:
+    """x[0], x[1], ...  Scratch, which the next segment uses again, keeps them: to make them costs a third of a call
+    each."""
+    found: list[Tensor] | None = getattr(x, "mixc_tokens", None)
+    if found is None:
+        found = list(x.unbind(0))
+        if hasattr(x, "mixc_scratch"):
+            x.mixc_tokens = found  # type: ignore[attr-defined]
+    return found
 
 
 def compare(op: str, a: Tensor, b: Tensor, out: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from mixc.codegen.torch_cell_plan import Loop
+from mixc.codegen.torch_prelude import each_token
 from mixc.ir.evaluate import Env, align, compute, evaluate, heads
 from mixc.ir.node import ROW, Node
 from mixc.ir.program import Decl
@@ -100,6 +101,18 @@ class _Run:
         self.tokens = _Tokens(call)
         kinds = [d.dims for d in (*self.program.ins, *self.program.outs, *self.program.states)]
         self.spans = self.tokens.spans(call.H * max(math.prod(call.sizes[n] for n in dims) for dims in kinds))
+        self.spare: dict[object, Any] | None = None  # what a span leaves to the next one, where nothing is kept
+
+    def room(self, key: tuple[object, ...], shape: list[int], dtype: torch.dtype | None = None) -> Tensor:
+        """A tensor to be written; the next span of its length gets it again, with its views."""
+        dtype = dtype or self.call.dtype
+        if self.spare is None:
+            return torch.empty(shape, dtype=dtype, device=self.call.device)
+        key = (*key, *shape, dtype)
+        if key not in self.spare:
+            self.spare[key] = torch.empty(shape, dtype=dtype, device=self.call.device)
+            self.spare[key].mixc_scratch = True
+        return self.spare[key]  # type: ignore[no-any-return]
 
     # ------------------------------------------------------------ values
     def sizes(self, s: Span | None) -> dict[str, int]:
@@ -132,7 +145,7 @@ class _Run:
 
     # ------------------------------------------------------------ one loop
     def loop(self, half: Half, s: Span, env: Env, known: Known, fixed: dict[str, Tensor],
-             places: dict[str, tuple[Tensor, ...]]) -> dict[str, _Slots]:
+             places: dict[str, list[Tensor]]) -> dict[str, _Slots]:
         """Runs it; what it leaves goes to `known`.  Returns its stacks."""
         made, call, sizes = half.loop, self.call, self.sizes(s)
         evaluate([n for n, _ in made.rows.values()], env, known)
@@ -140,20 +153,20 @@ class _Run:
         given: dict[str, Any] = {"dtype": call.dtype, **fixed, **places}
         for name, (n, axes) in made.rows.items():
             x = align(known[n], n.dims, (ROW, *axes), 0)
-            given[name] = x.expand(s.T, *_whole(x.shape[1:], axes, sizes)).contiguous()
+            x = x.expand(s.T, *_whole(x.shape[1:], axes, sizes))
+            given[name] = x if x.is_contiguous() else self.room((id(made), name), list(x.shape), x.dtype).copy_(x)
         for name, (n, axes) in made.heads.items():
             x = align(known[n], n.dims, axes, 0)
             given[name] = x.expand(_whole(x.shape, axes, sizes))
         given |= {name: known[n] for name, n in made.numbers.items()}
         for name, axes in made.scratch.items():
-            given[name] = torch.empty([sizes[d] for d in axes], dtype=call.dtype, device=call.device)
+            given[name] = self.room((id(made), name), [sizes[d] for d in axes])
         buffers = {name: self._stack(made, name, known, sizes) for name in made.stacks}
         for name, (stack, i, j, slots) in made.views.items():
-            view = buffers[stack][i:j + 1]
-            given[name] = view.slots if slots else view.flat
+            given[name] = self._view(buffers[stack], i, j + 1, slots)
         for name, (n, axes) in made.keeps.items():
-            dtype = torch.bool if n.kind == "bool" else call.dtype
-            given[name] = torch.empty([s.T, *[sizes[d] for d in axes]], dtype=dtype, device=call.device)
+            given[name] = self.room((id(made), name), [s.T, *[sizes[d] for d in axes]],
+                                    torch.bool if n.kind == "bool" else None)
         for name, n in made.calls.items():
             given[name] = functools.partial(self._token_op, n, {**sizes, ROW: 1})
         made.run(**given)
@@ -183,10 +196,21 @@ class _Run:
                     (f,) = (d for d in n.dims if d != HEADS and d not in y.dims)
                     known[n] = align(both[i:i + 1].flat, (HEADS, y.dims[3], f), n.dims, 0)
 
+    def _view(self, buffer: _Slots, i: int, j: int, slots: bool) -> Tensor:
+        def made() -> Tensor:
+            return buffer[i:j].slots if slots else buffer[i:j].flat
+        if self.spare is None:
+            return made()
+        key = ("view", id(buffer.flat), i, j, slots)
+        if key not in self.spare:
+            self.spare[key] = made()
+            self.spare[key].mixc_scratch = True
+        return self.spare[key]  # type: ignore[no-any-return]
+
     def _stack(self, made: Loop, name: str, known: Known, sizes: dict[str, int]) -> _Slots:
         stack = made.stacks[name]
         widths = [sizes[d] for d in stack.dims]
-        x = torch.empty(*[sizes[d] for d in AXES], sum(widths), dtype=self.call.dtype, device=self.call.device)
+        x = self.room((id(made), name), [*(sizes[d] for d in AXES), sum(widths)])
         buffer = _Slots(x, widths)
         for i, n in enumerate(stack.given):
             if n is not None:
@@ -208,7 +232,7 @@ class _Run:
     def _buffer(self, s: Span, d: Decl) -> Tensor:
         """[T + 1, H, n, dims...]: of every token what it receives, and what the last one leaves."""
         dims = [self.call.sizes[n] for n in d.dims]
-        return torch.empty(s.T + 1, self.call.H, s.n, *dims, dtype=self.call.dtype, device=self.call.device)
+        return self.room(("state", d.name), [s.T + 1, self.call.H, s.n, *dims])
 
     def _states(self, half: Half, buffers: list[Tensor], after: slice, before: slice) -> Known:
         """Rows of the carried leaves, and of their next values under every name."""
@@ -232,6 +256,7 @@ class _Run:
     def forward(self, tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Any]]:
         call, program, tokens = self.call, self.program, self.tokens
         half = self.code.forward(self.needs)
+        self.spare = None if self.needs else {}
         n_in, n_par = len(program.ins), len(program.params)
         ins = {d.name: tokens.read(x) for d, x in zip(program.ins, tensors, strict=False) if d.name in half.reads}
         params = {d.name: x for d, x in zip(program.params, tensors[n_in:n_in + n_par], strict=True)}
@@ -247,7 +272,7 @@ class _Run:
                 S[0].copy_(x[:, :s.n])
             env = self.env(s, lambda n, s=s: self.rows(tokens.part(ins[n.attr("name")], s), n))  # type: ignore[misc]
             known = known0 | {leaf: S[:-1] for (_, leaf, _), S in zip(half.carried, buffers, strict=True)}
-            places = {f"{d.name}_{x}": S.unbind(0)[part] for d, S in zip(program.states, buffers, strict=True)
+            places = {f"{d.name}_{x}": each_token(S)[part] for d, S in zip(program.states, buffers, strict=True)
                       for x, part in (("at", slice(None, -1)), ("to", slice(1, None)))}
             self.loop(half, s, env, known, fixed, places)
             known |= self._states(half, buffers, slice(1, None), slice(None, -1))
@@ -276,6 +301,7 @@ class _Run:
         n_in, n_par, n_out = len(program.ins), len(program.params), len(program.outs)
         wanted = frozenset(d.name for d, need in zip((*program.ins, *program.params), needs, strict=False) if need)
         forward, half = self.code.forward(True), self.code.backward(wanted)
+        self.spare = {}
         given = {d.name: tokens.read(x) for d, x in zip(program.ins, tensors, strict=False) if d.name in half.reads}
         given |= {f"d{d.name}": tokens.read(c) for d, c in zip(program.outs, cotangents[:n_out], strict=True)}
         params = {d.name: x for d, x in zip(program.params, tensors[n_in:n_in + n_par], strict=True)}
@@ -299,7 +325,7 @@ class _Run:
             known = known0 | self._states(forward, buffers, slice(1, None), slice(None, -1))
             known |= dict(zip(half.saved, saved, strict=True))
             known |= {c: D[1:] for (_, c, _), D in zip(half.carried, cots, strict=True)}
-            places = {f"{d.name}_{x}": D.unbind(0)[part][::-1] for d, D in zip(program.states, cots, strict=True)
+            places = {f"{d.name}_{x}": each_token(D)[part][::-1] for d, D in zip(program.states, cots, strict=True)
                       for x, part in (("at", slice(1, None)), ("to", slice(None, -1)))}
             stacks = self.loop(half, s, env, known, fixed, places)
             known |= self._states(half, cots, slice(None, -1), slice(1, None))
@@ -313,6 +339,7 @@ class _Run:
                     self._add(grads[r.name], s, self._ordered(y, r.value, r.name).transpose(1, 2))
             for D, x in zip(cots, final, strict=True):
                 x[:, :s.n] = D[0]
+        self.spare = None
         whole = {name: tokens.whole(grad) for name, grad in grads.items()}
         states = [tokens.packing.by_call(x.transpose(0, 1)) for x in final]
         return gradients(self, tensors, needs, whole, sums, states)

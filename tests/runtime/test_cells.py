@@ -153,6 +153,23 @@ def test_products_of_a_token(name):
         assert "matmul" not in text.split("strict=True")[1]
 
 
+@pytest.mark.parametrize("name", ["lstm", "slstm", "gru"])
+def test_spans_that_share_their_buffers(name, monkeypatch):
+    """Without a gradient, and in a backward, a span's buffers and views are those of the span before."""
+    monkeypatch.setattr(cells, "SEGMENT", 1)
+    mixer = mixc.load(name)
+    x = {n: t.requires_grad_() for n, t in inputs(mixer, 70, 2, 2, torch.float64)[1].items()}
+    o, state = mixer(**x, output_final_state=True)
+    with torch.no_grad():
+        o0, state0 = mixer(**x, output_final_state=True)
+    assert torch.equal(o, o0) and all(torch.equal(state[n], state0[n]) for n in state)
+    first, again = (torch.autograd.grad(o.sum(), list(x.values()), retain_graph=True) for _ in "12")
+    want, _ = mixer(**x, backend="reference")
+    for a, b, c in zip(first, again, torch.autograd.grad(want.sum(), list(x.values())), strict=True):
+        assert torch.equal(a, b)
+        torch.testing.assert_close(a, c, rtol=1e-9, atol=1e-9)
+
+
 def test_a_state_that_nothing_reads_again():
     """Its factor from token to token is 0, a number for every row."""
     check(mixc.loads("mixer m(D) {\n in x[D]\n state h[D], g[D]\n g = 0.5 * x\n h = tanh(h) + x\n out o[D] = h\n}"))
