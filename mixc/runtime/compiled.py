@@ -84,10 +84,15 @@ class Compiled:
         return 16 if any({ROW, COL} <= set(n.dims) and len(n.dims) > 2 for n in nodes) else 64
 
     @cached_property
+    def systems(self) -> list[Node]:
+        """The matrices of triangular systems."""
+        return list(dict.fromkeys(n.args[0] for n in postorder(self.chunk.values()) if n.op == "solve"))
+
+    @cached_property
     def solved_over(self) -> set[str]:
         """The dims of keys that meet in triangular systems: of many rows with few entries, whose directions come again
         and again, a system of exact reflections magnifies what is rounded."""
-        return keys_inside([n.args[0] for n in postorder(self.chunk.values()) if n.op == "solve"], self.chunk)
+        return keys_inside(self.systems, self.chunk)
 
     @cached_property
     def levelled(self) -> bool:

@@ -108,7 +108,11 @@ class Shapes:
         """Rows a chunk may have."""
         if not self.code.single:
             keys = [call.sizes[d] for d in self.code.solved_over]
-            return min(self.code.longest, max(16, 1 << (4 * min(keys)).bit_length() - 1)) if keys else self.code.longest
+            if not keys:
+                return self.code.longest
+            rows = 4 * min(keys)  # of a system; where they are few it counts how many systems a token is in
+            each = rows // len(self.code.systems)
+            return min(self.code.longest, 1 << (rows if each >= 16 else max(4, each)).bit_length() - 1)
         widths = [math.prod(call.sizes[n] for n in d.dims) for d in call.program.states]
         slab = max(1, call.rows.N * call.H * max(widths, default=1))
         return min(self.code.longest, max(16, 1 << (MATRIX_SLABS // slab).bit_length() >> 1))

@@ -217,7 +217,7 @@ def test_a_param_of_the_decay_in_half_precision(step):
     assert sorted(found)[2] < 4e-3 and max(found) < 0.02
 
 
-@pytest.mark.parametrize("K", [5, 8])
+@pytest.mark.parametrize("K", [2, 3, 5, 8])
 def test_exact_reflections_in_a_small_space(K):
     """Directions come again and again, and a system of 64 rows magnified what was rounded: 2e-5 to 4e-5."""
     mixer = mixc.loads("mixer m(K, V) {\nin q[K], k[K], v[V], a[K], b[K]\nstate S[K, V]\n"
