@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from mixc.autotune.counts import Counts, Poly, Size
 from mixc.autotune.space import Term, ceil_div, maximum, minimum, product, total, where
 from mixc.autotune.terms import Termlike, term
-from mixc.autotune.trace import Counts, Poly, Size
 from mixc.codegen.kernel import WARPS, Kernel, safe
 from mixc.ir.blocks import PART
 from mixc.ir.node import COL, ROW, flat

@@ -14,8 +14,9 @@ from functools import cached_property, partial
 from typing import Any
 
 from mixc.autotune.cost import Costs, LaunchModel, Shape
+from mixc.autotune.counts import Counts
 from mixc.autotune.space import Infeasible, Space, Term, divides, maximum, powers_of_two, product
-from mixc.autotune.trace import Counts, counts_of
+from mixc.autotune.trace import counts_of
 from mixc.codegen.config import Tile, padded
 from mixc.codegen.kernel import Kernel
 from mixc.codegen.offline import Report

@@ -3,23 +3,19 @@
 The kernel is run with shapes in place of values.  Sizes of blocks stay names, so one trace of a chunk size
 serves every block size; its counts are polynomials in them.  Whatever is emitted is counted as it stands,
 prelude functions included: no table here says what an operation of the compiler costs.
-
-    per program: counts["special"] = {("chunks", "BV"): 64.0, ...}      64 * chunks * BV
 """
 
 from __future__ import annotations
 
 import ast
-from collections import Counter, defaultdict
+import operator as op
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-Names = tuple[str, ...]
-Poly = dict[Names, float]
-Size = tuple[float, Names]  # a monomial
-ONE: Size = (1, ())
+from mixc.autotune.counts import ONE, Counts, Size, Symbol, Tile, size_of, times, volume
+from mixc.autotune.operations import Operations
+
 STATES = ("_initial", "_final", "_first")  # pointers to fp32
 
 # results a clock that are not additions and products, as the meter weighs them
@@ -27,77 +23,11 @@ SPECIAL = {"exp": 1, "exp2": 1, "log": 1, "log2": 1, "sqrt": 1, "rsqrt": 1, "sin
            "sigmoid": 2, "tanh": 2, "fdiv": 1, "div": 1}
 
 
-@dataclass(frozen=True)
-class Tile:
-    """A tile of values: its shape, bytes a value, and where a pointer points to."""
-
-    shape: tuple[Size, ...] = ()
-    width: int = 4
-    kind: str = "float"  # or "int", "bool", "pointer"
-    base: str = ""
-
-
-@dataclass(frozen=True)
-class Symbol:
-    """An integer known by name only."""
-
-    size: Size
-
-
-@dataclass
-class Counts:
-    """Of one program. `products`: (rows, columns, summed, times, "half" or how fp32 is multiplied);
-    `memory`: ("load" or "store", pointer, elements, times); `direct`, `nested`: products in the text by how, of the
-    kernel itself and of the functions that it calls (levels of a solve, of products under decays)."""
-
-    poly: dict[str, Poly] = field(default_factory=lambda: defaultdict(lambda: defaultdict(float)))  # type: ignore[arg-type]
-    products: list[tuple[Size, Size, Size, Size, str]] = field(default_factory=list)
-    memory: list[tuple[str, str, Size, Size]] = field(default_factory=list)
-    direct: Counter[str] = field(default_factory=Counter)
-    nested: Counter[str] = field(default_factory=Counter)
-
-    def add(self, kind: str, size: Size, weight: float = 1.0) -> None:
-        self.poly[kind][size[1]] += size[0] * weight
-
-    def grouped(self) -> Counts:
-        """The same with equal products and equal accesses as one."""
-        products: dict[Any, float] = defaultdict(float)
-        memory: dict[Any, float] = defaultdict(float)
-        for m, n, k, (c, names), how in self.products:
-            products[m, n, k, names, how] += c
-        for what, pointer, elements, (c, names) in self.memory:
-            memory[what, pointer, elements, names] += c
-        return Counts(self.poly, [(m, n, k, (c, names), how) for (m, n, k, names, how), c in products.items()],
-                      [(what, p, e, (c, names)) for (what, p, e, names), c in memory.items()], self.direct, self.nested)
-
-    def take(self, other: Counts, weight: Size, inside: bool) -> None:
-        """What `other` counted, so many times; `inside`: self is of a function, and not of the kernel."""
-        (self.nested if inside else self.direct).update(other.direct)
-        self.nested.update(other.nested)
-        for kind, poly in other.poly.items():
-            for names, c in poly.items():
-                self.add(kind, times(weight, (c, names)))
-        self.products += [(m, n, k, times(weight, t), how) for m, n, k, t, how in other.products]
-        self.memory += [(what, pointer, e, times(weight, t)) for what, pointer, e, t in other.memory]
-
-
-def times(*sizes: Size) -> Size:
-    coefficient, names = 1.0, list[str]()
-    for c, n in sizes:
-        coefficient *= c
-        names += n
-    return coefficient, tuple(sorted(names))
-
-
-def volume(shape: tuple[Size, ...]) -> Size:
-    return times(*shape) if shape else ONE
-
-
 class NeedsSize(Exception):
     """The text depends on the number of rows: trace it for each."""
 
 
-class Trace:
+class Trace(Operations):
     """One run over the text of a module's kernel.
 
     Args:
@@ -207,11 +137,10 @@ class Trace:
     def _Constant(self, e: ast.Constant) -> Any:
         return e.value
 
-    def _Tuple(self, e: ast.Tuple) -> Any:
+    def _Tuple(self, e: ast.Tuple | ast.List) -> Any:
         return tuple(map(self.value, e.elts))
 
-    def _List(self, e: ast.List) -> Any:
-        return tuple(map(self.value, e.elts))
+    _List = _Tuple
 
     def _BinOp(self, e: ast.BinOp) -> Any:
         a, b = self.value(e.left), self.value(e.right)
@@ -247,8 +176,8 @@ class Trace:
                 raise NeedsSize
             return True  # SEGMENT > C: more than one chunk a segment
         if isinstance(a, plain) and isinstance(b, plain):
-            op = e.ops[0]
-            return _COMPARE[type(op)](a, b) if type(op) in _COMPARE else a is b
+            kind = type(e.ops[0])
+            return _COMPARE[kind](a, b) if kind in _COMPARE else a is b
         if isinstance(e.ops[0], (ast.Is, ast.IsNot)):
             return isinstance(e.ops[0], ast.IsNot)
         found = self._elementwise([a, b], "alu")
@@ -288,23 +217,6 @@ class Trace:
             shape.append(ONE if isinstance(item, ast.Constant) and item.value is None else next(old))
         return Tile((*shape, *old), x.width, x.kind, x.base)
 
-    def _elementwise(self, values: list[Any], kind: str = "alu") -> Tile:
-        """Broadcast, and count where the values are floats."""
-        tiles = [v for v in values if isinstance(v, Tile)]
-        rank = max((len(t.shape) for t in tiles), default=0)
-        shape = tuple(max((t.shape[len(t.shape) - rank + i] for t in tiles if len(t.shape) >= rank - i), key=_larger)
-                      for i in range(rank))
-        pointer = next((t for t in tiles if t.kind == "pointer"), None)
-        if pointer:
-            return Tile(shape, pointer.width, "pointer", pointer.base)
-        floats = any(t.kind == "float" for t in tiles) or any(isinstance(v, float) for v in values)
-        if floats and shape and kind != "none":
-            self.counts.add("special" if kind == "div" else "alu", times(self.weight, volume(shape)))
-        width = max((t.width for t in tiles), default=4)
-        if floats:
-            return Tile(shape, max(width, 4))
-        return Tile(shape, width, "bool" if {t.kind for t in tiles} == {"bool"} else "int")
-
     # ------------------------------------------------------------ calls
     def _Call(self, e: ast.Call) -> Any:
         name = _name(e.func)
@@ -330,14 +242,6 @@ class Trace:
             return args[0] if isinstance(args[0], (int, float)) else float("inf")
         return self._elementwise([a for a in args if not isinstance(a, (str, tuple))])
 
-    def _method(self, x: Any, what: str, args: list[Any]) -> Any:
-        if what == "to" and isinstance(x, Tile):
-            width = self.operand if args[0] == "operand" else args[0] if isinstance(args[0], int) else x.width
-            if x.kind == "float" and x.shape and width != x.width:
-                self.counts.add("alu", times(self.weight, volume(x.shape)))
-            return Tile(x.shape, width, "float" if x.kind == "float" else x.kind, x.base)
-        return x
-
     def _inline(self, fn: ast.FunctionDef, args: list[Any], words: dict[str, Any]) -> Any:
         names = [a.arg for a in fn.args.args]
         defaults = dict(zip(names[len(names) - len(fn.args.defaults):], map(self.value, fn.args.defaults), strict=True))
@@ -353,109 +257,8 @@ class Trace:
         self.counts.take(counted, self.weight, self.inside)
         return result
 
-    def _tl_load(self, pointer: Tile, mask: Any = None, other: Any = None, **_: Any) -> Tile:
-        weight = ONE if pointer.base.endswith("_first") else self.weight  # masked at every token but the first
-        self.counts.memory.append(("load", pointer.base, volume(pointer.shape), weight))
-        return Tile(pointer.shape, pointer.width, "float")
-
-    def _tl_store(self, pointer: Tile, value: Any, mask: Any = None, **_: Any) -> None:
-        self.counts.memory.append(("store", pointer.base, volume(pointer.shape), self.weight))
-
-    def _tl_dot(self, a: Tile, b: Tile, acc: Any = None, input_precision: str = "tf32", **_: Any) -> Tile:
-        m, k, n = a.shape[-2], a.shape[-1], b.shape[-1]
-        how = "half" if a.width == b.width == 2 else input_precision
-        self.counts.direct[how] += 1
-        rows = times(m, *a.shape[:-2])  # a batch is one product, of more rows
-        self.counts.products.append((rows, n, k, self.weight, how))
-        return Tile((*a.shape[:-1], n))
-
-    def _tl_trans(self, x: Tile, *_: Any) -> Tile:
-        return Tile(x.shape[:-2] + x.shape[:-3:-1], x.width, x.kind, x.base)
-
-    def _tl_join(self, a: Tile, b: Tile) -> Tile:
-        return Tile((*a.shape, (2, ())), a.width, a.kind)
-
-    def _tl_split(self, x: Tile) -> tuple[Tile, Tile]:
-        return (Tile(x.shape[:-1], x.width, x.kind),) * 2
-
-    def _tl_permute(self, x: Tile, *order: Any) -> Tile:
-        order = order[0] if len(order) == 1 and isinstance(order[0], tuple) else order
-        return Tile(tuple(x.shape[i] for i in order), x.width, x.kind, x.base)
-
-    def _tl_reshape(self, x: Tile, *shape: Any, **_: Any) -> Tile:
-        shape = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape
-        return Tile(tuple(map(_size, shape)), x.width, x.kind, x.base)
-
-    def _tl_broadcast_to(self, x: Any, *shape: Any) -> Tile:
-        return self._tl_reshape(x if isinstance(x, Tile) else Tile(), *shape)
-
-    def _tl_expand_dims(self, x: Tile, axis: int) -> Tile:
-        at = axis if axis >= 0 else len(x.shape) + 1 + axis
-        return Tile((*x.shape[:at], ONE, *x.shape[at:]), x.width, x.kind, x.base)
-
-    def _tl_zeros(self, shape: tuple[Any, ...], dtype: Any = 4) -> Tile:
-        return Tile(tuple(map(_size, shape)), dtype if isinstance(dtype, int) else 4)
-
-    def _tl_full(self, shape: tuple[Any, ...], value: Any, dtype: Any = 4) -> Tile:
-        return self._tl_zeros(shape, dtype)
-
-    def _tl_arange(self, start: Any, end: Any) -> Tile:
-        size = _size(end)
-        return Tile(((size[0] - start, size[1]) if isinstance(start, int) else size,), 4, "int")
-
-    def _reduced(self, x: Tile, axis: Any = None, **_: Any) -> Tile:
-        self.counts.add("alu", times(self.weight, volume(x.shape)))
-        if axis is None:
-            return Tile((), x.width, x.kind)
-        axis = axis % len(x.shape)
-        return Tile(x.shape[:axis] + x.shape[axis + 1:], max(4, x.width), x.kind)
-
-    _tl_sum = _tl_max = _tl_min = _tl_reduce = _reduced
-
-    def _tl_cumsum(self, x: Tile, axis: Any = 0, **_: Any) -> Tile:
-        self.counts.add("alu", times(self.weight, volume(x.shape)))
-        return x
-
-    _tl_cumprod = _tl_cumsum
-
-    def _tl_associative_scan(self, x: Any, axis: Any, combine: Any, **_: Any) -> Any:
-        """Counted as the meter does: one operation a value of the first tile."""
-        tiles = x if isinstance(x, tuple) else (x,)
-        self.counts.add("alu", times(self.weight, volume(tiles[0].shape)))
-        return tuple(Tile(t.shape, 4, t.kind) for t in tiles) if isinstance(x, tuple) else x
-
-    def _tl_where(self, mask: Any, a: Any, b: Any) -> Tile:
-        found = self._elementwise([a, b, mask], "alu")
-        return Tile(found.shape, found.width, "float" if any(isinstance(v, float) or (
-            isinstance(v, Tile) and v.kind == "float") for v in (a, b)) else "int")
-
-    def _tl_cdiv(self, a: Any, b: Any) -> Any:
-        return -(-a // b) if isinstance(a, int) and isinstance(b, int) else Tile((), 4, "int")
-
-    def _tl_program_id(self, *_: Any) -> Tile:
-        return Tile((), 4, "int")
-
-    def _tl_static_assert(self, *_: Any, **__: Any) -> None:
-        return None
-
-    _tl_debug_barrier = _tl_static_assert
-
-    def _tl_cast(self, x: Any, dtype: Any, **_: Any) -> Any:
-        return self._method(x, "to", [dtype])
-
-
-def _size(x: Any) -> Size:
-    if isinstance(x, Symbol):
-        return x.size
-    return x if isinstance(x, tuple) else (x, ())
-
-
-def _larger(s: Size) -> tuple[int, float]:
-    return len(s[1]), s[0]
-
-
 def _symbolic(op: ast.operator, a: Any, b: Any) -> Symbol:
-    (ca, na), (cb, nb) = _size(a), _size(b)
+    (ca, na), (cb, nb) = size_of(a), size_of(b)
     if isinstance(op, ast.Mult):
         return Symbol(times((ca, na), (cb, nb)))
     left = list(na)
@@ -474,15 +277,11 @@ def _loaded(target: ast.expr) -> ast.expr:
 
 
 _FOLD: dict[type, Callable[[Any, Any], Any]] = {
-    ast.Add: lambda a, b: a + b, ast.Sub: lambda a, b: a - b, ast.Mult: lambda a, b: a * b, ast.Div: lambda a, b: a / b,
-    ast.FloorDiv: lambda a, b: a // b, ast.Mod: lambda a, b: a % b, ast.Pow: lambda a, b: a ** b,
-    ast.LShift: lambda a, b: a << b, ast.RShift: lambda a, b: a >> b, ast.BitAnd: lambda a, b: a & b,
-    ast.BitOr: lambda a, b: a | b, ast.BitXor: lambda a, b: a ^ b,
-}
+    ast.Add: op.add, ast.Sub: op.sub, ast.Mult: op.mul, ast.Div: op.truediv, ast.FloorDiv: op.floordiv, ast.Mod: op.mod,
+    ast.Pow: op.pow, ast.LShift: op.lshift, ast.RShift: op.rshift, ast.BitAnd: op.and_, ast.BitOr: op.or_,
+    ast.BitXor: op.xor}
 _COMPARE: dict[type, Callable[[Any, Any], Any]] = {
-    ast.Eq: lambda a, b: a == b, ast.NotEq: lambda a, b: a != b, ast.Lt: lambda a, b: a < b,
-    ast.LtE: lambda a, b: a <= b, ast.Gt: lambda a, b: a > b, ast.GtE: lambda a, b: a >= b,
-}
+    ast.Eq: op.eq, ast.NotEq: op.ne, ast.Lt: op.lt, ast.LtE: op.le, ast.Gt: op.gt, ast.GtE: op.ge}
 
 
 @lru_cache(maxsize=16)

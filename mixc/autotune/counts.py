@@ -1,0 +1,86 @@
+"""What is counted of a kernel: sizes as monomials in the names of blocks, and sums of them by what takes time.
+
+    per program: counts["special"] = {("chunks", "BV"): 64.0, ...}      64 * chunks * BV
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+Names = tuple[str, ...]
+Poly = dict[Names, float]
+Size = tuple[float, Names]  # a monomial
+ONE: Size = (1, ())
+@dataclass(frozen=True)
+class Tile:
+    """A tile of values: its shape, bytes a value, and where a pointer points to."""
+
+    shape: tuple[Size, ...] = ()
+    width: int = 4
+    kind: str = "float"  # or "int", "bool", "pointer"
+    base: str = ""
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """An integer known by name only."""
+
+    size: Size
+
+
+@dataclass
+class Counts:
+    """Of one program. `products`: (rows, columns, summed, times, "half" or how fp32 is multiplied);
+    `memory`: ("load" or "store", pointer, elements, times); `direct`, `nested`: products in the text by how, of the
+    kernel itself and of the functions that it calls (levels of a solve, of products under decays)."""
+
+    poly: dict[str, Poly] = field(default_factory=lambda: defaultdict(lambda: defaultdict(float)))  # type: ignore[arg-type]
+    products: list[tuple[Size, Size, Size, Size, str]] = field(default_factory=list)
+    memory: list[tuple[str, str, Size, Size]] = field(default_factory=list)
+    direct: Counter[str] = field(default_factory=Counter)
+    nested: Counter[str] = field(default_factory=Counter)
+
+    def add(self, kind: str, size: Size, weight: float = 1.0) -> None:
+        self.poly[kind][size[1]] += size[0] * weight
+
+    def grouped(self) -> Counts:
+        """The same with equal products and equal accesses as one."""
+        products: dict[Any, float] = defaultdict(float)
+        memory: dict[Any, float] = defaultdict(float)
+        for m, n, k, (c, names), how in self.products:
+            products[m, n, k, names, how] += c
+        for what, pointer, elements, (c, names) in self.memory:
+            memory[what, pointer, elements, names] += c
+        return Counts(self.poly, [(m, n, k, (c, names), how) for (m, n, k, names, how), c in products.items()],
+                      [(what, p, e, (c, names)) for (what, p, e, names), c in memory.items()], self.direct, self.nested)
+
+    def take(self, other: Counts, weight: Size, inside: bool) -> None:
+        """What `other` counted, so many times; `inside`: self is of a function, and not of the kernel."""
+        (self.nested if inside else self.direct).update(other.direct)
+        self.nested.update(other.nested)
+        for kind, poly in other.poly.items():
+            for names, c in poly.items():
+                self.add(kind, times(weight, (c, names)))
+        self.products += [(m, n, k, times(weight, t), how) for m, n, k, t, how in other.products]
+        self.memory += [(what, pointer, e, times(weight, t)) for what, pointer, e, t in other.memory]
+
+
+def times(*sizes: Size) -> Size:
+    coefficient, names = 1.0, list[str]()
+    for c, n in sizes:
+        coefficient *= c
+        names += n
+    return coefficient, tuple(sorted(names))
+
+
+def volume(shape: tuple[Size, ...]) -> Size:
+    return times(*shape) if shape else ONE
+
+
+def size_of(x: Any) -> Size:
+    """Of a number, a symbol or a size."""
+    if isinstance(x, Symbol):
+        return x.size
+    return x if isinstance(x, tuple) else (x, ())

@@ -1,0 +1,134 @@
+"""What the operations of Triton make of tiles, and what they cost: shapes in place of values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mixc.autotune.counts import ONE, Counts, Size, Tile, size_of, times, volume
+
+
+class Operations:
+    """By name `_tl_NAME`.  `counts` is added to, `weight` times; `operand`: bytes of the tensors' values."""
+
+    counts: Counts
+    weight: Size
+    operand: int
+
+    def _elementwise(self, values: list[Any], kind: str = "alu") -> Tile:
+        """Broadcast, and count where the values are floats."""
+        tiles = [v for v in values if isinstance(v, Tile)]
+        rank = max((len(t.shape) for t in tiles), default=0)
+        shape = tuple(max((t.shape[len(t.shape) - rank + i] for t in tiles if len(t.shape) >= rank - i), key=_larger)
+                      for i in range(rank))
+        pointer = next((t for t in tiles if t.kind == "pointer"), None)
+        if pointer:
+            return Tile(shape, pointer.width, "pointer", pointer.base)
+        floats = any(t.kind == "float" for t in tiles) or any(isinstance(v, float) for v in values)
+        if floats and shape and kind != "none":
+            self.counts.add("special" if kind == "div" else "alu", times(self.weight, volume(shape)))
+        width = max((t.width for t in tiles), default=4)
+        if floats:
+            return Tile(shape, max(width, 4))
+        return Tile(shape, width, "bool" if {t.kind for t in tiles} == {"bool"} else "int")
+
+    def _method(self, x: Any, what: str, args: list[Any]) -> Any:
+        if what == "to" and isinstance(x, Tile):
+            width = self.operand if args[0] == "operand" else args[0] if isinstance(args[0], int) else x.width
+            if x.kind == "float" and x.shape and width != x.width:
+                self.counts.add("alu", times(self.weight, volume(x.shape)))
+            return Tile(x.shape, width, "float" if x.kind == "float" else x.kind, x.base)
+        return x
+
+    def _tl_load(self, pointer: Tile, mask: Any = None, other: Any = None, **_: Any) -> Tile:
+        weight = ONE if pointer.base.endswith("_first") else self.weight  # masked at every token but the first
+        self.counts.memory.append(("load", pointer.base, volume(pointer.shape), weight))
+        return Tile(pointer.shape, pointer.width, "float")
+
+    def _tl_store(self, pointer: Tile, value: Any, mask: Any = None, **_: Any) -> None:
+        self.counts.memory.append(("store", pointer.base, volume(pointer.shape), self.weight))
+
+    def _tl_dot(self, a: Tile, b: Tile, acc: Any = None, input_precision: str = "tf32", **_: Any) -> Tile:
+        m, k, n = a.shape[-2], a.shape[-1], b.shape[-1]
+        how = "half" if a.width == b.width == 2 else input_precision
+        self.counts.direct[how] += 1
+        rows = times(m, *a.shape[:-2])  # a batch is one product, of more rows
+        self.counts.products.append((rows, n, k, self.weight, how))
+        return Tile((*a.shape[:-1], n))
+
+    def _tl_trans(self, x: Tile, *_: Any) -> Tile:
+        return Tile(x.shape[:-2] + x.shape[:-3:-1], x.width, x.kind, x.base)
+
+    def _tl_join(self, a: Tile, b: Tile) -> Tile:
+        return Tile((*a.shape, (2, ())), a.width, a.kind)
+
+    def _tl_split(self, x: Tile) -> tuple[Tile, Tile]:
+        return (Tile(x.shape[:-1], x.width, x.kind),) * 2
+
+    def _tl_permute(self, x: Tile, *order: Any) -> Tile:
+        order = order[0] if len(order) == 1 and isinstance(order[0], tuple) else order
+        return Tile(tuple(x.shape[i] for i in order), x.width, x.kind, x.base)
+
+    def _tl_reshape(self, x: Tile, *shape: Any, **_: Any) -> Tile:
+        shape = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape
+        return Tile(tuple(map(size_of, shape)), x.width, x.kind, x.base)
+
+    def _tl_broadcast_to(self, x: Any, *shape: Any) -> Tile:
+        return self._tl_reshape(x if isinstance(x, Tile) else Tile(), *shape)
+
+    def _tl_expand_dims(self, x: Tile, axis: int) -> Tile:
+        at = axis if axis >= 0 else len(x.shape) + 1 + axis
+        return Tile((*x.shape[:at], ONE, *x.shape[at:]), x.width, x.kind, x.base)
+
+    def _tl_zeros(self, shape: tuple[Any, ...], dtype: Any = 4) -> Tile:
+        return Tile(tuple(map(size_of, shape)), dtype if isinstance(dtype, int) else 4)
+
+    def _tl_full(self, shape: tuple[Any, ...], value: Any, dtype: Any = 4) -> Tile:
+        return self._tl_zeros(shape, dtype)
+
+    def _tl_arange(self, start: Any, end: Any) -> Tile:
+        size = size_of(end)
+        return Tile(((size[0] - start, size[1]) if isinstance(start, int) else size,), 4, "int")
+
+    def _reduced(self, x: Tile, axis: Any = None, **_: Any) -> Tile:
+        self.counts.add("alu", times(self.weight, volume(x.shape)))
+        if axis is None:
+            return Tile((), x.width, x.kind)
+        axis = axis % len(x.shape)
+        return Tile(x.shape[:axis] + x.shape[axis + 1:], max(4, x.width), x.kind)
+
+    _tl_sum = _tl_max = _tl_min = _tl_reduce = _reduced
+
+    def _tl_cumsum(self, x: Tile, axis: Any = 0, **_: Any) -> Tile:
+        self.counts.add("alu", times(self.weight, volume(x.shape)))
+        return x
+
+    _tl_cumprod = _tl_cumsum
+
+    def _tl_associative_scan(self, x: Any, axis: Any, combine: Any, **_: Any) -> Any:
+        """Counted as the meter does: one operation a value of the first tile."""
+        tiles = x if isinstance(x, tuple) else (x,)
+        self.counts.add("alu", times(self.weight, volume(tiles[0].shape)))
+        return tuple(Tile(t.shape, 4, t.kind) for t in tiles) if isinstance(x, tuple) else x
+
+    def _tl_where(self, mask: Any, a: Any, b: Any) -> Tile:
+        found = self._elementwise([a, b, mask], "alu")
+        return Tile(found.shape, found.width, "float" if any(isinstance(v, float) or (
+            isinstance(v, Tile) and v.kind == "float") for v in (a, b)) else "int")
+
+    def _tl_cdiv(self, a: Any, b: Any) -> Any:
+        return -(-a // b) if isinstance(a, int) and isinstance(b, int) else Tile((), 4, "int")
+
+    def _tl_program_id(self, *_: Any) -> Tile:
+        return Tile((), 4, "int")
+
+    def _tl_static_assert(self, *_: Any, **__: Any) -> None:
+        return None
+
+    _tl_debug_barrier = _tl_static_assert
+
+    def _tl_cast(self, x: Any, dtype: Any, **_: Any) -> Any:
+        return self._method(x, "to", [dtype])
+
+
+def _larger(s: Size) -> tuple[int, float]:
+    return len(s[1]), s[0]
