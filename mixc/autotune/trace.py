@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from mixc.autotune.counts import ONE, Counts, Size, Symbol, Tile, size_of, times, volume
+from mixc.autotune.functions import functions, parsed
 from mixc.autotune.operations import Operations
 
 STATES = ("_initial", "_final", "_first")  # pointers to fp32
@@ -31,17 +32,17 @@ class Trace(Operations):
     """One run over the text of a module's kernel.
 
     Args:
-        tree: the parsed module. C: rows a chunk (None: a name too). operand: bytes of the tensors' values.
+        text: of the module. C: rows a chunk (None: a name too). operand: bytes of the tensors' values.
         dims: those with blocks. known: values of constexpr arguments."""
 
-    def __init__(self, tree: ast.Module, kernel: str, C: int | None, operand: int, dims: list[str],
+    def __init__(self, text: str, kernel: str, C: int | None, operand: int, dims: list[str],
                  known: tuple[tuple[str, Any], ...] = ()):
-        self.functions = {f.name: f for f in tree.body if isinstance(f, ast.FunctionDef)}
+        self.functions = functions(text)
         self.C, self.operand, self.dims, self.counts = C, operand, dims, Counts()
         self.weight, self.known = ONE, dict(known)
         self.in_loop = self.inside = False  # over chunks; a function that the kernel calls
         self.calls: dict[Any, tuple[Any, Counts]] = {}
-        fn = self.functions[kernel]
+        fn = parsed(self.functions[kernel])
         self.env: dict[str, Any] = {a.arg: self._argument(a.arg) for a in fn.args.args}
         self._block(fn.body)
 
@@ -225,7 +226,7 @@ class Trace(Operations):
         args = [self.value(a) for a in e.args]
         words = {k.arg: self.value(k.value) for k in e.keywords if k.arg}
         if name in self.functions:
-            return self._inline(self.functions[name], args, words)
+            return self._inline(parsed(self.functions[name]), args, words)
         if name in ("min", "max"):
             return {"min": min, "max": max}[name](args) if all(isinstance(a, int) for a in args) else args[0]
         handler = getattr(self, "_tl_" + name.rpartition(".")[2], None)
@@ -284,16 +285,11 @@ _COMPARE: dict[type, Callable[[Any, Any], Any]] = {
     ast.Eq: op.eq, ast.NotEq: op.ne, ast.Lt: op.lt, ast.LtE: op.le, ast.Gt: op.gt, ast.GtE: op.ge}
 
 
-@lru_cache(maxsize=16)
-def _parsed(text: str) -> ast.Module:
-    return ast.parse(text)
-
-
 @lru_cache(maxsize=256)
 def counts_of(text: str, kernel: str, C: int | None, operand: int, dims: tuple[str, ...],
               known: tuple[tuple[str, Any], ...] = ()) -> Counts | None:
     """The counts of a kernel of a module; None where the number of rows has to be said. See `Trace`."""
     try:
-        return Trace(_parsed(text), kernel, C, operand, list(dims), known).counts.grouped()
+        return Trace(text, kernel, C, operand, list(dims), known).counts.grouped()
     except NeedsSize:
         return None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-
 import pytest
 
 import mixc
@@ -23,8 +21,8 @@ def text_of(name: str, launches: tuple[str, ...]) -> str:
     ("gated_oja_rule", "fwd"), ("simple_gla", "bwd"), ("gated_delta_rule", "bwd")])
 def test_the_last_product_with_few_rows_is_wide(name: str, launch: str) -> None:
     """It gives all of them its layout: warps divide the columns, or each forms all."""
-    tree = ast.parse(text_of(name, ALONG if launch in ALONG else ("fwd", "bwd")))
-    products = Trace(tree, f"{name}_{launch}", 16, 2, ["K", "V", "D", "N"]).counts.products
+    text = text_of(name, ALONG if launch in ALONG else ("fwd", "bwd"))
+    products = Trace(text, f"{name}_{launch}", 16, 2, ["K", "V", "D", "N"]).counts.products
     few = [columns for rows, columns, _, times, _ in products if rows == (16.0, ()) and times[1] == ("chunks",)]
     assert (16.0, ()) in few  # there are narrow ones
     assert few[-1][1], "the last one has as many columns as rows"
