@@ -29,6 +29,12 @@ def flat(axes: Iterable[str]) -> tuple[str, ...]:
     return tuple(d for a in axes for d in a.split(JOINT))
 
 
+def _binary(op: str, swapped: bool = False) -> Callable[[Node, Node | float], Node]:
+    def operator(self: Node, other: Node | float) -> Node:
+        return make(op, as_node(other), self) if swapped else make(op, self, as_node(other))
+    return operator
+
+
 @dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
 class Node:
     """A value: `op` applied to `args`, with static `attrs`.
@@ -64,29 +70,10 @@ class Node:
         return f"<{self.op}{attrs} [{', '.join(self.dims)}]>"
 
     # Arithmetic, so that derivation rules read as the formula they implement.
-    def __add__(self, other: Node | float) -> Node:
-        return make("add", self, as_node(other))
-
-    def __sub__(self, other: Node | float) -> Node:
-        return make("sub", self, as_node(other))
-
-    def __mul__(self, other: Node | float) -> Node:
-        return make("mul", self, as_node(other))
-
-    def __truediv__(self, other: Node | float) -> Node:
-        return make("div", self, as_node(other))
-
-    def __radd__(self, other: float) -> Node:
-        return make("add", as_node(other), self)
-
-    def __rsub__(self, other: float) -> Node:
-        return make("sub", as_node(other), self)
-
-    def __rmul__(self, other: float) -> Node:
-        return make("mul", as_node(other), self)
-
-    def __rtruediv__(self, other: float) -> Node:
-        return make("div", as_node(other), self)
+    __add__, __radd__ = _binary("add"), _binary("add", swapped=True)
+    __sub__, __rsub__ = _binary("sub"), _binary("sub", swapped=True)
+    __mul__, __rmul__ = _binary("mul"), _binary("mul", swapped=True)
+    __truediv__, __rtruediv__ = _binary("div"), _binary("div", swapped=True)
 
     def __neg__(self) -> Node:
         return make("neg", self)

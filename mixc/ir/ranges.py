@@ -137,6 +137,11 @@ def _any(n: Node, a: list[Interval]) -> Interval:
     return Interval(infinite=any(i.infinite for i in a) and n.op in ("rename", "flatten", "expand", "sum", "cumsum"))
 
 
+def _within(a: list[Interval], low: float, high: float) -> Interval:
+    """Infinite where an argument is."""
+    return Interval(low, high, any(i.infinite for i in a))
+
+
 def _safe(x: float, y: float) -> float:
     return 0.0 if x == 0 or y == 0 else x * y
 
@@ -146,7 +151,7 @@ def _mul(n: Node, a: list[Interval]) -> Interval:
         top = max(_safe(a[0].low, a[0].low), _safe(a[0].high, a[0].high))
         return Interval(0.0, top, a[0].infinite)
     ends = [_safe(x, y) for x in (a[0].low, a[0].high) for y in (a[1].low, a[1].high)]
-    return Interval(min(ends), max(ends), a[0].infinite or a[1].infinite)
+    return _within(a, min(ends), max(ends))
 
 
 def _div(n: Node, a: list[Interval]) -> Interval:
@@ -180,18 +185,14 @@ def _sigmoid(x: float) -> float:
     return 1 / (1 + _exp(-x))
 
 
-def _norm(n: Node, a: list[Interval]) -> Interval:
-    return Interval(0.0, INF, a[0].infinite)
-
-
 def _sum(n: Node, a: list[Interval]) -> Interval:
-    return Interval(0.0 if a[0].low >= 0 else -INF, 0.0 if a[0].high <= 0 else INF, a[0].infinite)
+    return _within(a, 0.0 if a[0].low >= 0 else -INF, 0.0 if a[0].high <= 0 else INF)
 
 
 def _contract(n: Node, a: list[Interval]) -> Interval:
     """Also under decays, which are at least 0."""
     positive = min(a[0].low, a[1].low) >= 0 or n.args[0] is n.args[1]
-    return Interval(0.0 if positive else -INF, INF, a[0].infinite or a[1].infinite)
+    return _within(a[:2], 0.0 if positive else -INF, INF)
 
 
 def _abs(n: Node, a: list[Interval]) -> Interval:
@@ -232,7 +233,7 @@ def _sub(n: Node, a: list[Interval]) -> Interval:
     high = a[0].high - a[1].low
     if not a[0].infinite and _covers(n.args[1], n.args[0]):  # of two that are -inf the difference is no number
         high = min(high, 0.0)
-    return Interval(a[0].low - a[1].high, high, a[0].infinite or a[1].infinite)
+    return _within(a, a[0].low - a[1].high, high)
 
 
 def _where(n: Node, a: list[Interval]) -> Interval:
@@ -266,9 +267,8 @@ def _rsqrt(n: Node, a: list[Interval]) -> Interval:
 RULES: dict[str, Callable[[Node, list[Interval]], Interval]] = {
     "number": _number,
     "size": lambda n, a: Interval(1.0, INF),
-    "pos": lambda n, a: Interval(0.0, INF),
-    "index": lambda n, a: Interval(0.0, INF),
-    "add": lambda n, a: Interval(a[0].low + a[1].low, a[0].high + a[1].high, a[0].infinite or a[1].infinite),
+    **dict.fromkeys(("pos", "index"), lambda n, a: Interval(0.0, INF)),
+    "add": lambda n, a: _within(a, a[0].low + a[1].low, a[0].high + a[1].high),
     "sub": _sub,
     "neg": lambda n, a: Interval(-a[0].high, -a[0].low, a[0].infinite),
     "mul": _mul,
@@ -287,27 +287,18 @@ RULES: dict[str, Callable[[Node, list[Interval]], Interval]] = {
     "log_size": lambda n, a: Interval(-60 * math.log(2), _log(max(-a[0].low, a[0].high))),
     "abs": _abs,
     "square": _square,
-    "norm": _norm,
-    "sum": _sum,
-    "mean": _sum,
-    "cumsum": _sum,
+    "norm": lambda n, a: _within(a, 0.0, INF),
+    **dict.fromkeys(("sum", "mean", "cumsum"), _sum),
     "segsum": lambda n, a: Interval(-INF, 0.0 if a[0].high <= 0 else INF, True),  # -inf where t does not reach s
     "contract": _contract,
     "span_contract": _contract,
-    "maximum": lambda n, a: Interval(max(a[0].low, a[1].low), max(a[0].high, a[1].high),
-                                     a[0].infinite or a[1].infinite),
-    "minimum": lambda n, a: Interval(min(a[0].low, a[1].low), min(a[0].high, a[1].high),
-                                     a[0].infinite or a[1].infinite),
+    "maximum": lambda n, a: _within(a, max(a[0].low, a[1].low), max(a[0].high, a[1].high)),
+    "minimum": lambda n, a: _within(a, min(a[0].low, a[1].low), min(a[0].high, a[1].high)),
     "clamp": lambda n, a: Interval(a[1].low, max(a[1].low, a[2].high)),
     "where": _where,
-    "softmax": lambda n, a: Interval(0.0, 1.0),
-    "to_number": lambda n, a: Interval(0.0, 1.0),
-    "stop_gradient": lambda n, a: a[0],
-    **dict.fromkeys(("rename", "flatten", "unflatten"), lambda n, a: a[0]),
-    "expand": lambda n, a: a[0],
-    "previous": lambda n, a: Interval(min(a[0].low, a[1].low), max(a[0].high, a[1].high),
-                                      a[0].infinite or a[1].infinite),
+    **dict.fromkeys(("softmax", "to_number"), lambda n, a: Interval(0.0, 1.0)),
+    **dict.fromkeys(("stop_gradient", "rename", "flatten", "unflatten", "expand", "pick"), lambda n, a: a[0]),
+    "previous": lambda n, a: _within(a, min(a[0].low, a[1].low), max(a[0].high, a[1].high)),
     "scan": _scan,
-    "pick": lambda n, a: a[0],
     "live": lambda n, a: Interval(min(a[0].low, n.attr("fill")), max(a[0].high, n.attr("fill")), a[0].infinite),
 }
