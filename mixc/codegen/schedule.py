@@ -141,14 +141,15 @@ class _Problem:
                 ready = []
                 for i in ready_at[done]:
                     step = self._step(i, done, alive, size)
-                    new = (max(peak, step[2]), area + step[1], (*path, i), done | 1 << i, step[0], step[1])
                     if step[1] <= size and step[2] <= size:  # frees what it takes: nothing is gained by waiting
-                        ready = [new]
+                        ready = [(i, step)]
                         break
-                    ready.append(new)
-                for new in ready:
-                    if new[3] not in found or new[:3] < found[new[3]][:3]:
-                        found[new[3]] = new
+                    ready.append((i, step))
+                for i, (left, after, most) in ready:
+                    cost, key = (most if most > peak else peak, area + after), done | 1 << i
+                    old = found.get(key)
+                    if old is None or cost < old[:2] or (cost == old[:2] and (*path, i) < old[2]):
+                        found[key] = (*cost, (*path, i), key, left, after)
             beam = sorted(found.values(), key=lambda s: s[:3])[:width]
             ready_at = {s[3]: self._ready(ready_at[s[3] ^ 1 << s[2][-1]], s[2][-1], s[3]) for s in beam}
         return beam[0][2]
@@ -229,19 +230,21 @@ class _Problem:
     def _step(self, i: int, done: int, alive: int, size: float) -> tuple[int, float, float]:
         """Live tiles after statement i, their size, and the most that was alive."""
         done |= 1 << i
-        sizes, made = self.size, self.size[i]
+        sizes, users, made = self.size, self.users, self.size[i]
         if self.needs[i] & ~alive:
             for j in _bits(self.needs[i] & ~alive):  # loads
                 alive |= 1 << j
                 size += sizes[j]
-        dead = 0.0
-        for j in self._dying(i, done):
-            alive ^= 1 << j
-            dead += sizes[j]
+        dead, left = 0.0, ~done
+        for j in self.mortal[i]:
+            if not users[j] & left:
+                alive ^= 1 << j
+                dead += sizes[j]
         # a tile may be written over one that dies, as large or larger
-        peak = size + max(self.within[i], made - dead)
-        size += made - dead
-        if self.users[i] or self.forever >> i & 1:
+        more = made - dead
+        peak = size + (more if more > self.within[i] else self.within[i])
+        size += more
+        if users[i] or self.forever >> i & 1:
             alive |= 1 << i
         else:
             size -= made
