@@ -16,6 +16,7 @@ from mixc.codegen.torch_stages import origin
 from mixc.codegen.torch_values import Dims, Value
 from mixc.ir.blocks import parts
 from mixc.ir.node import ROW, Node, is_number
+from mixc.ir.scans import COMBINES
 
 if TYPE_CHECKING:
     from mixc.codegen.torch_writer import Writer
@@ -41,7 +42,7 @@ def emit_scan(w: Writer, n: Node) -> Value:
     shifted = a in w.absorbed
     end, dims = n.op == "scan_end", w.sorted((ROW, *n.attr("dims")))
     affine = n.attr("combine") == "affine"
-    factor = "None" if affine and is_number(origin(a), 1.0) else _rows(w, a.args[0] if shifted else a, dims)
+    factor = "None" if is_number(origin(a), COMBINES[n.attr("combine")].keep) else _rows(w, a.args[0] if shifted else a, dims)
     added = _rows(w, b, dims, whole=True)
     name = ("affine" if affine else "other") + ("_end" if end else "_scan")
     more = [] if affine else [repr(n.attr("combine"))]

@@ -25,7 +25,7 @@ def _rows(x: Tensor, C: int, reverse: bool) -> list[Tensor]:
     would cost a third of a scan."""
     rows: list[Tensor] | None = getattr(x, "mixc_rows", None)
     if rows is None:
-        rows = list(x.unbind(1)) if x.shape[1] == C else [x[:, 0]] * C
+        rows = list(x.unbind(1)) if x.shape[1] == C and x.stride(1) else [x[:, 0]] * C
         if hasattr(x, "mixc_scratch"):
             x.mixc_rows = rows  # type: ignore[attr-defined]
     return rows[::-1] if reverse else rows
@@ -144,23 +144,32 @@ def _carry_numpy(h: Any, out: Any, a: Any, b: Any, reverse: bool) -> None:
             h = np.add(z, y, z)
 
 
-def other_scan(a: Tensor, b: Tensor, start: Tensor, combine: str, reverse: bool, shifted: bool,
+def other_scan(a: Tensor | None, b: Tensor, start: Tensor, combine: str, reverse: bool, shifted: bool,
                out: Tensor | None = None) -> Tensor:
-    """The same with another combine (never shifted: their adjoints are affine)."""
-    out = b.clone() if out is None else out if out is b else out.copy_(b)
-    C, step, h = b.shape[1], COMBINES[combine].step, start
-    for x, y in zip(_rows(a, C, reverse), _rows(out, C, reverse), strict=True):
-        h = y.copy_(step(x, y, h))
+    """The same with another combine (never shifted: their adjoints are affine); a None: it leaves h as it is."""
+    out = torch.empty_like(b) if out is None else out
+    C, h = b.shape[1], start
+    rows, places = _rows(b, C, reverse), _rows(out, C, reverse)
+    moved, join, room = _moved(combine), _JOIN[combine[:3]], torch.empty_like(rows[0])
+    for x, y, z in zip(_rows(a, C, reverse) if a is not None else [None] * C, rows, places, strict=True):
+        h = join(h if x is None else moved(x, h, out=room), y, out=z)
     return out
 
 
-def other_end(a: Tensor, b: Tensor, combine: str, reverse: bool, shifted: bool) -> Tensor:
-    C, step = b.shape[1], COMBINES[combine].step
-    rows, factors = _rows(b, C, reverse), _rows(a, C, reverse)
-    h = rows[0].clone()
+def other_end(a: Tensor | None, b: Tensor, combine: str, reverse: bool, shifted: bool) -> Tensor:
+    C = b.shape[1]
+    rows, factors = _rows(b, C, reverse), _rows(a, C, reverse) if a is not None else [None] * C
+    h, moved, join = rows[0].clone(), _moved(combine), _JOIN[combine[:3]]
     for x, y in zip(factors[1:], rows[1:], strict=True):
-        h = step(x, y, h)
+        join(h if x is None else moved(x, h, out=h), y, out=h)
     return h
+
+
+_JOIN: dict[str, Callable[..., Tensor]] = {"max": torch.maximum, "min": torch.minimum, "log": torch.logaddexp}
+
+
+def _moved(combine: str) -> Callable[..., Tensor]:
+    return torch.mul if COMBINES[combine].times else torch.add
 
 
 def block_scan(A: list[list[Tensor | None]], b: list[Tensor], start: list[Tensor], reverse: bool) -> list[Tensor]:
