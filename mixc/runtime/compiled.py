@@ -79,9 +79,12 @@ class Compiled:
 
     @cached_property
     def longest(self) -> int:
-        """Rows a chunk may have: a factor of its own for every pair of rows and every entry along a dim is dear."""
+        """Rows a chunk may have: a factor of its own for every pair of rows and every entry along a dim is dear, and so
+        are matrices of pairs of rows for every two systems that a token is in."""
         nodes = postorder([*self.chunk.values(), *differentiate(self.chunk).values()])
-        return 16 if any({ROW, COL} <= set(n.dims) and len(n.dims) > 2 for n in nodes) else 64
+        if any({ROW, COL} <= set(n.dims) and len(n.dims) > 2 for n in nodes):
+            return 16
+        return max(16, 64 >> (max(1, len(self.systems)) - 1).bit_length())
 
     @cached_property
     def systems(self) -> list[Node]:
