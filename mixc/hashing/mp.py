@@ -5,6 +5,7 @@ For inputs far from 1, where 1 - sigmoid(60) must keep its digits and exp(1000) 
 
 from __future__ import annotations
 
+import operator as op
 from collections.abc import Callable
 from typing import Any
 
@@ -15,88 +16,6 @@ Array = Any
 _CONTEXT: Any = mpmath.mp.clone()  # its own precision, whatever the caller's is
 _CONTEXT.dps = 480
 _TOO_FAR = _CONTEXT.mpf(10) ** 40  # exp of more than this is an infinity or 0
-
-
-class MP:
-    """An array of real numbers of 480 digits."""
-
-    __slots__ = ("x",)
-
-    def __init__(self, x: Array):
-        self.x = x
-
-    @staticmethod
-    def of(x: Array) -> MP:
-        return MP(_convert(np.asarray(x, dtype=np.float64)))
-
-    @staticmethod
-    def where(cond: Array, a: MP, b: MP) -> MP:
-        return MP(np.where(cond, a.x, b.x))
-
-    def map(self, f: Callable[[Array], Array]) -> MP:
-        return MP(f(self.x))
-
-    @staticmethod
-    def join(f: Callable[[list[Array]], Array], xs: list[MP]) -> MP:
-        return MP(f([x.x for x in xs]))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.x.shape)
-
-    def doubles(self) -> Array:
-        return _to_double(self.x)
-
-    def __neg__(self) -> MP:
-        return MP(_array(-self.x))
-
-    def __add__(self, o: MP) -> MP:
-        return MP(_array(self.x + o.x))
-
-    def __sub__(self, o: MP) -> MP:
-        return MP(_array(self.x - o.x))
-
-    def __mul__(self, o: MP) -> MP:
-        return MP(_array(self.x * o.x))
-
-    def __truediv__(self, o: MP) -> MP:
-        return MP(_divide(self.x, o.x))
-
-    def lt(self, o: MP) -> Array:
-        return np.asarray(self.x < o.x, dtype=bool)
-
-    def le(self, o: MP) -> Array:
-        return np.asarray(self.x <= o.x, dtype=bool)
-
-    def eq(self, o: MP) -> Array:
-        return np.asarray(self.x == o.x, dtype=bool)
-
-    def floor(self) -> MP:
-        return MP(_floor(self.x))
-
-    def sqrt(self) -> MP:
-        return MP(_sqrt(self.x))
-
-    def exp(self) -> MP:
-        return MP(_exp(self.x))
-
-    def expm1(self) -> MP:
-        return MP(_array(_exp(self.x) - 1))
-
-    def log(self) -> MP:
-        return MP(_log(self.x))
-
-    def log1p(self) -> MP:
-        return MP(_log(_array(self.x + 1)))
-
-    def sincos(self) -> tuple[MP, MP]:
-        return MP(_sin(self.x)), MP(_cos(self.x))
-
-    def atan2(self, x: MP) -> MP:
-        return MP(_atan2(self.x, x.x))
-
-    def erf(self) -> MP:
-        return MP(_erf(self.x))
 
 
 def _array(x: Any) -> Array:
@@ -141,3 +60,51 @@ _erf = _finite(lambda v: _CONTEXT.erf(v) if abs(v) < 40 else _CONTEXT.sign(v), l
 
 def _to_double(x: Array) -> Array:
     return np.asarray(np.frompyfunc(float, 1, 1)(x), dtype=np.float64)
+
+
+def _function(f: Callable[..., Array]) -> Any:
+    return lambda *xs: MP(_array(f(*(x.x for x in xs))))
+
+
+def _compared(f: Callable[[Array, Array], Any]) -> Any:
+    return lambda a, b: np.asarray(f(a.x, b.x), dtype=bool)
+
+
+class MP:
+    """An array of real numbers of 480 digits."""
+
+    __slots__ = ("x",)
+
+    def __init__(self, x: Array):
+        self.x = x
+
+    @staticmethod
+    def of(x: Array) -> MP:
+        return MP(_convert(np.asarray(x, dtype=np.float64)))
+
+    @staticmethod
+    def where(cond: Array, a: MP, b: MP) -> MP:
+        return MP(np.where(cond, a.x, b.x))
+
+    def map(self, f: Callable[[Array], Array]) -> MP:
+        return MP(f(self.x))
+
+    @staticmethod
+    def join(f: Callable[[list[Array]], Array], xs: list[MP]) -> MP:
+        return MP(f([x.x for x in xs]))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.x.shape)
+
+    def doubles(self) -> Array:
+        return _to_double(self.x)
+
+    __add__, __sub__, __mul__, __truediv__ = (_function(f) for f in (op.add, op.sub, op.mul, _divide))
+    __neg__, floor, sqrt, exp, log, erf = (_function(f) for f in (op.neg, _floor, _sqrt, _exp, _log, _erf))
+    expm1, log1p = _function(lambda x: _exp(x) - 1), _function(lambda x: _log(_array(x + 1)))
+    atan2 = _function(_atan2)
+    lt, le, eq = (_compared(f) for f in (op.lt, op.le, op.eq))
+
+    def sincos(self) -> tuple[MP, MP]:
+        return MP(_sin(self.x)), MP(_cos(self.x))
