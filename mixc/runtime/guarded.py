@@ -93,29 +93,13 @@ def _apply(op: str, fn: Callable[..., Tensor], *xs: Tensor) -> Tensor:
     return _Op.apply(DERIVATIVES[op], fn, *_together(*xs))  # type: ignore[no-any-return]
 
 
-def mul(a: Tensor, b: Tensor) -> Tensor:
-    return _apply("mul", torch.mul, a, b)
+mul, power = (functools.partial(_apply, op, fn) for op, fn in (("mul", torch.mul), ("pow", torch.pow)))
+log, exp, sigmoid = (functools.partial(_apply, fn.__name__, fn) for fn in (torch.log, torch.exp, torch.sigmoid))
 
 
 def div(a: Tensor | float, b: Tensor) -> Tensor:
     a = a if isinstance(a, Tensor) else torch.full((), a, dtype=b.dtype, device=b.device)
     return _apply("div", torch.div, a, b)
-
-
-def log(x: Tensor) -> Tensor:
-    return _apply("log", torch.log, x)
-
-
-def exp(x: Tensor) -> Tensor:
-    return _apply("exp", torch.exp, x)
-
-
-def sigmoid(x: Tensor) -> Tensor:
-    return _apply("sigmoid", torch.sigmoid, x)
-
-
-def power(x: Tensor, y: Tensor) -> Tensor:
-    return _apply("pow", torch.pow, x, y)
 
 
 def _gelu(x: Tensor, y: Tensor) -> Tensor:
