@@ -135,10 +135,6 @@ def _ipow(n: Node, c: Node) -> Cotangents:
     return ((_guard if k < 0 else _scale)(c, power * float(k)),)
 
 
-def _abs(n: Node, c: Node) -> Cotangents:
-    return (c * make("sign", n.args[0]),)
-
-
 def _sign(n: Node, c: Node) -> Cotangents:
     x = n.args[0]
     if x.kind != "complex":
@@ -172,10 +168,6 @@ def _clamp(n: Node, c: Node) -> Cotangents:
             where(make("or", make("lt", high, x), make("lt", high, low)), c, 0.0))
 
 
-def _where(n: Node, c: Node) -> Cotangents:
-    return None, where(n.args[0], c, 0.0), where(n.args[0], 0.0, c)
-
-
 def _contract(n: Node, c: Node) -> Cotangents:
     a, b = n.args
     return contract(c, _conj(b), _dims_of(a, c, b)), contract(c, _conj(a), _dims_of(b, c, a))
@@ -184,10 +176,6 @@ def _contract(n: Node, c: Node) -> Cotangents:
 def _dims_of(x: Node, *have: Node) -> tuple[str, ...]:
     assert all(any(d in h.dims for h in have) for d in x.dims)
     return x.dims
-
-
-def _sum(n: Node, c: Node) -> Cotangents:
-    return (expand(c, n.args[0].dims),)
 
 
 def _extremum(n: Node, c: Node) -> Cotangents:
@@ -206,38 +194,6 @@ def _prod(n: Node, c: Node) -> Cotangents:
 def _norm(n: Node, c: Node) -> Cotangents:
     x = n.args[0]
     return (x * where(make("eq", n, number(0)), 0.0, c / n),)
-
-
-def _softmax(n: Node, c: Node) -> Cotangents:
-    return (n * (c - total(n * c, n.attr("over"))),)
-
-
-def _rename(n: Node, c: Node) -> Cotangents:
-    return (rename(c, **{new: old for old, new in n.attr("to")}),)
-
-
-def _pick(n: Node, c: Node) -> Cotangents:
-    return (make("place", c, dim=n.attr("dim"), i=n.attr("i")),)
-
-
-def _place(n: Node, c: Node) -> Cotangents:
-    return (make("pick", c, dim=n.attr("dim"), i=n.attr("i")),)
-
-
-def _live(n: Node, c: Node) -> Cotangents:
-    return (make("live", c, fill=0.0),)
-
-
-def _mask(n: Node, c: Node) -> Cotangents:
-    return (make("mask", c, keep=n.attr("keep")),)
-
-
-def _cumsum(n: Node, c: Node) -> Cotangents:
-    return (cumsum(c, reverse=not n.attr("reverse"), exclusive=n.attr("exclusive")),)
-
-
-def _segsum(n: Node, c: Node) -> Cotangents:
-    return (make("crossing", c, reach="excl" if n.attr("reach") == "excl" else "incl"),)
 
 
 def _segprod(n: Node, c: Node) -> Cotangents:
@@ -326,7 +282,7 @@ RULES: dict[str, Callable[[Node, Node], Cotangents]] = {
     "sqrt": _unary(lambda x, y: 0.5 / y, guarded=True),
     "rsqrt": _unary(lambda x, y: -0.5 * (y * y * y), guarded=True),
     "square": _unary(lambda x, y: 2.0 * x),
-    "abs": _abs,
+    "abs": lambda n, c: (c * make("sign", n.args[0]),),
     "sign": _sign,
     "sin": _unary(lambda x, y: make("cos", x)),
     "cos": _unary(lambda x, y: -make("sin", x)),
@@ -345,37 +301,37 @@ RULES: dict[str, Callable[[Node, Node], Cotangents]] = {
     "minimum": _pick_larger(lambda a, b: make("lt", a, b)),
     "logaddexp": _logaddexp,
     "clamp": _clamp,
-    "where": _where,
+    "where": lambda n, c: (None, where(n.args[0], c, 0.0), where(n.args[0], 0.0, c)),
     "real": lambda n, c: (c,),
     "imag": lambda n, c: (c * number(1j),),
     "conj": lambda n, c: (_conj(c),),
     "stop_gradient": _none,
     "guard": lambda n, c: (make("guard", c, _conj(n.args[1])), make("guard", c, _conj(n.args[0]))),
     **dict.fromkeys(("lt", "le", "eq", "ne", "and", "or", "not", "to_number", "mod", "floordiv", "angle"), _none),
-    "live": _live,
+    "live": lambda n, c: (make("live", c, fill=0.0),),
     "once": _lowered,
     "contract": _contract,
-    "sum": _sum,
+    "sum": lambda n, c: (expand(c, n.args[0].dims),),
     "prod": _prod,
     "max": _extremum,
     "min": _extremum,
     "norm": _norm,
-    "softmax": _softmax,
-    "rename": _rename,
-    "pick": _pick,
-    "place": _place,
+    "softmax": lambda n, c: (n * (c - total(n * c, n.attr("over"))),),
+    "rename": lambda n, c: (rename(c, **{new: old for old, new in n.attr("to")}),),
+    "pick": lambda n, c: (make("place", c, dim=n.attr("dim"), i=n.attr("i")),),
+    "place": lambda n, c: (make("pick", c, dim=n.attr("dim"), i=n.attr("i")),),
     "flatten": lambda n, c: (make("unflatten", c, of=n.attr("of")),),
     "unflatten": lambda n, c: (make("flatten", c, of=n.attr("of")),),
     "expand": lambda n, c: (c,),
     "lag": _lag,
     "window": _lag,
-    "cumsum": _cumsum,
+    "cumsum": lambda n, c: (cumsum(c, reverse=not n.attr("reverse"), exclusive=n.attr("exclusive")),),
     "cumprod": _cumprod,
-    "segsum": _segsum,
+    "segsum": lambda n, c: (make("crossing", c, reach="excl" if n.attr("reach") == "excl" else "incl"),),
     "crossing": _lowered,
     "segprod": _segprod,
     "tangent": lambda n, c: (None, RULES[n.args[0].op](n.args[0], c)[0]),
-    "mask": _mask,
+    "mask": lambda n, c: (make("mask", c, keep=n.attr("keep")),),
     "span_contract": _span_contract,
     "span_crossing": _lowered,
     "span_factors": _lowered,
