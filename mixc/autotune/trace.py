@@ -24,6 +24,10 @@ SPECIAL = {"exp": 1, "exp2": 1, "log": 1, "log2": 1, "sqrt": 1, "rsqrt": 1, "sin
            "sigmoid": 2, "tanh": 2, "fdiv": 1, "div": 1}
 
 
+_CALLS: dict[Any, tuple[Any, Counts]] = {}  # of functions that kernels call: what they give and cost
+_MOST_CALLS = 1 << 14
+
+
 class NeedsSize(Exception):
     """The text depends on the number of rows: trace it for each."""
 
@@ -41,7 +45,6 @@ class Trace(Operations):
         self.C, self.operand, self.dims, self.counts = C, operand, dims, Counts()
         self.weight, self.known = ONE, dict(known)
         self.in_loop = self.inside = False  # over chunks; a function that the kernel calls
-        self.calls: dict[Any, tuple[Any, Counts]] = {}
         fn = parsed(self.functions[kernel])
         self.env: dict[str, Any] = {a.arg: self._argument(a.arg) for a in fn.args.args}
         self._block(fn.body)
@@ -226,7 +229,7 @@ class Trace(Operations):
         args = [self.value(a) for a in e.args]
         words = {k.arg: self.value(k.value) for k in e.keywords if k.arg}
         if name in self.functions:
-            return self._inline(parsed(self.functions[name]), args, words)
+            return self._inline(self.functions[name], args, words)
         if name in ("min", "max"):
             return {"min": min, "max": max}[name](args) if all(isinstance(a, int) for a in args) else args[0]
         handler = getattr(self, "_tl_" + name.rpartition(".")[2], None)
@@ -243,20 +246,24 @@ class Trace(Operations):
             return args[0] if isinstance(args[0], (int, float)) else float("inf")
         return self._elementwise([a for a in args if not isinstance(a, (str, tuple))])
 
-    def _inline(self, fn: ast.FunctionDef, args: list[Any], words: dict[str, Any]) -> Any:
+    def _inline(self, text: str, args: list[Any], words: dict[str, Any]) -> Any:
+        fn = parsed(text)
         names = [a.arg for a in fn.args.args]
         defaults = dict(zip(names[len(names) - len(fn.args.defaults):], map(self.value, fn.args.defaults), strict=True))
         given = {**defaults, **dict(zip(names, args, strict=False)), **words}
-        key = fn.name, tuple(given.items())
-        if key not in self.calls:  # the same shapes again cost the same
+        key = text, self.operand, self.in_loop, tuple(given.items())
+        if key not in _CALLS:  # the same shapes again cost the same, in whichever kernel
             outer = self.env, self.counts, self.weight, self.inside
             self.env, self.counts, self.weight, self.inside = given, Counts(), ONE, True
-            result = self._block(fn.body)
-            self.calls[key] = result, self.counts
+            found = self._block(fn.body), self.counts
             self.env, self.counts, self.weight, self.inside = outer
-        result, counted = self.calls[key]
+            if len(_CALLS) >= _MOST_CALLS:
+                _CALLS.clear()
+            _CALLS[key] = found
+        result, counted = _CALLS[key]
         self.counts.take(counted, self.weight, self.inside)
         return result
+
 
 def _symbolic(op: ast.operator, a: Any, b: Any) -> Symbol:
     (ca, na), (cb, nb) = size_of(a), size_of(b)
