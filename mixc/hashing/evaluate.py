@@ -134,18 +134,10 @@ def _place(node: Node, args: list[Value], env: Env) -> Value:
     return where(hit, x, like(zero, 0.0))
 
 
-def _expand(node: Node, args: list[Value], env: Env) -> Value:
-    return widen(align(args[0], node.args[0].dims, node.dims), node.dims, env.sizes)
-
-
 def _pick(node: Node, args: list[Value], env: Env) -> Value:
     dims = node.args[0].dims
     return rearrange(widen(args[0], dims, env.sizes),
                      lambda a: np.take(a, node.attr("i"), BATCH + dims.index(node.attr("dim"))))
-
-
-def _index(node: Node, args: list[Value], env: Env) -> Value:
-    return env.real.of(np.arange(env.sizes[node.dims[0]], dtype=np.float64).reshape(1, 1, -1))
 
 
 def _number(node: Node, args: list[Value], env: Env) -> Value:
@@ -162,7 +154,7 @@ def _scalar(value: float, env: Env) -> Real:
 _STRUCTURAL: dict[str, Callable[[Node, list[Value], Env], Value]] = {
     "number": _number,
     "size": lambda n, a, e: _scalar(float(e.sizes[n.attr("dim")]), e),
-    "index": _index,
+    "index": lambda n, a, e: e.real.of(np.arange(e.sizes[n.dims[0]], dtype=np.float64).reshape(1, 1, -1)),
     "contract": _contract,
     "sum": _fold(add),
     "prod": _fold(mul),
@@ -173,5 +165,5 @@ _STRUCTURAL: dict[str, Callable[[Node, list[Value], Env], Value]] = {
     "rename": lambda n, a, e: a[0],
     "pick": _pick,
     "place": _place,
-    "expand": _expand,
+    "expand": lambda n, a, e: widen(align(a[0], n.args[0].dims, n.dims), n.dims, e.sizes),
 }

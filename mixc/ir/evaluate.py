@@ -374,7 +374,7 @@ def _with_rows(node: Node, args: list[torch.Tensor], env: Env) -> list[torch.Ten
 
 _STRUCTURAL: dict[str, Callable[[Node, list[torch.Tensor], Env], torch.Tensor]] = {
     "number": lambda n, a, e: _scalar(n.attr("value"), e),
-    "size": lambda n, a, e: _scalar(float(math.prod(e.sizes[d] for d in (n.attr("dim"),))), e),
+    "size": lambda n, a, e: _scalar(float(e.sizes[n.attr("dim")]), e),
     "index": _index,
     "contract": _contract,
     "sum": _reduce(torch.sum),
@@ -408,8 +408,3 @@ _STRUCTURAL: dict[str, Callable[[Node, list[torch.Tensor], Env], torch.Tensor]] 
     "scan_block": _scan_block,
     "previous": _previous,
 }
-
-
-def leaves(roots: Iterable[Node]) -> list[Node]:
-    """The leaf nodes below `roots`, in order of first use."""
-    return [n for n in postorder(roots) if not n.args]

@@ -30,6 +30,7 @@ from mixc.ir.ranges import bounds
 from mixc.passes.separate import factors_of
 
 Dims = tuple[str, ...]
+Sums = Callable[[Node], Node]
 # exp(FORGET) is exactly 0 in fp32 and fp64, and sums of it stay finite: -inf as a log decay
 FORGET = -1.0e4
 GRAIN = 2.0 ** -10
@@ -84,35 +85,30 @@ class Part:
     log: Node | None = None
     value: Node | None = None
 
+    def _by(self, sums: Sums, products: Sums) -> Node:
+        if self.log is not None:
+            return exp(sums(self.log))
+        assert self.value is not None
+        return products(self.value)
+
     def span(self, reach: str) -> Node:
         """[_t, _s, dim]: the decay from s to t, 0 where t does not reach s.
 
         reach: "incl" (rows s+1..t, s <= t), "strict" (the same, s < t), "excl" (s+1..t-1, s < t)."""
-        if self.log is not None:
-            return exp(make("segsum", by_rows(self.log), reach=reach))
-        assert self.value is not None
-        return make("segprod", self.value, reach=reach)
+        return self._by(lambda x: make("segsum", by_rows(x), reach=reach), lambda x: make("segprod", x, reach=reach))
 
     def up_to(self, exclusive: bool) -> Node:
         """[_t, dim]: the decay of rows up to t (exclusive: before t)."""
-        if self.log is not None:
-            return exp(cumsum(self.log, exclusive=exclusive))
-        assert self.value is not None
-        return cumprod(self.value, exclusive=exclusive)
+        return self._by(lambda x: cumsum(x, exclusive=exclusive), lambda x: cumprod(x, exclusive=exclusive))
 
     def after(self) -> Node:
         """[_t, dim]: the decay of the rows after t."""
-        if self.log is not None:
-            return exp(cumsum(self.log, reverse=True, exclusive=True))
-        assert self.value is not None
-        return cumprod(self.value, reverse=True, exclusive=True)
+        return self._by(lambda x: cumsum(x, reverse=True, exclusive=True),
+                        lambda x: cumprod(x, reverse=True, exclusive=True))
 
     def whole(self) -> Node:
         """[dim]: the decay of all rows."""
-        if self.log is not None:
-            return exp(total(self.log, (ROW,)))
-        assert self.value is not None
-        return make("prod", self.value, over=(ROW,))
+        return self._by(lambda x: total(x, (ROW,)), lambda x: make("prod", x, over=(ROW,)))
 
 
 @dataclass(frozen=True)
@@ -124,7 +120,7 @@ class Turn(Part):
 
     phase: Node | None = None
 
-    def _by(self, sums: Callable[[Node], Node]) -> Node:
+    def _by(self, sums: Sums, products: Sums) -> Node:
         assert self.phase is not None
         coarse = make("stop_gradient", self.phase - make("mod", self.phase, number(GRAIN)))
         return product(exp(number(1j) * sums(x)) for x in (coarse, self.phase - coarse)) or number(1)
@@ -136,15 +132,6 @@ class Turn(Part):
     def span(self, reach: str) -> Node:
         return self.up_to(reach == "excl") * at_col(self.back())
 
-    def up_to(self, exclusive: bool) -> Node:
-        return self._by(lambda x: cumsum(x, exclusive=exclusive))
-
-    def after(self) -> Node:
-        return self._by(lambda x: cumsum(x, reverse=True, exclusive=True))
-
-    def whole(self) -> Node:
-        return self._by(lambda x: total(x, (ROW,)))
-
 
 @dataclass(frozen=True)
 class Sign(Turn):
@@ -152,7 +139,7 @@ class Sign(Turn):
 
     negative: Node | None = None
 
-    def _by(self, sums: Callable[[Node], Node]) -> Node:
+    def _by(self, sums: Sums, products: Sums) -> Node:
         assert self.negative is not None
         return 1.0 - 2.0 * make("mod", sums(self.negative), number(2))
 
