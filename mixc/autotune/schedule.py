@@ -68,7 +68,7 @@ Ranked = tuple[float, int, Callable[[], Candidate]]  # seconds, segment, the can
 
 @dataclass(frozen=True)
 class Variant:
-    """A kernel of a launch, and the text of a module that has it. `single`: where a segment is one chunk, or where it
+    """A kernel of a launch, and its text with what it may call. `single`: where a segment is one chunk, or where it
     is several (None: either)."""
 
     kernel: Kernel

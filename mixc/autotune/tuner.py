@@ -18,6 +18,7 @@ from mixc.autotune.compiling import Failed, compile_all
 from mixc.autotune.cost import Shape
 from mixc.autotune.schedule import CHUNKS, SEGMENTS, SPILL, Candidate, LaunchSpace, Variant
 from mixc.codegen.config import Config, Tile, hands_on
+from mixc.codegen.file_text import called_by
 from mixc.codegen.module import Module
 from mixc.codegen.offline import Job, job_of, write_text
 from mixc.errors import InputError
@@ -59,12 +60,13 @@ class Schedule:
         """A launch with its variants: one that has every segment for itself may carry nothing on."""
         if launch not in self._spaces:
             several = (False, True) if self.module.kernel(launch).launch.alone else (None,)
-            variants = [Variant(self.module.kernel(launch, single=bool(s)), self._text(launch, bool(s)), s)
-                        for s in several]
+            kernels = [self.module.kernel(launch, single=bool(s)) for s in several]
+            variants = [Variant(k, "\n".join([*called_by(k.text, [self.module]), "", k.text]), s)
+                        for k, s in zip(kernels, several, strict=True)]
             self._spaces[launch] = LaunchSpace(launch, variants, self.target, self.shape)
         return self._spaces[launch]
 
-    def _text(self, launch: str, single: bool = False, turned: str = "") -> str:
+    def _text(self, launch: str, single: bool, turned: str) -> str:
         """A module that has the launch."""
         plan = FUSED if launch in FUSED else next(plan for plan in self._every_plan() if launch in plan)
         key = plan, launch if turned else "", single, turned

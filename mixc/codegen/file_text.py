@@ -18,6 +18,12 @@ from mixc.ir.program import Program
 LICENSE = "SPDX-License-Identifier: Apache-2.0"
 
 
+def called_by(kernels: str, modules: list[Any]) -> list[str]:
+    """What kernels may call."""
+    return [PRELUDE, ATAN2, scan_prelude(kernels), triton_span.PRELUDE, triton_crossing.PRELUDE, triton_rows.PRELUDE,
+            *dict.fromkeys(m.prelude() for m in modules)]
+
+
 def file_text(name: str, doc: str, modules: list[Any], step: Program, calls: str) -> str:
     """The file: what its kernels share, their sizes, they, autograd functions, and what is called.
 
@@ -27,9 +33,7 @@ def file_text(name: str, doc: str, modules: list[Any], step: Program, calls: str
     written, doc = "\n\n".join(kernels), doc.strip()
     sizes = "\n".join([*(line for m in modules for line in m.size_lines()), *tables(step)])
     own = "".join([written, "\n\n\n", *(x for m in modules for x in (m.function(), "\n\n")), calls])
-    shared = needed("".join([HOST, CALLS, PRELUDE, ATAN2, scan_prelude(written), triton_span.PRELUDE,
-                             triton_crossing.PRELUDE, triton_rows.PRELUDE, PIECES,
-                             PRODUCTS, *dict.fromkeys(m.prelude() for m in modules), past_text()]), f"{sizes}\n{own}")
+    shared = needed("".join([HOST, CALLS, *called_by(written, modules), PIECES, PRODUCTS, past_text()]), f"{sizes}\n{own}")
     read = names_read("\n".join([sizes, shared, own]))
     head = [f'"""{name}: kernels emitted by mixc from a one-token step.', "", *([*doc.splitlines(), ""] if doc else []), LICENSE, '"""',
             *(f"import {x}" for x in ("collections", "math", "os") if x in read), "", "import torch", "import triton",
