@@ -440,7 +440,8 @@ def unit_inverse(L, rows, PRECISION: tl.constexpr, SMALL: tl.constexpr):
     """(I + L)^-1 of a strictly lower L: blocks of 2h rows from those of h, level by level (never by doubling).
     SMALL: no entry of L exceeds 1 (by the declared ranges), and one pass of TF32 serves half inputs."""
     C: tl.constexpr = L.shape[0]
-    LEVELS: tl.constexpr = 4 + (C > 16) + (C > 32) + (C > 64)
+    MORE: tl.constexpr = (C > 128) + (C > 256) + (C > 512) + (C > 1024)  # where tokens have more rows
+    LEVELS: tl.constexpr = 4 + (C > 16) + (C > 32) + (C > 64) + MORE
     X = tl.where(rows[:, None] == rows[None, :], 1.0, 0.0) - below(L, rows, 1)
     for level in tl.static_range(1, LEVELS):
         if SMALL and PRECISION == "tf32":
