@@ -6,61 +6,58 @@ dim of the state at most, so that it belongs to the query's side, to the key's, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from mixc.ir.build import is_number, make
 from mixc.ir.node import Node, number
 
 
+class _Joined(Exception):
+    """A value that varies along two dims together."""
+
+
 def factors_of(x: Node, dims: Iterable[str]) -> list[Node] | None:
     """Factors of x that have at most one of `dims` each, or None."""
-    dims = set(dims)
+    try:
+        return list(_factors(x, set(dims)))
+    except _Joined:
+        return None
+
+
+def _factors(x: Node, dims: set[str]) -> Iterator[Node]:
     if len(set(x.dims) & dims) <= 1 and x.op not in ("mul", "expand"):
-        return [] if is_number(x, 1.0) else [x]
-    if x.op == "mul":
-        return _joined([factors_of(a, dims) for a in x.args])
-    if x.op == "div":
-        under = factors_of(x.args[1], dims)
-        return _joined([factors_of(x.args[0], dims), None if under is None else [1.0 / f for f in under]])
-    if x.op == "exp":
-        terms = terms_of(x.args[0], dims)
-        return None if terms is None else [make("exp", t, span=x.span) for t in terms]
-    if x.op == "neg":
-        return _joined([[number(-1)], factors_of(x.args[0], dims)])
-    if x.op == "expand":
-        return factors_of(x.args[0], dims)
-    if x.op in ("square", "sqrt", "rsqrt", "ipow", "abs"):
-        inner = factors_of(x.args[0], dims)
-        return None if inner is None else [x.on(f) for f in inner]
-    return None
+        yield from [] if is_number(x, 1.0) else [x]
+    elif x.op in ("mul", "expand"):
+        for a in x.args:
+            yield from _factors(a, dims)
+    elif x.op == "div":
+        yield from _factors(x.args[0], dims)
+        yield from (1.0 / f for f in _factors(x.args[1], dims))
+    elif x.op == "exp":
+        yield from (make("exp", t, span=x.span) for t in _terms(x.args[0], dims))
+    elif x.op == "neg":
+        yield number(-1)
+        yield from _factors(x.args[0], dims)
+    elif x.op in ("square", "sqrt", "rsqrt", "ipow", "abs"):
+        yield from map(x.on, _factors(x.args[0], dims))
+    else:
+        raise _Joined
 
 
-def terms_of(x: Node, dims: set[str]) -> list[Node] | None:
-    """Terms whose sum is x and that have at most one of `dims` each, or None."""
+def _terms(x: Node, dims: set[str]) -> Iterator[Node]:
+    """Terms whose sum is x and that have at most one of `dims` each."""
     if len(set(x.dims) & dims) <= 1 and x.op != "expand":
-        return [x]
-    if x.op == "add":
-        return _joined([terms_of(a, dims) for a in x.args])
-    if x.op == "sub":
-        right = terms_of(x.args[1], dims)
-        return _joined([terms_of(x.args[0], dims), None if right is None else [-t for t in right]])
-    if x.op == "neg":
-        inner = terms_of(x.args[0], dims)
-        return None if inner is None else [-t for t in inner]
-    if x.op == "expand":
-        return terms_of(x.args[0], dims)
-    if x.op == "mul":
-        for c, rest in (x.args, x.args[::-1]):
-            inner = terms_of(rest, dims) if not set(c.dims) & dims else None
-            if inner is not None:
-                return [c * t for t in inner]
-    return None
-
-
-def _joined(parts: list[list[Node] | None]) -> list[Node] | None:
-    found: list[Node] = []
-    for p in parts:
-        if p is None:
-            return None
-        found += p
-    return found
+        yield x
+    elif x.op in ("add", "expand"):
+        for a in x.args:
+            yield from _terms(a, dims)
+    elif x.op in ("sub", "neg"):
+        *first, last = x.args
+        for a in first:
+            yield from _terms(a, dims)
+        yield from (-t for t in _terms(last, dims))
+    elif x.op == "mul" and any(not set(a.dims) & dims for a in x.args):
+        c, rest = x.args if not set(x.args[0].dims) & dims else x.args[::-1]
+        yield from (c * t for t in _terms(rest, dims))
+    else:
+        raise _Joined
