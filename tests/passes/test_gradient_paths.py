@@ -13,7 +13,7 @@ import torch
 import mixc
 from mixc.ir import derivatives
 from mixc.ir.node import make, substitute
-from mixc.passes import chunk
+from mixc.passes import states
 from mixc.runtime.agree import judge
 from tests.agree import draw, normal, run
 
@@ -47,13 +47,13 @@ def test_uncut_all_gradients_agree():
 def correction(monkeypatch):
     """Put a function in place of how a correction reads the carried state; other reads stay as they are."""
     def put(change):
-        solve_writes, carried = chunk.solve_writes, chunk.Place.carried
+        solve_writes, carried = states.solve_writes, states.Place.carried
 
         def solved(state):
             with monkeypatch.context() as m:
-                m.setattr(chunk.Place, "carried", lambda place: change(place, carried))
+                m.setattr(states.Place, "carried", lambda place: change(place, carried))
                 return solve_writes(state)
-        monkeypatch.setattr(chunk, "solve_writes", solved)
+        monkeypatch.setattr(states, "solve_writes", solved)
     return put
 
 
