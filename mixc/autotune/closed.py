@@ -16,7 +16,7 @@ import sympy
 from mixc.autotune.cost import LaunchModel, Shape
 from mixc.autotune.terms import Constraint, Term, term, total
 from mixc.autotune.trace import counts_of
-from mixc.codegen.config import Config
+from mixc.codegen.file_text import with_called
 from mixc.codegen.names import own_names
 from mixc.ir.node import bare, postorder
 from mixc.ir.program import Program
@@ -47,13 +47,13 @@ def closed_forms(step: Program, target: Target) -> list[Closed]:
     from mixc.codegen.triton_program import tuned_kernels
 
     module = tuned_kernels(step)
-    text = module.text(Config())
     names = {n: Term("var", name=n) for n in ("B", "T", "H", "C", "L")}
     dims = {module.own[d.name]: term(d.size) if d.size else Term("var", name=module.own[d.alias or d.name])
             for d in step.dims}
     shape: Any = _Symbolic(names["B"], names["T"], names["H"], dims)
     out = []
     for launch, kernel in module.kernels.items():
+        text = with_called(kernel, module)
         chunk, counts = None, counts_of(text, kernel.launch.name, None, 2, tuple(kernel.dims))
         if counts is None:
             chunk, counts = FALLBACK, counts_of(text, kernel.launch.name, FALLBACK, 2, tuple(kernel.dims))

@@ -18,7 +18,7 @@ from mixc.autotune.compiling import Failed, compile_all
 from mixc.autotune.cost import Shape
 from mixc.autotune.schedule import CHUNKS, SEGMENTS, SPILL, Candidate, LaunchSpace, Variant
 from mixc.codegen.config import Config, Tile, hands_on
-from mixc.codegen.file_text import called_by
+from mixc.codegen.file_text import with_called
 from mixc.codegen.module import Module
 from mixc.codegen.offline import Job, job_of, write_text
 from mixc.errors import InputError
@@ -61,8 +61,7 @@ class Schedule:
         if launch not in self._spaces:
             several = (False, True) if self.module.kernel(launch).launch.alone else (None,)
             kernels = [self.module.kernel(launch, single=bool(s)) for s in several]
-            variants = [Variant(k, "\n".join([*called_by(k.text, [self.module]), "", k.text]), s)
-                        for k, s in zip(kernels, several, strict=True)]
+            variants = [Variant(k, with_called(k, self.module), s) for k, s in zip(kernels, several, strict=True)]
             self._spaces[launch] = LaunchSpace(launch, variants, self.target, self.shape)
         return self._spaces[launch]
 

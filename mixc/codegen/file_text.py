@@ -13,6 +13,7 @@ from mixc.codegen.needed import names_read, needed
 from mixc.codegen.prelude import ATAN2, PRELUDE
 from mixc.codegen.products import PRODUCTS
 from mixc.codegen.triton_scan import scan_prelude
+from mixc.codegen.written import Kernel
 from mixc.ir.program import Program
 
 LICENSE = "SPDX-License-Identifier: Apache-2.0"
@@ -22,6 +23,11 @@ def called_by(kernels: str, modules: list[Any]) -> list[str]:
     """What kernels may call."""
     return [PRELUDE, ATAN2, scan_prelude(kernels), triton_span.PRELUDE, triton_crossing.PRELUDE, triton_rows.PRELUDE,
             *dict.fromkeys(m.prelude() for m in modules)]
+
+
+def with_called(kernel: Kernel, module: Any) -> str:
+    """The text of a kernel of a module behind what it may call: all that a count of its work reads."""
+    return "\n".join([*called_by(kernel.text, [module]), "", kernel.text])
 
 
 def file_text(name: str, doc: str, modules: list[Any], step: Program, calls: str) -> str:
