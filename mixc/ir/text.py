@@ -1,6 +1,6 @@
 """Programs as text, and back: the same declarations, and the very same (interned) nodes.
 
-    step delta_rule
+    step example
     dims K, V
     in k[K] where norm[K] [none, 1.0]
     state S[K, V]
