@@ -18,7 +18,7 @@ from typing import Any
 from mixc.codegen.torch_cell_plan import ONE, Carried, Dims, Fan, Loop, Plan, features, scalar
 from mixc.codegen.torch_ops import INFIX, NO_OUT
 from mixc.codegen.torch_stages import ALIAS, origin
-from mixc.codegen.torch_values import literal
+from mixc.codegen.torch_values import broadcast, literal
 from mixc.ir.node import ROW, Node
 from mixc.ir.ops import OPS
 from mixc.ir.program import Program
@@ -58,12 +58,12 @@ class _Writer(Plan):
         if n.op == "rename" and n not in self.value:
             text, axes = self._named(n.args[0])
             to = dict(n.attr("to"))
-            return _over(text, tuple(to.get(d, d) for d in axes), want)
+            return broadcast(text, tuple(to.get(d, d) for d in axes), want)
         if n.op in ALIAS and origin(n) in self.inside:
             return self.ref(n.args[0], want, tensor)
         if n.op == "number" and not tensor:
             return literal(n.attr("value"))
-        return _over(*self._named(n), want)
+        return broadcast(*self._named(n), want)
 
     def _named(self, n: Node) -> tuple[str, Dims]:
         """Name and axes of a value's tensor."""
@@ -220,8 +220,8 @@ class _Writer(Plan):
             self.put(n, template.format(*[self.ref(a, axes) for a in n.args], n=n.attr("n")))
         elif OPS[n.op].elementwise:
             self._formed(n, template.format(*[self.ref(a, axes) for a in n.args], n=n.attr("n")).replace("REAL", "dtype"), axes)
-        elif n.op == "contract" and self._is_product(n):
-            self._emit_product(n)
+        elif n.op == "contract" and (sides := self._sides(n)) is not None:
+            self._emit_product(n, *sides)
         elif n.op in _REDUCES:
             (x,) = n.args
             text, have = self._named(x) if set(self._named(x)[1]) == {*ONE, *features(x)} else ("", ())
@@ -236,36 +236,36 @@ class _Writer(Plan):
         else:
             self._called(n)
 
-    def _is_product(self, n: Node) -> bool:
-        """Over one dim, where either side has one dim of its own at most?"""
-        a, b = n.args
-        of_a, of_b, kept = (set(features(x)) for x in (a, b, n))
-        over = (of_a | of_b) - kept
-        return max(len(of_a & kept - of_b), len(of_b & kept - of_a)) <= 1 and len(over) == 1 and over <= of_a & of_b \
-            and all(of <= set(self._named(x)[1]) for x, of in ((a, of_a), (b, of_b)))
+    def _sides(self, n: Node) -> tuple[Dims, Dims, Dims, Dims] | None:
+        """Of a product over one dim, where either side has one dim of its own at most: the dims that both have and keep,
+        those of the left and of the right side alone, and the one that is summed over."""
+        of_a, of_b, kept = (set(features(x)) for x in (*n.args, n))
+        left, right, over = of_a & kept - of_b, of_b & kept - of_a, (of_a | of_b) - kept
+        if max(len(left), len(right)) > 1 or len(over) != 1 or not over <= of_a & of_b or not all(
+                of <= set(self._named(x)[1]) for x, of in zip(n.args, (of_a, of_b), strict=True)):
+            return None
+        return tuple(sorted(of_a & of_b & kept, key=self._by_header)), tuple(left), tuple(right), tuple(over)
 
-    def _emit_product(self, n: Node) -> None:
+    def _emit_product(self, n: Node, each: Dims, left: Dims, right: Dims, over: Dims) -> None:
         """Of small tensors torch.matmul costs several times what one product of matrices does, or a sum."""
         a, b = n.args
-        of_a, of_b, kept = (set(features(x)) for x in (a, b, n))
-        each, over = tuple(sorted(of_a & of_b & kept, key=self._by_header)), tuple((of_a | of_b) - kept)
-        own_a, own_b = of_a & kept - of_b, of_b & kept - of_a
-        if not own_a and not own_b and (*ONE, *each) == self.axes(n):
+        if not left and not right and (*ONE, *each) == self.axes(n):
             axes = (*ONE, *each, *over)
             products = self._temporary(axes)
             self.line(f"torch.mul({self.ref(a, axes)}, {self.ref(b, axes)}, out={products})")
             self.put(n, f"torch.sum({products}, [{len(axes) - 1}])")
             self.free.setdefault(axes, []).append(products)
-            return
-        alone = not each and all(self._named(x)[1][:2] == ONE for x in n.args)
-        if alone and len(own_a) + len(own_b) == 1:
-            vector, matrix = (a, b) if own_b else (b, a)
-            rows, columns = self.ref(vector, (*ONE, *over)), self.ref(matrix, (*ONE, *over, *own_a, *own_b))
+        elif not each and len(left) + len(right) == 1 and all(self._named(x)[1][:2] == ONE for x in n.args):
+            vector, matrix = (a, b) if right else (b, a)
+            rows, columns = self.ref(vector, (*ONE, *over)), self.ref(matrix, (*ONE, *over, *left, *right))
             target = self.room(n)
             self.line(f"torch.bmm({rows}{_AS_ROWS}, {columns}.flatten(0, 1), out={target}{_AS_ROWS})")
             self.value[n] = target, self.axes(n)
-            return
-        self._formed(n, *self._matmul(n))
+        else:
+            rows = self.ref(a, (*ONE, *each, *(left or ("_left",)), *over))
+            columns = self.ref(b, (*ONE, *each, *over, *(right or ("_right",))))
+            first = "" if left and right else f"[..., {':' if left else '0'}, {':' if right else '0'}]"
+            self._formed(n, f"torch.matmul({rows}, {columns}){first}", (*ONE, *each, *left, *right))
 
     def _temporary(self, axes: Dims) -> str:
         """A buffer of a line; whoever takes it puts it among those that are free."""
@@ -275,21 +275,11 @@ class _Writer(Plan):
         self.made.scratch[name] = axes
         return name
 
-    def _matmul(self, n: Node) -> tuple[str, Dims]:
-        """Text and axes of a product."""
-        a, b = n.args
-        of_a, of_b, kept = (set(features(x)) for x in (a, b, n))
-        left, right, over = list(of_a & kept - of_b), list(of_b & kept - of_a), list((of_a | of_b) - kept)
-        each = (*ONE, *sorted(of_a & of_b & kept, key=self._by_header))
-        rows, columns = self.ref(a, (*each, *(left or ["_left"]), *over)), self.ref(b, (*each, *over, *(right or ["_right"])))
-        first = "" if left and right else f"[..., {':' if left else '0'}, {':' if right else '0'}]"
-        return f"torch.matmul({rows}, {columns}){first}", (*each, *left, *right)
-
     def _formed(self, n: Node, text: str, axes: Dims) -> None:
         """A value that torch makes a tensor for."""
         if self.pinned(n) or n in self.place_of:
             target = self.room(n)
-            self.line(f"{target}.copy_({_over(text, axes, self.axes(n))})")
+            self.line(f"{target}.copy_({broadcast(text, axes, self.axes(n))})")
             self.value[n] = target, self.axes(n)
         else:
             name = f"v{len(self.lines) + 1}"
@@ -325,7 +315,6 @@ class _Writer(Plan):
                 f"    for {', '.join(names)} in zip(", *(f"            {s}," for s in sources), "            strict=True):"]
         return "\n".join([*head, *self.lines]) + "\n"
 
-
     def _views_first(self, names: list[str]) -> dict[str, str]:
         """Views that every token would make of its part are made of all tokens, by the name they now have."""
         found: dict[str, str] = {}
@@ -340,14 +329,3 @@ class _Writer(Plan):
 
 
 _AS_ROWS, _AS_ROWS_OF_ALL = ".flatten(0, 1).unsqueeze(1)", ".flatten(1, 2).unsqueeze(2)"
-
-
-def _over(text: str, axes: Dims, want: Dims) -> str:
-    """Code that broadcasts a tensor of these axes against one of the axes `want`."""
-    order = tuple(d for d in want if d in axes)
-    assert len(order) == len(axes), (text, axes, want)
-    if order != axes:
-        text += f".permute({', '.join(str(axes.index(d)) for d in order)})"
-    if not axes or len(order) == len(want):
-        return text
-    return f"{text}[{', '.join(':' if d in order else 'None' for d in want)}]"

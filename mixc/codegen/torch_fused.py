@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from mixc.codegen.needed import names_read
+from mixc.codegen.torch_prelude import once_made
 from mixc.codegen.torch_program import Segment
 from mixc.codegen.torch_scan_prelude import carry
 from mixc.codegen.torch_stages import Level, Stages, affine_updates, levels, origin, stages
@@ -226,25 +227,15 @@ def _with_exp2(lines: list[str]) -> list[str]:
 
 
 def _rows(x: Tensor) -> list[Tensor]:
-    """x [M, C, ...] row by row, each at the start of its memory.  Scratch keeps them."""
-    found: list[Tensor] | None = getattr(x, "mixc_rows", None)
-    if found is None:
-        found = [_again(row) for row in x.detach().unbind(1)]
-        if hasattr(x, "mixc_scratch"):
-            x.mixc_rows = found  # type: ignore[attr-defined]
-    return found
+    """x [M, C, ...] row by row, each at the start of its memory."""
+    return once_made(x, "rows at the start", lambda: [_again(row) for row in x.detach().unbind(1)])
 
 
 def _at_start(x: Tensor) -> Tensor:
-    """x as a tensor at the start of its memory: graphs differ by whether it lies there.  Scratch keeps it."""
+    """x as a tensor at the start of its memory: graphs differ by whether it lies there."""
     if not x.storage_offset():
         return x.detach() if x.requires_grad else x
-    found: Tensor | None = getattr(x, "mixc_at_start", None)
-    if found is None:
-        found = _again(x.detach())
-        if hasattr(x, "mixc_scratch"):
-            x.mixc_at_start = found  # type: ignore[attr-defined]
-    return found
+    return once_made(x, "at the start", lambda: _again(x.detach()))
 
 
 def _again(x: Tensor) -> Tensor:

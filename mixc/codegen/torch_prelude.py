@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 
 from mixc.ir.evaluate import reach_mask, running
 
 Tensor = torch.Tensor
+T = TypeVar("T")
 LOG2E = 1 / math.log(2)
 
 
@@ -175,14 +178,18 @@ def guard(c: Tensor, d: Tensor | float) -> Tensor:
 
 
 def each_token(x: Tensor) -> list[Tensor]:
-    """x[0], x[1], ...  Scratch, which the next segment uses again, keeps them: to make them costs a third of a call
-    each."""
-    found: list[Tensor] | None = getattr(x, "mixc_tokens", None)
-    if found is None:
-        found = list(x.unbind(0))
-        if hasattr(x, "mixc_scratch"):
-            x.mixc_tokens = found  # type: ignore[attr-defined]
-    return found
+    """x[0], x[1], ...: to make each costs a third of a call."""
+    return once_made(x, "tokens", lambda: list(x.unbind(0)))
+
+
+def once_made(x: Tensor, what: object, make: Callable[[], T]) -> T:
+    """What is made of a tensor.  Scratch, which every segment uses again, keeps it."""
+    if not hasattr(x, "mixc_scratch"):
+        return make()
+    made: dict[object, Any] = x.__dict__.setdefault("mixc_made", {})
+    if what not in made:
+        made[what] = make()
+    return made[what]  # type: ignore[no-any-return]
 
 
 def compare(op: str, a: Tensor, b: Tensor, out: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mixc.codegen.torch_prelude import once_made
 from mixc.ir.scans import COMBINES, shift
 
 Tensor = torch.Tensor
@@ -21,13 +22,8 @@ __all__ = ["affine_end", "affine_scan", "block_scan", "carry", "mul_before", "ot
 
 
 def _rows(x: Tensor, C: int, reverse: bool) -> list[Tensor]:
-    """Its rows in the order of the scan.  Scratch, which every segment uses again, keeps them: making the views anew
-    would cost a third of a scan."""
-    rows: list[Tensor] | None = getattr(x, "mixc_rows", None)
-    if rows is None:
-        rows = list(x.unbind(1)) if x.shape[1] == C and x.stride(1) else [x[:, 0]] * C
-        if hasattr(x, "mixc_scratch"):
-            x.mixc_rows = rows  # type: ignore[attr-defined]
+    """Its rows in the order of the scan: to make the views costs a third of a scan."""
+    rows = once_made(x, "rows", lambda: list(x.unbind(1)) if x.shape[1] == C and x.stride(1) else [x[:, 0]] * C)
     return rows[::-1] if reverse else rows
 
 

@@ -49,19 +49,20 @@ class Value:
 
     def over(self, want: Dims) -> str:
         """Code that broadcasts against tensors with axes `want`, which include its own."""
-        if self.scalar or self.axes == want:
-            return self.text
-        order = tuple(d for d in want if d in self.axes)
-        text = self.text
-        if order != self.axes:
-            text += ".mT" if self._swaps_last(order) else f".permute(0, {', '.join(str(1 + self.axes.index(d)) for d in order)})"
-        if len(order) == len(want):
-            return text
-        marks = [":" if d in order else "None" for d in want]
-        return f"{text}[:, {', '.join(marks)}]"
+        return self.text if self.scalar else broadcast(self.text, self.axes, want, 1)
 
-    def _swaps_last(self, order: Dims) -> bool:
-        return len(order) >= 2 and order[:-2] == self.axes[:-2] and order[-1] == self.axes[-2]
+
+def broadcast(text: str, axes: Dims, want: Dims, lead: int = 0) -> str:
+    """Code that broadcasts a tensor of `lead` axes and these against one of the axes `want`, which include them."""
+    order = tuple(d for d in want if d in axes)
+    assert len(order) == len(axes), (text, axes, want)
+    if order != axes:
+        places = [*range(lead), *(lead + axes.index(d) for d in order)]
+        swaps_last = lead and order[:-2] == axes[:-2] and order[-1] == axes[-2]
+        text += ".mT" if swaps_last else f".permute({', '.join(map(str, places))})"
+    if len(order) == len(want) or not lead + len(axes):
+        return text
+    return f"{text}[{', '.join([':'] * lead + [':' if d in order else 'None' for d in want])}]"
 
 
 class Scratch:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import torch
 
-from mixc.runtime.rows import Rows
+from mixc.runtime.rows import Ranked, Rows, running_counts
 
 Tensor = torch.Tensor
 
 
-class Packing:
+class Packing(Ranked):
     """The tokens of a call in running order.
 
     Attributes:
@@ -31,7 +31,7 @@ class Packing:
         spans = rows.sequences()
         ranked = sorted(range(rows.N), key=lambda n: -spans[n][1])
         lens = [spans[n][1] for n in ranked]
-        self.counts = _counts(lens)
+        self.counts = running_counts(lens)
         def long(values: list[int]) -> Tensor:
             return torch.tensor(values, dtype=torch.int64, device=device)
 
@@ -62,14 +62,6 @@ class Packing:
             return x.new_zeros(B * T, *x.shape[1:]).index_copy(0, self.source, x).reshape(B, T, *x.shape[1:])
         return self.rows.scatter(x.reshape(T, B, *x.shape[1:]).transpose(0, 1))
 
-    def by_rank(self, x: Tensor) -> Tensor:
-        """[N, ...] in the order of the call -> by falling length."""
-        return x if self.ranked is None else x.index_select(0, self.ranked)
-
-    def by_call(self, x: Tensor) -> Tensor:
-        """[N, ...] by falling length -> in the order of the call."""
-        return x if self.ranked is None else torch.empty_like(x).index_copy(0, self.ranked, x)
-
     def shifted(self, n: int, depth: int) -> Tensor:
         """[R]: where the value of n tokens ago stands in cat(tokens [R], history [N * depth])."""
         before = self.time - n
@@ -83,13 +75,3 @@ class Packing:
         if not self.counts:
             return self.R + rank * depth + depth + at
         return torch.where(at >= 0, self.offset[at.clamp(min=0)] + rank, self.R + rank * depth + depth + at)
-
-
-def _counts(lens: list[int]) -> list[int]:
-    """How many of the lengths (falling) exceed t, for t = 0, 1, ... while any does."""
-    counts, n = [], len(lens)
-    for t in range(lens[0] if lens else 0):
-        while lens[n - 1] <= t:
-            n -= 1
-        counts.append(n)
-    return counts

@@ -110,3 +110,27 @@ def _masked(all_rows: Rows, mask: Tensor, sequence: Tensor) -> Rows:
         lens = lens.index_add(0, sequence, kept.to(torch.int64))
     return Rows(all_rows.B, all_rows.T, all_rows.N, all_rows.starts, lens,
                 dead_last if order is None else order[dead_last], kept[dead_last])
+
+
+class Ranked:
+    """Sequences by falling length. `ranked`: int64 [N], their places in the call; None: as they are."""
+
+    ranked: Tensor | None = None
+
+    def by_rank(self, x: Tensor) -> Tensor:
+        """[N, ...] in the order of the call -> by falling length."""
+        return x if self.ranked is None else x.index_select(0, self.ranked)
+
+    def by_call(self, x: Tensor) -> Tensor:
+        """[N, ...] by falling length -> in the order of the call."""
+        return x if self.ranked is None else torch.empty_like(x).index_copy(0, self.ranked, x)
+
+
+def running_counts(lens: list[int]) -> list[int]:
+    """How many of the lengths (falling) exceed t, for t = 0, 1, ... while any does."""
+    counts, n = [], len(lens)
+    for t in range(lens[0] if lens else 0):
+        while lens[n - 1] <= t:
+            n -= 1
+        counts.append(n)
+    return counts

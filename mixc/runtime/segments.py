@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from mixc.runtime.rows import Rows
+from mixc.codegen.torch_prelude import once_made
+from mixc.runtime.rows import Ranked, Rows, running_counts
 
 Tensor = torch.Tensor
 
@@ -125,15 +126,11 @@ class DenseBlock(Block):
         lead = (len(self.counts), self.high - self.low)
         self.source(out).copy_(self.grouped(y, lead, out.shape[2]))
 
-
     def _turned(self, y: Tensor, G: int) -> Tensor:
-        """[B, C, G, ...] of [B * H, C, ...].  Scratch keeps its views."""
-        if G != self.H or not hasattr(y, "mixc_scratch"):
+        """[B, C, G, ...] of [B * H, C, ...]: a view where nothing is summed."""
+        def turned() -> Tensor:
             return self.grouped(y, (self.high,), G).transpose(1, 2)
-        views: dict[int, Tensor] = y.__dict__.setdefault("mixc_turned", {})
-        if G not in views:
-            views[G] = self.grouped(y, (self.high,), G).transpose(1, 2)
-        return views[G]
+        return once_made(y, ("turned", G), turned) if G == self.H else turned()
 
 
 @dataclass
@@ -219,7 +216,7 @@ class Band:
         return self.blocks[0].counts[0] if self.blocks else 0
 
 
-class Layout:
+class Layout(Ranked):
     """The bands of a call.
 
     Attributes:
@@ -233,7 +230,6 @@ class Layout:
         self.rows, self.H, self.C, self.device = rows, H, C, device
         self.chunks = max(1, segment // triple)  # triples in a segment
         self.width = max(1, band // (triple * H))  # sequences in a band
-        self.ranked: Tensor | None = None
         self.bands = (_dense(rows.B, rows.T, H, C, self.width, self.chunks, device) if rows.dense else self._ragged())
 
     # ------------------------------------------------------------ ragged
@@ -250,9 +246,7 @@ class Layout:
 
     def _blocks(self, spans: list[tuple[int, int]]) -> list[Block]:
         C, H = self.C, self.H
-        counts = []
-        for j in range(-(-spans[0][1] // C)):
-            counts.append(sum(length > j * C for _, length in spans))
+        counts = running_counts([-(-length // C) for _, length in spans])
         blocks: list[Block] = []
         first = 0
         while first < len(counts):
@@ -283,12 +277,6 @@ class Layout:
     def scatter(self, x: Tensor) -> Tensor:
         """What blocks stored, in the order of the call."""
         return self.rows.scatter(x) if self.rows.dense else x
-
-    def by_rank(self, x: Tensor) -> Tensor:
-        return x if self.ranked is None else x.index_select(0, self.ranked)
-
-    def by_call(self, x: Tensor) -> Tensor:
-        return x if self.ranked is None else torch.empty_like(x).index_copy(0, self.ranked, x)
 
 
 # ---------------------------------------------------------------- dense
