@@ -311,11 +311,13 @@ class AffineForms:
             visit(w)
         return found
 
-    def read(self, n: Node) -> Read | None:
-        """A contraction of a value that is affine in the state with one that is free, or a sum over its dims."""
+    def read(self, n: Node, known: bool = False) -> Read | None:
+        """A contraction of a value that is affine in the state with one that is free, or a sum over its dims.
+
+        known: with any value, such as what was read of the state: where what it reads is known for every row."""
         for i in sorted(range(len(n.args)), key=lambda i: -len(n.args[i].dims)):
             x, others = n.args[i], [a for j, a in enumerate(n.args) if j != i]
-            if self.free(x) or not all(map(self.free, others)):
+            if self.free(x) or not (known or all(map(self.free, others))):
                 continue
             query = others[0] if others else None
             if self.form(x) is None and n.op == "sum" and x.op == "mul":  # a query with dims of its own

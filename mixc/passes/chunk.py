@@ -121,7 +121,7 @@ class _Lift:
     def _read(self, node: Node) -> Node | None:
         """A contraction with a state, or a sum over its dims."""
         for names, forms in reversed(self.forms.items()):  # see `_of`
-            r = None if forms.free(node) else forms.read(node)
+            r = None if forms.free(node) else forms.read(node) or forms.read(node, known=True)
             form = None if r is None else forms.form(r.x)
             if r is not None and form is not None and _keeps(form):
                 return self.group(names).read(form, number(1) if r.query is None else self(r.query), node.dims)

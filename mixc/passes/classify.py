@@ -21,6 +21,7 @@ from mixc.passes.block import reason as coupled_reason
 from mixc.passes.context import context
 from mixc.passes.parts import divided
 from mixc.passes.planes import Split, is_complex, part_names, planes
+from mixc.passes.reads import reads_apart
 from mixc.passes.scan import is_scan, reason
 from mixc.passes.why import text_of, turns, why_chunk, why_not_chunk
 
@@ -28,6 +29,7 @@ from mixc.passes.why import text_of, turns, why_chunk, why_not_chunk
 def classify(step: Program) -> Program:
     """The program at level "stages": groups in topological order, notes for what is sequential."""
     step.read_again()
+    step = reads_apart(step, components(step))
     if is_complex(step):
         whole = of_complex(context(step).program)
         by_planes = _by_planes(step) if whole is None else whole.groups

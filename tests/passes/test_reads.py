@@ -1,0 +1,88 @@
+"""Reads of sums of states, and by queries that are themselves read: no matrix of a token is ever formed."""
+
+import pytest
+import torch
+
+import mixc
+from mixc.codegen.module import Module
+from mixc.codegen.triton_program import kernels
+from mixc.ir.node import ROW, postorder
+from mixc.passes.chunk import chunk
+from tests.agree import assert_runs_agree, draw, run
+
+HEADER = """mixer m(K, V) {{
+    in q[K], v[V], u[V], w[V], m
+    in k[K] where norm[K](k) <= 1
+    in g where g <= 0
+    in h[K] where h <= 0
+    in b where 0 <= b <= 1
+    state S[K, V], R[K, V], n[K]
+    S = exp(g) * S + k * v
+    n = exp(g) * n + k
+    {}
+}}
+"""
+PLAIN = "R = exp(h) * R + k * u\n    out o[V] = "
+BODIES = {
+    "sum": PLAIN + "q @ (S + R)",
+    "difference": PLAIN + "q @ (m * S - R / (1 + m ** 2))",
+    "columns": PLAIN + "q @ (S - sigmoid(w) * R)",
+    "negative": PLAIN + "q @ -(S + R)",
+    "with a write": PLAIN + "q @ (k * u + S + R)",
+    "summed": PLAIN + "sum[K](q * (S + R))",
+    "with a vector": PLAIN + "sum[K](S + n) + q @ R",
+    "chosen": PLAIN + "q @ where(m > 0, S, R)",
+    "both sides": PLAIN + "u * (q @ (S + R) @ w)",
+    "corrected by it": "R = exp(h) * R\n    R = R + b * k * (u - k @ (S + R))\n    out o[V] = q @ (S + R)",
+    "corrected by another": "R = exp(h) * R + k * (q @ (S + sigmoid(m) * S))\n    out o[V] = q @ (S + R)",
+}
+
+
+def load(body):
+    return mixc.loads(HEADER.format(body))
+
+
+def sizes(mixer):
+    return {d.name: {"K": 3, "V": 4}.get(d.alias or d.name, 3) for d in mixer.declared.dims}
+
+
+def assert_equals_the_step(mixer, backends=("torch", "triton"), T=37):
+    for backend in backends:
+        dtype = torch.float32 if backend == "triton" else torch.float64
+        tensors = draw(mixer.declared, B=2, T=T, H=1, sizes=sizes(mixer), dtype=dtype, seed=1)
+        want = run(mixer, tensors, wide=True)
+        assert_runs_agree(mixer, run(mixer, tensors, backend=backend), want, dtype)
+
+
+def has_matrix_a_token(mixer):
+    values = chunk(mixer._staged).values()
+    return any(ROW in n.dims and {"K", "V"} <= {*n.dims} and n.op != "scan" for n in postorder(values))
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_a_read_of_a_sum_is_a_sum_of_reads(name):
+    mixer = load(BODIES[name])
+    assert set(mixer.form.values()) == {"chunk"}
+    assert not has_matrix_a_token(mixer)
+    assert type(kernels(mixer.declared)) is Module
+    assert_equals_the_step(mixer, ("torch",))
+
+
+def test_kernels_of_a_sum_that_corrects():
+    assert_equals_the_step(load(BODIES["corrected by it"]))
+
+
+HOPS = {
+    "two hops": "y = q @ S\n    out o[E] = y[K] @ S",
+    "back": "y = q @ S\n    out o[K] = S @ y",
+    "normalised": "y = k @ S\n    out o[E] = (y / (1 + norm[E](y)))[K] @ S",
+    "three hops": "y = q @ S\n    z = tanh(y)[K] @ S\n    out o[K] = S @ z",
+}
+
+
+@pytest.mark.parametrize("name", HOPS)
+def test_a_query_may_be_what_was_read(name):
+    mixer = mixc.loads("mixer m(K, E = K) {\n in q[K], v[K]\n in k[K] where norm[K](k) <= 1\n in b where 0 <= b <= 1\n"
+                       f" state S[K, E]\n S = S + b * k * (v[E] - k @ S)\n {HOPS[name]}\n}}")
+    assert type(kernels(mixer.declared)) is Module
+    assert_equals_the_step(mixer, ("torch", "triton") if name == "two hops" else ("torch",))
