@@ -18,7 +18,7 @@ from mixc.codegen.prelude import PRELUDE
 from mixc.codegen.products import PRODUCTS
 from mixc.codegen.triton_rows import FUNCTIONS as MORE_ROWS
 from mixc.codegen.triton_span import FUNCTIONS
-from mixc.ir.node import Node, make, postorder
+from mixc.ir.node import Node, fold, make
 from mixc.ir.program import Decl, Program
 
 # names that a kernel's text uses itself; a user's name that equals one gets an underscore
@@ -96,12 +96,12 @@ def renamed(p: Program, to: dict[str, str]) -> Program:
         return p
     made: dict[Node, Node] = {}
 
+    def again(n: Node, args: list[Node]) -> Node:
+        attrs = {k: _renamed(v, to) if k in ("name", "dim", "dims", "over", "to", "out") else v for k, v in n.attrs}
+        return make(n.op, *args, span=n.span, **attrs)
+
     def node(root: Node) -> Node:
-        for n in postorder([root]):
-            if n not in made:
-                attrs = {k: _renamed(v, to) if k in ("name", "dim", "dims", "over", "to", "out") else v for k, v in n.attrs}
-                made[n] = make(n.op, *(made[a] for a in n.args), span=n.span, **attrs)
-        return made[root]
+        return fold([root], again, made)[0]
 
     def decl(d: Decl) -> Decl:
         ranges = tuple(replace(r, over=_renamed(r.over, to), low=r.low and node(r.low), high=r.high and node(r.high))

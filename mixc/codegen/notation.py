@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mixc.ir.node import COL, ROW, Node, postorder
+from mixc.ir.node import COL, ROW, Node, fold, postorder
 
 WIDTH = 108
 _INFIX = {"add": (" + ", 1), "sub": (" - ", 1), "mul": (" * ", 2), "div": (" / ", 2),
@@ -44,11 +44,7 @@ def formula(node: Node, names: Mapping[Node, str]) -> str | None:
 
 def _leaves(node: Node, stops: list[Node]) -> int:
     """How many names a spelling has."""
-    found: dict[Node, int] = dict.fromkeys(stops, 1)
-    for n in postorder([node]):
-        if n not in found:
-            found[n] = sum(found[a] for a in n.args) or 1
-    return found[node]
+    return fold([node], lambda n, below: sum(below) or 1, dict.fromkeys(stops, 1))[0]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mixc.hashing.values import Complex, Value, as_complex, elementwise, guard, like, maximum, minimum, where
-from mixc.ir.node import Node, postorder
+from mixc.ir.node import Node, fold
 
 BATCH = 2
 Real = Any
@@ -37,11 +37,7 @@ class Env:
 
 def evaluate(roots: Iterable[Node], env: Env, known: dict[Node, Value]) -> list[Value]:
     """The values of `roots`; `known` is read and filled."""
-    roots = list(roots)
-    for node in postorder(roots):
-        if node not in known:
-            known[node] = compute(node, [known[a] for a in node.args], env)
-    return [known[r] for r in roots]
+    return fold(roots, lambda node, args: compute(node, args, env), known)
 
 
 def compute(node: Node, args: list[Value], env: Env) -> Value:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from mixc.ir.blocks import run_block
-from mixc.ir.node import COL, LEVEL, ROW, Node, make, postorder
+from mixc.ir.node import COL, LEVEL, ROW, Node, fold, make
 from mixc.ir.ops import OPS
 from mixc.ir.scans import run_scan, shift
 
@@ -44,11 +44,7 @@ class Env:
 
 def evaluate(roots: Iterable[Node], env: Env, known: dict[Node, torch.Tensor] | None = None) -> list[torch.Tensor]:
     """The values of `roots`; `known` is read and filled, so that runs can share values."""
-    roots = list(roots)
-    values = {} if known is None else known
-    for node in [n for n in postorder(roots, values) if n not in values]:
-        values[node] = compute(node, [values[a] for a in node.args], env)
-    return [values[r] for r in roots]
+    return fold(roots, lambda node, args: compute(node, args, env), known)
 
 
 def compute(node: Node, args: list[torch.Tensor], env: Env, plain: bool = False) -> torch.Tensor:

@@ -8,11 +8,11 @@ says where in the user's text it came from and is no part of its identity.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from mixc.errors import Span
@@ -21,6 +21,7 @@ from mixc.errors import Span
 ROW = "_t"  # the row that reads (and, in token tensors, the token itself)
 COL = "_s"  # the row that wrote
 LEVEL = "_l"  # halvings of a chunk: 1, 2, 4, ... rows
+T = TypeVar("T")
 JOINT = "*"  # between dims that stand in one, the last of them the fastest
 
 
@@ -198,12 +199,17 @@ def depends(roots: Iterable[Node], on: Iterable[Node]) -> set[Node]:
     return hit
 
 
-def substitute(roots: Iterable[Node], mapping: dict[Node, Node]) -> list[Node]:
+def fold(roots: Iterable[Node], f: Callable[[Node, list[T]], T], known: MutableMapping[Node, T] | None = None
+         ) -> list[T]:
+    """Of every root f(node, what it gave for the node's arguments); `known` is read and filled, nothing is looked at
+    below what it holds."""
+    roots, known = list(roots), {} if known is None else known
+    for node in postorder(roots, known):
+        if node not in known:
+            known[node] = f(node, [known[a] for a in node.args])
+    return [known[r] for r in roots]
+
+
+def substitute(roots: Iterable[Node], mapping: Mapping[Node, Node]) -> list[Node]:
     """`roots` with every node in `mapping` replaced, bottom up."""
-    roots = list(roots)
-    done: dict[Node, Node] = dict(mapping)
-    for node in postorder(roots):
-        if node in done:
-            continue
-        done[node] = node.on(*(done[a] for a in node.args))
-    return [done[r] for r in roots]
+    return fold(roots, lambda node, args: node.on(*args), dict(mapping))

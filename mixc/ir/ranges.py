@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
-from mixc.ir.node import ROW, Node, make, postorder
+from mixc.ir.node import ROW, Node, fold, make
 from mixc.ir.program import Program, Range
 
 INF = math.inf
@@ -95,12 +95,11 @@ def _of_decl(ranges: tuple[Range, ...]) -> Interval:
 
 def bounds(x: Node) -> Interval:
     """An interval that holds for x under the ranges of the enclosing `proving` block."""
-    if x not in _known:
-        for node in postorder([x]):
-            if node not in _known:
-                found = _declared.get(node) if not node.args else None
-                _known[node] = found or RULES.get(node.op, _any)(node, [_known[a] for a in node.args])
-    return _known[x]
+    return _known[x] if x in _known else fold([x], _interval, _known)[0]
+
+
+def _interval(n: Node, a: list[Interval]) -> Interval:
+    return (_declared.get(n) if not n.args else None) or RULES.get(n.op, _any)(n, a)
 
 
 def _norm_of(ranges: tuple[Range, ...]) -> tuple[frozenset[str], float] | None:

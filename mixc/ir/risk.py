@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from mixc.ir.node import Node, postorder
+from mixc.ir.node import Node, fold, postorder
 from mixc.ir.program import Program
 from mixc.ir.ranges import bounds, proving
 
@@ -52,13 +52,12 @@ class Risks:
             states = after
 
     def __getitem__(self, node: Node) -> Risk:
-        if node not in self._known:
-            for n in postorder([node]):
-                if n not in self._known:
-                    (infinite, nan), interval = _of(n, [self._known[a] for a in n.args]), bounds(n)
-                    bounded = math.isfinite(interval.low) and math.isfinite(interval.high)
-                    self._known[n] = infinite and not bounded, nan
-        return self._known[node]
+        return fold([node], self._found, self._known)[0]
+
+    @staticmethod
+    def _found(n: Node, args: list[Risk]) -> Risk:
+        (infinite, nan), interval = _of(n, args), bounds(n)
+        return infinite and not (math.isfinite(interval.low) and math.isfinite(interval.high)), nan
 
 
 def _needs(n: Node, risks: Risks) -> bool:

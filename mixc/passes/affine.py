@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from mixc.ir.build import contract, is_number, maybe_mul, rename, where
-from mixc.ir.node import Node, depends, number, postorder
+from mixc.ir.node import Node, depends, fold, number
 from mixc.ir.ops import OPS
 from mixc.ir.program import Decl, Program
 from mixc.ir.risk import Risks
@@ -97,14 +97,9 @@ class ReadForm:
 
 def _unrepeated(c: Node) -> Node:
     """A factor without dims along which it is but repeated: what it multiplies has them."""
-    done: dict[Node, Node] = {}
-    for n in postorder([c]):
-        args = tuple(done[a] for a in n.args)
-        if n.op == "expand":
-            done[n] = args[0]
-        else:  # a sum over the dim counts how often
-            done[n] = n.on(*args) if OPS[n.op].elementwise else n
-    return done[c]
+    def of(n: Node, args: list[Node]) -> Node:  # a sum over the dim counts how often
+        return args[0] if n.op == "expand" else n.on(*args) if OPS[n.op].elementwise else n
+    return fold([c], of)[0]
 
 
 def _sum(a: Node | None, b: Node | None) -> Node | None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from mixc.ir.build import contract, total
 from mixc.ir.launch import Launch, splittable
-from mixc.ir.node import Node, make, postorder
+from mixc.ir.node import Node, fold, make, postorder
 from mixc.ir.program import Program
 
 
@@ -35,10 +35,7 @@ def of_one(launch: Launch, dims: tuple[str, ...]) -> Launch:
     done: dict[Node, Node] = {}
 
     def without(roots: list[Node]) -> list[Node]:
-        for n in postorder(roots):
-            if n not in done:
-                done[n] = _without(n, tuple(done[a] for a in n.args), {*dims})
-        return [done[n] for n in roots]
+        return fold(roots, lambda n, args: _without(n, tuple(args), {*dims}), done)
     without([c.leaf for c in launch.carries])
     made = launch.with_nodes(without)
     carries = tuple(replace(c, leaf=done[c.leaf]) for c in made.carries)

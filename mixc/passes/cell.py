@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mixc.ir.build import contract, expand
-from mixc.ir.node import ROW, Node, depends, postorder
+from mixc.ir.node import ROW, Node, depends, fold
 from mixc.ir.program import Program
 
 HEADS, SEQUENCES = "_h", "_n"
@@ -27,35 +27,31 @@ def cell(step: Program, axes: tuple[str, ...] = AXES) -> Program:
     lead = {"in": axes, "state": axes, "out": axes, "param": tuple(a for a in axes if a == HEADS), "const": ()}
     decls = tuple(replace(d, dims=(*lead[d.role], *d.dims)) for d in step.decls)
     leaves = {d.leaf(): wide.leaf() for d, wide in zip(step.decls, decls, strict=True) if d.role != "out"}
-    done: dict[Node, Node] = {}
-    for n in postorder(step.values()):
+
+    def wide(n: Node, args: list[Node]) -> Node:
         if n.op == "contract":
-            a, b = (done[x] for x in n.args)
-            done[n] = contract(a, b, (*(d for d in AXES if d in a.dims or d in b.dims), *n.dims))
-        elif n in leaves or not n.args:
-            done[n] = leaves.get(n, n)
-        else:
-            done[n] = n.on(*(done[a] for a in n.args))
+            a, b = args
+            return contract(a, b, (*(d for d in AXES if any(d in a.dims for a in args)), *n.dims))
+        return n.on(*args) if args else n
     by_name = {(d.role, d.name): d for d in decls}
-    values = [expand(done[r.value], by_name["out" if r.role == "out" else "state", r.name].dims) for r in step.results]
+    values = [expand(x, by_name["out" if r.role == "out" else "state", r.name].dims)
+              for x, r in zip(fold(step.values(), wide, leaves), step.results, strict=True)]
     return step.with_values(values, level="cell", decls=decls)
 
 
 def products_outside(program: Program, carried: list[Node]) -> Program:
     """(c * x) * y = c * (x * y), where only c is formed in the loop: x * y is formed before it."""
     inside = depends(program.values(), carried)
-    done: dict[Node, Node] = {}
-    for n in postorder(program.values()):
-        new = n.on(*(done[a] for a in n.args))
+
+    def regrouped(n: Node, args: list[Node]) -> Node:
+        new = n.on(*args)
         if n in inside:
             inside.add(new)
-        if new.op == "mul":
-            for loop, y in (new.args, new.args[::-1]):
-                if loop.op == "mul" and loop in inside and y not in inside:
-                    c, x = loop.args if loop.args[1] not in inside else loop.args[::-1]
-                    if x not in inside and c in inside:
-                        new = c * (x * y)
-                        inside.add(new)
-                        break
-        done[n] = new
-    return program.with_values([done[v] for v in program.values()])
+        for loop, y in (new.args, new.args[::-1]) if new.op == "mul" else ():
+            if loop.op == "mul" and loop in inside and y not in inside:
+                c, x = loop.args if loop.args[1] not in inside else loop.args[::-1]
+                if x not in inside and c in inside:
+                    inside.add(c * (x * y))
+                    return c * (x * y)
+        return new
+    return program.with_values(fold(program.values(), regrouped))

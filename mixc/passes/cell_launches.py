@@ -14,7 +14,7 @@ from functools import reduce
 
 from mixc.ir.build import number, where
 from mixc.ir.launch import Carry, Launch, Product, Store, splittable
-from mixc.ir.node import ROW, Node, bare, make, postorder
+from mixc.ir.node import ROW, Node, bare, fold, make, postorder
 from mixc.ir.program import Decl, Program
 from mixc.ir.ranges import proving
 from mixc.passes.cell import cell
@@ -138,10 +138,6 @@ def _stored(n: Node, name: str, stores: list[Store]) -> str:
 
 def _of_live_rows(value: Node) -> Node:
     """What is summed over rows is 0 where the row's sequence has ended."""
-    done: dict[Node, Node] = {}
-    for n in postorder([value]):
-        args = [done[a] for a in n.args]
-        if ROW not in n.dims:
-            args = [make("live", a, fill=0.0) if ROW in a.dims else a for a in args]
-        done[n] = n.on(*args)
-    return done[value]
+    def of(n: Node, args: list[Node]) -> Node:
+        return n.on(*(make("live", a, fill=0.0) if ROW in a.dims and ROW not in n.dims else a for a in args))
+    return fold([value], of)[0]

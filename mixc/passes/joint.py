@@ -13,7 +13,7 @@ import itertools
 from dataclasses import dataclass, replace
 
 from mixc.ir.build import contract, expand, maybe_mul, number, total
-from mixc.ir.node import JOINT, Node, make, postorder
+from mixc.ir.node import JOINT, Node, fold, make
 from mixc.ir.ops import OPS
 from mixc.ir.program import Dim, Program
 
@@ -76,12 +76,11 @@ class _Writer:
         self.joined: dict[Node, Value] = {}
 
     def value(self, root: Node) -> Value:
-        for n in postorder([root]):
-            if n not in self.joined:
-                args = [self.joined[a] for a in n.args]
-                changed = any(isinstance(x, _Half) or x is not a for x, a in zip(args, n.args, strict=True))
-                self.joined[n] = self._made(n, args) if changed else n
-        return self.joined[root]
+        return fold([root], self._of, self.joined)[0]
+
+    def _of(self, n: Node, args: list[Value]) -> Value:
+        changed = any(isinstance(x, _Half) or x is not a for x, a in zip(args, n.args, strict=True))
+        return self._made(n, args) if changed else n
 
     def spread(self, x: Node, deep: bool = False) -> Node:
         """A value along the dim that is both.

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from mixc.ir.blocks import block_scan, component
 from mixc.ir.build import is_number, make, maybe_add, number
-from mixc.ir.node import ROW, Node, postorder
+from mixc.ir.node import ROW, Node, fold, postorder
 from mixc.ir.program import Decl, Group, Program, Result, once_a_program
 from mixc.ir.scans import scan
 from mixc.passes.context import exact_nodes, looked_back, name_of
@@ -102,12 +102,9 @@ class Split:
             part_names(self.step, s) if s in complex_ else (s,)))) for g in self.step.groups)
 
     def __call__(self, root: Node) -> Planes:
-        for n in postorder([root]):
-            if n not in self.known:
-                self.known[n] = self._find(n)
-        return self.known[root]
+        return fold([root], self._find, self.known)[0]
 
-    def _find(self, n: Node) -> Planes:
+    def _find(self, n: Node, args: list[Planes]) -> Planes:
         if n.op in ("in", "param", "state"):
             if n.kind != "complex":
                 return n, None
@@ -116,7 +113,6 @@ class Split:
         if n.op == "number" and n.kind == "complex":
             z = n.attr("value")
             return number(z.real) if z.real else None, number(z.imag) if z.imag else None
-        args = [self.known[a] for a in n.args]
         if all(im is None for _, im in args) and n.kind != "complex" and n.op not in ("real", "imag"):
             return n.on(*(_present(re, a.dims) for (re, _), a in zip(args, n.args, strict=True))), None
         if n.op in ("lag", "window"):

@@ -18,7 +18,7 @@ import torch
 
 from mixc.ir.build import contract, expand, number, renamed_at_once, where
 from mixc.ir.evaluate import elementwise
-from mixc.ir.node import Node, is_number, make, postorder
+from mixc.ir.node import Node, fold, is_number, make, postorder
 from mixc.ir.ops import OPS
 from mixc.ir.program import Program
 from mixc.ir.ranges import bounds, proving
@@ -52,10 +52,8 @@ def plain(program: Program, drop_live: bool = False) -> Program:
 
 def rewrite(roots: Iterable[Node], rules: tuple[Rule, ...]) -> list[Node]:
     """`roots` with the first rule that applies applied at every node, bottom up, until none does."""
-    roots, done = list(roots), dict[Node, Node]()
-    for node in postorder(roots):
-        done[node] = _apply(node.on(*(done[a] for a in node.args)), rules, done)
-    return [done[r] for r in roots]
+    done = dict[Node, Node]()
+    return fold(roots, lambda node, args: _apply(node.on(*args), rules, done), done)
 
 
 def _apply(node: Node, rules: tuple[Rule, ...], done: dict[Node, Node]) -> Node:

@@ -10,7 +10,7 @@ after:  o_re = q_re @ S_re
 from __future__ import annotations
 
 from mixc.ir.build import expand, number
-from mixc.ir.node import Node, postorder
+from mixc.ir.node import Node, fold, postorder
 from mixc.ir.ops import OPS
 from mixc.ir.program import Program
 
@@ -19,10 +19,8 @@ def without_tangents(program: Program) -> Program:
     roots = program.values()
     if not any(n.op == "tangent" for n in postorder(roots)):
         return program
-    done: dict[Node, Node | None] = {}  # None: 0
-    for n in postorder(roots):
-        done[n] = _settled(n, [done[a] for a in n.args])
-    return program.with_values([_there(done[r], r) for r in roots])
+    settled = fold(roots, _settled)
+    return program.with_values([_there(x, r) for x, r in zip(settled, roots, strict=True)])
 
 
 def _there(x: Node | None, like: Node) -> Node:
@@ -30,6 +28,7 @@ def _there(x: Node | None, like: Node) -> Node:
 
 
 def _settled(n: Node, args: list[Node | None]) -> Node | None:
+    """None: 0."""
     if n.op == "tangent":
         return None
     zero = [x is None for x in args]

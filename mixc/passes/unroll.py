@@ -11,7 +11,7 @@ from __future__ import annotations
 from functools import reduce
 
 from mixc.ir.build import total
-from mixc.ir.node import ROW, Node, make, number
+from mixc.ir.node import ROW, Node, fold, make, number
 from mixc.ir.ops import OPS
 from mixc.ir.scans import COMBINES
 
@@ -29,9 +29,7 @@ def unroll(order: list[Node], C: int) -> dict[Node, Rows]:
         NotRows
     """
     made: dict[Node, Rows] = {}
-    for n in order:
-        args = [made[a] for a in n.args]
-        made[n] = _rule(n, args, C) if n.args else _leaf(n, C)
+    fold(order, lambda n, args: _rule(n, args, C) if n.args else _leaf(n, C), made)
     return made
 
 
