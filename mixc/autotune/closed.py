@@ -133,6 +133,9 @@ def products_told(step: Program) -> list[str]:
             whole = bare(x).op != "in" and (bare(x) not in read or read[bare(x)].exact)
             moved += (4 if whole else 2) * entries(*x.dims) + (2 if n in narrow else 4) * entries(*n.dims)
             flops += 2 * entries(*x.dims, *w.dims)
+        elif n.args:  # a value of more than one state of some that lie beside each other, or on the way to one
+            moved += 4 * sum((entries(*a.dims) for a in n.args), entries(*n.dims))
+            flops += entries(*{d: None for a in n.args for d in a.dims}) * (2 if n.op == "contract" else 1)
     rows, names = sympy.prod(sympy.symbols("B T H")), ", ".join(f"`{n}`" for n in (*found.front, *found.behind))
     moved, flops = sympy.factor_terms(rows * moved), sympy.factor_terms(rows * flops)
     return [f"- products of all tokens in torch, for {names}, which neither the bytes nor the bound above count: "

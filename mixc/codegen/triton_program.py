@@ -21,6 +21,7 @@ from mixc.codegen.refuse import refuse
 from mixc.errors import Diagnostic, InputError, SpecError
 from mixc.ir.node import postorder
 from mixc.ir.program import Program
+from mixc.passes.affine import AffineForms
 from mixc.passes.around import Around, around
 from mixc.passes.behind import behind
 from mixc.passes.classify import classify, parts_of
@@ -99,6 +100,8 @@ def kernels(step: Program) -> Module:
     inner = renamed(step, own_names(step))
     found = _around(inner)
     made = _between(found.program if found else inner, step)
+    if made.by_rule and (divided := _beside(inner, step)) is not None:
+        found, made = divided
     made.around = found
     last = behind(found) if found else None
     if last is not None and not own_names(last.program):
@@ -110,16 +113,29 @@ def kernels(step: Program) -> Module:
     return made
 
 
-def _around(inner: Program) -> Around | None:
+def _beside(inner: Program, step: Program) -> tuple[Around, Module] | None:
+    """The kernels of states that lie beside each other, what sums over these formed around them; None: there is no such
+    sum, or they have no chunk kernels either."""
+    groups = [[inner.decl(s) for s in g.states] for g in classify(inner).groups if g.form == "chunk"]
+    beside = frozenset(d for states in groups if len(states[0].dims) > 2 for d in AffineForms(inner, states).apart)
+    found = _around(inner, beside) if beside else None
+    if found is None or any(g.form != "chunk" for g in classify(found.program).groups):
+        return None
+    made = _between(found.program, step, tuple(d.name for d in inner.dims if d.name in beside))
+    return None if made.by_rule else (found, made)
+
+
+def _around(inner: Program, beside: frozenset[str] = frozenset()) -> Around | None:
     """What is formed of all tokens, what is left having names that mean nothing else in kernels."""
     avoid: set[str] = set()
-    while (found := around(inner, avoid)) is not None and (clash := own_names(found.program)):
+    while (found := around(inner, avoid, beside)) is not None and (clash := own_names(found.program)):
         avoid |= {*clash, *found.front, *found.read, *found.sizes}
     return found
 
 
-def _between(inner: Program, step: Program) -> Module:
-    """The kernels of what stands between products over all tokens; `step`: the whole under its user's names."""
+def _between(inner: Program, step: Program, each: tuple[str, ...] = ()) -> Module:
+    """The kernels of what stands between products over all tokens; `step`: the whole under its user's names.  `each`: dims
+    of which a program is to have one entry (none: what the chunk's program says)."""
     from mixc.codegen.cell_module import CellModule
     from mixc.codegen.token_module import TokenModule
 
@@ -127,7 +143,7 @@ def _between(inner: Program, step: Program) -> Module:
     if any(g.form == "sequential" for g in stages.groups):
         return (TokenModule if any(len(s.dims) > 1 for s in step.states) else CellModule)(inner, step)
     try:
-        return _chunks(stages, inner, step)
+        return _chunks(stages, inner, step, each)
     except SpecError as error:  # a chunk of tiles too many, or too wide
         if error.diagnostics[0].code != "MX310":
             raise
@@ -155,7 +171,7 @@ def tuned_kernels(step: Program) -> Module:
     return made
 
 
-def _chunks(stages: Program, inner: Program, step: Program) -> Module:
+def _chunks(stages: Program, inner: Program, step: Program, each: tuple[str, ...] = ()) -> Module:
     from mixc.codegen.module import Module
     from mixc.passes.beside import one_each
     from mixc.passes.chunk import chunk
@@ -165,7 +181,7 @@ def _chunks(stages: Program, inner: Program, step: Program) -> Module:
     matrices = {d.leaf() for g in stages.groups if g.form == "chunk" for d in map(stages.decl, g.states) if len(d.dims) > 1}
     if any(n.op == "scan" and n.args[2] in matrices for n in postorder(forward.values())):
         raise refuse("every entry of a matrix at every row")  # one row at a time, it stays on chip
-    each = one_each(forward)
+    each = each or one_each(forward)
     made = Module(with_inverses(forward, each), with_inverses(differentiate(forward), each), inner, step, each)
     for launch in ("fwd", "bwd"):  # written here: what has none is refused here
         made.kernel(launch)

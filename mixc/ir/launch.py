@@ -176,10 +176,11 @@ def feature_dims(node: Node) -> tuple[str, ...]:
 
 def splittable(nodes: list[Node], dims: list[str]) -> tuple[str, ...]:
     """Dims along which a program needs only its own part of every value: nothing sums over them."""
-    return tuple(d for d in dims if not any(_sums_over(n, d) for n in nodes))
+    return tuple(d for d in dims if not any(sums_over(n, d) for n in nodes))
 
 
-def _sums_over(n: Node, d: str) -> bool:
+def sums_over(n: Node, d: str) -> bool:
+    """Does an entry of it need more than one along d?"""
     if n.op == "softmax":
         return d in n.attr("over")
     if n.op in ("index", "size"):

@@ -1,9 +1,15 @@
-"""Step -> what stands around its loop: products with params that need not be formed where the state is.
+"""Step -> what stands around its loop: products with params that need not be formed where the state is, and sums over a
+dim along which states lie beside each other, each a program's own.
 
 before: x = a * x + B @ u;  out y[D] = C @ x + skip * u
 after:  in front   B_u = B @ u                       of all tokens, read as an in
         the step   x = a * x + B_u;  out x_read = x
         behind     y = C @ x_read + skip * u         of all tokens
+
+before: p = softmax[N](r);  S[N, K, V] = S + p * k * (v - k @ S);  out o[V] = p @ (q @ S)
+after:  in front   softmax_r = softmax[N](r)
+        the step   S = S + softmax_r * k * (v - k @ S);  out S_read[N, V] = q @ S      no entry of N needs another
+        behind     o = p @ S_read
 
 A matrix of a head that a kernel holds takes registers from the state, and its gradient is a sum that every sequence has
 for itself.  A product over all tokens is one matrix product, and so is the gradient.
@@ -16,6 +22,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from mixc.ir.build import contract
+from mixc.ir.launch import sums_over
 from mixc.ir.node import Node, bare, depends, first_below, make, postorder, source, substitute
 from mixc.ir.program import Decl, Program, Result, free
 from mixc.ir.ranges import proving
@@ -47,12 +54,13 @@ class Around:
     behind: dict[str, Node]
 
 
-def around(step: Program, avoid: Iterable[str] = ()) -> Around | None:
+def around(step: Program, avoid: Iterable[str] = (), beside: frozenset[str] = frozenset()) -> Around | None:
     """Of a step of real values, perhaps planes, without lags and positions; None: all of it stands with the states.
 
-    avoid: names that the rest shall not have, beside those of the step."""
+    avoid: names that the rest shall not have, beside those of the step. beside: dims over which nothing of the rest
+    shall sum."""
     whole = step.origin if step.origin is not None and of_complex(step.origin) is not None else None
-    found = _Division(whole or step)
+    found = _Division(whole or step, beside)
     if not step.states or not (found.front or found.behind):
         return None
     made = _divided(found, found.step.names.union(avoid))
@@ -100,7 +108,8 @@ class _Division:
         behind: outs that read the states through a product which no state reads; `read`: what they read of the states.
         roots: what is formed with the states."""
 
-    def __init__(self, step: Program):
+    def __init__(self, step: Program, beside: frozenset[str] = frozenset()):
+        self.beside = beside
         with proving(step):
             self.step = step = step.with_values(rewrite(step.values(), (sum_as_product,)), origin=step.origin)
         values = step.values()
@@ -109,7 +118,7 @@ class _Division:
         self.outs = {d.name: step.result("out", d.name) for d in step.outs}
         needed = set(postorder(step.values("next")))
         late = [n for n in postorder(self.outs.values()) if n not in needed and self._worth(n)
-                and projection(n)[0] in self.stateful]  # type: ignore[index]
+                and (projection(n) or (n,))[0] in self.stateful]
         above = depends(self.outs.values(), late)
 
         def cut(roots: Iterable[Node]) -> list[Node]:
@@ -122,8 +131,11 @@ class _Division:
 
     def _worth(self, n: Node) -> bool:
         """Is it formed over all tokens?  So is what multiplies a value of every token with a matrix of params, unless
-        the spec says that this is as small as a tile of a tensor core."""
+        the spec says that this is as small as a tile of a tensor core, and what needs more than one state of some that
+        lie beside each other."""
         found = projection(n)
+        if n in self.tokens | self.stateful and any(sums_over(n, d) for d in self.beside):
+            return True
         if found is None or found[0] not in self.tokens | self.stateful:
             return False
         sizes = [self.fixed.get(d, math.inf) for d in found[1].dims]
@@ -212,10 +224,8 @@ def _divided(of: _Division, taken: set[str]) -> Around | None:
 
 
 def _name_of(n: Node) -> str:
-    """What the product is called: W_x, after what it multiplies."""
-    found = projection(n)
-    assert found is not None
+    """What the product is called: W_x, after what it multiplies; another value after what it is of."""
     def names(x: Node, op: str) -> str:
         return "_".join(dict.fromkeys(a.attr("name") for a in postorder([x]) if a.op == op))
-    x, w = found
-    return f"{names(source(w), 'param')}_{names(x, 'in')}"
+    x, w = projection(n) or (n, None)
+    return f"{n.op if w is None else names(source(w), 'param')}_{names(x, 'in')}"

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mixc.ir.build import contract, total
+from mixc.ir.build import contract, exp, total
 from mixc.ir.launch import Launch, splittable
-from mixc.ir.node import Node, fold, make, postorder
+from mixc.ir.node import COL, ROW, Node, fold, make, postorder
 from mixc.ir.program import Program
 
 
@@ -53,6 +53,14 @@ def tensor_dims(leaf: Node) -> tuple[str, ...]:
     return dims
 
 
+def _under_numbers(x: Node, y: Node, decay: Node, out: tuple[str, ...]) -> Node:
+    """Their product under a decay of pairs of rows [_t, _s]: with that which has both."""
+    for a, b in ((x, y), (y, x)):
+        if {ROW, COL} <= {*a.dims}:
+            return contract(a * decay, b, out)
+    return contract(x, y, out) * decay
+
+
 def _without(n: Node, args: tuple[Node, ...], gone: set[str]) -> Node:
     if args == n.args and not gone & {*n.dims}:
         return n
@@ -63,6 +71,8 @@ def _without(n: Node, args: tuple[Node, ...], gone: set[str]) -> Node:
         return contract(args[0], args[1], attrs["out"])
     if n.op == "sum":
         return total(args[0], attrs["over"])
+    if n.op == "span_contract" and args[-1].dims == (ROW,):
+        return _under_numbers(args[0], args[1], exp(make("segsum", args[-1], reach=n.attr("reach"))), attrs["out"])
     if n.op == "expand" and not attrs["dims"]:
         return args[0]
     return make(n.op, *args, span=n.span, **attrs)

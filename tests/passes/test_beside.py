@@ -7,6 +7,7 @@ import torch
 
 import mixc
 from tests import cells
+from tests.agree import assert_runs_agree, draw, run
 
 INS = ("in q[N, K], k[N, K] where norm[K](k) <= 1, p[K] where norm[K](p) <= 1, v[N, V], u[V], n[N], g where g <= 0\n"
        "in gn[N] where gn <= 0, gk[K] where gk <= 0, gv[V] where gv <= 0, a[N] where -1 <= a <= 1\n"
@@ -65,3 +66,31 @@ def test_what_is_no_matrix_beside_another(body, form, why):
     assert mixer.form == {"S": form} and why in mixer.why["S"], mixer.why
     cell = dict(length=20, size=3, heads="1", gates=1.0, dtype=torch.float64, rows="plain", start=True)
     assert all(f.ok for f in cells.compare(mixer, cell, "torch"))
+
+
+SUMMED = {
+    "a mixture": "p = softmax[N](r)\nS = exp(g) * S\nS = S + b * p * k * (v - k @ S)\nout o[V] = p @ (q @ S)",
+    "one is chosen": "p = where(r >= max[N](r), 1, 0)\nS = where(p > 0, 0.9, 1) * S\n"
+                     "S = S + b * p * k * (v - k @ S)\nout o[V] = p @ (q @ S)",
+    "slots of one key": "S = exp(g) * S\nS = S + b * k * (v + r - k @ S)\nout o[V] = softmax[N](r) @ (q @ S)\n"
+                        "out e[V] = v - mean[N](k @ S)",
+    "an attention over what is read": "S = exp(g) * S\nS = S + b * softmax[N](r) * k * (v - k @ S)\ny = q @ S\n"
+                                      "out o[V] = sum[N](softmax[N](norm[V](y)) * y)",
+}
+
+
+@pytest.mark.parametrize("what", SUMMED)
+def test_sums_over_what_lies_beside_each_other_are_formed_around_kernels(what):
+    """Each state is a program's own; softmax[N] of an input stands in front, sums over N of what is read behind."""
+    from mixc.codegen.module import Module
+    from mixc.codegen.triton_program import kernels
+
+    mixer = mixc.loads("mixer m(K, V, N = 3) {\nin q[K], v[V], r[N], g where g <= 0, b where 0 <= b <= 1\n"
+                       f"in k[K] where norm[K](k) <= 1\nstate S[N, K, V]\n{SUMMED[what]}\n}}")
+    made = kernels(mixer.declared)
+    assert type(made) is Module and made.each == ("N",), what
+    tensors = draw(mixer.declared, B=2, T=20, H=2, sizes=dict(K=5, V=4, N=3), dtype=torch.float32, seed=1)
+    want = run(mixer, tensors, wide=True)
+    assert_runs_agree(mixer, run(mixer, tensors, backend="triton"), want)
+    assert "in front of the kernels, of all tokens at once in torch: `" in (told := mixer.explain()) or "slots" in what
+    assert "neither the bytes nor the bound above count: forward bytes `0`" not in told
