@@ -18,6 +18,7 @@ from mixc.autotune.terms import Constraint, Term, term, total
 from mixc.autotune.trace import counts_of
 from mixc.codegen.file_text import with_called
 from mixc.codegen.names import own_names
+from mixc.ir.launch import sums_over
 from mixc.ir.node import bare, postorder
 from mixc.ir.program import Program
 from mixc.passes.around import projection
@@ -133,7 +134,7 @@ def products_told(step: Program) -> list[str]:
             whole = bare(x).op != "in" and (bare(x) not in read or read[bare(x)].exact)
             moved += (4 if whole else 2) * entries(*x.dims) + (2 if n in narrow else 4) * entries(*n.dims)
             flops += 2 * entries(*x.dims, *w.dims)
-        elif n.args:  # a value of more than one state of some that lie beside each other, or on the way to one
+        elif any(sums_over(n, d) for a in n.args for d in a.dims):  # states that lie beside each other are its own
             moved += 4 * sum((entries(*a.dims) for a in n.args), entries(*n.dims))
             flops += entries(*{d: None for a in n.args for d in a.dims}) * (2 if n.op == "contract" else 1)
     rows, names = sympy.prod(sympy.symbols("B T H")), ", ".join(f"`{n}`" for n in (*found.front, *found.behind))

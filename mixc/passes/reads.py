@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 
 from mixc.ir.build import contract, expand, total, where
-from mixc.ir.node import Node, make, postorder
+from mixc.ir.node import Node, fold, make
 from mixc.ir.program import Program
 
 
@@ -20,7 +20,7 @@ def reads_apart(step: Program, groups: list[list[str]]) -> Program:
     if len(groups) < 2:
         return step
     made = _Reads({step.decl(name).leaf(): i for i, names in enumerate(groups) for name in names})
-    values = [made.value(v) for v in step.values()]
+    values = fold(step.values(), made.value)
     return step if values == step.values() else step.with_values(values)
 
 
@@ -29,15 +29,11 @@ class _Reads:
         owner: by leaf of a state the number of its group."""
 
     def __init__(self, owner: dict[Node, int]):
-        self.owner, self.done = owner, dict[Node, Node]()
-        self.copies = functools.cache(self._copies)
+        self.owner, self.copies = owner, functools.cache(self._copies)
 
-    def value(self, root: Node) -> Node:
-        for n in postorder([root]):
-            if n not in self.done:
-                new = n.on(*(self.done[a] for a in n.args))
-                self.done[n] = (self._read(new) if new.op in ("contract", "sum") else None) or new
-        return self.done[root]
+    def value(self, node: Node, args: list[Node]) -> Node:
+        new = node.on(*args)
+        return (self._read(new) if new.op in ("contract", "sum") else None) or new
 
     def _copies(self, n: Node) -> frozenset[int]:
         """The groups whose states stand in a value entry by entry: decayed, updated, added up."""
