@@ -17,13 +17,9 @@ class CellModule(Module):
     kept_later = True
 
     def __init__(self, step: Program, spec: Program):
-        made = cell_launches(step)
-        self.p, self.spec, self.token, self.made = step, spec, None, made
-        self.launches = {"fwd": made.forward, "bwd": made.backward}
-        self._written = {(n, "", False): CellWriter(launch).write() for n, launch in self.launches.items()}
+        self.made = made = cell_launches(step)
+        self._of_loops(step, spec, made.forward, made.backward, CellWriter)
         self.weights = [d for d in step.params if len(d.dims) > 1]
-        self.starts, self.name = made.backward.starts, step.name
-        self.states, self.outs = step.states, step.outs
         self.partial = {s.name for s in made.backward.stores if s.kind == "partial"}
 
     # ------------------------------------------------------------ text
@@ -33,9 +29,6 @@ class CellModule(Module):
 
     def _programs(self, kernel: Kernel, tile: str) -> list[str]:
         return [f"triton.cdiv(count, {tile}['C'])", "H"]
-
-    def _forward_tile(self) -> str:
-        return f"tile = {self._called('fwd')}"
 
     def _rows(self) -> list[str]:
         """Tensors in which states are kept that are no out."""

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from mixc.codegen.expressions import Expressions
+from mixc.codegen.lines import defined
 from mixc.ir.evaluate import Env, evaluate, heads
 from mixc.ir.node import Node, postorder
 from mixc.ir.program import Decl, Program
@@ -32,15 +32,14 @@ def eager_loop(program: Program, sizes: dict[str, int], consts: dict[str, float]
                dtype: torch.dtype = torch.float32) -> tuple[Loop, str]:
     """A function from ins [B, T, G, ...] and params [G, ...] to outs [B, T, H, ...], and its text."""
     text, constants, start = loop_text(program, sizes, consts, dtype)
-    scope: dict[str, Any] = {"torch": torch, "F": F, "REAL": dtype, **constants}
-    exec(compile(text, f"<eager loop of {program.name}>", "exec"), scope)  # our own text, names checked
+    run = defined(text, f"eager loop of {program.name}", {"torch": torch, "F": F, "REAL": dtype, **constants})["loop"]
 
     def loop(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ins = [heads(tensors[d.name], H, 2) for d in program.ins]
         params = [heads(tensors[d.name], H, 0)[None] for d in program.params]
         B = ins[0].shape[0]
         states = [start[d.name].expand(B, H, *(sizes[n] for n in d.dims)) for d in program.states]
-        outs = scope["loop"](*ins, *params, *states)
+        outs = run(*ins, *params, *states)
         return dict(zip((d.name for d in program.outs), outs, strict=True))
     return loop, text
 

@@ -81,7 +81,7 @@ class Function(Launches):
 
     def _forward_tile(self) -> str:
         sizes = self._called(self.fwd[0][0])
-        if self.config.tile(self.fwd[0][0]).chunk < 16:
+        if self.backward is None or self.config.tile(self.fwd[0][0]).chunk < 16:  # rows are no tokens, or few
             return f"tile = {sizes}"
         return f"tile = dict({sizes}, C=16) if seqs.T <= 16 else {sizes}"
 

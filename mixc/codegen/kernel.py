@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import cached_property
 
 from mixc.codegen.axes import Axes, is_rows, more_rows
-from mixc.codegen.lines import group, in_block, indented, plus, times, wrapped
+from mixc.codegen.lines import group, indent, plus, times, wrapped
 from mixc.codegen.names import RESERVED
 from mixc.codegen.names import safe as safe
 from mixc.codegen.notation import formula, is_decay, span_formula
@@ -35,6 +35,7 @@ class KernelWriter:
 
     def __init__(self, launch: Launch, turned: str = ""):
         self.launch, self.program, self.turned = launch, launch.program, turned
+        self.weights = False  # does it hold matrices of a head, if they fit?
         self.alive: list[list[tuple[tuple[str, ...], float]]] = []
         self.vectors = 0
         nodes = launch.nodes()
@@ -127,6 +128,17 @@ class KernelWriter:
         self.before.append(f"{name} = tl.load({base}{plus(self._flat(dims))}{self._guard(dims, False)})")
         return name
 
+    def _weights(self, node: Node, at: str) -> str:
+        """Matrices of a head are held for all tokens, or asked for at every token (`at`) where they do not fit."""
+        if len(node.dims) < 2:
+            return KernelWriter._load_param(self, node)
+        name, offsets, mask = safe(node.attr("name")), self._flat(node.dims), " & ".join(self._inside(node.dims))
+        self.loaded[name] = self.program.decl(node.attr("name"))
+        self.before.append(f"{name} = weights({name}_ptr + (head // {name}_rep) * ({' * '.join(node.dims)}), {offsets}, "
+                           f"{mask}, 0, HELD)")
+        self.weights = True
+        return f"weights({name}, {offsets}, {mask}, {at}, not HELD)"
+
     def _load_start(self, node: Node) -> str:
         """The states at the start of the chunk: as the forward kept them at the start of the segment, and formed
         again over the chunks between."""
@@ -152,8 +164,8 @@ class KernelWriter:
         launch = self.launch
         body, self.body = self.body, []
         self._replay(names)
-        loop = ["for past in tl.range(chunk // (SEGMENT // C) * (SEGMENT // C), chunk, num_stages=1):", *in_block(self.body)]
-        self.body = [*body, "if SEGMENT > C:  # the chunks of the segment before this one", *in_block(loop)]
+        loop = ["for past in tl.range(chunk // (SEGMENT // C) * (SEGMENT // C), chunk, num_stages=1):", *indent(self.body)]
+        self.body = [*body, "if SEGMENT > C:  # the chunks of the segment before this one", *indent(loop)]
         self.body += [f"{names[s]} = {names[s]}.to({s}_starts.dtype.element_ty)" for s in launch.starts]
 
     def _replay(self, names: dict[str, str]) -> None:
@@ -333,7 +345,7 @@ class KernelWriter:
         launch = self.launch
         kept = [self._store_state(safe(c.name), launch.kept(c.name), None, c.dims)
                 for c in launch.carries if c.name in launch.keeps]
-        return [f"if {'KEEP and ' if launch.stores else ''}{self._begins()}:", *in_block(kept)] if kept else []
+        return [f"if {'KEEP and ' if launch.stores else ''}{self._begins()}:", *indent(kept)] if kept else []
 
     def _assemble(self, sums: list[Store]) -> Kernel:
         launch = self.launch
@@ -345,7 +357,7 @@ class KernelWriter:
         fixed = [*(n for n in ("T", "count") if n in arguments), *(f"{name}_sb" for name, d in self.loaded.items() if d.role == "in" and not d.dims)]
         head = f"@triton.jit(do_not_specialize={fixed!r})\ndef {launch.name}(\n"
         head += wrapped(arguments) + wrapped([f"{c}: tl.constexpr" for c in constexprs]) + "):\n"
-        text = head + "".join(indented(line, 1) for line in self._lines(sums))
+        text = head + "\n".join(indent(self._lines(sums))) + "\n"
         return Kernel(launch, text, arguments, constexprs, list(self.loaded), self.dims, self.cots, self.alive,
                       self.vectors, self.given, self.turned, self.axes.ranks & {*self.dims},
                       self.axes.narrow(self.program.dims) & {*self.dims})
@@ -358,7 +370,7 @@ class KernelWriter:
         turn = [f"more_{d} = block_{d} + tl.arange(0, 1) > first_{d}", "tl.debug_barrier()  # what the block before has left is there", self._place(d), *self.before,
                 *self._initial(own), *self._loop(), *self._final(own)]
         return [*self._where(), f"first_{d} = group_{d} * TURNS", *(self._place(e) for e in self.dims if e != d), *self._sums(common),
-                f"for block_{d} in range(first_{d}, tl.minimum(first_{d} + TURNS, tl.cdiv({d}, B{d}))):", *in_block(turn),
+                f"for block_{d} in range(first_{d}, tl.minimum(first_{d} + TURNS, tl.cdiv({d}, B{d}))):", *indent(turn),
                 *self._stored(common)]
 
     def _flags(self) -> list[str]:
@@ -469,15 +481,14 @@ class KernelWriter:
 
     def _loop(self) -> list[str]:
         if self.launch.loop == "tokens":
-            return ["for row_at in range(0, length):", indented("row = tl.cast(row_at, tl.int64) * SIGN", 1).rstrip("\n"),
-                    *[indented(line, 1).rstrip("\n") for line in self.body]]
+            return ["for row_at in range(0, length):", *indent(["row = tl.cast(row_at, tl.int64) * SIGN", *self.body])]
         lines = ["chunks = tl.cdiv(length, C)"]
         if self._by_segment:
             lines += self._first_segment()
         # what a compiler hoists out of the loop, above all addresses of shared memory, would fill the registers
         loop = ["for i in tl.range(0, chunks, num_stages=STAGES, disable_licm=True):"]
         inner = ["chunk = chunks - 1 - i"] if self.launch.reverse else ["chunk = i"]
-        return lines + loop + [indented(line, 1).rstrip("\n") for line in [*inner, *self._in_chunk()]]
+        return lines + loop + indent([*inner, *self._in_chunk()])
 
     def _in_chunk(self) -> list[str]:
         """The body, behind the chunk's place in its sequence."""

@@ -5,7 +5,7 @@ The calls are text of the emitted file: a grid, the kernel's arguments by name, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 
 from mixc.codegen.config import Config, Tile
@@ -55,6 +55,15 @@ class Launches:
         self.name = forward.name
         self.states, self.outs = forward.states, forward.outs
         self._written: dict[tuple[str, str, bool], Kernel] = {}
+
+    def _of_loops(self, step: Program, spec: Program, forward: Launch, backward: Launch,
+                  writer: Callable[[Launch], KernelWriter]) -> None:
+        """Instead, of a step whose directions are one launch each, from token to token."""
+        self.p, self.spec, self.token = step, spec, None
+        self.launches = {"fwd": forward, "bwd": backward}
+        self._written = {(n, "", False): writer(launch).write() for n, launch in self.launches.items()}
+        self.starts, self.name = backward.starts, step.name
+        self.states, self.outs = step.states, step.outs
 
     @property
     def inner(self) -> Program:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import keyword
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from mixc.ir.node import flat
-
-
-def in_block(lines: list[str]) -> list[str]:
-    return [indented(line, 1).rstrip("\n") for line in lines]
 
 
 def plus(code: str) -> str:
@@ -31,10 +29,6 @@ def wrapped(names: list[str]) -> str:
             line = "   "
         line += f" {name},"
     return "".join(f"{x}\n" for x in [*lines, line]) if names else ""
-
-
-def indented(code: str, depth: int) -> str:
-    return "".join("    " * depth + line + "\n" for line in code.rstrip("\n").split("\n"))
 
 
 def packed(items: list[str], width: int) -> list[str]:
@@ -64,5 +58,12 @@ def shape(lead: str, dims: tuple[str, ...]) -> str:
     return ", ".join([lead, *flat(dims)])
 
 
-def indent(lines: list[str], depth: int) -> list[str]:
+def indent(lines: Iterable[str], depth: int = 1) -> list[str]:
     return ["    " * depth + x for line in lines for x in line.split("\n")]
+
+
+def defined(text: str, name: str, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What a text of our own defines, whose names were checked; `given`: what it reads."""
+    scope = dict(given or {})
+    exec(compile(text, f"<{name}>", "exec"), scope)
+    return scope

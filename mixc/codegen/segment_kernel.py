@@ -6,7 +6,7 @@ It begins with what another launch carried to the segment. Where a segment is on
 from __future__ import annotations
 
 from mixc.codegen.kernel import KernelWriter, safe
-from mixc.codegen.lines import indented
+from mixc.codegen.lines import indent
 from mixc.ir.launch import Carry, Launch, Store
 from mixc.ir.node import Node, flat
 
@@ -64,8 +64,8 @@ class SegmentWriter(KernelWriter):
     def _loop(self) -> list[str]:
         if self.launch.loop == "chunk":
             return ["if entered < length:  # there is such a segment",
-                    *[indented(line, 1).rstrip("\n") for line in ["chunk = entered // C", *self._in_chunk()]]]
+                    *indent(["chunk = entered // C", *self._in_chunk()])]
         at = "chunks - 1 - i" if self.launch.reverse else "i"
         return ["chunks = tl.cdiv(tl.maximum(tl.minimum(length - entered, SEGMENT), 0), C)",
                 "for i in tl.range(0, chunks, num_stages=STAGES, disable_licm=True):",
-                *[indented(line, 1).rstrip("\n") for line in [f"chunk = entered // C + {at}", *self._in_chunk()]]]
+                *indent([f"chunk = entered // C + {at}", *self._in_chunk()])]

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from mixc.codegen.eager import Writer
+from mixc.codegen.lines import defined
 from mixc.ir.evaluate import Env
 from mixc.ir.node import Node, postorder
 from mixc.ir.program import Decl
@@ -42,9 +43,8 @@ def step_function(call: Call, grad: bool) -> Callable[..., tuple[Tensor, ...]]:
     p, dtype = call.program, call.dtype
     writer = _Step(call, grad)
     text = writer.step_text()
-    scope: dict[str, Any] = {"torch": torch, "F": F, "REAL": dtype, "inf": math.inf, **writer.constants, **writer.given}
-    exec(compile(text, f"<step of {p.name}>", "exec"), scope)  # our own text, names checked
-    return scope["step"]  # type: ignore[no-any-return]
+    given = {"torch": torch, "F": F, "REAL": dtype, "inf": math.inf, **writer.constants, **writer.given}
+    return defined(text, f"step of {p.name}", given)["step"]  # type: ignore[no-any-return]
 
 
 class _Step(Writer):

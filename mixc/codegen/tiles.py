@@ -28,6 +28,7 @@ from mixc.ir.brackets import atom, filled
 from mixc.ir.launch import ROWS, feature_dims
 from mixc.ir.node import COL, ROW, Node, flat, postorder, source
 from mixc.ir.ops import OPS
+from mixc.ir.program import free
 
 SHORT = 4  # values in an expression that has no name of its own
 
@@ -77,12 +78,7 @@ class Tiles:
 
     # ------------------------------------------------------------ names
     def fresh(self, base: str) -> str:
-        base = re.sub(r"\W", "_", base)
-        name, i = base, 2
-        while name in self.taken:
-            name, i = f"{base}{i}", i + 1
-        self.taken.add(name)
-        return name
+        return free(re.sub(r"\W", "_", base), self.taken, "")
 
     def index(self, dim: str) -> str:
         return "rows" if dim in ROWS else f"in_{self.axes.size_of(dim)}"

@@ -26,13 +26,8 @@ class TokenModule(Module):
     by_rule = True
 
     def __init__(self, step: Program, spec: Program, instead: str = ""):
-        self.spec, self.instead = spec, instead
-        forward, backward = token_launches(step)
-        self.p, self.token = step, None
-        self.launches = {"fwd": forward, "bwd": backward}
-        self._written = {(n, "", False): TokenWriter(launch).write() for n, launch in self.launches.items()}
-        self.starts, self.name = backward.starts, step.name
-        self.states, self.outs = step.states, step.outs
+        self.instead = instead
+        self._of_loops(step, spec, *token_launches(step), TokenWriter)
 
     def sizes(self, sizes: Mapping[str, int], operand: int) -> Config:
         """Sizes by rule: at most 4096 values of all that is carried, as far as its dims are divided, and 16 in a thread."""
@@ -49,9 +44,6 @@ class TokenModule(Module):
 
     def prelude(self) -> str:
         return WEIGHTS if any("HELD" in k.constexprs for k in self.kernels.values()) else ""
-
-    def _forward_tile(self) -> str:
-        return f"tile = {self._called('fwd')}"
 
     def _held(self, kernel: Kernel) -> list[str]:
         """Do a head's matrices fit into the registers, beside the state?"""

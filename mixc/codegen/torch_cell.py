@@ -13,8 +13,8 @@ former).  Products of one loop value with several values formed before it are on
 from __future__ import annotations
 
 import re
-from typing import Any
 
+from mixc.codegen.lines import defined
 from mixc.codegen.torch_cell_plan import ONE, Carried, Dims, Fan, Loop, Plan, features, scalar
 from mixc.codegen.torch_ops import INFIX, NO_OUT
 from mixc.codegen.torch_stages import ALIAS, origin
@@ -35,9 +35,7 @@ def loop(program: Program, carried: list[Carried], wanted: list[Node],
     """
     writer = _Writer(program, carried, wanted, saved)
     made = writer.write()
-    scope: dict[str, Any] = {}
-    exec(compile(made.text, f"<mixc {program.name}>", "exec"), scope)
-    made.run = scope["loop"]
+    made.run = defined(made.text, f"mixc {program.name}")["loop"]
     return made
 
 

@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 
+from mixc.codegen.lines import defined
 from mixc.codegen.needed import names_read
 from mixc.codegen.torch_prelude import once_made
 from mixc.codegen.torch_program import Segment
 from mixc.codegen.torch_scan_prelude import carry
 from mixc.codegen.torch_stages import Level, Stages, affine_updates, levels, origin, stages
-from mixc.codegen.torch_values import RESERVED, Dims, Names, Value, safe, size_of
+from mixc.codegen.torch_values import RESERVED, Dims, Names, Value, argument, safe, size_of
 from mixc.codegen.torch_writer import Writer, in_order
 from mixc.ir.node import ROW, Node, postorder
 from mixc.ir.ops import OPS
@@ -87,8 +88,7 @@ class _Body:
         texts += self._function("body", returned, writes)
         made.text = "\n".join(["import torch", "import torch.nn.functional as F", "",
                                "from mixc.codegen.torch_prelude import *", "", "", *texts]) + "\n"
-        scope: dict[str, Any] = {}
-        exec(compile(made.text, f"<mixc {self.program.name} fused>", "exec"), scope)
+        scope = defined(made.text, f"mixc {self.program.name} fused")
         made.run = self._run({name: scope.get(name) for name in ("shared", "ends", "body")})
         made.per_head = lambda **given: tuple(given[n] for n in made.heads)
         return made
@@ -129,14 +129,12 @@ class _Body:
         for n in postorder(self.rows):
             if n.args or n.op in ("number", "size", "const", "index"):
                 continue
-            name = safe(n.attr("name"))
+            name, of_state = argument(n)
             if n.op == "param":
                 made.heads[name] = n
-            elif n.op == "state" or n.attr("name").endswith("'"):
-                name = "d" + safe(n.attr("name")[:-1]) if n.op == "cot" else name
+            elif of_state:
                 made.received[name] = n
             else:
-                name = "d" + name if n.op == "cot" else name
                 made.rows[name], made.loads[name] = n, n.dims
                 rest = tuple(d for d in n.dims if d != ROW)
                 known |= {row_leaf(n, t): Value(f"{name}[:, {t}]", rest) for t in range(self.C)}

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from mixc.ir.evaluate import reach_mask, running
+from mixc.ir.evaluate import reach_mask, running, softmax, span
 
 Tensor = torch.Tensor
 T = TypeVar("T")
@@ -136,7 +136,7 @@ def span_sum(x: Tensor, reach: str) -> Tensor:
 
     Differences of running sums in two parts, as in `span_parts`: a sum for every pair takes 16 times as long."""
     if x.dtype == torch.float64:
-        return _span(x, reach, torch.cumsum, 0.0, -math.inf)
+        return span(x, 1, reach, torch.cumsum, 0.0, -math.inf)
     s = torch.cumsum(x, 1, dtype=torch.float64)
     t = s - x if reach == "excl" else s
     t_high, s_high = t.to(x.dtype), s.to(x.dtype)
@@ -148,18 +148,7 @@ def span_sum(x: Tensor, reach: str) -> Tensor:
 
 def span_product(x: Tensor, reach: str) -> Tensor:
     """[M, t, s, ...]: the product of the same rows, 0 where t does not reach s."""
-    return _span(x, reach, torch.cumprod, 1.0, 0.0)
-
-
-def _span(x: Tensor, reach: str, fn, one: float, outside: float) -> Tensor:  # type: ignore[no-untyped-def]
-    """Every column is its own running sum from its row on."""
-    C = x.shape[1]
-    later = reach_mask(C, "strict", x.device).reshape(C, C, *[1] * (x.ndim - 2))
-    y = torch.where(later, x.unsqueeze(2), torch.full((), one, dtype=x.dtype, device=x.device))
-    if reach == "excl":  # the row's own value comes after the read
-        y = torch.cat([torch.full_like(y[:, :1], one), y[:, :-1]], 1)
-    seen = reach_mask(C, reach, x.device).reshape(later.shape)
-    return torch.where(seen, fn(y, 1), torch.full((), outside, dtype=x.dtype, device=x.device))
+    return span(x, 1, reach, torch.cumprod, 1.0, 0.0)
 
 
 def keep(x: Tensor, which: str, t: int, s: int) -> Tensor:
@@ -227,11 +216,6 @@ def select(cond: Tensor, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
 
 def norm(x: Tensor, axes: list[int]) -> Tensor:
     return torch.linalg.vector_norm(x, dim=axes)
-
-
-def softmax(x: Tensor, axes: list[int]) -> Tensor:
-    e = torch.exp(x - x.amax(axes, keepdim=True))
-    return e / e.sum(axes, keepdim=True)
 
 
 def place(x: Tensor, i: int, size: int) -> Tensor:

@@ -16,9 +16,10 @@ from types import ModuleType
 from typing import Any
 
 from mixc.codegen import torch_prelude, torch_scan_prelude, torch_span, torch_span_prelude
+from mixc.codegen.lines import defined
 from mixc.codegen.torch_contract import better_transposed
 from mixc.codegen.torch_stages import Level, Stages, affine_updates, origin, small, stages
-from mixc.codegen.torch_values import RESERVED, Dims, Names, Value, safe, size_of
+from mixc.codegen.torch_values import RESERVED, Dims, Names, Value, argument, safe, size_of
 from mixc.codegen.torch_writer import Writer, in_order
 from mixc.ir.node import ROW, Node, postorder
 from mixc.ir.program import Program
@@ -88,8 +89,7 @@ def segment(program: Program, partial: bool, saves: tuple[Node, ...] = (), singl
     writer = _Function(program, partial, saves, single, order, borrowed)
     with proving(program):
         made = writer.write()
-    scope: dict[str, Any] = {}
-    exec(compile(made.text, f"<mixc {program.name}>", "exec"), scope)
+    scope = defined(made.text, f"mixc {program.name}")
     made.run = scope["backward" if program.reverse else "forward"]
     for part in ("per_head", "before", "after"):
         setattr(made, part, scope.get(part, getattr(made, part)))
@@ -250,13 +250,8 @@ class _Function:
         for n in postorder(made.program.values(), self.saves if self.reverse else ()):
             if n in known or n.args or n.op in ("number", "size", "const", "index", "param"):
                 continue
-            name, cot = safe(n.attr("name")), n.op == "cot"
-            if n.op == "state" or name.endswith("'"):
-                name = "d" + safe(name[:-1]) if cot else name
-                made.received[name] = n
-            else:
-                name = "d" + name if cot else name
-                (made.small if small(n) else made.rows)[name] = n
+            name, of_state = argument(n)
+            (made.received if of_state else made.small if small(n) else made.rows)[name] = n
             axes = n.dims[::-1] if name in made.rows and better_transposed(n, [*s.first, *s.loop, *s.rest]) else n.dims
             known[n] = Value(name, axes, name if name in made.rows and not self.borrowed else None)
             if name in made.rows:

@@ -96,28 +96,24 @@ def span_pair(x: Tensor, y: Tensor, F: Tensor, out: Tensor, rows: tuple[int, int
     return out if whole.data_ptr() == out.data_ptr() else out.copy_(whole.view(out.shape))  # its axes lie another way
 
 
-def span_apply(A: Tensor, y: Tensor, F: Tensor, out: Tensor, rows: tuple[int, int] = (0, 0)) -> Tensor:
-    """[M, C, D, E...]: sum over s < t of A[t, s] y[s] exp(g[s+1] + ... + g[t]); rows as in `span_pair`."""
+def span_apply(A: Tensor, y: Tensor, F: Tensor, out: Tensor, rows: tuple[int, int] = (0, 0), back: bool = False) -> Tensor:
+    """[M, C, D, E...]: sum over s < t of A[t, s] y[s] exp(g[s+1] + ... + g[t]); rows as in `span_pair`; back: over t > s
+    of A[t, s] y[t]."""
     (p, q), (A, r, s) = rows, _matrix(A, rows[0])
     out.zero_()
     for level in range(F.shape[1]):
-        (_, later), (earlier, _) = _halves(F[:, level], level, out.ndim, p), _halves(F[:, level], level, y.ndim, q)
-        found = _times(_meeting(A, level, r, s), _flat(_halves(y, level)[0] * earlier, q))
-        to = _halves(out, level)[1]
-        to.addcmul_(found.view(to.shape), later)
+        earlier, _ = _halves(F[:, level], level, (out if back else y).ndim, q)
+        _, later = _halves(F[:, level], level, (y if back else out).ndim, p)
+        block, here, there = _meeting(A, level, r, s), later, earlier
+        if back:
+            block, here, there = block.mT, earlier, later
+        to = _halves(out, level)[not back]
+        to.addcmul_(_times(block, _flat(_halves(y, level)[back] * there, p if back else q)).view(to.shape), here)
     return out
 
 
 def span_apply_back(A: Tensor, x: Tensor, F: Tensor, out: Tensor, rows: tuple[int, int] = (0, 0)) -> Tensor:
-    """[M, C, D, E...]: sum over t > s of A[t, s] x[t] exp(g[s+1] + ... + g[t]); rows as in `span_pair`."""
-    (p, q), (A, r, s) = rows, _matrix(A, rows[0])
-    out.zero_()
-    for level in range(F.shape[1]):
-        (_, later), (earlier, _) = _halves(F[:, level], level, x.ndim, p), _halves(F[:, level], level, out.ndim, q)
-        found = _times(_meeting(A, level, r, s).mT, _flat(_halves(x, level)[1] * later, p))
-        to = _halves(out, level)[0]
-        to.addcmul_(found.view(to.shape), earlier)
-    return out
+    return span_apply(A, x, F, out, rows, back=True)
 
 
 def of_each(a: Tensor, b: Tensor, F: Tensor, out: Tensor, of: Callable[..., Tensor], dims: int,

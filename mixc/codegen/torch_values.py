@@ -35,6 +35,12 @@ def size_of(dim: str) -> str:
     return "C" if dim in (ROW, COL, "_u") else "levels" if dim == LEVEL else safe(dim)
 
 
+def argument(n: Node) -> tuple[str, bool]:
+    """What a leaf is called in emitted code, and whether it is a state, or a state's cotangent."""
+    name = str(n.attr("name"))
+    return "d" * (n.op == "cot") + safe(name.rstrip("'")), n.op == "state" or name.endswith("'")
+
+
 @dataclass(frozen=True)
 class Value:
     """A tensor in emitted code: `text` names it, `axes` are its dims in the order they lie in memory.

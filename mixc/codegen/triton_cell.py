@@ -6,7 +6,7 @@ The state and the weights of a head stay on chip; a program has C sequences, so 
 from __future__ import annotations
 
 from mixc.codegen.kernel import Kernel, KernelWriter, safe
-from mixc.codegen.lines import group, indented, plus, times
+from mixc.codegen.lines import group, indent, plus, times
 from mixc.codegen.refuse import refuse
 from mixc.ir.launch import Launch, Store
 from mixc.ir.node import ROW, Node
@@ -15,11 +15,9 @@ from mixc.ir.node import ROW, Node
 class CellWriter(KernelWriter):
     """As `KernelWriter`: what differs is that a row is a sequence, and the loop goes over tokens."""
 
-    weights = False  # does it read matrices of a head?
-
     def __init__(self, launch: Launch):
         super().__init__(launch)
-        self.tiles.through = self._through
+        self.tiles.through, self.whole = self._through, "group"
 
     def _emit(self, node: Node, line: str) -> None:
         """What no token changes is formed in front of the loop, where no row is known."""
@@ -50,17 +48,7 @@ class CellWriter(KernelWriter):
         return name
 
     def _load_param(self, node: Node) -> str:
-        """Weights are held for all tokens, or asked for at every token where they do not fit."""
-        if len(node.dims) < 2:
-            return super()._load_param(node)
-        name = safe(node.attr("name"))
-        self.loaded[name] = self.program.decl(node.attr("name"))
-        mask = " & ".join(self._inside(node.dims))
-        self.before.append(f"{name} = weights({name}_ptr + (head // {name}_rep) * ({' * '.join(node.dims)}), "
-                           f"{self._flat(node.dims)}, {mask}, 0, HELD)")
-        self.weights = True
-        at = "row_at" if self.launch.reverse else "0"
-        return f"weights({name}, {self._flat(node.dims)}, {mask}, {at}, not HELD)"
+        return self._weights(node, "row_at" if self.launch.reverse else "0")
 
     def _through(self, rows: str, matrix: Node, axes: tuple[str, str], plus: str) -> str:
         """Rows times a matrix of the head, [summed, left]; "" where it is no param."""
@@ -111,19 +99,13 @@ class CellWriter(KernelWriter):
 
     # ------------------------------------------------------------ the whole
     def write(self) -> Kernel:
-        launch = self.launch
-        for c in launch.carries:
+        for c in self.launch.carries:
             if len(c.dims) > 1:
                 raise refuse(f"a token loop whose state [{', '.join(c.dims)}] is a matrix", c.next)
-        sums = [s for s in launch.stores if s.kind != "rows"]
-        pending = list(launch.stores)
-        for node in self._ordered(launch.roots(), {*self.carry_of}, self.tiles, tuple(c.next for c in launch.carries)):
-            if not self.tiles.inlined(node):
-                self.tiles.name(node)
-            pending = self._store_ready(pending)
-        self._store_ready(pending, force=True)
-        self._assign([(safe(c.name), c.next, c.dims) for c in launch.carries])
-        return self._assemble(sums)
+        return super().write()
+
+    def _keep(self) -> list[str]:
+        return []  # what is kept of the states are rows
 
     def _keeping(self) -> list[str]:
         keep = any(map(self._only_kept, self.launch.stores))
@@ -165,9 +147,7 @@ class CellWriter(KernelWriter):
             lines.append(f"if HAS_INITIAL:\n    {safe(c.name)} = tl.load({self._state_at(f'{c.name}_initial', c.dims)}, "
                          f"mask={self._masked(c.dims, 'there')}, other=0.0).to(tl.float32)\n"
                          f"else:\n    {safe(c.name)} = tl.zeros({shape}, tl.float32)")
-        for s in sums:
-            lines.append(f"{s.name}_sum = " + (f"tl.zeros({self.tiles.shape(self.tile(s.dims))}, tl.float32)" if s.dims else "0.0"))
-        return lines
+        return [*lines, *self._sums(sums)]
 
     def _loop(self) -> list[str]:
         at = "longest - 1 - i" if self.launch.reverse else "i"
@@ -177,12 +157,12 @@ class CellWriter(KernelWriter):
         # what is asked for at every token would have its addresses made before the loop, and fill the registers
         moved = ", disable_licm=not HELD" if self.weights else ""
         return [f"for i in tl.range(0, longest, num_stages=STAGES{moved}):",
-                *[indented(line, 1).rstrip("\n") for line in inner + self.body]]
+                *indent(inner + self.body)]
 
     def _final(self, sums: list[Store]) -> list[str]:
         lines = [f"if STORE_FINAL:\n    tl.store({self._state_at(f'{c.name}_final', c.dims)}, {safe(c.name)}, "
                  f"mask={self._masked(c.dims, 'there')})" for c in self.launch.carries]
-        return lines + [self._store_state(f"{s.name}_sum", f"{s.name}_ptr", "group * H + head", s.dims) for s in sums]
+        return [*lines, *self._stored(sums)]
 
 
 WEIGHTS = '''

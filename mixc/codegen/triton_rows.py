@@ -8,6 +8,7 @@ A block of 2h tokens is cut in the middle as there; what lies between a token an
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from mixc.codegen.axes import flat, more_rows
@@ -37,9 +38,9 @@ def span_contract_rows_code(tiles: Tiles, node: Node, d: str) -> str | None:
             more_rows(t) or more_rows(s)):
         return None
     axes = {P: (t, s), T: (t, d), S: (s, d)}
-    name, a, b = {P: ("span_pair_rows", T, S), T: ("span_apply_rows", P, S), S: ("span_apply_back_rows", P, T)}[node]
+    name, a, b, back = {P: ("span_pair_rows", T, S, ""), T: ("span_apply_rows", P, S, "False, "), S: ("span_apply_rows", P, T, "True, ")}[node]
     left, right = (tiles.cleaned(z, axes[z], flat(axes[z])) for z in (a, b))
-    return tiles.aligned(f"{name}({left}, {right}, {logs_code(tiles, node.args[2], d)}, rows, {node.attr('reach')!r}, {tiles.operand_for(node)}, PRECISION)", axes[node],
+    return tiles.aligned(f"{name}({left}, {right}, {logs_code(tiles, node.args[2], d)}, rows, {node.attr('reach')!r}, {back}{tiles.operand_for(node)}, PRECISION)", axes[node],
                          tiles.order(node))
 
 
@@ -101,33 +102,21 @@ def span_pair_rows(x, y, g, rows, REACH: tl.constexpr, OPERAND: tl.constexpr, PR
 
 
 @triton.jit
-def span_apply_rows(A, y, g, rows, REACH: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
-    """`span_apply` of A [C * p, C * q] to y [C * q, D]."""
+def span_apply_rows(A, y, g, rows, REACH: tl.constexpr, BACK: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """`span_apply` of A [C * p, C * q] to y [C * q, D]; BACK: `span_apply_back`, to y [C * p, D]."""
     C: tl.constexpr = rows.shape[0]
-    P: tl.constexpr = A.shape[0]
-    Q: tl.constexpr = A.shape[1]
+    P: tl.constexpr = A.shape[1] if BACK else A.shape[0]
+    Q: tl.constexpr = A.shape[0] if BACK else A.shape[1]
     LEVELS: tl.constexpr = 4 + (C > 16) + (C > 32) + (C > 64)
     out = tl.zeros([P, y.shape[1]], tl.float32)
     for level in range(0, LEVELS):
         factor = cut_factor_of(g, rows, level, REACH, PRECISION)
-        block = tl.where(across_cut(P, Q, C, level), A, 0.0)
-        out += each_row(factor, C, P) * dot(block, y * each_row(factor, C, Q), OPERAND, PRECISION)
-    return out
-
-
-@triton.jit
-def span_apply_back_rows(A, x, g, rows, REACH: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
-    """`span_apply_back` of A [C * p, C * q] to x [C * p, D]."""
-    C: tl.constexpr = rows.shape[0]
-    P: tl.constexpr = A.shape[0]
-    Q: tl.constexpr = A.shape[1]
-    LEVELS: tl.constexpr = 4 + (C > 16) + (C > 32) + (C > 64)
-    out = tl.zeros([Q, x.shape[1]], tl.float32)
-    for level in range(0, LEVELS):
-        factor = cut_factor_of(g, rows, level, REACH, PRECISION)
-        block = tl.trans(tl.where(across_cut(P, Q, C, level), A, 0.0))
-        out += each_row(factor, C, Q) * dot(block, x * each_row(factor, C, P), OPERAND, PRECISION)
+        block = tl.where(across_cut(A.shape[0], A.shape[1], C, level), A, 0.0)
+        if BACK:
+            met = dot(tl.trans(block), y * each_row(factor, C, Q), OPERAND, PRECISION)
+        else:
+            met = dot(block, y * each_row(factor, C, Q), OPERAND, PRECISION)
+        out += each_row(factor, C, P) * met
     return out
 '''
-FUNCTIONS = ("sum_of_tokens", "sum_crossing_tokens", "each_row", "cut_factor_of", "across_cut", "span_pair_rows",
-             "span_apply_rows", "span_apply_back_rows")
+FUNCTIONS = tuple(re.findall(r"def (\w+)\(", PRELUDE))

@@ -7,7 +7,7 @@ them aside in memory of its own, in a second it reads them from the end.
 from __future__ import annotations
 
 from mixc.codegen.kernel import KernelWriter, safe
-from mixc.codegen.lines import in_block, plus
+from mixc.codegen.lines import indent, plus
 from mixc.ir.launch import Launch
 from mixc.ir.node import Node
 
@@ -15,7 +15,6 @@ from mixc.ir.node import Node
 class TokenWriter(KernelWriter):
     """As `KernelWriter`: what differs is that there are no rows, and where the backward finds the states."""
 
-    weights = False  # does it read matrices of a head?
     past = "past_row = tl.cast(begin + past, tl.int64) * SIGN"
 
     def __init__(self, launch: Launch):
@@ -24,15 +23,7 @@ class TokenWriter(KernelWriter):
         self.again: list[str] = []
 
     def _load_param(self, node: Node) -> str:
-        """Matrices of a head are held for all tokens, or asked for at every token where they do not fit."""
-        if len(node.dims) < 2:
-            return super()._load_param(node)
-        name, offsets, inside = safe(node.attr("name")), self._flat(node.dims), " & ".join(self._inside(node.dims))
-        self.loaded[name] = self.program.decl(node.attr("name"))
-        self.before.append(f"{name} = weights({name}_ptr + (head // {name}_rep) * ({' * '.join(node.dims)}), {offsets}, "
-                           f"{inside}, 0, HELD)")
-        self.weights = True
-        return f"weights({name}, {offsets}, {inside}, 0, not HELD)"
+        return self._weights(node, "0")
 
     # ------------------------------------------------------------ the states of a segment
     def _segment(self) -> str:
@@ -72,17 +63,17 @@ class TokenWriter(KernelWriter):
         row = "row = tl.cast(row_at, tl.int64) * SIGN"
         if not (self.launch.starts or self.launch.keeps):
             at = ["row_at = length - 1 - i"] if self.launch.reverse else ["row_at = i"]
-            return ["for i in tl.range(0, length, num_stages=STAGES):", *in_block([*at, row, *self.body])]
+            return ["for i in tl.range(0, length, num_stages=STAGES):", *indent([*at, row, *self.body])]
         if not self.launch.reverse:
             return [*self._first_segment(), "for row_at in tl.range(0, length, num_stages=STAGES):",
-                    *in_block([row, *self.body])]
+                    *indent([row, *self.body])]
         kept = [f"{safe(s)} = {self._kept(f'{s}_starts', self.program.decl(s).dims)}" for s in self.launch.starts]
         back = ["row_at = begin + some - 1 - i", row, *self.body]
         inner = ["segment = tl.cdiv(length, SEGMENT) - 1 - late", "begin = segment * SEGMENT",
                  "some = tl.minimum(SEGMENT, length - begin)", *kept,
-                 "for past in tl.range(0, some, num_stages=1):  # the states of the segment again", *in_block(self.again),
+                 "for past in tl.range(0, some, num_stages=1):  # the states of the segment again", *indent(self.again),
                  "tl.debug_barrier()  # all that was put aside is there",
-                 "for i in tl.range(0, some, num_stages=1):", *in_block(back),
+                 "for i in tl.range(0, some, num_stages=1):", *indent(back),
                  "tl.debug_barrier()"]
         return [*self._first_segment(), "for late in tl.range(0, tl.cdiv(length, SEGMENT), num_stages=1):",
-                *in_block(inner)]
+                *indent(inner)]

@@ -109,7 +109,10 @@ def _contract(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
 
 
 def _softmax(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
-    x, axes = args[0], _axes(node.args[0], node.attr("over"), env)
+    return softmax(args[0], _axes(node.args[0], node.attr("over"), env))
+
+
+def softmax(x: torch.Tensor, axes: list[int]) -> torch.Tensor:
     e = torch.exp(x - x.amax(axes, keepdim=True).detach())
     return e / e.sum(axes, keepdim=True)
 
@@ -191,18 +194,26 @@ def reach_mask(rows: int, reach: str, device: Any = None) -> torch.Tensor:
     return ones.tril(0 if reach == "incl" else -1)
 
 
+def span(x: torch.Tensor, axis: int, reach: str, fn: Callable[..., torch.Tensor], one: float,
+         outside: float) -> torch.Tensor:
+    """[..., t, s, ...] of rows along `axis`: each column is its own running sum, or product, from its row on, so that
+    nothing is subtracted."""
+    rows, x = x.shape[axis], x.unsqueeze(axis + 1)
+    shape = [rows, rows, *[1] * (x.ndim - axis - 2)]
+
+    def number(value: float) -> torch.Tensor:
+        return torch.full((), value, dtype=x.dtype, device=x.device)
+    y = torch.where(reach_mask(rows, "strict", x.device).reshape(shape), x, number(one))
+    if reach == "excl":  # the row's own value comes after the read
+        y = torch.cat([torch.full_like(y.narrow(axis, 0, 1), one), y.narrow(axis, 0, rows - 1)], axis)
+    return torch.where(reach_mask(rows, reach, x.device).reshape(shape), fn(y, axis), number(outside))
+
+
 def _seg(fn: Callable[..., torch.Tensor], one: float, outside: float) -> Callable[..., torch.Tensor]:
     def run(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
-        """Each column is its own running sum from its row on: nothing is subtracted."""
-        x, b, rows, reach = args[0], env.batch, env.sizes[ROW], node.attr("reach")
-        x = x.expand(*x.shape[:b], rows, *x.shape[b + 1:]).unsqueeze(b + 1)
-        shape = [rows, rows, *[1] * (x.ndim - b - 2)]
-        later = reach_mask(rows, "strict", x.device).reshape(shape)
-        x = torch.where(later, x, torch.full_like(x, one))
-        if reach == "excl":  # the row's own value comes after the read
-            x = torch.cat([torch.full_like(x.narrow(b, 0, 1), one), x.narrow(b, 0, rows - 1)], b)
-        seen = reach_mask(rows, reach, x.device).reshape(shape)
-        return torch.where(seen, fn(x, b), torch.full_like(x, outside))
+        x, b = args[0], env.batch
+        x = x.expand(*x.shape[:b], env.sizes[ROW], *x.shape[b + 1:])
+        return span(x, b, node.attr("reach"), fn, one, outside)
     return run
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from mixc.ir.blocks import block_scan, component
 from mixc.ir.build import expand, is_number, make, number, plus, times, where
@@ -20,6 +21,7 @@ from mixc.ir.ranges import bounds
 from mixc.ir.scans import at_edge, previous
 
 MOST = 3
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,26 +45,34 @@ def affine_rows(step: Program, states: list[Decl]) -> list[Row] | None:
     if any(bounds(s.leaf()).infinite for s in states):
         return None
     walk = _Walk(step, states)
-    rows = [walk.row(step.result("next", s.name)) for s in states]
+    rows = [walk.form(step.result("next", s.name)) for s in states]
     found = [r for r in rows if r is not None]
     return found if len(found) == len(rows) else None
 
 
-class _Walk:
+class Walk(Generic[T]):
+    """From states to their next values: each value between as some form of what the states were, or None."""
+
     def __init__(self, step: Program, states: list[Decl]):
         self.leaves = [s.leaf() for s in states]
         self.dims = set(states[0].dims)
         self.reads = depends(step.values(), self.leaves)
-        self.known: dict[Node, Row | None] = {}
+        self.known: dict[Node, T | None] = {}
 
     def free(self, n: Node) -> bool:
+        """Does it not read the states, and vary along no other dims?"""
         return n not in self.reads and set(n.dims) <= self.dims
 
-    def row(self, n: Node) -> Row | None:
+    def form(self, n: Node) -> T | None:
         if n not in self.known:
             self.known[n] = self._find(n)
         return self.known[n]
 
+    def _find(self, n: Node) -> T | None:
+        raise NotImplementedError
+
+
+class _Walk(Walk[Row]):
     def _find(self, n: Node) -> Row | None:
         zeros = tuple(number(0) for _ in self.leaves)
         if n in self.leaves:
@@ -79,7 +89,7 @@ class _Walk:
         if n.op == "neg":
             return self._map(a[0], lambda y: times(number(-1), y))
         if n.op == "expand" and set(n.dims) == set(a[0].dims):
-            return self.row(a[0])
+            return self.form(a[0])
         if n.op == "add":
             return self._join(a[0], a[1], plus)
         if n.op == "sub":
@@ -89,11 +99,11 @@ class _Walk:
         return None
 
     def _map(self, x: Node, fn: Callable[[Node], Node]) -> Row | None:
-        r = self.row(x)
+        r = self.form(x)
         return None if r is None else Row(tuple(map(fn, r.a)), fn(r.b))
 
     def _join(self, x: Node, y: Node, fn: Callable[[Node, Node], Node]) -> Row | None:
-        r, s = self.row(x), self.row(y)
+        r, s = self.form(x), self.form(y)
         return None if r is None or s is None else Row(tuple(map(fn, r.a, s.a)), fn(r.b, s.b))
 
 

@@ -14,12 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mixc.ir.build import expand, is_number, make, number, plus, times
-from mixc.ir.node import ROW, Node, depends, postorder
+from mixc.ir.node import ROW, Node, postorder
 from mixc.ir.program import Decl, Program
 from mixc.ir.ranges import bounds
 from mixc.ir.risk import Risks
 from mixc.ir.scans import COMBINES, scan
-from mixc.passes.block import Scanned, affine_rows
+from mixc.passes.block import Scanned, Walk, affine_rows
 from mixc.passes.outer import Ranks, apart, outer_products
 from mixc.passes.separate import factors_of
 from mixc.passes.why import text_of
@@ -68,24 +68,14 @@ def _outer(step: Program, added: Node, dims: set[str]) -> bool:
     return bool(apart([f for p in products for f in p], dims))
 
 
-class _Walk:
+class _Walk(Walk[ScanForm]):
     def __init__(self, step: Program, state: Decl, combine: str, rules: dict[str, Rule]):
-        self.state, self.leaf, self.combine, self.rules = state, state.leaf(), combine, rules
-        self.reads = depends(step.values(), [self.leaf])
+        super().__init__(step, [state])
+        self.state, self.combine, self.rules = state, combine, rules
         self.nothing, self.keep = number(COMBINES[combine].nothing), number(COMBINES[combine].keep)
-        self.known: dict[Node, ScanForm | None] = {}
-
-    def free(self, n: Node) -> bool:
-        """Does it not read the state, and vary along no other dims?"""
-        return n not in self.reads and set(n.dims) <= set(self.state.dims)
-
-    def form(self, n: Node) -> ScanForm | None:
-        if n not in self.known:
-            self.known[n] = self._find(n)
-        return self.known[n]
 
     def _find(self, n: Node) -> ScanForm | None:
-        if n is self.leaf:
+        if n in self.leaves:
             return self.of(self.keep, self.nothing)
         if n not in self.reads:
             return None

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 
 from mixc.codegen.host_values import PastValues
+from mixc.codegen.lines import defined
 from mixc.codegen.past import Guarded, Past
 from mixc.ir.node import postorder
 from mixc.ir.program import Program, once_a_program
@@ -35,9 +35,7 @@ def _context(step: Program, sizes: tuple[tuple[str, int], ...]) -> tuple[Context
     if not has_context(step):
         return None
     found = context(step, dict(sizes))
-    scope: dict[str, Any] = {"torch": torch, "Guarded": Guarded}
-    exec(compile(_text(found), f"<what {step.name} looks back at>", "exec"), scope)  # our own text, names checked
-    return found, scope["form"]
+    return found, defined(_text(found), f"what {step.name} looks back at", {"torch": torch, "Guarded": Guarded})["form"]
 
 
 def _text(found: Context) -> str:
