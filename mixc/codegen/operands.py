@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from mixc.codegen.axes import Axes
-from mixc.ir.launch import ROWS, feature_dims, sides
+from mixc.ir.launch import PRODUCTS, ROWS, feature_dims, sides
 from mixc.ir.node import ALIASES, ROW, Node, depends, flat, source
 from mixc.ir.ops import OPS
 
@@ -33,7 +33,7 @@ def fine_products(nodes: list[Node]) -> set[Node]:
     def meets(n: Node) -> bool:
         cotangents = [a for a in n.args if a in linear]
         return not cotangents or (ROW in n.dims and len(cotangents) == 1 and ROW in cotangents[0].dims)
-    return {n for n in nodes if n.op in ("contract", "span_contract") and meets(n)}
+    return {n for n in nodes if n.op in PRODUCTS and meets(n)}
 
 
 def operand_of(nodes: Iterable[Node]) -> str:

@@ -116,9 +116,12 @@ class Launch:
         return tuple(postorder([*self.roots(), *self.replay]))
 
     def in_fp32(self) -> set[str]:
-        """The rows that are handed on in fp32 whatever the inputs, by name."""
-        read = {str(n.attr("name")) for n in self.nodes() if n.op == "saved"}
-        return read | {s.name for s in self.stores if s.result == "save"} if self.fine else set()
+        """The rows that are handed on in fp32 whatever the inputs, by name: those of which more is formed than operands
+        of products, which would be rounded anyway, and sums beside them."""
+        read = [n for n in self.nodes() if n.op == "saved"]
+        if self.fine:
+            return {str(n.attr("name")) for n in read} | {s.name for s in self.stores if s.result == "save"}
+        return {str(n.attr("name")) for n in read if not _rounded_anyway(n, self.nodes())}
 
     def inverse_over(self) -> list[str]:
         """The dims that the products inside inverses sum over, but for what makes more rows."""
@@ -131,6 +134,20 @@ class Launch:
             if n.op in ("in", "cot", "saved", "state", "pos", "live") or ROW in n.dims or any(a in out for a in n.args):
                 out.add(n)
         return out
+
+
+SCALINGS = ("rename", "expand", "live", "mask", "once", "neg", "mul")
+PRODUCTS = ("contract", "span_contract")
+
+
+def _rounded_anyway(row: Node, nodes: list[Node]) -> bool:
+    """Is the row, scaled perhaps, an operand of products, and nothing more but summed?"""
+    scaled, ends = {row}, set[str]()
+    for n in nodes:  # in order
+        if any(a in scaled for a in n.args):
+            ends |= {n.op} - {*SCALINGS}
+            scaled |= {n} if n.op in SCALINGS else set()
+    return bool(ends & {*PRODUCTS}) and ends <= {*PRODUCTS, "sum"}
 
 
 ROWS = (ROW, COL, "_u")  # whatever they are called

@@ -18,7 +18,7 @@ import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from mixc.ir.launch import Carry, Launch, Store, row_dims, splittable
+from mixc.ir.launch import PRODUCTS, Carry, Launch, Store, row_dims, splittable
 from mixc.ir.node import COL, ROW, Node, depends, make, postorder, substitute
 from mixc.ir.ops import CHOICES
 from mixc.ir.program import Program, free
@@ -46,7 +46,7 @@ def plans(forward: Program, backward: Program, keeps: tuple[str, ...]) -> list[P
 def fused_forward(program: Program, keeps: tuple[str, ...] = ()) -> Launch:
     """One launch for outs and final states; of `keeps` it stores what each segment receives."""
     launch = Launch(f"{program.name}_fwd", program, "chunks", False, _states(program), _outs(program), keeps=keeps)
-    return _with_split(replace(launch, exact=in_full(program), fine=averages(program)))
+    return _with_split(replace(launch, exact=in_full(program), fine=meets(program)))
 
 
 def fused_backward(forward: Program, backward: Program) -> Launch:
@@ -57,7 +57,7 @@ def fused_backward(forward: Program, backward: Program) -> Launch:
 
 def split_forward(program: Program, keeps: tuple[str, ...] = ()) -> tuple[Launch, ...]:
     """A launch for states, also those of `keeps`, and one for outs.  Empty where no out reads a state."""
-    stores, exact, fine = _outs(program), in_full(program), averages(program)
+    stores, exact, fine = _outs(program), in_full(program), meets(program)
     entering = _needed(_states(program), [s.value for s in stores])
     if not entering:
         return ()
@@ -207,7 +207,7 @@ def _reversed(forward: Program, backward: Program, name: str, carries: tuple[Car
     launch = launch.with_roots(formed(launch.roots()))
     starts = _needed(_states(forward), launch.roots())
     return replace(launch, starts=tuple(c.name for c in starts), replay=_replay(formed([c.next for c in starts])),
-                   fine=bool(starts) and averages(forward))
+                   fine=bool(starts) and meets(forward))
 
 
 def in_full(program: Program) -> frozenset[str]:
@@ -224,10 +224,15 @@ def in_full(program: Program) -> frozenset[str]:
                 found.add(x)
                 stack += [] if x.op in ends else x.args
         return found
-    if averages(program):
+    if meets(program):
         return frozenset(s.name for s in program.states)
     seen = set[Node]().union(*(above(n) for n in postorder(program.values()) if _chooses(n) or _magnifies(n)))
     return frozenset(s.name for s in program.states if s.leaf() in seen)
+
+
+def meets(program: Program) -> bool:
+    """Does what a backward forms meet in small differences, of which half a percent of an operand is far more?"""
+    return averages(program) or normalises(program)
 
 
 def averages(program: Program) -> bool:
@@ -237,11 +242,35 @@ def averages(program: Program) -> bool:
     along the mean is taken off, and what was rounded of both is as large."""
     with proving(program):
         order = list(postorder(program.values()))
-        products = [n for n in order if n.op in ("contract", "span_contract")]
+        products = [n for n in order if n.op in PRODUCTS]
         weights = [n for n in products if {*n.dims} == {ROW, COL} and bounds(n).low >= 0]
         made = depends(order, weights)
         return any(n.op in ("mul", "div") and all(a in made for a in n.args) and COL not in n.dims
                    and len({len(a.dims) for a in n.args}) > 1 for n in order)
+
+
+def normalises(program: Program) -> bool:
+    """Is a read divided by its own size: a norm, or another sum over its entries?
+
+    The cotangent of such a read has no part along it.  Where few writes are seen, or one, they are nearly along the
+    read, and what each adds to gradients is what is left of a product whose operands were rounded."""
+    order = list(postorder(program.values()))
+    of_states = depends(order, [s.leaf() for s in program.states])
+    reads = [n for n in order if n.op in PRODUCTS and ROW in n.dims and COL not in n.dims and (
+        n in of_states or any(COL in a.dims for a in n.args))]
+    made = depends(order, reads)
+
+    def by_size(a: Node, f: Node, divisor: bool) -> bool:
+        inside, own = list(postorder([f])), depends(postorder([f, a]), {*reads} & {*postorder([a])})
+        sizes = [s for s in inside if s in own and any(x in made and {*x.dims} - {*s.dims, ROW, COL} for x in s.args)]
+        return bool(sizes) and (divisor or any(map(_inverts, depends(inside, sizes) & {*inside})))
+    quotients = [n for n in order if n.op in ("mul", "div") and COL not in n.dims and all(x in made for x in n.args)]
+    return any({*f.dims} < {*a.dims} and by_size(a, f, n.op == "div") for n in quotients
+               for a, f in (n.args, *([n.args[::-1]] if n.op == "mul" else [])))
+
+
+def _inverts(n: Node) -> bool:
+    return n.op in ("rsqrt", "div") or (n.op == "ipow" and n.attr("n") < 0)
 
 
 def _magnifies(n: Node) -> bool:
