@@ -273,7 +273,7 @@ class LaunchModel:
     def merges(self) -> tuple[Term, Term]:
         """Bytes and launches of the torch operations that add up partial sums of gradients behind the launch."""
         moved, launches = [term(0)], [term(0)]
-        for store in self.kernel.launch.stores:
+        for store in self.kernel.launch.stored:
             over = [d for d in self.kernel.launch.summed if d in self.kernel.dims and d not in store.dims]
             if over and store.kind == "rows":
                 parts = self.cuts(over)

@@ -142,7 +142,7 @@ class LaunchSpace:
         moved = 3 * sum(shape.of(d.dims) for d in program.ins) + 2 * sum(shape.of(d.dims) for d in program.outs)
         # partial sums that fill the GPU with programs take their share: written, read to be added to, and merged
         parts = min(dict(shape.dims)[self.turned] // 16, self.target.sms // (shape.B * shape.H)) if self.turned else 0
-        summed = 6 * parts * sum(shape.of(s.dims) for s in self.kernel.launch.stores
+        summed = 6 * parts * sum(shape.of(s.dims) for s in self.kernel.launch.stored
                                  if s.kind == "rows" and self.turned not in s.dims) if parts > 1 else 0
         return [s for s in SEGMENTS if s >= 64 or (states and kept <= (KEPT * moved - summed) * s)]
 

@@ -257,7 +257,7 @@ def kernel_lines(step: Program) -> dict[str, tuple[list[str], str]]:
         lines = [f"loop: {way}; sequences, heads" + "".join(f", blocks of {d}" for d in k.launch.split)
                  + " in parallel", f"loads a row at a time: {', '.join(loads)}",
                  "carries on chip: " + (", ".join(f"{c.name}[{', '.join(c.dims)}]" for c in k.launch.carries) or "nothing"),
-                 "stores: " + ", ".join(f"{s.name} ({_STORED[s.kind]})" for s in k.launch.stores)]
+                 "stores: " + ", ".join(f"{s.name} ({_STORED[s.kind]})" for s in k.launch.stored)]
         if starts and k.launch.loop == "cells":
             lines.append(f"{'reads' if kind == 'bwd' else 'keeps'} {starts} after every token")
         elif starts:

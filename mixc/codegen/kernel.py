@@ -23,6 +23,7 @@ from mixc.ir.launch import Carry, Launch, Store, row_dims
 from mixc.ir.node import COL, JOINT, ROW, Node, flat, postorder, source
 from mixc.ir.program import Decl
 from mixc.passes.beside import one_of, tensor_dims
+from mixc.passes.entries import Entry
 
 
 class KernelWriter:
@@ -45,10 +46,13 @@ class KernelWriter:
         self.loaded: dict[str, Decl] = {}
         self.cots: list[str] = []
         self.given: dict[str, tuple[str, ...]] = {}  # rows that another launch stored, and their dims
-        dims = {d for n in nodes for d in n.dims} | {d for s in launch.stores for d in s.dims}
-        dims |= {d for c in launch.carries for d in c.dims} | {n.attr("dim") for n in nodes if n.op == "size"}
-        dims = {self.program.inner.get(d, d) for d in flat(dims)}
+        tiled = {d for n in nodes for d in n.dims} | {d for s in launch.stores for d in _apart_from(s.dims, s.at)}
+        tiled |= {d for c in launch.carries for d in c.dims}
+        sized = {d for s in launch.stores for d in s.dims} | {d for n in nodes for d in n.attr("of", ()) if n.attr("at")}
+        sized |= {n.attr("dim") for n in nodes if n.op == "size"}
+        tiled, dims = ({self.program.inner.get(d, d) for d in flat(x)} for x in (tiled, tiled | sized))
         self.dims = [d.name for d in self.program.dims if d.name in dims]
+        self.tiled = [d for d in self.dims if d in tiled]  # others are those of tensors alone
         self.consts = [c.name for c in self.program.consts if any(n is c.leaf() for n in nodes)]
         taken = {*RESERVED, *(d.name for d in self.program.decls), *self.dims, *(f"{x}_{d}" for d in self.dims for x in ("in", "has")),
                  *(c.name for c in launch.carries), *(s.name for s in launch.stores),
@@ -96,37 +100,42 @@ class KernelWriter:
     def _load_rows(self, node: Node) -> str:
         tensor = safe(node.attr("name"))
         self.loaded[tensor] = self.program.decl(node.attr("name"))
-        name = tensor if self.row == "row" else self.tiles.fresh(f"{tensor}_{self.row}")
-        dims = tensor_dims(node)
-        offset = self._row_offset(f"{tensor}_st", dims, self.held)
-        self.body.append(f"{name} = tl.load({tensor}_ptr + {self.row} * {tensor}_st{plus(offset)}{self._guard(dims, rows=False)})")
+        name = self._called(tensor, node, self.row)
+        offset = self._row_offset(f"{tensor}_st", tensor_dims(node), self.held, node.attr("at", ()))
+        self.body.append(f"{name} = tl.load({tensor}_ptr + {self.row} * {tensor}_st{plus(offset)}{self._guard(node.dims, rows=False)})")
         return name
+
+    def _called(self, tensor: str, node: Node, row: str) -> str:
+        """The name of what is loaded of a tensor for the chunk that begins at this row."""
+        here = "_".join([tensor, *(str(i) for _, i in node.attr("at", ())), *([row] if row != "row" else [])])
+        return here if here == tensor else self.tiles.fresh(here)
 
     def _load_cotangent(self, node: Node) -> str:
         self.cots.append(node.attr("name"))
-        return self._load_own("d" + node.attr("name"), tensor_dims(node), 0)
+        return self._load_own("d" + node.attr("name"), node, 0)
 
     def _load_given(self, node: Node) -> str:
         self.given[node.attr("name")] = tuple(d for d in tensor_dims(node) if d != ROW)
-        return self._load_own(node.attr("name"), tensor_dims(node), node.attr("behind"))
+        return self._load_own(node.attr("name"), node, node.attr("behind"))
 
-    def _load_own(self, tensor: str, dims: tuple[str, ...], behind: float | None) -> str:
+    def _load_own(self, tensor: str, node: Node, behind: float | None) -> str:
         """Rows of a tensor [B, T, H, dims...] of the module's own; behind the end 0, or the last one, if any may stand there."""
-        name = tensor if self.row == "row" else self.tiles.fresh(f"{tensor}_{self.row}")
+        name, dims = self._called(tensor, node, self.row), tensor_dims(node)
         stride, masked = self._row_stride(dims), self.row == "row" and behind is not None
-        offset = self._row_offset(stride, dims) if masked else self._row_offset(stride, dims, self.held)
+        offset = self._row_offset(stride, dims, "rows" if masked else self.held, node.attr("at", ()))
         self.body.append(f"{name} = tl.load({tensor}_ptr + {self.row} * {group(stride)}{plus(offset)}"
-                         f"{self._guard(dims, rows=masked)})")
+                         f"{self._guard(node.dims, rows=masked)})")
         return name
 
     def _load_param(self, node: Node) -> str:
         name = safe(node.attr("name"))
         self.loaded[name] = self.program.decl(node.attr("name"))
-        dims = tensor_dims(node)
+        dims, called = tensor_dims(node), self._called(name, node, "row")
         size = " * ".join(flat(dims))
         base = f"{name}_ptr + (head // {name}_rep)" + (f" * ({size})" if size else "")
-        self.before.append(f"{name} = tl.load({base}{plus(self._flat(dims))}{self._guard(dims, False)})")
-        return name
+        offset = self._flat(dims, at=node.attr("at", ()))
+        self.before.append(f"{called} = tl.load({base}{plus(offset)}{self._guard(node.dims, False)})")
+        return called
 
     def _weights(self, node: Node, at: str) -> str:
         """Matrices of a head are held for all tokens, or asked for at every token (`at`) where they do not fit."""
@@ -250,25 +259,25 @@ class KernelWriter:
         """The axes of a tile of these dims: as `Tiles.order` has them, whatever the tensor's."""
         return self.tiles.of(dims)
 
-    def _flat(self, dims: tuple[str, ...], axes: tuple[str, ...] | None = None) -> str:
-        """Offsets into a contiguous tensor of these dims; `axes`: of the tile they are for, where it has more."""
-        terms, whole = [], flat(dims)
+    def _flat(self, dims: tuple[str, ...], axes: tuple[str, ...] | None = None, at: Entry = ()) -> str:
+        """Offsets into a contiguous tensor of these dims; `axes`: of the tile they are for, where it has others; `at`: at
+        which entries of what the tile lacks."""
+        terms, whole, entry = [], flat(dims), dict(at)
         for i, d in enumerate(whole):
             step = " * ".join(whole[i + 1:])
-            term = self._axis(axes or dims, d, self.tiles.index(d))
-            terms.append(f"{term} * {step}" if step else term)
+            term = str(entry[d]) if d in entry else self._axis(axes or _apart_from(dims, at), d, self.tiles.index(d))
+            if term != "0":
+                terms.append(f"{term} * {step}" if step and term != "1" else step or term)
         return " + ".join(terms)
 
     def _row_stride(self, dims: tuple[str, ...]) -> str:
         return " * ".join(["H", *(d for d in flat(dims) if d != ROW)])
 
-    def _row_offset(self, stride: str, dims: tuple[str, ...], rows: str = "rows") -> str:
+    def _row_offset(self, stride: str, dims: tuple[str, ...], rows: str = "rows", at: Entry = ()) -> str:
         """Offsets of a tile's rows and columns from the chunk's first row."""
-        terms = []
-        if ROW in dims:
-            terms.append(f"{self._axis(dims, ROW, rows)} * SIGN * {group(stride)}")
-        rest = tuple(d for d in dims if d != ROW)
-        return " + ".join([*terms, self._flat(rest, dims)] if rest else terms)
+        axes = _apart_from(dims, at)
+        terms = [f"{self._axis(axes, ROW, rows)} * SIGN * {group(stride)}"] if ROW in dims else []
+        return " + ".join(filter(None, [*terms, self._flat(tuple(d for d in dims if d != ROW), axes, at)]))
 
     def _inside(self, dims: tuple[str, ...]) -> list[str]:
         """What holds where a tile's entries are within their dims, those of rows aside."""
@@ -287,8 +296,9 @@ class KernelWriter:
     def _store_rows(self, s: Store) -> list[str]:
         dims = ((ROW,) if self.by_rows else ()) + s.dims
         stride = self._row_stride(dims)
-        target = f"{s.name}_ptr + row * {group(stride)}{plus(self._row_offset(stride, dims))}"
-        value, mask = self.tiles.whole(s.value, self.tile(dims)), self._mask(dims, rows=True)
+        target = f"{s.name}_ptr + row * {group(stride)}{plus(self._row_offset(stride, dims, at=s.at))}"
+        axes = _apart_from(dims, s.at)
+        value, mask = self.tiles.whole(s.value, self.tile(axes)), self._mask(axes, rows=True)
         line = f"tl.store({target}, {value}{self._earlier(target, mask, s.dims)}{mask})"
         return [f"if KEEP:\n    {line}"] if self._only_kept(s) else [line]
 
@@ -350,7 +360,7 @@ class KernelWriter:
     def _assemble(self, sums: list[Store]) -> Kernel:
         launch = self.launch
         arguments = self._arguments(sums)
-        constexprs = [*self.dims, "C", *(f"B{d}" for d in self.dims), *(["TURNS"] if self.turned else []), "SIGN", "RAGGED",
+        constexprs = [*self.dims, "C", *(f"B{d}" for d in self.tiled), *(["TURNS"] if self.turned else []), "SIGN", "RAGGED",
                       *self._keeping(), *self._flags(),
                       "OPERAND", "PRECISION", "STAGES"]
         # a length is no specialisation key; strides of rows of numbers vary with it, those of features stay aligned
@@ -365,11 +375,11 @@ class KernelWriter:
     def _lines(self, sums: list[Store]) -> list[str]:
         d = self.turned
         if not d:
-            return [*self._where(), *map(self._place, self.dims), *self.before, *self._initial(sums), *self._loop(), *self._final(sums)]
+            return [*self._where(), *map(self._place, self.tiled), *self.before, *self._initial(sums), *self._loop(), *self._final(sums)]
         own, common = ([s for s in sums if (d in s.dims) is has] for has in (True, False))
         turn = [f"more_{d} = block_{d} + tl.arange(0, 1) > first_{d}", "tl.debug_barrier()  # what the block before has left is there", self._place(d), *self.before,
                 *self._initial(own), *self._loop(), *self._final(own)]
-        return [*self._where(), f"first_{d} = group_{d} * TURNS", *(self._place(e) for e in self.dims if e != d), *self._sums(common),
+        return [*self._where(), f"first_{d} = group_{d} * TURNS", *(self._place(e) for e in self.tiled if e != d), *self._sums(common),
                 f"for block_{d} in range(first_{d}, tl.minimum(first_{d} + TURNS, tl.cdiv({d}, B{d}))):", *indent(turn),
                 *self._stored(common)]
 
@@ -393,11 +403,11 @@ class KernelWriter:
             if d.role == "in":
                 out += [f"{name}_sb", f"{name}_st", f"{name}_sh"]
         out += [f"{name}_ptr" for name in (*(f"d{n}" for n in self.cots), *self.given)]
-        out += [f"{s.name}_ptr" for s in launch.stores]
+        out += [f"{s.name}_ptr" for s in launch.stored]
         for c in self.ends:
             out += [f"{c.name}_initial", f"{c.name}_final"]
         out += self._kept_arguments()
-        out += [f"{s.name}_part" for s in launch.stores if self.launch.partial_over(s.dims)]
+        out += [f"{s.name}_part" for s in launch.stored if self.launch.partial_over(s.dims)]
         out += [f"{c.name}_part" for c in self.ends if self.launch.partial_over(c.dims)]
         return [*out, "starts", "lengths", *self._sequence_arguments(), *self.consts, "T", "H"]
 
@@ -420,7 +430,7 @@ class KernelWriter:
                 lines.append(f"{name}_ptr += batch * {name}_sb + token * {name}_st + (head // {name}_rep) * {name}_sh")
         own = {f"d{n}": self.program.decl(n).dims for n in self.cots} | self.given
         lines += [f"{name}_ptr += (first * H + head){times(dims)}" for name, dims in own.items()]
-        for s in self.launch.stores:
+        for s in self.launch.stored:
             if s.kind == "rows":
                 line = f"{s.name}_ptr += (first * H + head){times(s.dims)}"
                 lines.append(f"if KEEP:\n    {line}" if self._only_kept(s) else line)
@@ -434,7 +444,7 @@ class KernelWriter:
     @cached_property
     def joint(self) -> list[str]:
         """The axes of several dims: whose rows are more than tokens, and of dims that stand in one; one of each kind."""
-        dims = [n.dims for n in self.launch.nodes()] + [(ROW, *s.dims) for s in self.launch.stores]
+        dims = [n.dims for n in self.launch.nodes()] + [(ROW, *_apart_from(s.dims, s.at)) for s in self.launch.stores]
         dims += [c.dims for c in self.launch.carries]
         return sorted({self.axes.suffix(a): a for d in dims for a in self.tile(d) if more_rows(a)}.values())
 
@@ -509,3 +519,8 @@ class KernelWriter:
 
     def _stored(self, sums: list[Store]) -> list[str]:
         return [self._store_state(f"{s.name}_sum", f"{s.name}_ptr", f"{self.whole} * H + head", s.dims) for s in sums]
+
+
+def _apart_from(dims: tuple[str, ...], at: Entry) -> tuple[str, ...]:
+    """The dims of which no single entry is taken."""
+    return tuple(d for d in dims if d not in dict(at))

@@ -20,6 +20,7 @@ from mixc.ir.program import Decl, Program
 from mixc.passes.around import Around
 from mixc.passes.beside import of_one
 from mixc.passes.context import Context
+from mixc.passes.entries import entries_apart
 from mixc.passes.partition import fused_backward, fused_forward, of_a_chunk, plans, token_loop
 
 
@@ -167,7 +168,7 @@ class Launches:
         limit = {d: f", {tile}['B{d}']" for d in split}
         own = {d: f"triton.next_power_of_2({d})" for d in kernel.narrow} | dict.fromkeys(kernel.launch.each, "1")
         own = {d: f"block({d}{limit.get(d, '')})" for d in kernel.dims} | own
-        return [f"B{d} = {own[d]}" for d in kernel.dims]
+        return [f"B{d} = {own[d]}" for d in kernel.dims if f"B{d}" in kernel.constexprs]
 
     def _held(self, kernel: Kernel) -> list[str]:
         return []
@@ -206,7 +207,7 @@ class Launches:
         for a in kernel.arguments:
             given.append(self._argument(a, kernel))
         reverse = kernel.launch.reverse
-        pairs = [*(f"{d}={d}" for d in kernel.dims), f"C={tile}['C']", *(f"B{d}=B{d}" for d in kernel.dims), *([f"TURNS={tile}['turns']"] if kernel.turned else []), "SIGN=seqs.sign",
+        pairs = [*(f"{d}={d}" for d in kernel.dims), f"C={tile}['C']", *(f"{b}={b}" for d in kernel.dims if (b := f"B{d}") in kernel.constexprs), *([f"TURNS={tile}['turns']"] if kernel.turned else []), "SIGN=seqs.sign",
                  "RAGGED=seqs.ragged"]
         pairs += [f"SEGMENT={self._segment}"] * ("SEGMENT" in kernel.constexprs) + ["KEEP=keep"] * ("KEEP" in kernel.constexprs)
         pairs += self._held(kernel)
@@ -256,6 +257,6 @@ def count(kernel: Kernel, d: str, tile: str) -> str:
 
 def _token_kernel(step: Program) -> Kernel | None:
     try:
-        return KernelWriter(token_loop(step)).write()
+        return KernelWriter(token_loop(entries_apart(step))).write()
     except SpecError:  # an op without tiles: the chunk's kernel runs single tokens too
         return None

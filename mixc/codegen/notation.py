@@ -121,7 +121,7 @@ def _leaf(n: Node) -> str:
         return f"{value:g}" if isinstance(value, float) else str(value)
     if n.op == "cot":
         return "d" + str(n.attr("name")).rstrip("'")
-    return str(n.attr("name") or n.attr("dim") or n.op)
+    return str(n.attr("name") or n.attr("dim") or n.op) + "".join(f"[{i}]" for _, i in n.attr("at", ()))
 
 
 def dim_name(d: str) -> str:

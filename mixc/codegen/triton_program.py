@@ -26,6 +26,7 @@ from mixc.passes.around import Around, around
 from mixc.passes.behind import behind
 from mixc.passes.classify import classify, parts_of
 from mixc.passes.context import Context, context, has_context
+from mixc.passes.entries import entries_apart
 from mixc.passes.joint import joint
 from mixc.passes.lower import with_inverses
 from mixc.passes.planes import is_complex, planes
@@ -182,7 +183,8 @@ def _chunks(stages: Program, inner: Program, step: Program, each: tuple[str, ...
     if any(n.op == "scan" and n.args[2] in matrices for n in postorder(forward.values())):
         raise refuse("every entry of a matrix at every row")  # one row at a time, it stays on chip
     each = each or one_each(forward)
-    made = Module(with_inverses(forward, each), with_inverses(differentiate(forward), each), inner, step, each)
+    fwd, bwd = (entries_apart(with_inverses(p, each)) for p in (forward, differentiate(forward)))
+    made = Module(fwd, bwd, inner, step, each)
     for launch in ("fwd", "bwd"):  # written here: what has none is refused here
         made.kernel(launch)
     return made

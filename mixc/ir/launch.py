@@ -27,13 +27,15 @@ class Carry:
 @dataclass(frozen=True)
 class Store:
     """`kind`: "rows" (a row a token), "chunk" (one value a chunk, kept for another launch),
-    "partial" (summed over the loop, one value a sequence and head)."""
+    "partial" (summed over the loop, one value a sequence and head). `at`: at which entries of `dims`, which the value
+    lacks, it is stored."""
 
     kind: str
     name: str
     value: Node
     dims: tuple[str, ...]
     result: str = ""  # the result of the program this is: "out", "grad", "sum", "save"
+    at: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,11 @@ class Launch:
         """The tensor of what a carried tile is on entering every segment: at its start, or where the loop runs
         backwards at its end."""
         return carry + ("_ends" if self.reverse else "_starts")
+
+    @property
+    def stored(self) -> tuple[Store, ...]:
+        """A store of each tensor, whose entries may have one each."""
+        return tuple({s.name: s for s in self.stores}.values())
 
     def roots(self) -> list[Node]:
         return ([] if self.loop == "chunk" else [c.next for c in self.carries]) + [s.value for s in self.stores]

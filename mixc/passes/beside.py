@@ -34,17 +34,17 @@ def of_one(launch: Launch, dims: tuple[str, ...]) -> Launch:
     """The launch whose programs have one entry of `dims` each; carries, stores and tensors have them still."""
     done: dict[Node, Node] = {}
 
-    def without(roots: list[Node]) -> list[Node]:
-        return fold(roots, lambda n, args: _without(n, tuple(args), {*dims}), done)
-    without([c.leaf for c in launch.carries])
-    made = launch.with_nodes(without)
+    def of_one_entry(roots: list[Node]) -> list[Node]:
+        return fold(roots, lambda n, args: without(n, tuple(args), {*dims}), done)
+    of_one_entry([c.leaf for c in launch.carries])
+    made = launch.with_nodes(of_one_entry)
     carries = tuple(replace(c, leaf=done[c.leaf]) for c in made.carries)
     return replace(made, carries=carries, each=dims)
 
 
 def one_of(leaf: Node, dims: tuple[str, ...]) -> Node:
     """What such a launch calls a leaf."""
-    return _without(leaf, (), {*dims})
+    return without(leaf, (), {*dims})
 
 
 def tensor_dims(leaf: Node) -> tuple[str, ...]:
@@ -61,12 +61,13 @@ def _under_numbers(x: Node, y: Node, decay: Node, out: tuple[str, ...]) -> Node:
     return contract(x, y, out) * decay
 
 
-def _without(n: Node, args: tuple[Node, ...], gone: set[str]) -> Node:
+def without(n: Node, args: tuple[Node, ...], gone: set[str]) -> Node:
+    """A node of these arguments, which lack some dims."""
     if args == n.args and not gone & {*n.dims}:
         return n
     attrs = {k: tuple(d for d in v if d not in gone) if k in ("dims", "out", "over") else v for k, v in n.attrs}
     if not args:
-        return make(n.op, span=n.span, **{**attrs, "of": n.dims})
+        return make(n.op, span=n.span, **{**attrs, "of": tensor_dims(n)})
     if n.op == "contract":
         return contract(args[0], args[1], attrs["out"])
     if n.op == "sum":

@@ -24,6 +24,7 @@ from mixc.ir.ops import CHOICES
 from mixc.ir.program import Program, free
 from mixc.ir.ranges import bounds, proving
 from mixc.passes.differentiate import cotangent_of_state
+from mixc.passes.entries import stored_apart
 from mixc.passes.shares import Along, shares
 
 Plan = tuple[tuple[Launch, ...], tuple[Launch, ...]]
@@ -162,7 +163,7 @@ def _rows(values: list[Node], stores: tuple[Store, ...], program: Program) -> di
     """The rows that hold each of `values`: a gradient's, or its own, under a name that nothing has."""
     taken, rows = program.names, dict[Node, Store]()
     for n in values:
-        rows[n] = next((s for s in stores if s.value is n), None) or Store(
+        rows[n] = next((s for s in stores if s.value is n and not s.at), None) or Store(
             "rows", free("handed", taken, ""), n, tuple(x for x in n.dims if x != ROW), "save")
     return rows
 
@@ -191,13 +192,21 @@ def _cotangents(forward: Program, backward: Program) -> tuple[Carry, ...]:
 
 
 def _outs(program: Program) -> tuple[Store, ...]:
-    return tuple(Store("rows", o.name, program.result("out", o.name), o.dims, "out") for o in program.outs)
+    outs = ((o, program.result("out", o.name)) for o in program.outs)
+    return tuple(s for o, value in outs for s in _by_rows(o.name, value, o.dims, "out", program))
 
 
 def _gradients(forward: Program, backward: Program) -> tuple[Store, ...]:
-    rows = (Store("rows", "d" + d.name, backward.result("grad", d.name), d.dims, "grad") for d in forward.ins)
+    grads = ((d, backward.result("grad", d.name)) for d in forward.ins)
+    rows = (s for d, value in grads for s in _by_rows("d" + d.name, value, d.dims, "grad", forward))
     sums = (Store("partial", "d" + d.name, backward.result("sum", d.name), d.dims, "sum") for d in forward.params)
     return (*rows, *sums)
+
+
+def _by_rows(name: str, value: Node, dims: tuple[str, ...], result: str, program: Program) -> list[Store]:
+    """The stores of a row a token: one, or one for each entry that the value is put together of."""
+    sizes = {d.name: d.size for d in program.dims}
+    return [Store("rows", name, x, dims, result, at) for x, at in stored_apart(value, dims, sizes)]
 
 
 def _reversed(forward: Program, backward: Program, name: str, carries: tuple[Carry, ...],
@@ -311,7 +320,7 @@ def _with_split(launch: Launch, only: tuple[str, ...] = (), whole: Iterable[str]
     A backward is linear in its cotangents, so each program's sums over its own part of the dim add up
     to the whole: what has not the dim is then a partial sum."""
     nodes, program = launch.nodes(), launch.program
-    used = {d for n in nodes for d in n.dims} | {d for s in launch.stores for d in s.dims}
+    used = {d for n in nodes for d in n.dims} | {d for s in launch.stores for d in s.dims if d not in dict(s.at)}
     used -= row_dims(nodes, program)  # every block of those would form the states again
     used -= program.together  # each with a part of one would need all of another
     dims = [d.name for d in program.dims if d.name in used and (not only or d.name in only)]

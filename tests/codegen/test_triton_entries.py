@@ -1,0 +1,81 @@
+"""Kernels of a step that takes entries of its inputs one by one: no tile has their dim; interpreted, against fp64."""
+
+from __future__ import annotations
+
+import re
+from unittest.mock import patch
+
+import pytest
+import torch
+
+import mixc
+from mixc.codegen import triton_program
+from mixc.codegen.config import Config, Tile
+from mixc.codegen.triton_program import kernels
+from tests import cells
+
+SPECS = {
+    "corrections": """in q[K], k[N, K], v[N, V], b[N], g
+        state S[K, V]
+        S = sigmoid(g) * S
+        for n in N { S = S + 0.3 * sigmoid(b[n]) * k[n] * (v[n] - k[n] @ S) }
+        out o[V] = q @ S""",
+    "writes, under a param of each": """in q[K], k[N, K], v[N, V], g
+        param w[N, K], s[N]
+        state S[K, V]
+        S = sigmoid(g) * S
+        for n in N { S = S + s[n] * w[n] * k[n] * v[n] }
+        out o[V] = q @ S""",
+    "a sum of all beside": """in q[K], k[N, K], v[N, V], b[N], g
+        state S[K, V]
+        S = sigmoid(g) * S
+        for n in N { S = S + k[n] * v[n] * b[n] }
+        out o[V] = (q @ S) * sum[N](b * b)""",
+    "a vector beside": """in q[K], k[N, K], v[N, V], g
+        state S[K, V], z[K]
+        S = sigmoid(g) * S
+        for n in N {
+            S = S + k[n] * v[n]
+            z = 0.5 * z + tanh(k[n])
+        }
+        out o[V] = (q @ S) * (q @ z)""",
+}
+
+
+def loaded(what: str) -> mixc.Mixer:
+    return mixc.loads("mixer m(K, V, N = 3) {\n" + SPECS[what] + "\n}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("what", SPECS)
+def test_the_same_numbers(what, dtype):
+    mixer = loaded(what)
+    cell = dict(length=40, size=3, heads="1", gates=0.1, dtype=dtype, rows="plain", start=True)
+    bad = [str(f) for f in cells.compare(mixer, cell, "triton") if not f.ok]
+    assert not bad, "; ".join(bad)
+
+
+@pytest.mark.parametrize("cell", [dict(length=(0, 0, 3, 3, 37)), dict(rows="mask, reverse"), dict(heads="2/1", size=4)],
+                         ids=cells.label)
+def test_calls(cell):
+    cell = dict(length=40, size=3, heads="1", gates=0.1, dtype=torch.float32, rows="plain", start=True) | cell
+    bad = [str(f) for f in cells.compare(loaded("corrections"), cell, "triton") if not f.ok]
+    assert not bad, "; ".join(bad)
+
+
+def test_rows_that_are_handed_on():
+    made = kernels(loaded("corrections").declared)
+    cut = next(fwd + bwd for fwd, bwd in made.plans if "bwd_along_K" in bwd)
+    tiles = Config(tuple((n, Tile(16)) for n in cut), 32)
+    cell = dict(length=50, size=20, heads="1", gates=0.1, dtype=torch.float32, rows="plain", start=True)
+    with patch.object(triton_program, "_config", lambda *_: tiles):
+        bad = [str(f) for f in cells.compare(loaded("corrections"), cell, "triton") if not f.ok]
+    assert not bad, "; ".join(bad)
+
+
+@pytest.mark.parametrize("what", [w for w in SPECS if "all" not in w])
+def test_no_tile_has_the_dim(what):
+    text = loaded(what).emit()
+    for kernel in re.findall(r"^@triton\.jit.*?\ndef m_(?:fwd|bwd|token).*?(?=^@|^class)", text, re.S | re.M):
+        assert "in_N" not in kernel or "dw_sum" in kernel or "ds_sum" in kernel  # sums of a param's gradient are whole
+        assert "pick" not in kernel
