@@ -46,7 +46,7 @@ class KernelWriter:
         self.loaded: dict[str, Decl] = {}
         self.cots: list[str] = []
         self.given: dict[str, tuple[str, ...]] = {}  # rows that another launch stored, and their dims
-        tiled = {d for n in nodes for d in n.dims} | {d for s in launch.stores for d in _apart_from(s.dims, s.at)}
+        tiled = {d for n in nodes for d in n.dims} | {d for s in launch.stores for d in s.tile}
         tiled |= {d for c in launch.carries for d in c.dims}
         sized = {d for s in launch.stores for d in s.dims} | {d for n in nodes for d in n.attr("of", ()) if n.attr("at")}
         sized |= {n.attr("dim") for n in nodes if n.op == "size"}
@@ -444,7 +444,7 @@ class KernelWriter:
     @cached_property
     def joint(self) -> list[str]:
         """The axes of several dims: whose rows are more than tokens, and of dims that stand in one; one of each kind."""
-        dims = [n.dims for n in self.launch.nodes()] + [(ROW, *_apart_from(s.dims, s.at)) for s in self.launch.stores]
+        dims = [n.dims for n in self.launch.nodes()] + [(ROW, *s.tile) for s in self.launch.stores]
         dims += [c.dims for c in self.launch.carries]
         return sorted({self.axes.suffix(a): a for d in dims for a in self.tile(d) if more_rows(a)}.values())
 

@@ -37,6 +37,11 @@ class Store:
     result: str = ""  # the result of the program this is: "out", "grad", "sum", "save"
     at: tuple[tuple[str, int], ...] = ()
 
+    @property
+    def tile(self) -> tuple[str, ...]:
+        """The dims of what is stored at once."""
+        return tuple(d for d in self.dims if d not in dict(self.at))
+
 
 @dataclass(frozen=True)
 class Product:

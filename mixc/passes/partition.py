@@ -93,7 +93,7 @@ def backward_by_dims(forward: Program, backward: Program) -> tuple[Launch, ...]:
         own = tuple(s for s in left if d in s.dims and _apart(s, carries, d))
         found |= {d: own} if own else {}
         left = [s for s in left if s not in own]
-    if len(found) < 2 or any(s.dims for s in left):
+    if len(found) < 2 or any(s.tile for s in left):
         return ()
     most, out = max(found, key=lambda d: len(found[d])), list[Launch]()
     found[most] += tuple(left)  # numbers, of which each program has a part
@@ -119,7 +119,7 @@ def handed_on(forward: Program, backward: Program, d: str, keeps: tuple[str, ...
         return None if {*n.dims} & {*forward.inner} else make("saved", name=f"row {next(count)}", dims=n.dims)
     found = Along(roots, [c.leaf for c in carries], d, leaf)
     own = found.formed.keys() - found.handed.keys()
-    mine = tuple(s for s in stores if s.value in own and (d in s.dims or not s.dims))
+    mine = tuple(s for s in stores if s.value in own and (d in s.dims or not s.tile))
     needed = _needed(carries, [s.value for s in stores])
     unread = [c for c in carries if c not in needed]  # of initial states alone
     read = _needed(carries, [s.value for s in mine] + [c.next for c in unread])
@@ -320,7 +320,7 @@ def _with_split(launch: Launch, only: tuple[str, ...] = (), whole: Iterable[str]
     A backward is linear in its cotangents, so each program's sums over its own part of the dim add up
     to the whole: what has not the dim is then a partial sum."""
     nodes, program = launch.nodes(), launch.program
-    used = {d for n in nodes for d in n.dims} | {d for s in launch.stores for d in s.dims if d not in dict(s.at)}
+    used = {d for n in nodes for d in n.dims} | {d for s in launch.stores for d in s.tile}
     used -= row_dims(nodes, program)  # every block of those would form the states again
     used -= program.together  # each with a part of one would need all of another
     dims = [d.name for d in program.dims if d.name in used and (not only or d.name in only)]
