@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import keyword
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mixc.ir.node import flat
+
+
+def literal(value: float) -> str:
+    """A number in emitted text."""
+    return repr(value) if math.isfinite(value) else f"float('{value}')"
 
 
 def plus(code: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from mixc.codegen.lines import literal
 from mixc.ir.node import Node
 
 _BINARY = {"add": "+", "sub": "-", "mul": "*", "div": "/", "pow": "**", "mod": "%", "floordiv": "//"}
@@ -13,8 +14,7 @@ _UNARY = {"exp", "log", "log1p", "expm1", "sqrt", "sin", "cos", "tanh"}
 def python_text(node: Node, called: Callable[[str], str] = str) -> str:
     """The expression as Python; names are those of consts and dims, as `called` says."""
     if node.op == "number":
-        value = node.attr("value")
-        return f"float('{value}')" if value in (float("inf"), float("-inf")) else repr(value)
+        return literal(node.attr("value"))
     if node.op in ("size", "const"):
         return called(node.attr("dim") or node.attr("name"))
     args = [python_text(a, called) for a in node.args]

@@ -14,15 +14,14 @@ from collections.abc import Callable, Iterable
 from keyword import kwlist
 
 from mixc.codegen import operands as products
-from mixc.codegen import triton_span as spans
 from mixc.codegen.axes import Axes, called
+from mixc.codegen.lines import literal
 from mixc.codegen.notation import is_decay
 from mixc.codegen.operands import added, axes_of, dot_axes, entrywise, only_operands, operand_of, sharp, worked_out
 from mixc.codegen.padding import zero_padded
 from mixc.codegen.refuse import refuse
-from mixc.codegen.triton_products import add_code, contract_code
-from mixc.codegen.triton_reduce import extremum_code, softmax_code
-from mixc.codegen.triton_scan import component_name, is_factor_behind, pick_code, previous_code, rows_before, scan_code
+from mixc.codegen.tile_rules import RULES
+from mixc.codegen.triton_scan import component_name, is_factor_behind, rows_before
 from mixc.ir.blocks import PART
 from mixc.ir.brackets import atom, filled
 from mixc.ir.launch import ROWS, feature_dims
@@ -193,10 +192,8 @@ class Tiles:
 
     # ------------------------------------------------------------ expressions
     def expression(self, node: Node) -> str:
-        special = getattr(self, f"_{node.op}", None)
-        if special is not None:
-            code: str = special(node)
-            return code
+        if node.op in RULES:
+            return RULES[node.op](self, node)
         row = OPS[node.op]
         if row.triton is None:
             raise refuse(f"`{node.op}` has no Triton form yet", node)
@@ -205,99 +202,6 @@ class Tiles:
             sized = [all(n.args or n.op == "size" for n in postorder([a])) for a in node.args]
             args = [f"{atom(code)} * 1.0" if whole else code for code, whole in zip(args, sized, strict=True)]
         return filled(row.triton, args)
-
-    def _live(self, node: Node) -> str:
-        order = self.order(node)
-        live = self.axes.along("live", ROW, order)
-        return f"tl.where({live}, {self.bare(node.args[0], order)}, {literal(node.attr('fill'))})"
-
-    def _once(self, node: Node) -> str:
-        return f"tl.where(block_{node.attr('dim')} == 0, {self.whole(node.args[0], self.order(node))}, 0.0)"
-
-    def _ipow(self, node: Node) -> str:
-        n, x = node.attr("n"), self.ref(node.args[0], self.order(node))
-        power = x if n else "1.0"
-        for bit in bin(abs(n))[3:]:
-            half = self.fresh("half")
-            self.emit(node, f"{half} = {power}")
-            power = f"{half} * {half}" + f" * {x}" * int(bit)
-        return power if n >= 0 else f"1.0 / ({power})"
-
-    def _mask(self, node: Node) -> str:
-        sign = {"incl": ">=", "strict": ">", "diag": "=="}[node.attr("keep")]
-        order = self.order(node)
-        t, s = (self.axes.suffix(next(a for a in order if row in flat([a]))) for row in (ROW, COL))
-        seen = f"rows{t}[:, None] {sign} rows{s}[None, :]"
-        seen = seen if len(order) == 2 else self.aligned(f"({seen})", (ROW, COL), order)
-        return f"tl.where({seen}, {self.bare(node.args[0], order)}, 0.0)"
-
-    def _segsum(self, node: Node) -> str:
-        return self._span("span_sum", node)
-
-    def _crossing(self, node: Node) -> str:
-        if node.dims != (ROW,):
-            raise refuse("sums over the spans that cross a row, for every entry", node)
-        if node.args[0] in self.crossed:
-            x, = node.args[0].args
-            t, s = (f"rows{self.axes.suffix(a)}" for a in self.order(x))
-            return f"sum_crossing_tokens({self.cleaned(x, self.order(x))}, {t}, {s}, C, {node.attr('reach')!r}, PRECISION)"
-        return f"sum_crossing({self.whole(node.args[0], (ROW, COL))}, rows, {node.attr('reach')!r}, PRECISION)"
-
-    def _segprod(self, node: Node) -> str:
-        return self._span("span_product", node)
-
-    def _span(self, name: str, node: Node) -> str:
-        """Of numbers; of vectors, for every pair of rows and entry."""
-        x = node.args[0]
-        if len(x.dims) == 1:
-            return f"{name}({self.whole(x, (ROW,))}, rows, {node.attr('reach')!r})"
-        return f"vector_{name}({self.whole(x, self.order(x))}, rows, {node.attr('reach')!r}, PRECISION)"
-
-    def _cumsum(self, node: Node) -> str:
-        if node.dims != (ROW,):
-            return spans.running_sum_code(self, node)
-        reverse, exclusive = node.attr("reverse"), node.attr("exclusive")
-        return f"running_sum({self.whole(node.args[0], (ROW,))}, {reverse}, {exclusive})"
-
-    def _cumprod(self, node: Node) -> str:
-        if node.dims != (ROW,):
-            return spans.running_sum_code(self, node)
-        reverse, exclusive = node.attr("reverse"), node.attr("exclusive")
-        return f"running_product({self.whole(node.args[0], (ROW,))}, {reverse}, {exclusive})"
-
-    def _span_contract(self, node: Node) -> str:
-        found = spans.span_contract_code(self, node)
-        if found is None:
-            raise refuse("a product under a vector decay of this shape", node)
-        return found
-
-    def _span_crossing(self, node: Node) -> str:
-        return spans.span_crossing_code(self, node)
-
-    def _unit_inverse(self, node: Node) -> str:
-        return spans.unit_inverse_code(self, node)
-
-    def _solve(self, node: Node) -> str:
-        return spans.solve_code(self, node)
-
-    def _flatten(self, node: Node) -> str:
-        x, order = node.args[0], self.order(node)
-        return self.bare(x, order) if axes_of(x) & {*node.attr("of")} else self.whole(x, order)
-
-    def _unflatten(self, node: Node) -> str:
-        return self.bare(node.args[0], self.order(node))
-
-    def _expand(self, node: Node) -> str:
-        order = self.order(node)
-        if not node.args[0].dims:
-            return filled(f"tl.zeros({self.shape(order)}, tl.float32) + {{0}}", [self.bare(node.args[0], order)])
-        return f"tl.broadcast_to({self.bare(node.args[0], order)}, {self.shape(order)})"
-
-    def _add(self, node: Node) -> str:
-        return add_code(self, node) or filled("{0} + {1}", [self.bare(a, self.order(node)) for a in node.args])
-
-    def _contract(self, node: Node) -> str:
-        return contract_code(self, node)
 
     def rows_of_tokens(self, node: Node) -> Node | None:
         """The left side of a product of matrices, if its rows are tokens."""
@@ -333,57 +237,8 @@ class Tiles:
             code, axes = without(f"tl.reshape({code}, {self.shape(flat(axes))})", flat(axes))
         return self.aligned(code, axes, self.of(flat(axes)))
 
-    def _sum(self, node: Node) -> str:
-        x, over = node.args[0], list(node.attr("over"))
-        return self.summed_code(self.cleaned(x, self.order(x), over), self.order(x), over)
-
     def mask_of(self, dim: str, axes: tuple[str, ...]) -> str:
         return " & ".join(self.axes.along(self.inside(d), d, axes) for d in flat([dim]))
-
-    def _max(self, node: Node) -> str:
-        return extremum_code(self, node, "tl.max", "float('-inf')")
-
-    def _min(self, node: Node) -> str:
-        return extremum_code(self, node, "tl.min", "float('inf')")
-
-    def _norm(self, node: Node) -> str:
-        x, over = node.args[0], list(node.attr("over"))
-        squared = filled("{0} * {0}", [self.cleaned(x, self.order(x), over)])
-        return f"tl.sqrt({self.summed_code(squared, self.order(x), over)})"
-
-    def _softmax(self, node: Node) -> str:
-        return softmax_code(self, node)
-
-    def _scan(self, node: Node) -> str:
-        return scan_code(self, node)
-
-    def _previous(self, node: Node) -> str:
-        return previous_code(self, node)
-
-    def _pick(self, node: Node) -> str:
-        if node.attr("dim") != ROW:
-            x, order = node.args[0], self.order(node.args[0])
-            return self.summed_code(f"tl.where({self._at(node, order)}, {self.ref(x, order)}, 0.0)", order, [node.attr("dim")])
-        return pick_code(self, node)
-
-    def _place(self, node: Node) -> str:
-        order = self.order(node)
-        return f"tl.where({self._at(node, order)}, {self.ref(node.args[0], order)}, 0.0)"
-
-    def _at(self, node: Node, order: tuple[str, ...]) -> str:
-        d = node.attr("dim")
-        return self.axes.along(self.index(d), d, order, f"({{}} == {node.attr('i')})")
-
-    def _prod(self, node: Node) -> str:
-        if node.attr("over") != (ROW,):
-            raise refuse("a product over feature dims", node)
-        return f"whole_product({self.whole(node.args[0], self.order(node.args[0]))})"
-
-
-def literal(value: float) -> str:
-    if value != value or value in (float("inf"), float("-inf")):
-        return f"float('{value}')"
-    return repr(value)
 
 
 _SUGGEST = {"unit_inverse": "X", "span_contract": "found", "segsum": "span", "segprod": "decay", "cumsum": "running", "cumprod": "running"}

@@ -6,12 +6,13 @@ formed once per call are [M, ...] too (heads repeated) or [1, ...].  Numbers wit
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass
 from keyword import iskeyword
 
-from mixc.codegen import torch_prelude, torch_scan_prelude, torch_span_prelude
+from mixc.codegen import lines, torch_prelude, torch_scan_prelude, torch_span_prelude
 from mixc.ir.node import COL, LEVEL, ROW, Node
 
 Dims = tuple[str, ...]
@@ -124,7 +125,5 @@ class Names:
 
 
 def literal(value: float) -> str:
-    """A number in emitted code."""
-    if value != value or value in (float("inf"), float("-inf")):
-        return f"float('{value}')"
-    return repr(value) if value >= 0 else f"({value!r})"
+    """A number in emitted code, in brackets if a sign stands in front."""
+    return f"({lines.literal(value)})" if value < 0 and math.isfinite(value) else lines.literal(value)
