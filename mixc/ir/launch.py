@@ -195,7 +195,7 @@ def row_dims(nodes: list[Node], program: Program) -> frozenset[str]:
 
 def keys_inside(systems: Iterable[Node], program: Program) -> set[str]:
     """The dims that products inside triangular systems sum over, but for what makes more rows."""
-    return {d for n in postorder(systems) if n.op == "contract" for d in feature_dims(n.args[0])
+    return {d for n in postorder(systems) if n.op in PRODUCTS for d in feature_dims(n.args[0])
             if d not in (*n.dims, *program.inner)}
 
 
