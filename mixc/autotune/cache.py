@@ -41,7 +41,7 @@ def versions() -> dict[str, str]:
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for part in ("passes", "codegen", "autotune", "ir"):
-        for path in sorted((root / part).glob("*.py")):
+        for path in sorted((root / part).rglob("*.py")):
             digest.update(path.name.encode() + path.read_bytes())
     found = {"mixc": f"{_version('mixc')}+{digest.hexdigest()[:12]}", "triton": _version("triton")}
     return found

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from mixc.codegen.kernel import Kernel, safe
+from mixc.codegen.library import library
 from mixc.codegen.lines import shape
 from mixc.codegen.module import Module
-from mixc.codegen.triton_cell import WEIGHTS, CellWriter, product_text
+from mixc.codegen.triton_cell import CellWriter, product_text
 from mixc.ir.launch import Store
 from mixc.ir.program import Decl, Program
 from mixc.passes.cell_launches import cell_launches
@@ -24,7 +25,7 @@ class CellModule(Module):
 
     # ------------------------------------------------------------ text
     def prelude(self) -> str:
-        held = WEIGHTS if self.weights else ""
+        held = library("cells") if self.weights else ""
         return held + "".join(product_text(n) for n in sorted({len(lefts) for lefts in self._groups().values()}))
 
     def _programs(self, kernel: Kernel, tile: str) -> list[str]:

@@ -6,18 +6,12 @@ after:  in k[C_], dk_, rows_
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from keyword import iskeyword
 from typing import Any
 
-from mixc.codegen.calls import HOST as CALLS
-from mixc.codegen.host import HOST
+from mixc.codegen import library
 from mixc.codegen.lines import camel
-from mixc.codegen.prelude import PRELUDE
-from mixc.codegen.products import PRODUCTS
-from mixc.codegen.triton_rows import FUNCTIONS as MORE_ROWS
-from mixc.codegen.triton_span import FUNCTIONS
 from mixc.ir.node import Node, fold, make
 from mixc.ir.program import Decl, Program
 
@@ -31,10 +25,10 @@ RESERVED = frozenset([
     "ctx", "seqs", "device", "count", "tile", "keep", "bound", "has_initial", "has_final", "parts", "initial",
     "lane", "there", "group", "longest", "late", "begin", "some", "segment", "weights", "HELD", "STARTED", "piece", "pieces", "piece_of",
     "entered", "torch", "math", "os", "run", "block", "operand", "precision", "merged", "add_parts", "over_group", "features_packed",
-    "registers", "through", "dict",  *FUNCTIONS, *MORE_ROWS, "Sequences", "Past", "Guarded", "pieces_of", "FORWARD", "BACKWARD", "FORWARD_STATES", "FORWARD_OUTS",
-    "BACKWARD_STATES", "BACKWARD_GRADS", "INTERPRETED", "BEHIND_FORWARD", "BEHIND_BACKWARD", "BEHIND_STEP", *re.findall(r"^(?:def|class) (\w+)", PRODUCTS, re.MULTILINE),
+    "registers", "through", "dict",  "Sequences", "Past", "Guarded", "pieces_of", "FORWARD", "BACKWARD", "FORWARD_STATES", "FORWARD_OUTS",
+    "BACKWARD_STATES", "BACKWARD_GRADS", "INTERPRETED", "BEHIND_FORWARD", "BEHIND_BACKWARD", "BEHIND_STEP", *library.names("spans", "crossings", "rows", "products"),
 ])
-_HOST = frozenset(re.findall(r"^(?:def|class) (\w+)", HOST + CALLS + PRELUDE, re.MULTILINE)) | {
+_HOST = library.names("host", "calls", "basics") | {
     "INS", "PARAMS", "STATES", "PAST", "ALIASES", "SIZES", "PLANES", "collections"}
 
 

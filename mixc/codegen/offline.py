@@ -12,8 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mixc.codegen.host import NARROW
 from mixc.codegen.kernel import Kernel, safe
+from mixc.codegen.library import NARROW
 
 
 @dataclass(frozen=True)

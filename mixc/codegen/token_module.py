@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 from mixc.codegen.config import Config, Tile, padded
 from mixc.codegen.kernel import Kernel, safe
+from mixc.codegen.library import library
 from mixc.codegen.module import Module
-from mixc.codegen.triton_cell import WEIGHTS
 from mixc.codegen.triton_token import TokenWriter
 from mixc.ir.program import Program
 from mixc.passes.token_launches import token_launches
@@ -43,7 +43,7 @@ class TokenModule(Module):
         return Config((("fwd", tile(self.kernel("fwd"))), ("bwd", tile(self.kernel("bwd")))), SEGMENT)
 
     def prelude(self) -> str:
-        return WEIGHTS if any("HELD" in k.constexprs for k in self.kernels.values()) else ""
+        return library("cells") if any("HELD" in k.constexprs for k in self.kernels.values()) else ""
 
     def _held(self, kernel: Kernel) -> list[str]:
         """Do a head's matrices fit into the registers, beside the state?"""

@@ -145,23 +145,3 @@ def later_sum_code(tiles: Tiles, node: Node, which: str, d: str) -> str | None:
 
 def _product(tiles: Tiles, factors: tuple[Node, ...], d: str) -> str:
     return " * ".join(atom(tiles.whole(f, (ROW, d))) for f in factors)
-
-
-PRELUDE = '''
-
-@triton.jit
-def either(half, full, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
-    """What is summed up where inputs are halves, or where they are not."""
-    if OPERAND == tl.float32 and PRECISION != "tf32":
-        return full
-    return half
-
-
-@triton.jit
-def with_spans(running, A, x, y, gave, g, rows, REACH: tl.constexpr, EXCL: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
-    """Where inputs are no halves, what `either` has left out of a running sum from the end: x dx - y dy of the products
-    dx, dy of A with y and with x. Behind a row the two are the same; the sum without its own lacks what the row `gave`."""
-    if OPERAND == tl.float32 and PRECISION != "tf32":
-        running += span_between(A, x, y, g, rows, REACH, EXCL, OPERAND, PRECISION) + gave
-    return running
-'''

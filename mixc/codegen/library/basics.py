@@ -1,6 +1,9 @@
-"""The few functions every emitted module starts with, as text (they are Triton, not ours to run)."""
+"""What every kernel may call: products, sums over rows, and functions that Triton lacks."""
 
-PRELUDE = '''
+import triton
+import triton.language as tl
+
+
 @triton.jit
 def dot(a, b, OPERAND: tl.constexpr, PRECISION: tl.constexpr, x=None):
     """a @ b (+ x), the operands rounded to the dtype of the inputs, summed in fp32."""
@@ -166,9 +169,7 @@ def sign(x):
 @triton.jit
 def mod(a, b):
     return a - b * tl.floor(a / b)
-'''
 
-ATAN2 = '''
 
 @triton.jit
 def atan2(y, x):
@@ -183,4 +184,3 @@ def atan2(y, x):
     angle = tl.where(tl.abs(y) > tl.abs(x), 1.57079633 - angle, angle)
     angle = tl.where(x < 0, 3.14159265 - angle, angle)
     return tl.where(y < 0, -angle, angle)
-'''

@@ -1,7 +1,12 @@
-"""What an emitted module needs on the host: sequences, strides, blocks. Text, like the prelude."""
+"""What an emitted module needs on the host: sequences, strides, blocks."""
 
-NARROW = 32  # entries of a key: a sum over fewer does not average out what is rounded in it
-HOST = '''
+import os
+
+import torch
+import triton
+import triton.language as tl
+
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 if not INTERPRETED and "disable_licm" not in tl.range.__init__.__code__.co_varnames:  # triton 3.4 does not know it: ignored there
@@ -56,7 +61,7 @@ def precision(dtype):
 def operand(dtype, *summed):
     """What products round their operands to: TF32 beside the inverse of sums over few entries, whose rounding would not
     average out."""
-    if min(summed, default=$NARROW) < $NARROW:
+    if min(summed, default=NARROW) < NARROW:
         return tl.float32
     return {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}[dtype]
 
@@ -103,15 +108,3 @@ def over_group(grad, like, axis):
         return grad.to(like.dtype)
     shape = (*grad.shape[:axis], G, grad.shape[axis] // G, *grad.shape[axis + 1:])
     return grad.view(shape).sum(axis + 1).to(like.dtype)
-'''.replace("$NARROW", str(NARROW))
-
-PIECES = '''
-
-def pieces_of(first, bound):
-    """The sequence that each of `bound` pieces is of; pieces behind the last one count as of the last sequence.
-
-    first: the number of each sequence's first piece (None: dense)."""
-    if first is None:
-        return None
-    return torch.searchsorted(first, torch.arange(bound, device=first.device), right=True) - 1
-'''

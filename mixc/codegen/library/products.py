@@ -1,6 +1,7 @@
-"""Products of all tokens with matrices of params, as text in the emitted modules of specs that have some."""
+"""Products of all tokens with params, around the kernels."""
 
-PRODUCTS = '''
+import torch
+
 
 def widened(x, H):
     """x as what is computed with: in fp32, of all heads or of one."""
@@ -81,4 +82,3 @@ def projected(x, w, dtype, kept=torch.float32):
     if max(G, F) % min(G, F):
         x, w = x.repeat_interleave(F, 2), heads_of(w, G * F)
     return Projected.apply(x, w, dtype, kept)
-'''

@@ -1,0 +1,215 @@
+"""What a launch's kernel loads and forms: its leaves, the states at the start of a chunk, the order of its statements."""
+
+from __future__ import annotations
+
+from mixc.codegen.axes import is_rows
+from mixc.codegen.kernel_addresses import Addresses
+from mixc.codegen.lines import group, indent, plus
+from mixc.codegen.names import safe
+from mixc.codegen.notation import formula, is_decay, span_formula
+from mixc.codegen.refuse import refuse
+from mixc.codegen.schedule import nominal_sizes, numbers, schedule
+from mixc.codegen.tiles import Tiles
+from mixc.codegen.written import WARPS
+from mixc.ir.launch import Carry
+from mixc.ir.node import ROW, Node, flat, postorder
+from mixc.ir.program import Decl, Program
+from mixc.passes.beside import one_of, tensor_dims
+
+
+class Loads(Addresses):
+    """The values of a launch, written into `before` its loop or into the loop's `body`."""
+
+    past = "past_row = tl.cast(past * C, tl.int64) * SIGN"  # the first row of an earlier chunk
+    program: Program
+    header: tuple[str, ...]
+    varying: set[Node]
+    carry_of: dict[Node, Carry]
+
+    def __init__(self) -> None:
+        self.before: list[str] = []
+        self.body: list[str] = []
+        self.loaded: dict[str, Decl] = {}
+        self.cots: list[str] = []
+        self.given: dict[str, tuple[str, ...]] = {}  # rows that another launch stored, and their dims
+        self.weights = False  # does it hold matrices of a head, if they fit?
+        self.alive: list[list[tuple[tuple[str, ...], float]]] = []
+        self.vectors = 0
+        self.row, self.held = "row", "held"  # the chunk's first row, and its rows that there are
+
+    def _emit(self, node: Node, line: str) -> None:
+        lines = self.body if node in self.varying else self.before
+        if is_decay(node) and (words := span_formula(node, self.tiles.names.get(node, ""))):
+            lines.append(f"# {words}")
+        lines.append(line)
+
+    def _leaf(self, node: Node) -> str:
+        if node in self.carry_of:
+            return safe(self.carry_of[node].name)
+        load = {"in": self._load_rows, "cot": self._load_cotangent, "param": self._load_param,
+                "saved": self._load_given, "state": self._load_start, "index": self._index}.get(node.op)
+        if load is not None:
+            name = load(node)
+            if node.op != "index":
+                self.tiles.raw.add(node)
+            return name
+        if node.op == "const":
+            return str(node.attr("name"))
+        raise refuse(f"`{node.op}` is no leaf of a kernel yet", node)
+
+    def _for_one(self, load: str, c: Carry) -> str:
+        """A cotangent enters one of the partial sums."""
+        first = "".join(f" and block_{d} == 0" for d in self.launch.partial_over(c.dims))
+        return f"tl.where({first[5:]}, {load}, 0.0)" if first else load
+
+    def _load_rows(self, node: Node) -> str:
+        tensor = safe(node.attr("name"))
+        self.loaded[tensor] = self.program.decl(node.attr("name"))
+        name = self._called(tensor, node, self.row)
+        offset = self._row_offset(f"{tensor}_st", tensor_dims(node), self.held, node.attr("at", ()))
+        self.body.append(f"{name} = tl.load({tensor}_ptr + {self.row} * {tensor}_st{plus(offset)}{self._guard(node.dims, rows=False)})")
+        return name
+
+    def _called(self, tensor: str, node: Node, row: str) -> str:
+        """The name of what is loaded of a tensor for the chunk that begins at this row."""
+        here = "_".join([tensor, *(str(i) for _, i in node.attr("at", ())), *([row] if row != "row" else [])])
+        return here if here == tensor else self.tiles.fresh(here)
+
+    def _load_cotangent(self, node: Node) -> str:
+        self.cots.append(node.attr("name"))
+        return self._load_own("d" + node.attr("name"), node, 0)
+
+    def _load_given(self, node: Node) -> str:
+        self.given[node.attr("name")] = tuple(d for d in tensor_dims(node) if d != ROW)
+        return self._load_own(node.attr("name"), node, node.attr("behind"))
+
+    def _load_own(self, tensor: str, node: Node, behind: float | None) -> str:
+        """Rows of a tensor [B, T, H, dims...] of the module's own; behind the end 0, or the last one, if any may stand there."""
+        name, dims = self._called(tensor, node, self.row), tensor_dims(node)
+        stride, masked = self._row_stride(dims), self.row == "row" and behind is not None
+        offset = self._row_offset(stride, dims, "rows" if masked else self.held, node.attr("at", ()))
+        self.body.append(f"{name} = tl.load({tensor}_ptr + {self.row} * {group(stride)}{plus(offset)}"
+                         f"{self._guard(node.dims, rows=masked)})")
+        return name
+
+    def _load_param(self, node: Node) -> str:
+        name = safe(node.attr("name"))
+        self.loaded[name] = self.program.decl(node.attr("name"))
+        dims, called = tensor_dims(node), self._called(name, node, "row")
+        size = " * ".join(flat(dims))
+        base = f"{name}_ptr + (head // {name}_rep)" + (f" * ({size})" if size else "")
+        offset = self._flat(dims, at=node.attr("at", ()))
+        self.before.append(f"{called} = tl.load({base}{plus(offset)}{self._guard(node.dims, False)})")
+        return called
+
+    def _weights(self, node: Node, at: str) -> str:
+        """Matrices of a head are held for all tokens, or asked for at every token (`at`) where they do not fit."""
+        if len(node.dims) < 2:
+            return Loads._load_param(self, node)
+        name, offsets, mask = safe(node.attr("name")), self._flat(node.dims), " & ".join(self._inside(node.dims))
+        self.loaded[name] = self.program.decl(node.attr("name"))
+        self.before.append(f"{name} = weights({name}_ptr + (head // {name}_rep) * ({' * '.join(node.dims)}), {offsets}, "
+                           f"{mask}, 0, HELD)")
+        self.weights = True
+        return f"weights({name}, {offsets}, {mask}, {at}, not HELD)"
+
+    def _load_start(self, node: Node) -> str:
+        """The states at the start of the chunk: as the forward kept them at the start of the segment, and formed
+        again over the chunks between."""
+        launch = self.launch
+        names = {s: safe(s) for s in launch.starts}
+        for s in launch.starts:
+            dims = self.program.decl(s).dims
+            self.body.append(f"{names[s]} = {self._kept(f'{s}_starts', dims)}{'.to(tl.float32)' if launch.replay else ''}")
+        if launch.replay:
+            self._form_again(names)
+        for s in launch.starts:
+            leaf = self._start(s)
+            self.tiles.names[leaf] = names[s]
+            self.tiles.raw.add(leaf)
+        return names[node.attr("name")]
+
+    def _start(self, name: str) -> Node:
+        """The leaf of a state."""
+        return one_of(self.program.decl(name).leaf(), self.launch.each)
+
+    def _form_again(self, names: dict[str, str]) -> None:
+        """The states at the start of this chunk, from those at the start of its segment."""
+        launch = self.launch
+        body, self.body = self.body, []
+        self._replay(names)
+        loop = ["for past in tl.range(chunk // (SEGMENT // C) * (SEGMENT // C), chunk, num_stages=1):", *indent(self.body)]
+        self.body = [*body, "if SEGMENT > C:  # the chunks of the segment before this one", *indent(loop)]
+        self.body += [f"{names[s]} = {names[s]}.to({s}_starts.dtype.element_ty)" for s in launch.starts]
+
+    def _replay(self, names: dict[str, str]) -> None:
+        """One chunk on, for the states of `starts`."""
+        launch, outer = self.launch, self.tiles
+        inner = Tiles(self._emit, self._leaf, (), list(postorder(launch.replay)), list(launch.replay), self.header, self.axes, launch.fine)
+        inner.taken, inner.rows = outer.taken, outer.rows
+        self.tiles, self.row, self.held = inner, "past_row", "rows"
+        inner.names = {self._start(s): names[s] for s in launch.starts}
+        inner.names |= {n: name for n, name in outer.names.items() if n not in self.varying}
+        self.body.append(self.past)
+        for node in self._ordered(list(launch.replay), set(inner.names), inner, tuple(launch.replay)):
+            if not inner.inlined(node):
+                inner.name(node)
+        self._assign(list(zip(names.values(), launch.replay, (self.program.decl(s).dims for s in launch.starts), strict=True)))
+        outer.names |= {n: name for n, name in inner.names.items() if n not in self.varying}
+        outer.raw |= inner.raw - self.varying
+        self.tiles, self.row, self.held = outer, "row", "held"
+
+    def _assign(self, targets: list[tuple[str, Node, tuple[str, ...]]]) -> None:
+        """Carried tiles get their next values, all at once; what is no part of a block stays 0, as it is loaded."""
+        new = [(name, self.tiles.cleaned(value, self.tile(dims), dims)) for name, value, dims in targets]
+        self.body += [line for name, value, _ in targets for line in self._formula(name + "'", value)]
+        new = [(name, code) for name, code in new if code != name]
+        if len(new) > 1:
+            self.body += [f"{name}_next = {code}" for name, code in new]
+        self.body += [f"{name} = {name + '_next' if len(new) > 1 else code}" for name, code in new]
+
+    def _formula(self, name: str, value: Node) -> list[str]:
+        """A comment: what is stored or carried, in the language's notation."""
+        text = formula(value, self.tiles.names)
+        return [f"# {name} = {text}"] if text and text != name else []
+
+    def _kept(self, tensor: str, dims: tuple[str, ...]) -> str:
+        """What is kept of this segment, loaded."""
+        return f"tl.load({tensor} + {self._segment_of(dims)}{plus(self._flat(dims))}{self._guard(dims, False)})"
+
+    def _segment_of(self, dims: tuple[str, ...]) -> str:
+        """Where the state of this chunk's segment is kept."""
+        size = " * ".join(flat(dims)) or "1"
+        return f"((first_segment + {self._segment()}).to(tl.int64) * H + head) * ({size})"
+
+    def _segment(self) -> str:
+        return "chunk // (SEGMENT // C)"
+
+    def _index(self, node: Node) -> str:
+        return f"{self.tiles.index(node.dims[0])}.to(tl.float32)"
+
+    def _ordered(self, roots: list[Node], held: set[Node], tiles: Tiles, kept: tuple[Node, ...]) -> list[Node]:
+        def part(n: Node) -> float:
+            """Of a register, for one number of a matrix; loads and operands have half the bits."""
+            return 0.0 if len(n.dims) < 2 else 0.5 if n not in held and (not n.args or n in tiles.operands) else 1.0
+        def within(n: Node) -> float:
+            """The factors of four levels, and what they multiply."""
+            return 6.0 * size(n.args[-1].dims) if n.op in ("span_contract", "span_crossing") else 0.0
+        nominal = nominal_sizes(self.launch, self.axes.ranks)
+        def size(dims: tuple[str, ...]) -> int:
+            return numbers(tuple(map(self.axes.size_of, flat(dims))), nominal)
+        def wide(n: Node) -> bool | None:
+            """Has the product that a statement forms more columns than rows, where those are few (16 or 32 tokens)?"""
+            inner = [x for a in n.args if a.op in ("rename", "expand") or tiles.grouped(a) if (x := wide(a)) is not None]
+            if tiles.rows_of_tokens(n):
+                inner.append(not is_rows(d := tiles.order(n)[1]) and nominal[d] > 32)
+            return any(inner) if inner else None
+        found = schedule(roots, held, lambda n: part(n) * size(n.dims), tiles.grouped, kept, within, wide)
+        placed = {*found.statements, *held}
+        for n, there in found.alive:
+            formed = [n, *(x for x in postorder(n.args, placed) if x not in placed)]
+            lefts = {left.dims for x in formed if (left := tiles.rows_of_tokens(x))}
+            sized = [(m.dims, part(m)) for m in there] + [((*dims, WARPS), 0.5) for dims in sorted(lefts)]
+            self.alive.append([(tuple(map(self.axes.size_of, flat(dims))), n) for dims, n in sized])
+        self.vectors = max(self.vectors, found.vectors)
+        return found.statements
