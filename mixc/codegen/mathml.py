@@ -281,6 +281,14 @@ class Mathematics:
         body = "<mi>I</mi>" + "".join(self._signed(1, *p) for p in self._parts(L, inner, 1))
         return f"<mrow><msup>{_brackets(body)}<mrow>{power}</mrow></msup>{self._value(y, at, ATOM)}</mrow>"
 
+    def _span_solve(self, n: Node, at: Letters) -> str:
+        A, b, y, g = n.args
+        power = "<mo>−</mo>" + ("<mi>⊤</mi>" if n.attr("transposed") else "<mn>1</mn>")
+        inner = {d: c for d, c in at.items() if d not in (ROW, COL)}
+        decay = f"<msup><mi>e</mi>{self._segment(g, n.attr('reach'), inner, '∑')}</msup>"
+        body = "<mi>I</mi><mo>+</mo>" + "".join(self._value(x, inner, PRODUCT) for x in (b, A) if not is_number(x, 1.0)) + decay
+        return f"<mrow><msup>{_brackets(body)}<mrow>{power}</mrow></msup>{self._value(y, at, ATOM)}</mrow>"
+
     def _div(self, n: Node, at: Letters) -> str:
         return f"<mfrac>{self._value(n.args[0], at, SUM)}{self._value(n.args[1], at, SUM)}</mfrac>"
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mixc.ir.node import COL, ROW, Node, fold, postorder
+from mixc.ir.node import COL, ROW, Node, fold, is_number, postorder
 
 WIDTH = 108
 _INFIX = {"add": (" + ", 1), "sub": (" - ", 1), "mul": (" * ", 2), "div": (" / ", 2),
@@ -93,6 +93,10 @@ class Spelling:
         args = ", ".join(self.text(a) for a in n.args)
         if n.op == "log_size":
             return f"log(maximum(abs({args}), 2 ** -60))"
+        if n.op == "span_solve":
+            A, b, y, g = n.args
+            L = " * ".join(self.text(x, 3) for x in (b, A) if not is_number(x, 1.0))
+            args = f"I + {L} * exp(segsum({self.text(g)})), {self.text(y)}"
         if n.op == "solve":
             args = f"I - {args[1:]}" if args[0] == "-" else f"I + {args}"
         if "over" in dict(n.attrs):

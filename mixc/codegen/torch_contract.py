@@ -84,6 +84,8 @@ def emit_contract(w: Writer, n: Node, core: Node, factor: str | None = None) -> 
     p = Product(w, core)
     if not p.n and len(p.m) == 1 and p.batch == (ROW,) and len(core.args) == 2:  # a matrix a row times a vector a row
         return _dot(w, n, core.args[0], core.args[1], core.dims, factor)
+    if not p.n and len(p.m) == 1 and w.whole(p.left[0]).axes[-1] in p.batch:  # one for every entry, side by side
+        return _dot(w, n, core.args[0], core.args[1], core.dims, factor)
     if p.dot:
         return _dot(w, n, core.args[0], core.args[1], p.batch, factor)
     if p.plain and w.is_large(p.axes):

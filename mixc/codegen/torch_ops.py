@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from mixc.codegen.torch_contract import emit_contract, emit_sum_with_product
 from mixc.codegen.torch_scan import emit_block, emit_component, emit_previous, emit_prod_behind, emit_scan
-from mixc.codegen.torch_span import emit_factors, emit_gradient, emit_inverse, emit_product, emit_solve
+from mixc.codegen.torch_span import emit_factors, emit_gradient, emit_inverse, emit_product, emit_solve, emit_span_solve
 from mixc.codegen.torch_stages import is_span, origin, small
 from mixc.codegen.torch_values import Dims, Value, literal, size_of
 from mixc.ir.blocks import PART
@@ -221,6 +221,7 @@ RULES: dict[str, Rule] = {
     "span_gradient": emit_gradient,
     "unit_inverse": emit_inverse,
     "solve": emit_solve,
+    "span_solve": emit_span_solve,
     "scan": emit_scan,
     "scan_end": emit_scan,
     "scan_block": emit_block,

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 from mixc.codegen.torch_values import Dims, Value, size_of
 from mixc.ir.blocks import component
-from mixc.ir.node import COL, LEVEL, ROW, Node
+from mixc.ir.node import COL, LEVEL, ROW, Node, is_number, source
 
 if TYPE_CHECKING:
     from mixc.codegen.torch_writer import Writer
 
-OPS = ("span_factors", "span_product", "span_gradient", "unit_inverse", "solve")
+OPS = ("span_factors", "span_product", "span_gradient", "unit_inverse", "solve", "span_solve")
 
 
 def _features(n: Node) -> Dims:
@@ -89,6 +89,10 @@ def emit_gradient(w: Writer, n: Node) -> Value:
 def _general(w: Writer, n: Node, dims: Dims) -> Value:
     """Any other sum of three factors, the decays of all pairs formed."""
     x, y, F = n.args
+    if {*n.dims} == {ROW, COL, *dims}:  # nothing is summed
+        f, axes = w.value(F).over((LEVEL, ROW, *dims)), (ROW, COL, *dims)
+        factors = [f".mul_({w.whole(z).over(axes)})" for z in (x, y) if not is_number(source(z), 1.0)]
+        return w.line(n, f"span_of({f}){''.join(factors)}", axes)
     letters = {d: chr(ord("a") + i) for i, d in enumerate(dict.fromkeys((*x.dims, *y.dims, ROW, COL)))}
     terms = ["z" + "".join(letters[d] for d in axes) for axes in (x.dims, y.dims, (ROW, COL, *dims), n.dims)]
     f = w.value(F).over((LEVEL, ROW, *dims))
@@ -99,7 +103,10 @@ def _general(w: Writer, n: Node, dims: Dims) -> Value:
 def emit_inverse(w: Writer, n: Node) -> Value:
     ranks = n.attr("rows", ())
     axes = (ROW, *(t for t, *_ in ranks), COL, *(s for _, s, _ in ranks))
-    L = w.full(n.args[0], axes)
+    own = tuple(d for d in n.dims if d not in axes)
+    L = w.full(n.args[0], (*axes, *own))
+    if own:
+        return _in_room(w, n, f"column_inverses({L}", (*axes, *own), L)
     return _in_room(w, n, f"unit_inverse({L}", axes, L)
 
 
@@ -112,3 +119,16 @@ def emit_solve(w: Writer, n: Node) -> Value:
     axes, more = (*own, *rows, *rest), f", {len(rows)}" if ranks else ""
     text = (f"solve_columns({w.full(L, (*own, *rows, *cols))}, {w.full(y, axes)}, {bool(n.attr('transposed'))}, {len(rest)}{more})")
     return w.line(n, text, axes)
+
+
+def emit_span_solve(w: Writer, n: Node) -> Value:
+    """Of vectors [C, rows..., D...]: decays have the first of D, and perhaps not the others."""
+    A, b, y, g = n.args
+    ranks = n.attr("rows", ())
+    rows, cols = (ROW, *(t for t, *_ in ranks)), (COL, *(s for _, s, _ in ranks))
+    own = _features(g)
+    axes = (*rows, *own, *(d for d in n.dims if d not in (*rows, *own)))
+    strength = "None" if is_number(b, 1.0) else w.full(b, axes)
+    of = [w.full(A, (*rows, *cols)), strength, w.full(y, axes), w.full(g, (ROW, *own))]
+    call = f"span_solve({', '.join(of)}, {n.attr('reach')!r}, {bool(n.attr('transposed'))}"
+    return _in_room(w, n, call, axes, of[2])

@@ -16,7 +16,8 @@ import torch
 Tensor = torch.Tensor
 LOG2E = 1 / math.log(2)
 
-__all__ = ["of_each", "solve_columns", "span_apply", "span_apply_back", "span_factors", "span_gradient", "span_of", "span_pair", "unit_inverse"]
+__all__ = ["column_inverses", "of_each", "solve_columns", "span_apply", "span_apply_back", "span_factors", "span_gradient", "span_of", "span_pair",
+           "span_solve", "unit_inverse"]
 
 
 def span_factors(g: Tensor, reach: str, out: Tensor) -> Tensor:
@@ -171,6 +172,17 @@ def unit_inverse(L: Tensor, out: Tensor) -> Tensor:
     return out.copy_(torch.linalg.solve_triangular(flat, eye, upper=False, unitriangular=True).view(L.shape))
 
 
+def column_inverses(L: Tensor, out: Tensor) -> Tensor:
+    """(I + L)^-1 of a strictly lower matrix for every entry along D, [M, C, C, D...]: row by row, all entries at once."""
+    C = L.shape[1]
+    X = L.new_zeros(C, C, *L.shape[:1], *L.shape[3:])
+    for t in range(C):
+        X[t, t] = 1
+        for s in range(t):
+            X[t, :s + 1].addcmul_(L[:, t, s], X[s, :s + 1], value=-1)
+    return out.copy_(X.movedim(2, 0))
+
+
 def solve_columns(L: Tensor, y: Tensor, transposed: bool, columns: int, rows: int = 1) -> Tensor:
     """(I + L)^-1 y (transposed: (I + L)^-T y) with a matrix of its own for every entry along D: [M, D..., C, C],
     [M, D..., C, columns...]; rows: of how many axes C stands for."""
@@ -179,3 +191,33 @@ def solve_columns(L: Tensor, y: Tensor, transposed: bool, columns: int, rows: in
     flat = y.flatten(-columns) if columns else y.unsqueeze(-1)
     flat = flat.flatten(-rows - 1, -2)
     return torch.linalg.solve_triangular(L, flat, upper=transposed, unitriangular=True).view(y.shape)
+
+
+def span_solve(A: Tensor, b: Tensor | None, y: Tensor, g: Tensor, reach: str, transposed: bool, out: Tensor) -> Tensor:
+    """[M, C, R..., D...]: u with u + b * (`span_apply` of A to u) = y (no b: 1), A [M, C, R..., C, R...] of any entries where s >= t,
+    g [M, C, D'...] (transposed: the system of transposed matrices): row by row, `gave` being what the rows behind the own
+    one gave, decayed on the way to it."""
+    C, rows = y.shape[1], A.ndim // 2 - 1
+    A = A.flatten(1, 1 + rows).flatten(2).unflatten(2, (C, -1)).unflatten(1, (C, -1))  # [M, C, r, C, r]
+    decays = torch.exp(g).flatten(2)
+    own = (y.shape[0], C, A.shape[2], decays.shape[2], -1)
+    y, u, b = y.reshape(own), out.reshape(own), b if b is None else b.reshape(own)
+    decays, gave = decays[:, :, None, :, None], torch.empty_like(y)
+    for j in range(C):
+        i = C - 1 - j if transposed else j
+        earlier = slice(i + 1, C) if transposed else slice(0, i)
+        there = gave[:, earlier]
+        if j:
+            if reach != "excl" and not transposed:
+                there *= decays[:, i, None]
+            block = A[:, earlier, :, i].flatten(1, 2).mT if transposed else A[:, i, :, earlier].flatten(2)
+            taken = torch.matmul(block, there.flatten(1, 2).flatten(2)).view(u[:, i].shape)
+            torch.sub(y[:, i], taken if transposed or b is None else b[:, i] * taken, out=u[:, i])
+        else:
+            u[:, i] = y[:, i]
+        if reach == "excl":
+            there *= decays[:, i, None]
+        gave[:, i] = b[:, i] * u[:, i] if transposed and b is not None else u[:, i]
+        if reach != "excl" and transposed:
+            gave[:, i:] *= decays[:, i, None]
+    return out if u.data_ptr() == out.data_ptr() else out.copy_(u.view(out.shape))

@@ -233,6 +233,18 @@ def _solve(n: Node, c: Node) -> Cotangents:
     return -dL, dy
 
 
+def _span_solve(n: Node, c: Node) -> Cotangents:
+    """As `_solve`, where L[t, s] = b[t] A[t, s] E[t, s] and E are decays: of each factor."""
+    (A, b, _, g), back, ranks, reach = n.args, not n.attr("transposed"), n.attr("rows", ()), n.attr("reach")
+    dy = make("span_solve", A, b, c, g, **{**dict(n.attrs), "transposed": back})
+    left, right = (dy, n) if back else (n, dy)
+    right = rename(right, **{ROW: COL}, **{t: s for t, s, _ in ranks})
+    read = make("span_contract", A, right, g, out=left.dims, reach=reach)
+    left = -left
+    dA = make("span_contract", b * left, right, g, out=A.dims, reach=reach)
+    return dA, left * read, dy, make("span_crossing", A, b * left, right, g, reach=reach)
+
+
 def _unit_inverse(n: Node, c: Node) -> Cotangents:
     """X = M^-1:  dL = -(X^T c X^T below the diagonal)"""
     across = contract(rename(n, **{ROW: _MID, COL: ROW}), rename(c, **{ROW: _MID}), n.dims)
@@ -338,6 +350,7 @@ RULES: dict[str, Callable[[Node, Node], Cotangents]] = {
     "span_gradient": _lowered,
     "span_product": _lowered,
     "solve": _solve,
+    "span_solve": _span_solve,
     "unit_inverse": _unit_inverse,
     "scan": adjoint,
     "scan_end": _lowered,

@@ -321,6 +321,18 @@ def _solve(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
     return found.permute(*range(b), *(b + order.index(d) for d in y.dims))
 
 
+def _span_solve(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
+    """With the matrices L themselves."""
+    *values, g = node.args
+    dims = (ROW, *(d for d in g.dims if d != ROW))
+    leaves = [make("saved", name=f"x{i}", dims=x.dims) for i, x in enumerate(values)]
+    logs = make("saved", name="g", dims=dims)
+    L = leaves[1] * leaves[0] * make("exp", make("segsum", logs, reach=node.attr("reach")))
+    solved = make("solve", L, leaves[2], **{k: v for k, v in node.attrs if k != "reach"})
+    given = [*args[:3], align(args[3], g.dims, dims, env.batch)]
+    return evaluate([solved], env, dict(zip([*leaves, logs], given, strict=True)))[0]
+
+
 def _rows(node: Node) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The dims of a system's rows, and of its columns."""
     ranks = node.attr("rows", ())
@@ -409,6 +421,7 @@ _STRUCTURAL: dict[str, Callable[[Node, list[torch.Tensor], Env], torch.Tensor]] 
     "span_gradient": _span_gradient,
     "span_product": _span_product,
     "solve": _solve,
+    "span_solve": _span_solve,
     "unit_inverse": _unit_inverse,
     "scan": _scan,
     "scan_end": _scan,

@@ -139,6 +139,14 @@ def solved(args: Args, attrs: Attrs) -> tuple[str, ...]:
     return y.dims
 
 
+def span_solved(args: Args, attrs: Attrs) -> tuple[str, ...]:
+    A, strength, y, g = args
+    columns = {"_s", *(s for _, s, _ in attrs.get("rows", ()))}
+    if not {"_t", "_s"} <= {*A.dims} or {*A.dims, *strength.dims, *g.dims} - columns - {*y.dims} or "_s" in y.dims:
+        raise TypeError(f"cannot solve {A} of strength {strength} under the decay {g} for {y}")
+    return y.dims
+
+
 def scanned(args: Args, attrs: Attrs) -> tuple[str, ...]:
     dims = ("_t", *attrs["dims"])
     if any(set(a.dims) - set(dims) for a in args):
@@ -293,6 +301,9 @@ OPS: dict[str, Op] = {
     "solve": Op(2, solved, joined, "u with (I + L) u = y, L strictly lower [_t, _s]; transposed: (I + L)^T; rows: "
                 "names of dims that make more of them, among rows t, s and u",
                 linear_in=(1,)),
+    "span_solve": Op(4, span_solved, joined, "u with u + b * span_contract(A, u, g) = y, for all entries along "
+                     "g's dims; L is b * A * E; transposed and rows as in solve, reach as in span_contract",
+                     linear_in=(2,)),
     "unit_inverse": Op(1, same, first, "(I + L)^-1, L strictly lower [_t, _s]"),
     "scan": Op(3, scanned, joined, "h[t] = combine(a[t], h[t-1], b[t]) from a start; reverse: from the last row"),
     "scan_end": Op(2, lambda a, k: k["dims"], joined, "what a scan leaves when nothing comes in"),

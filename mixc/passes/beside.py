@@ -53,6 +53,15 @@ def tensor_dims(leaf: Node) -> tuple[str, ...]:
     return dims
 
 
+def _solved_under_numbers(n: Node, A: Node, b: Node, y: Node, g: Node) -> Node:
+    """A system whose decays are the same for all entries that a program has."""
+    from mixc.passes.lower import solve_by_inverse
+
+    L = b * (A * exp(make("segsum", g, reach=n.attr("reach"))))
+    system = make("solve", L, y, **{k: v for k, v in n.attrs if k != "reach"})
+    return solve_by_inverse(system) or system
+
+
 def _under_numbers(x: Node, y: Node, decay: Node, out: tuple[str, ...]) -> Node:
     """Their product under a decay of pairs of rows [_t, _s]: with that which has both."""
     for a, b in ((x, y), (y, x)):
@@ -72,6 +81,8 @@ def without(n: Node, args: tuple[Node, ...], gone: set[str]) -> Node:
         return contract(args[0], args[1], attrs["out"])
     if n.op == "sum":
         return total(args[0], attrs["over"])
+    if n.op == "span_solve" and args[-1].dims == (ROW,):
+        return _solved_under_numbers(n, *args)
     if n.op == "span_contract" and args[-1].dims == (ROW,):
         return _under_numbers(args[0], args[1], exp(make("segsum", args[-1], reach=n.attr("reach"))), attrs["out"])
     if n.op == "expand" and not attrs["dims"]:

@@ -43,6 +43,18 @@ def solve_by_inverse(n: Node, each: Iterable[str] = ()) -> Node | None:
     return contract(X, rename(y, **{ROW: "_u"}, **{t: u for t, _, u in ranks}), y.dims)
 
 
+def span_solve_by_inverse(n: Node) -> Node | None:
+    """The same under decays, where a token has one row: the inverses of all entries read no state, so that they are
+    formed for all chunks before the loop over these."""
+    if n.op != "span_solve" or n.attr("rows"):
+        return None
+    A, b, y, g = n.args
+    own = dict.fromkeys(d for x in (g, b) for d in feature_dims(x))
+    L = make("span_contract", A, expand(b, (ROW, *own)), g, out=(ROW, COL, *own), reach=n.attr("reach"))
+    X = make("unit_inverse", L, small=False, grows=False)
+    return contract(rename(X, **{ROW: COL, COL: ROW}) if n.attr("transposed") else X, rename(y, **{ROW: COL}), y.dims)
+
+
 def _shrinks(L: Node) -> bool:
     """Whether the steps that L is made of have decays, or write where they erase: I - b k k^T, but not I + b a^T."""
     below = list(postorder([L]))
@@ -123,7 +135,7 @@ def of_numbers(n: Node) -> bool:
     return any(x.op == "log_size" for x in postorder(n.args[-1:]))
 
 
-RULES = (solve_by_inverse, span_by_factors, crossing_by_triangle)
+RULES = (solve_by_inverse, span_solve_by_inverse, span_by_factors, crossing_by_triangle)
 
 
 def with_crossings(roots: list[Node]) -> list[Node]:

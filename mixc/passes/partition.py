@@ -136,7 +136,7 @@ def handed_on(forward: Program, backward: Program, d: str, keeps: tuple[str, ...
         return ()
     # behind the end, cotangents are 0; other values are divided by, or worse
     behind = {n: 0 if n in found.linear or _dead(n) == 0 else None for n in rows}
-    saved = {n: make("saved", name=s.name, dims=n.dims, behind=behind[n]) for n, s in rows.items()}
+    saved = {n: make("saved", name=s.name, dims=(ROW, *s.dims), behind=behind[n]) for n, s in rows.items()}
     saved |= {n: make("live", leaf, fill=fill) for n, leaf in saved.items() if (fill := _dead(n))}
     early = {n: leaf for n, leaf in saved.items() if n not in found.linear}
     stores = (*left, *(s for n, s in rows.items() if n not in early and s not in left))

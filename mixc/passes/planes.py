@@ -254,6 +254,16 @@ def _solve(n: Node, args: list[Planes]) -> Planes:
     return re, im
 
 
+def _span_solve(n: Node, args: list[Planes]) -> Planes:
+    """A real system, for each plane."""
+    A, b, y, _ = args
+    if A[1] is not None or b[1] is not None:
+        raise NotImplementedError(n.op)
+    def of(x: Node | None) -> Node | None:
+        return None if x is None else n.on(*n.args[:2], _present(x, n.args[2].dims), n.args[3])
+    return of(y[0]), of(y[1])
+
+
 def _of_rows(n: Node, args: list[Planes]) -> Planes:
     """A product of rows whose imaginary planes are 0, but not their gradients."""
     ((re, im),) = args
@@ -307,6 +317,7 @@ _RULES: dict[str, Callable[[Node, list[Planes]], Planes]] = {
     "live": _live,
     "span_contract": _span_contract,
     "solve": _solve,
+    "span_solve": _span_solve,
     **dict.fromkeys(("segprod", "cumprod", "prod"), _of_rows),
     "real": lambda n, a: (a[0][0], None),
     "imag": lambda n, a: (a[0][1], None),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from mixc.ir.build import contract, expand, make, maybe_add, rename
+from dataclasses import dataclass
+from typing import Any
+
+from mixc.ir.build import contract, expand, make, maybe_add, maybe_mul, number, product, rename
 from mixc.ir.node import COL, ROW, Node
 
 Ranks = tuple[tuple[str, str, str], ...]  # of a dim that makes more rows its names among rows t, s and u
@@ -45,12 +48,71 @@ def eliminate(N: list[dict[int, Node]], b: list[Node | None], ranks: Ranks = ())
 def _solve(own: Node, b: Node, ranks: Ranks) -> Node:
     """(1 - own)^-1 b; under a system for every column what was alike for all of them no longer is."""
     ranks = tuple(r for r in ranks if {*r} & {*own.dims})
+    if (found := _under_decays(own, b, ranks)) is not None:
+        return found
     columns = {COL, *(s for _, s, _ in ranks)}
     own = expand(own, [d for t, s, _ in ranks for d in (t, s)])
     b = expand(b, [d for d in own.dims if d not in columns])
     if not ranks:
         return make("solve", -own, b, transposed=False)
     return make("solve", -own, b, transposed=False, rows=ranks)
+
+
+@dataclass(frozen=True)
+class _Apart:
+    """before: N[t, s, V] = b[t, V] A[t, s] E[t, s, V] r[s, V], E the decays exp(g) of rows between
+    Its factors (None: 1)."""
+
+    A: Node | None
+    b: Node | None
+    r: Node | None
+    g: Node
+    reach: str
+
+
+def _apart(own: Node, rows: set[str], columns: set[str]) -> _Apart | None:
+    """A matrix for every entry along some dims taken apart; None: it does not separate, or has no decays along them."""
+    of: dict[str, list[Node]] = {"A": [], "b": [], "r": [], "decay": []}
+    features = {*own.dims} - rows - columns
+    stack = [own]
+    while stack:
+        n = stack.pop()
+        if n.op in ("mul", "neg", "expand"):
+            stack += n.args
+            of["A"] += [number(-1)] if n.op == "neg" else []
+        elif n.op == "exp" and n.args[0].op == "segsum" and features & {*n.dims}:
+            of["decay"].append(n.args[0])
+        elif not features & {*n.dims}:
+            of["A"].append(n)
+        elif not columns & {*n.dims} or not rows & {*n.dims}:
+            of["b" if rows & {*n.dims} or not columns & {*n.dims} else "r"].append(n)
+        else:
+            return None
+    if len(of["decay"]) != 1 or own.kind == "complex":
+        return None
+    decay, = of["decay"]
+    return _Apart(product(of["A"]), product(of["b"]), product(of["r"]), decay.args[0], decay.attr("reach"))
+
+
+def _under_decays(own: Node, y: Node, ranks: Ranks) -> Node | None:
+    """(1 - N)^-1 y with matrices N that differ along a dim by decays and by factors of a row alone; no N is formed.
+
+    With factors r of the rows that wrote, v = r u solves the same system with r b and r y, and u = y + b A E v."""
+    rows, columns = {ROW, *(t for t, *_ in ranks)}, {COL, *(s for _, s, _ in ranks)}
+    found = None if COL in y.dims else _apart(own, rows, columns)
+    if found is None:
+        return None
+    A = expand(-(found.A or number(1)), (ROW, COL, *(d for t, s, _ in ranks for d in (t, s))))
+    y = expand(y, [d for d in own.dims if d not in columns])
+    more: dict[str, Any] = {"rows": ranks} if ranks else {}
+
+    def solved(b: Node | None, y: Node) -> Node:
+        return make("span_solve", A, b or number(1), y, found.g, reach=found.reach, transposed=False, **more)
+    if found.r is None:
+        return solved(found.b, y)
+    here = rename(found.r, **{COL: ROW}, **{s: t for t, s, _ in ranks})
+    v = rename(solved(maybe_mul(here, found.b), here * y), **{ROW: COL}, **{t: s for t, s, _ in ranks})
+    return y - (found.b or number(1)) * make("span_contract", A, v, found.g, out=y.dims, reach=found.reach)
 
 
 def apply(matrix: Node, z: Node | None, ranks: Ranks = ()) -> Node | None:

@@ -81,15 +81,17 @@ class Compiled:
     def longest(self) -> int:
         """Rows a chunk may have: a factor of its own for every pair of rows and every entry along a dim is dear, and so
         are matrices of pairs of rows for every two systems that a token is in."""
-        nodes = postorder([*self.chunk.values(), *differentiate(self.chunk).values()])
+        nodes = list(postorder([*self.chunk.values(), *differentiate(self.chunk).values()]))
         if any({ROW, COL} <= set(n.dims) and len(n.dims) > 2 for n in nodes):
+            return 16
+        if any(n.op == "span_solve" for n in nodes):  # a matrix for every entry, or from row to row
             return 16
         return max(16, 64 >> (max(1, len(self.systems)) - 1).bit_length())
 
     @cached_property
     def systems(self) -> list[Node]:
         """The matrices of triangular systems."""
-        return list(dict.fromkeys(n.args[0] for n in postorder(self.chunk.values()) if n.op == "solve"))
+        return list(dict.fromkeys(n.args[0] for n in postorder(self.chunk.values()) if n.op in ("solve", "span_solve")))
 
     @cached_property
     def solved_over(self) -> set[str]:

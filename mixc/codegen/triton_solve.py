@@ -1,0 +1,31 @@
+"""Triangular systems of a matrix for every entry along a dim, which differ by decays and by factors of rows, as Triton.
+
+    u = span_solve(A, b, y, g, rows, "strict", ...)        u[t] + b[t] * sum over s of A[t, s] exp(g[s+1] + ... + g[t]) u[s] = y[t]
+
+No matrix of an entry is formed.  From row to row, as tokens go: `gave` holds what each row behind the own one gave, decayed
+on the way to it, and A says how much of it the own one finds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mixc.codegen.axes import flat, more_rows
+from mixc.codegen.refuse import refuse
+from mixc.codegen.triton_rows import logs_code
+from mixc.ir.launch import feature_dims
+from mixc.ir.node import Node
+
+if TYPE_CHECKING:
+    from mixc.codegen.tiles import Tiles
+
+
+def span_solve_code(tiles: Tiles, node: Node) -> str:
+    A, b, y, g = node.args
+    own, axes, pairs = feature_dims(g), tiles.order(y), tiles.order(A)
+    if len(own) != 1 or len(axes) != 2 or len(pairs) != 2 or axes[1] != own[0] or pairs[0] != axes[0]:
+        raise refuse("a triangular system of this shape", node)
+    given = [tiles.whole(A, pairs), tiles.whole(b, axes), tiles.cleaned(y, axes, flat(axes)), logs_code(tiles, g, own[0])]
+    name = "span_solve_rows" if more_rows(axes[0]) else "span_solve"
+    precision = ", PRECISION" * (name != "span_solve")
+    return f"{name}({', '.join(given)}, rows, {node.attr('reach')!r}, {bool(node.attr('transposed'))}{precision})"
