@@ -47,7 +47,7 @@ def closed_forms(step: Program, target: Target) -> list[Closed]:
         SpecError: a step without kernels, or with token loops."""
     from mixc.codegen.triton_program import tuned_kernels
 
-    module = tuned_kernels(step)
+    module = tuned_kernels(step, {})
     names = {n: Term("var", name=n) for n in ("B", "T", "H", "C", "L")}
     dims = {module.own[d.name]: term(d.size) if d.size else Term("var", name=module.own[d.alias or d.name])
             for d in step.dims}

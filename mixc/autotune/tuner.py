@@ -310,7 +310,7 @@ def schedule_of(step: Program, target: Target, sizes: Mapping[str, int], dtype: 
     from mixc.runtime.checks import kernel_dtype
 
     kernel_dtype(dtype)
-    module = tuned_kernels(step)
+    module = tuned_kernels(step, sizes)
     dims = tuple((module.own[d.name], d.size or sizes[d.alias or d.name]) for d in step.dims)
     shape = Shape(sizes["B"], sizes["T"], sizes["H"], dims, WIDTHS[dtype])
     return Schedule(module, target, shape, dtype, cut)

@@ -124,9 +124,9 @@ def _around(step: Program, kernels: bool) -> list[str]:
 def _instead(step: Program) -> str:
     """Of a step whose chunks have no kernels, but its tokens."""
     from mixc.codegen.token_module import TokenModule
-    from mixc.codegen.triton_program import kernels
+    from mixc.codegen.triton_program import kernels_at, whole_shape
 
-    made = kernels(step)
+    made = kernels_at(step, whole_shape(step, {}))
     if not isinstance(made, TokenModule):
         return ""
     return (f"one Triton kernel each, but token by token ({made.instead} has none a chunk), the state on chip; on a CPU the "

@@ -5,10 +5,11 @@ The calls are text of the emitted file: a grid, the kernel's arguments by name, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import cached_property
 
-from mixc.codegen.config import Config, Tile
+from mixc.codegen.config import Config, Tile, padded
 from mixc.codegen.kernel import Kernel, KernelWriter, safe
 from mixc.codegen.lines import packed
 from mixc.codegen.refuse import refuse
@@ -22,6 +23,9 @@ from mixc.passes.beside import of_one
 from mixc.passes.context import Context
 from mixc.passes.entries import entries_apart
 from mixc.passes.partition import fused_backward, fused_forward, of_a_chunk, plans, token_loop
+
+VALUES = 2 ** 20  # the most that a tile of Triton's may have
+LEAST = 16  # tokens of a chunk, where a product has them for a side
 
 
 class Launches:
@@ -115,6 +119,12 @@ class Launches:
                 raise refuse(f"programs do not divide {', '.join(self.each)}")
             self._written[key] = writer(of_one(found, self.each) if self.each else found, turned).write()
         return self._written[key]
+
+    def no_room(self, sizes: Mapping[str, int]) -> str:
+        """What has no room in a tile where dims have these sizes: the triangular systems of tokens of many rows, of as
+        few tokens as a product takes.  Empty: all has."""
+        rows = max((math.prod(padded(sizes[d], 1) for d in k.ranks) for k in self.kernels.values()), default=1)
+        return f"a triangular system of {LEAST} tokens of {rows} rows" if (LEAST * rows) ** 2 > VALUES else ""
 
     def kernel_of(self, launch: str, tile: Tile, segment: int) -> Kernel:
         """The one that runs with this tile."""

@@ -83,25 +83,25 @@ def emit(step: Program, target: str = "h100", shape: Mapping[str, int] | None = 
     program = named(real.program)
     parts = parts_of(program)
     if len(parts) == 1:
-        made = kernels(real.program)
+        made = kernels_at(real.program, whole_shape(real.program, sizes))
         return made.text(config or default_config(real.program, target, sizes, dtype), named(step), real, fixed,
                          last_config(made, target, sizes, dtype))
     if config is not None:
         raise InputError(f"`config`: {step.name} runs in {len(parts)} parts, whose sizes the model chooses")
     configs = [default_config(part, target, sizes, dtype) for part in parts]
-    modules = list(map(kernels, parts))
+    modules = [kernels_at(part, whole_shape(part, sizes)) for part in parts]
     last = [last_config(m, target, sizes, dtype) for m in modules]
     return StagedModule(program, parts, modules).text(configs, named(step), real, fixed, last)
 
 
 @lru_cache(maxsize=64)
-def kernels(step: Program) -> Module:
-    """The kernels of a step, forward and backward; sizes are chosen later."""
+def kernels(step: Program, instead: str = "") -> Module:
+    """The kernels of a step, forward and backward; sizes are chosen later.  `instead`: why they are token by token."""
     step = named(_real(step).program)
     inner = renamed(step, own_names(step))
     found = _around(inner)
-    made = _between(found.program if found else inner, step)
-    if made.by_rule and (divided := _beside(inner, step)) is not None:
+    made = _between(found.program if found else inner, step, instead=instead)
+    if made.by_rule and not instead and (divided := _beside(inner, step)) is not None:
         found, made = divided
     made.around = found
     last = behind(found) if found else None
@@ -126,6 +126,21 @@ def _beside(inner: Program, step: Program) -> tuple[Around, Module] | None:
     return None if made.by_rule else (found, made)
 
 
+def kernels_at(step: Program, sizes: Mapping[str, int]) -> Module:
+    """Those that have room for these sizes of dims, by the step's names."""
+    made = kernels(step)
+    wide = made.no_room({made.own.get(d, d): n for d, n in sizes.items()})
+    return kernels(step, wide) if wide else made
+
+
+def whole_shape(step: Program, shape: Mapping[str, int]) -> dict[str, int]:
+    """A size for every dim: one that `shape` does not name has 64, or the size of its alias."""
+    sizes = {"B": 8, "T": 4096, "H": 16, **shape}
+    for d in step.dims:
+        sizes[d.name] = d.size or shape.get(d.name) or sizes.get(d.alias or "", 64)
+    return sizes
+
+
 def _around(inner: Program, beside: frozenset[str] = frozenset()) -> Around | None:
     """What is formed of all tokens, what is left having names that mean nothing else in kernels."""
     avoid: set[str] = set()
@@ -134,13 +149,15 @@ def _around(inner: Program, beside: frozenset[str] = frozenset()) -> Around | No
     return found
 
 
-def _between(inner: Program, step: Program, each: tuple[str, ...] = ()) -> Module:
+def _between(inner: Program, step: Program, each: tuple[str, ...] = (), instead: str = "") -> Module:
     """The kernels of what stands between products over all tokens; `step`: the whole under its user's names.  `each`: dims
-    of which a program is to have one entry (none: what the chunk's program says)."""
+    of which a program is to have one entry (none: what the chunk's program says).  `instead`: see `kernels`."""
     from mixc.codegen.cell_module import CellModule
     from mixc.codegen.token_module import TokenModule
 
     stages = classify(inner)
+    if instead:
+        return TokenModule(inner, step, instead)
     if any(g.form == "sequential" for g in stages.groups):
         return (TokenModule if any(len(s.dims) > 1 for s in step.states) else CellModule)(inner, step)
     try:
@@ -158,15 +175,15 @@ def _forms(stages: Program) -> dict[str, str]:
     return {s: g.form for g in stages.groups for s in g.states}
 
 
-def tuned_kernels(step: Program) -> Module:
-    """Those of a step whose sizes are tuned.
+def tuned_kernels(step: Program, shape: Mapping[str, int]) -> Module:
+    """Those of a step whose sizes are tuned, for dims of this shape (see `whole_shape`).
 
     Raises:
         SpecError: it has none."""
     parts = parts_of(step)
     if len(parts) > 1:
         raise SpecError(Diagnostic("MX310", f"{step.name} runs in {len(parts)} parts, each with sizes of its own"))
-    made = kernels(step)
+    made = kernels_at(step, whole_shape(step, shape))
     if made.by_rule:
         raise SpecError(Diagnostic("MX310", f"{step.name} runs token by token: a rule gives its sizes, none is tuned"))
     return made
@@ -195,10 +212,8 @@ def default_config(step: Program, target: str, shape: Mapping[str, int], dtype: 
     from mixc.autotune.tuner import schedule_of
     from mixc.targets import find
 
-    sizes = {"B": 8, "T": 4096, "H": 16, **shape}
-    for d in step.dims:
-        sizes[d.name] = d.size or shape.get(d.name) or sizes.get(d.alias or "", 64)
-    made = kernels(step)
+    sizes = whole_shape(step, shape)
+    made = kernels_at(step, sizes)
     if made.by_rule:
         return made.sizes({made.own.get(d, d): n for d, n in sizes.items()}, 4 if dtype == "fp32" else 2)
     return schedule_of(step, find(target), sizes, dtype).default()[0]
@@ -225,10 +240,11 @@ def module(mixer: Mixer, call: Call) -> ModuleType:
         shape = {"B": 1, "H": 4, "T": 16384} if few else {"B": 8, "H": 16, "T": 2048}
         name = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "fp32")
         config = _config(mixer, p, call.device, {**call.sizes, **shape}, name)
-        if (p, config) not in found:
-            last = last_config(kernels(p), _target(call.device), {**call.sizes, **shape}, name)
-            found[p, config] = load_text(kernels(p).text(config, last=last), p.name)
-        found[kind] = found[p, config]
+        made = kernels_at(p, call.sizes)
+        if (made, config) not in found:
+            last = last_config(made, _target(call.device), {**call.sizes, **shape}, name)
+            found[made, config] = load_text(made.text(config, last=last), p.name)
+        found[kind] = found[made, config]
     return found[kind]
 
 
@@ -236,7 +252,7 @@ def _config(mixer: Mixer, step: Program, device: torch.device, sizes: dict[str, 
     """On a GPU one whose kernels were compiled and do not spill; kernels that are interpreted have the model's choice."""
     target = _target(device)
     looks = os.environ.get("TRITON_INTERPRET") != "1" and os.environ.get("MIXC_FIRST_BUILD") != "0"
-    if device.type != "cuda" or not looks or kernels(step).by_rule:
+    if device.type != "cuda" or not looks or kernels_at(step, sizes).by_rule:
         return default_config(step, target, sizes, dtype)
     from mixc.autotune.tuned import first
     from mixc.targets import find

@@ -14,6 +14,8 @@ from mixc.codegen.axes import Axes
 from mixc.codegen.config import Config, Tile
 from mixc.codegen.triton_program import kernels
 from mixc.ir.node import COL, ROW
+from mixc.runtime import agree
+from mixc.runtime.draw import draw
 from mixc.targets import find
 from tests import cells
 from tests.passes.test_ranks import corrected, loaded
@@ -129,3 +131,24 @@ def test_few_tokens_a_chunk_where_they_have_more_rows():
     sizes = {"fwd": 4 * (2 * 128 + 2 * 64) + 1, "bwd": 4 * (4 * 128 + 3 * 64) + 2}
     for name, values in sizes.items():
         assert chosen[name].seconds < 1.35 * values * rows, (name, chosen[name])
+
+
+WIDE = """mixer wide(K, V, R{}) {{
+    in q[K], v[R, V], k[R, K] where norm[R, K](k) <= 1
+    in b[R] where 0 <= b <= 1
+    state S[K, V]
+    S = S + (b * k) @ (v - k @ S)
+    out o[V] = q @ S
+}}"""
+
+
+def test_systems_wider_than_a_tile_may_be_run_token_by_token():
+    """A tile of 2048 x 2048 was refused when it ran."""
+    mixer = mixc.loads(WIDE.format(""))
+    x = draw(mixer.declared, B=1, T=20, H=1, sizes=dict(K=8, V=8, R=68))
+    want, got = (agree.run(mixer, x, backend=b, wide=b == "reference") for b in ("reference", "triton"))
+    assert all(f.ok for f in agree.judge(mixer.declared, got, want, torch.float32))
+    few, many = (mixer.emit(shape=dict(K=8, V=8, R=R)) for R in (4, 68))
+    assert "unit_inverse" in few and "unit_inverse" not in many
+    assert "token by token (a triangular system of 16 tokens of 128 rows has none a chunk)" in (
+        mixc.loads(WIDE.format(" = 68")).explain())
