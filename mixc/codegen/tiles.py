@@ -25,7 +25,7 @@ from mixc.codegen.triton_scan import component_name, is_factor_behind, rows_befo
 from mixc.ir.blocks import PART
 from mixc.ir.brackets import atom, filled
 from mixc.ir.launch import ROWS, feature_dims
-from mixc.ir.node import COL, ROW, Node, flat, postorder, source
+from mixc.ir.node import COL, ROW, Node, bare, flat, postorder, source
 from mixc.ir.ops import OPS
 from mixc.ir.program import free
 
@@ -154,9 +154,7 @@ class Tiles:
 
     def _value(self, node: Node, cast: bool) -> str:
         name = self.name(node)
-        while node.op == "rename":
-            node = node.args[0]
-        return f"{name}.to(tl.float32)" if cast and node in self.raw else name
+        return f"{name}.to(tl.float32)" if cast and bare(node) in self.raw else name
 
     def inlined(self, node: Node) -> bool:
         """Will the node stand inside the expression that uses it?"""
@@ -264,8 +262,7 @@ def suggest(node: Node) -> str:
 
 
 def _origin(node: Node) -> str:
-    while node.op in ("rename", "live", "expand", "neg"):
-        node = node.args[0]
+    node = source(node, ("rename", "live", "expand", "neg"))
     if node.op == "cot":
         return "d" + node.attr("name").rstrip("'")
     if node.op in ("in", "param", "state", "const"):

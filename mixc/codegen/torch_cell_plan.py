@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from mixc.codegen.torch_ops import NO_OUT
 from mixc.codegen.torch_stages import ALIAS, origin
 from mixc.ir.build import rename
-from mixc.ir.node import ROW, Node, depends, postorder
+from mixc.ir.node import ROW, Node, bare, depends, postorder
 from mixc.ir.ops import OPS
 from mixc.ir.program import Program
 from mixc.passes.cell import AXES, SEQUENCES
@@ -150,9 +150,7 @@ class Plan:
         """n as a sum, through sums that nothing else reads (`inner`)."""
         found = []
         for a in n.args:
-            c = a
-            while c.op == "rename":
-                c = c.args[0]
+            c = bare(a)
             if c.op == "add" and self.alone(c) and len(c.dims) == len(n.dims):
                 inner.append(c)
                 to = dict(zip(c.dims, a.dims, strict=True))

@@ -33,6 +33,8 @@ Tensor = torch.Tensor
 Write = tuple[str, Node, Dims]  # where to, what, its axes there
 CHEAP = {"add", "sub", "mul", "neg", "minimum", "maximum", "where", "lt", "le", "eq", "ne", "and", "or", "not", "square",
          "abs", "sign"}  # what costs no more than to read its result
+# Inductor gives what it thinks dear, exp and sigmoid, a buffer and a loop of its own; of exp2 it does not think so
+BY_TWO = {"exp": "exp_by_two({0})", "sigmoid": "sigmoid_by_two({0})"}
 # of Inductor: one loop for all rows, whose values are no buffers
 OPTIONS: dict[str, Any] = {"realize_reads_threshold": 1 << 20, "realize_opcount_threshold": 1 << 20,
                            "max_fusion_size": 1 << 20, "cpp.max_horizontal_fusion_size": 1 << 20}
@@ -151,15 +153,15 @@ class _Body:
                 number = safe(n.attr("name")) if n.op == "const" else f"n{len(made.numbers) + 1}"
                 made.numbers[number] = n
                 self.known[n] = Value(number, n.dims, scalar=not n.dims)
-        w = Writer(level, self.known, self.names, buffered=False, order=self.order)
+        w = Writer(level, self.known, self.names, buffered=False, order=self.order, instead=BY_TWO)
         nodes = [n for n in order if n.args and level[n] > Level.NUMBER and n not in self.known]
         w.plan([nodes], flat)
         w.write(nodes)
         texts = [w.full(x, axes) for x, axes in returned]
         lines = [*w.lines, *(f"    {place}.copy_({w.full(x, axes)})" for place, x, axes in writes)]
         sizes = [safe(d.name) for d in self.program.dims]
-        lines = _with_exp2([f"    M = {next(iter(made.received))}.shape[0]", *lines,
-                            f"    return ({''.join(f'{x}, ' for x in texts).rstrip()})"])
+        lines = [f"    M = {next(iter(made.received))}.shape[0]", *lines,
+                 f"    return ({''.join(f'{x}, ' for x in texts).rstrip()})"]
         used = names_read("\n".join(lines))
         args = [*made.received, *made.rows, *made.heads, *made.numbers, *self.kept.values(), *self.places.values(), *sizes]
         return [f"def {name}(*, {', '.join(n for n in dict.fromkeys([*args, 'dtype', 'device']) if n in used)}):",
@@ -217,11 +219,6 @@ def _compiled(f: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
 
 def _features(n: Node) -> Dims:
     return tuple(d for d in n.dims if d != ROW)
-
-
-def _with_exp2(lines: list[str]) -> list[str]:
-    """Inductor gives what it thinks dear, exp and sigmoid, a buffer and a loop of its own; of exp2 it does not think so."""
-    return [x.replace("torch.exp(", "exp_by_two(").replace("torch.sigmoid(", "sigmoid_by_two(") for x in lines]
 
 
 def _rows(x: Tensor) -> list[Tensor]:

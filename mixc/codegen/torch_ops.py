@@ -81,7 +81,7 @@ def _with_out(n: Node, values: list[Value], axes: Dims, w: Writer) -> str | None
 
 
 def _plain(n: Node, values: list[Value], axes: Dims, w: Writer) -> str:
-    template = OPS[n.op].torch or ""
+    template = w.instead.get(n.op) or OPS[n.op].torch or ""
     infix = n.op in INFIX or n.op in _COMPARE
     args = [v.text if v.scalar and infix else w.number(v.text) if v.scalar else v.over(axes) for v in values]
     return template.format(*args, n=n.attr("n")).replace("REAL", "dtype")

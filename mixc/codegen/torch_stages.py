@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from mixc.ir.blocks import PART
-from mixc.ir.node import COL, ROW, Node, postorder
+from mixc.ir.node import ALIASES, COL, ROW, Node, postorder, source
 from mixc.ir.program import Decl, Program
 from mixc.passes.differentiate import cotangent_of_state
 
@@ -64,14 +64,12 @@ class Stages:
                 *self.exported, *nexts]
 
 
-ALIAS = ("rename", "expand", "stop_gradient")
+ALIAS = (*ALIASES, "stop_gradient")
 
 
 def origin(n: Node) -> Node:
     """The node whose tensor this is: renamed and repeated values are no new ones."""
-    while n.op in ALIAS:
-        n = n.args[0]
-    return n
+    return source(n, ALIAS)
 
 
 def small(n: Node) -> bool:

@@ -7,7 +7,7 @@ Renamed and repeated values are no new tensors: they are the old one under other
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from mixc.codegen.torch_contract import emit_add, emit_contract
 from mixc.codegen.torch_ops import rule_of
@@ -34,11 +34,12 @@ class Writer:
         level: of every node. known: values that exist from the start.
         names: of everything in the function. buffered: large results go to scratch.
         order: dims from the outermost to the innermost, for axes that nothing else orders (others: as declared).
+        instead: templates of ops, where they are not those of the table.
     """
 
     def __init__(self, level: dict[Node, Level], known: dict[Node, Value], names: Names, buffered: bool,
-                 order: Dims = ()):
-        self.order = order
+                 order: Dims = (), instead: Mapping[str, str] | None = None):
+        self.order, self.instead = order, instead or {}
         self.level, self.values, self.names, self.buffered = level, dict(known), names, buffered
         self.scratch = Scratch()
         self.lines: list[str] = []

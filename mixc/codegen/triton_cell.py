@@ -9,7 +9,7 @@ from mixc.codegen.kernel import Kernel, KernelWriter, safe
 from mixc.codegen.lines import group, indent, plus, times
 from mixc.codegen.refuse import refuse
 from mixc.ir.launch import Launch, Store
-from mixc.ir.node import ROW, Node
+from mixc.ir.node import ROW, Node, unrenamed
 
 
 class CellWriter(KernelWriter):
@@ -52,10 +52,7 @@ class CellWriter(KernelWriter):
 
     def _through(self, rows: str, matrix: Node, axes: tuple[str, str], plus: str) -> str:
         """Rows times a matrix of the head, [summed, left]; "" where it is no param."""
-        outer = {d: d for d in matrix.dims}
-        while matrix.op == "rename":
-            outer = {old: outer[new] for old, new in zip(matrix.args[0].dims, matrix.dims, strict=True)}
-            matrix = matrix.args[0]
+        matrix, outer = unrenamed(matrix)
         if matrix.op != "param":
             return ""
         self.tiles.name(matrix)

@@ -11,7 +11,7 @@ from mixc.codegen.refuse import refuse
 from mixc.codegen.triton_reduce import batched_code
 from mixc.ir.brackets import filled
 from mixc.ir.launch import feature_dims
-from mixc.ir.node import ROW, Node, flat
+from mixc.ir.node import ROW, Node, flat, unrenamed
 
 if TYPE_CHECKING:
     from mixc.codegen.tiles import Tiles
@@ -53,9 +53,8 @@ def _product_in(w: Tiles, node: Node) -> Added | None:
     """The product that a sum is added to, what else the sum has, and the product's axes as the sum has them."""
     for c, rest in (node.args[::-1], node.args):
         order = w.order(node)
-        while c.op == "rename":
-            back = {new: old for old, new in c.attr("to")}
-            order, c = called(order, back), c.args[0]
+        c, outer = unrenamed(c)
+        order = called(order, {new: old for old, new in outer.items()})
         if w.added.get(c) is node and set(order) <= set(w.dot_axes(c) or ()):
             return c, rest, order
     return None

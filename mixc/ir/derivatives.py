@@ -245,13 +245,6 @@ def _span_solve(n: Node, c: Node) -> Cotangents:
     return dA, left * read, dy, make("span_crossing", A, b * left, right, g, reach=reach)
 
 
-def _unit_inverse(n: Node, c: Node) -> Cotangents:
-    """X = M^-1:  dL = -(X^T c X^T below the diagonal)"""
-    across = contract(rename(n, **{ROW: _MID, COL: ROW}), rename(c, **{ROW: _MID}), n.dims)
-    both = contract(rename(across, **{COL: _MID}), rename(n, **{ROW: COL, COL: _MID}), n.dims)
-    return (-make("mask", both, keep="strict"),)
-
-
 def _cumprod(n: Node, c: Node) -> Cotangents:
     """P[t] = prod_{j <= t} a[j] (or j < t, or from the end), likewise without dividing."""
     a, excl = n.args[0], n.attr("exclusive")
@@ -351,7 +344,7 @@ RULES: dict[str, Callable[[Node, Node], Cotangents]] = {
     "span_product": _lowered,
     "solve": _solve,
     "span_solve": _span_solve,
-    "unit_inverse": _unit_inverse,
+    "unit_inverse": _lowered,
     "scan": adjoint,
     "scan_end": _lowered,
     "scan_block": blocks.adjoint,

@@ -145,18 +145,22 @@ def is_number(node: Node, value: float | None = None) -> bool:
 ALIASES = ("rename", "expand")  # the same values under other axes
 
 
-def source(node: Node) -> Node:
-    """What the node is another view of, or itself."""
-    while node.op in ALIASES:
+def source(node: Node, through: Container[str] = ALIASES) -> Node:
+    """What the node is another view of, or itself; `through`: the ops that make views."""
+    while node.op in through:
         node = node.args[0]
     return node
 
 
 def bare(node: Node) -> Node:
     """The same tensor, whatever its dims are called."""
-    while node.op == "rename":
-        node = node.args[0]
-    return node
+    return source(node, ("rename",))
+
+
+def unrenamed(node: Node) -> tuple[Node, dict[str, str]]:
+    """The same tensor, and by its dims what they are called where the node stands."""
+    x = bare(node)
+    return x, dict(zip(x.dims, node.dims, strict=True))
 
 
 def postorder(roots: Iterable[Node], stop: Container[Node] = ()) -> Iterator[Node]:

@@ -14,7 +14,7 @@ from functools import reduce
 
 from mixc.ir.build import number, where
 from mixc.ir.launch import Carry, Launch, Product, Store, splittable
-from mixc.ir.node import ROW, Node, bare, fold, make, postorder
+from mixc.ir.node import ROW, Node, bare, fold, make, postorder, unrenamed
 from mixc.ir.program import Decl, Program
 from mixc.ir.ranges import proving
 from mixc.passes.cell import cell
@@ -107,10 +107,7 @@ def _terms(value: Node) -> list[Node]:
 def _product(param: str, dims: tuple[str, ...], term: Node, stores: list[Store],
              leaves: dict[str, Node]) -> Product | None:
     """The term as a product over tokens, whose operands are stored, if it is one."""
-    outer = {d: d for d in term.dims}
-    while term.op == "rename":
-        outer = {old: outer[new] for old, new in zip(term.args[0].dims, term.dims, strict=True)}
-        term = term.args[0]
+    term, outer = unrenamed(term)
     if term.op != "contract" or len(dims) != 2 or not all(len(a.dims) == 2 and ROW in a.dims for a in term.args):
         return None
     a, b = term.args
