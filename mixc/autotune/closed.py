@@ -7,7 +7,8 @@ state does not fit on chip, its way to memory and back once a chunk.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,12 +26,14 @@ from mixc.passes.around import projection
 from mixc.passes.context import has_context
 from mixc.targets import Target
 
+BLOCK = 16  # the least block of a dim
 FALLBACK = 32  # rows of a chunk where the number of products depends on it
 
 
 @dataclass(frozen=True)
 class Closed:
-    """Of one launch, in bytes and FLOPs for 16-bit tensors; `chunk`: the C these hold for, None for every C."""
+    """Of one launch, in bytes and FLOPs for 16-bit tensors; `chunk`: the C these hold for, None for every C; `split`:
+    the dims of the step that its programs divide among them."""
 
     launch: str
     bytes: sympy.Expr
@@ -38,6 +41,7 @@ class Closed:
     saved: sympy.Expr
     bound: sympy.Expr
     chunk: int | None
+    split: tuple[str, ...]
 
 
 def closed_forms(step: Program, target: Target) -> list[Closed]:
@@ -66,7 +70,8 @@ def closed_forms(step: Program, target: Target) -> list[Closed]:
         kept = [p for p in pointers if p.endswith(("_starts", "_kept")) or p in rows]
         saved, bound = (total(model.extent(p) for p in group)
                         for group in (kept, [p for p in pointers if p not in kept]))
-        out.append(Closed(launch, _sympy(model.bytes()), _sympy(model.flops()), _sympy(saved), _sympy(bound), chunk))
+        out.append(Closed(launch, _sympy(model.bytes()), _sympy(model.flops()), _sympy(saved), _sympy(bound), chunk,
+                          tuple(d for d, own in module.own.items() if own in kernel.launch.split)))
     last = closed_forms(module.behind[0].program, target) if module.behind else []
     return [*out, *(replace(c, launch=f"{c.launch} behind products") for c in last)]
 
@@ -79,15 +84,14 @@ class _Symbolic(Shape):
             object.__setattr__(self, name, value)
 
 
-def state_traffic(step: Program, sizes: Mapping[str, int], target: Target, chunk: int) -> float:
-    """Bytes that states too large for an SM's registers and shared memory move, once out and in a chunk."""
-    numbers = 0
-    for s in step.states:
-        n = 1
-        for d in s.dims:
-            n *= sizes[d]
-        numbers += n
-    if 4 * numbers <= 4 * target.registers_sm + target.shared_block:
+def state_traffic(step: Program, sizes: Mapping[str, int], target: Target, chunk: int, split: Collection[str] = ()
+                  ) -> float:
+    """Bytes that states too large for an SM's registers and shared memory move, once out and in a chunk; of a dim of
+    `split` an SM has a block."""
+    def entries(least: int) -> int:
+        return sum(math.prod(min(sizes[d], least) if d in split else sizes[d] for d in s.dims) for s in step.states)
+    numbers = entries(max(sizes.values()))
+    if 4 * entries(BLOCK) <= 4 * target.registers_sm + target.shared_block:
         return 0.0
     return 8.0 * numbers * sizes["B"] * sizes["H"] * -(-sizes["T"] // chunk)
 
@@ -100,7 +104,7 @@ def told(forms: list[Closed], step: Program, sizes: Mapping[str, int], target: T
         chunk = f.chunk or FALLBACK
         at = {sympy.Symbol(own.get(n, n), positive=True): v for n, v in (*sizes.items(), ("C", chunk), ("L", 64))}
         moved, bound = float(f.bytes.subs(at)), float(f.bound.subs(at))
-        more = state_traffic(step, sizes, target, chunk)
+        more = state_traffic(step, sizes, target, chunk, f.split)
         fixed = f" (C = {f.chunk})" if f.chunk else ""
         lines += [f"- {f.launch}: bytes `{f.bytes}`, of these kept for the backward `{f.saved}`",
                   f"  - FLOPs `{f.flops}`{fixed}",

@@ -125,7 +125,7 @@ def _kernels(step: Program, target: Target, sizes: dict[str, int]) -> list[str]:
     forms = closed_forms(step, target)
     at = ", ".join(f"{n} = {s}" for n, s in sizes.items())
     text = [escape(line.strip(" -")).replace("**", "^").replace("`", "") for line in told(forms, step, sizes, target)]
-    traffic = state_traffic(step, sizes, target, 32)
+    traffic = max((state_traffic(step, sizes, target, 32, f.split) for f in forms), default=0.0)
     more = f"<p>Its state does not stay on chip: {traffic / 1e6:.0f} MB of it a pass.</p>" if traffic else ""
     return [_section("Kernels", "".join(shown)),
             _section("Bytes and FLOPs", f"<p class='note'>16-bit tensors, a state kept every L rows; figures at {at}, "

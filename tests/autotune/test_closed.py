@@ -34,6 +34,14 @@ def test_a_state_that_fits_on_chip_costs_no_traffic() -> None:
     assert state_traffic(step, large, target, 64) == 8 * 512 * 512 * 8 * 16 * 32
 
 
+def test_of_a_state_whose_dim_is_divided_an_sm_has_a_block() -> None:
+    step, target = mixc.load("simple_gla").declared, find("h100")
+    sizes = {"B": 8, "T": 2048, "H": 16, "K": 512, "V": 512}
+    assert [f.split for f in closed_forms(step, target)] == [("V",), ("V",)]
+    assert state_traffic(step, sizes, target, 64, ["V"]) == 0
+    assert state_traffic(step, sizes | {"K": 8192}, target, 64, ["V"]) > 0
+
+
 def test_explain_says_them() -> None:
     text = mixc.load("simple_gla").explain()
     assert "2*B*H*T*(2*K + K*V/L + 2*V + 1)" in text and "lower bound" in text
