@@ -13,7 +13,7 @@ from html import escape
 
 from mixc.codegen.notation import is_held
 from mixc.ir.build import is_number, number
-from mixc.ir.node import COL, ROW, Node, postorder
+from mixc.ir.node import COL, ROW, Node, postorder, source
 from mixc.ir.program import Program
 
 _GREEK = {"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "eta": "η", "theta": "θ", "lambda": "λ", "mu": "μ",
@@ -58,7 +58,7 @@ class Mathematics:
         self.letter = next(c for c in "uwxzyabcd" if c not in taken)
         self.names: dict[Node, str | int] = {}
         self.lines: list[str] = []
-        self.long = {_shown(a) for r in results if r.op == "where" for a in r.args[1:]}  # what has a line beside its cases
+        self.long = {source(a, _SILENT) for r in results if r.op == "where" for a in r.args[1:]}  # what has a line beside its cases
         for root in results:
             for n in postorder([root]):
                 if n.args and n not in self.names and (n in results or self._has_line(n)):
@@ -258,36 +258,38 @@ class Mathematics:
         return f"<mrow>{self._seen(x.attr('reach'), at)}{power}</mrow>" if hidden else power
 
     def _span_contract(self, n: Node, at: Letters) -> str:
-        x, y, g = n.args
+        x, y, _ = n.args
         over = [d for d in dict.fromkeys((*x.dims, *y.dims)) if d not in n.attr("out")]
-        reach = n.attr("reach")
         inner = {d: c for d, c in at.items() if d not in over}
-        decay = f"<msup><mi>e</mi>{self._segment(g, reach, inner, '∑')}</msup>"
-        return self._seen("strict", at) + self._summed(over, (x, y), at, "∑", decay)
+        return self._seen("strict", at) + self._summed(over, (x, y), at, "∑", self._decay(n, inner))
 
     def _span_crossing(self, n: Node, at: Letters) -> str:
         *values, g = n.args
         inner, below = self._across(n, at)
         over = [d for d in dict.fromkeys(d for x in values for d in x.dims) if d not in (ROW, COL, *g.dims)]
-        decay = f"<msup><mi>e</mi>{self._segment(g, n.attr('reach'), inner, '∑')}</msup>"
+        decay = self._decay(n, inner)
         of = self._summed(over, tuple(values), inner, "∑", decay) if over else "".join(
             self._value(a, inner, PRODUCT) for a in values) + decay
         return _over("∑", below, of)
 
+    def _decay(self, n: Node, at: Letters) -> str:
+        """Of a pair of rows: the exponential of its logarithms' sum."""
+        return f"<msup><mi>e</mi>{self._segment(n.args[-1], n.attr('reach'), at, '∑')}</msup>"
+
     def _solve(self, n: Node, at: Letters) -> str:
-        L, y = n.args
-        power = "<mo>−</mo>" + ("<mi>⊤</mi>" if n.attr("transposed") else "<mn>1</mn>")
-        inner = {d: c for d, c in at.items() if d not in (ROW, COL)}
-        body = "<mi>I</mi>" + "".join(self._signed(1, *p) for p in self._parts(L, inner, 1))
-        return f"<mrow><msup>{_brackets(body)}<mrow>{power}</mrow></msup>{self._value(y, at, ATOM)}</mrow>"
+        inner = _of_no_row(at)
+        return self._solved(n, n.args[1], "".join(self._signed(1, *p) for p in self._parts(n.args[0], inner, 1)), at)
 
     def _span_solve(self, n: Node, at: Letters) -> str:
-        A, b, y, g = n.args
-        power = "<mo>−</mo>" + ("<mi>⊤</mi>" if n.attr("transposed") else "<mn>1</mn>")
-        inner = {d: c for d, c in at.items() if d not in (ROW, COL)}
-        decay = f"<msup><mi>e</mi>{self._segment(g, n.attr('reach'), inner, '∑')}</msup>"
-        body = "<mi>I</mi><mo>+</mo>" + "".join(self._value(x, inner, PRODUCT) for x in (b, A) if not is_number(x, 1.0)) + decay
-        return f"<mrow><msup>{_brackets(body)}<mrow>{power}</mrow></msup>{self._value(y, at, ATOM)}</mrow>"
+        A, b, y, _ = n.args
+        factors = [self._value(x, _of_no_row(at), PRODUCT) for x in (b, A) if not is_number(x, 1.0)]
+        return self._solved(n, y, "".join([_o("+"), *factors, self._decay(n, _of_no_row(at))]), at)
+
+    def _solved(self, n: Node, y: Node, matrix: str, at: Letters) -> str:
+        """The inverse of I and a matrix, or that of the transposed one, times y."""
+        power = _o("−") + ("<mi>⊤</mi>" if n.attr("transposed") else "<mn>1</mn>")
+        body = _brackets(f"<mi>I</mi>{matrix}")
+        return f"<mrow><msup>{body}<mrow>{power}</mrow></msup>{self._value(y, at, ATOM)}</mrow>"
 
     def _div(self, n: Node, at: Letters) -> str:
         return f"<mfrac>{self._value(n.args[0], at, SUM)}{self._value(n.args[1], at, SUM)}</mfrac>"
@@ -355,6 +357,10 @@ class Mathematics:
         return f"{A}{h}{_o('+')}{b}{_o(',')}<mspace width='1em'/>{start}{_o('=')}{s}"
 
 
+def _of_no_row(at: Letters) -> Letters:
+    return {d: c for d, c in at.items() if d not in (ROW, COL)}
+
+
 def _matrix(rows: list[list[str]]) -> str:
     cells = "".join("<mtr>" + "".join(f"<mtd>{c}</mtd>" for c in row) + "</mtr>" for row in rows)
     return _brackets(f"<mtable>{cells}</mtable>")
@@ -367,10 +373,6 @@ def prime(text: str) -> str:
 
 def _negative(n: Node) -> bool:
     return is_number(n) and n.kind == "real" and n.attr("value") < 0
-
-
-def _shown(n: Node) -> Node:
-    return _shown(n.args[0]) if n.op in _SILENT else n
 
 
 def bar(x: str) -> str:

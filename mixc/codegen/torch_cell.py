@@ -16,10 +16,10 @@ import re
 
 from mixc.codegen.lines import defined
 from mixc.codegen.torch_cell_plan import ONE, Carried, Dims, Fan, Loop, Plan, features, scalar
-from mixc.codegen.torch_ops import INFIX, NO_OUT
+from mixc.codegen.torch_ops import INFIX, takes_out
 from mixc.codegen.torch_stages import ALIAS, origin
 from mixc.codegen.torch_values import broadcast, literal
-from mixc.ir.node import ROW, Node
+from mixc.ir.node import ROW, Node, called
 from mixc.ir.ops import OPS
 from mixc.ir.program import Program
 from mixc.passes.cell import HEADS, SEQUENCES
@@ -53,26 +53,17 @@ class _Writer(Plan):
     # ------------------------------------------------------------ operands
     def ref(self, n: Node, want: Dims, tensor: bool = True) -> str:
         """Code for a value, to be broadcast over the axes `want`."""
-        if n.op == "rename" and n not in self.value:
-            text, axes = self._named(n.args[0])
-            to = dict(n.attr("to"))
-            return broadcast(text, tuple(to.get(d, d) for d in axes), want)
-        if n.op in ALIAS and origin(n) in self.inside:
-            return self.ref(n.args[0], want, tensor)
-        if n.op == "number" and not tensor:
-            return literal(n.attr("value"))
+        if origin(n).op == "number" and not tensor:
+            return literal(origin(n).attr("value"))
         return broadcast(*self._named(n), want)
 
     def _named(self, n: Node) -> tuple[str, Dims]:
         """Name and axes of a value's tensor."""
         if n in self.value:
             return self.value[n]
-        if n.op in ALIAS and origin(n) in self.inside:
-            if n.op == "rename":
-                text, axes = self._named(n.args[0])
-                to = dict(n.attr("to"))
-                return text, tuple(to.get(d, d) for d in axes)
-            return self._named(n.args[0])
+        if n.op == "rename" or (n.op in ALIAS and origin(n) in self.inside):
+            text, axes = self._named(n.args[0])
+            return text, called(n, axes)
         inner = tuple(sorted(features(n), key=self._by_header))
         if ROW in n.dims or SEQUENCES in n.dims:
             found = (f"x{len(self.made.rows) + 1}", (*ONE, *inner))
@@ -201,7 +192,7 @@ class _Writer(Plan):
         self.value[n] = target, axes
 
     def _emit_plain(self, n: Node) -> None:
-        axes, template = self.axes(n), OPS[n.op].torch or ""
+        axes = self.axes(n)
         product = next((a for a in n.args if a in self.absorbed), None) if n.op in ("add", "sub") else None
         if product is not None:
             x = next(a for a in n.args if a is not product)
@@ -213,11 +204,12 @@ class _Writer(Plan):
                 args.reverse()
             refs = [self.ref(args[0], axes), *(self.ref(a, axes, tensor=False) for a in args[1:])]
             self.put(n, f"{INFIX[n.op]}({', '.join(refs)})")
-        elif OPS[n.op].elementwise and n.kind != "bool" and (found := re.fullmatch(r"torch\.(\w+)\([^()]*\)", template)) \
-                and found[1] not in NO_OUT:
-            self.put(n, template.format(*[self.ref(a, axes) for a in n.args], n=n.attr("n")))
         elif OPS[n.op].elementwise:
-            self._formed(n, template.format(*[self.ref(a, axes) for a in n.args], n=n.attr("n")).replace("REAL", "dtype"), axes)
+            text = (OPS[n.op].torch or "").format(*[self.ref(a, axes) for a in n.args], n=n.attr("n")).replace("REAL", "dtype")
+            if takes_out(n) and n.kind != "bool":
+                self.put(n, text)
+            else:
+                self._formed(n, text, axes)
         elif n.op == "contract" and (sides := self._sides(n)) is not None:
             self._emit_product(n, *sides)
         elif n.op in _REDUCES:

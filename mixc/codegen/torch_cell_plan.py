@@ -6,16 +6,14 @@ Values of a token are [_h, _n, dims...].
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from mixc.codegen.torch_ops import NO_OUT
+from mixc.codegen.torch_ops import takes_out
 from mixc.codegen.torch_stages import ALIAS, origin
 from mixc.ir.build import rename
 from mixc.ir.node import ROW, Node, bare, depends, postorder
-from mixc.ir.ops import OPS
 from mixc.ir.program import Program
 from mixc.passes.cell import AXES, SEQUENCES
 
@@ -205,11 +203,9 @@ class Plan:
 
     def _function(self, n: Node) -> str:
         """The function that n alone goes through, and may be overwritten by."""
-        users = self.users.get(n, [])
-        if len(users) == 1 and not self.pinned(n) and len(users[0].args) == 1 and users[0].args[0] is n and users[0] not in \
-                self.nexts and re.fullmatch(r"torch\.\w+\(\{0\}\)", OPS[users[0].op].torch or "") and users[0].op not in NO_OUT:
-            return users[0].op
-        return ""
+        reader, *more = self.users.get(n, [n])
+        alone = not more and not self.pinned(n) and reader.args == (n,) and reader not in self.nexts
+        return reader.op if alone and takes_out(reader) and "n" not in dict(reader.attrs) else ""
 
     def _fan_in(self, n: Node) -> None:
         products = self.fan_in[n][0]

@@ -160,7 +160,7 @@ def emit_add(w: Writer, n: Node, core: Node, factor: str | None = None) -> Value
     sign = "-" if core.op == "sub" else ""
     scale = f", beta={factor}, alpha={sign}{factor}" if factor else ", alpha=-1" if sign else ""
     call = f"torch.baddbmm({v.text}, {p.operands()}{scale})"
-    return w.line(n, call, p.axes, out=w.room(n, p.axes, operands=(x,)) if w.is_large(p.axes) else None, note=inner)
+    return w.put(n, call, p.axes, note=inner, operands=(x,))
 
 
 def _addcmul(w: Writer, n: Node, u: Node, product: Node) -> Value | None:
@@ -169,5 +169,4 @@ def _addcmul(w: Writer, n: Node, u: Node, product: Node) -> Value | None:
     axes = next((x.axes for x in (v, a, b) if set(x.axes) == set(n.dims)), None)
     if axes is None or any(x.scalar for x in (v, a, b)):
         return None
-    call = f"torch.addcmul({v.over(axes)}, {a.over(axes)}, {b.over(axes)})"
-    return w.line(n, call, axes, out=w.room(n, axes) if w.is_large(axes) else None)
+    return w.put(n, f"torch.addcmul({v.over(axes)}, {a.over(axes)}, {b.over(axes)})", axes)

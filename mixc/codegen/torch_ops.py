@@ -28,7 +28,13 @@ Rule = Callable[["Writer", Node], Value]
 INFIX = {"add": "torch.add", "sub": "torch.sub", "mul": "torch.mul", "div": "torch.div", "neg": "torch.neg"}
 _COMPARE = {"lt", "le", "eq", "ne", "and", "or", "not"}
 _SWAPS = {"add", "mul"}
-NO_OUT = {"conj", "imag", "real", "relu", "zeros_like"}
+_NO_OUT = {"conj", "imag", "real", "relu", "zeros_like"}
+
+
+def takes_out(n: Node) -> bool:
+    """Is the op one call of torch that writes where it is told to?"""
+    found = re.fullmatch(r"torch\.(\w+)\([^()]*\)", OPS[n.op].torch or "")
+    return found is not None and found[1] not in _NO_OUT
 
 
 # ---------------------------------------------------------------- elementwise
@@ -39,7 +45,7 @@ def elementwise(w: Writer, n: Node) -> Value:
         return w.line(n, f"guard({values[0].over(axes)}, {values[1].over(axes)})", axes)
     if n in w.masks:
         out = w.room(n, axes)
-        refs = ", ".join(w.number(v.text) if v.scalar else v.over(axes) for v in values)
+        refs = ", ".join(w.over(v, axes) for v in values)
         v = w.line(n, f"compare({n.op!r}, {refs}, {out})", axes)
         return Value(v.text, axes, out)
     call = _with_out(n, values, axes, w)
@@ -71,19 +77,15 @@ def _with_out(n: Node, values: list[Value], axes: Dims, w: Writer) -> str | None
     if n.op in INFIX:
         if n.op in _SWAPS and values[0].scalar:
             values = values[::-1]
-        args = [values[0].over(axes) if not values[0].scalar else w.number(values[0].text)]
-        args += [v.over(axes) for v in values[1:]]
+        args = [w.over(values[0], axes), *(v.over(axes) for v in values[1:])]
         return f"{INFIX[n.op]}({', '.join(args)})"
-    found = re.fullmatch(r"torch\.(\w+)\([^()]*\)", OPS[n.op].torch or "")
-    if not found or found[1] in NO_OUT:
-        return None
-    return _plain(n, values, axes, w)
+    return _plain(n, values, axes, w) if takes_out(n) else None
 
 
 def _plain(n: Node, values: list[Value], axes: Dims, w: Writer) -> str:
     template = w.instead.get(n.op) or OPS[n.op].torch or ""
     infix = n.op in INFIX or n.op in _COMPARE
-    args = [v.text if v.scalar and infix else w.number(v.text) if v.scalar else v.over(axes) for v in values]
+    args = [v.text if v.scalar and infix else w.over(v, axes) for v in values]
     return template.format(*args, n=n.attr("n")).replace("REAL", "dtype")
 
 
@@ -91,9 +93,7 @@ def live(w: Writer, n: Node) -> Value:
     """Where some rows are no tokens: x on tokens, `fill` behind the end."""
     v, mask = w.value(n.args[0]), Value("live", (ROW,))
     axes = v.axes if ROW in v.axes else (ROW, *v.axes)
-    x = w.number(v.text) if v.scalar else v.over(axes)
-    call = f"torch.where({mask.over(axes)}, {x}, {w.number(literal(n.attr('fill')))})"
-    return w.line(n, call, axes, out=w.room(n, axes) if w.is_large(axes) else None)
+    return w.put(n, f"torch.where({mask.over(axes)}, {w.over(v, axes)}, {w.number(literal(n.attr('fill')))})", axes)
 
 
 def exponential(w: Writer, n: Node) -> Value:
@@ -108,8 +108,7 @@ def exponential(w: Writer, n: Node) -> Value:
     if x in w.absorbed:
         a, b = sorted(map(w.value, x.args), key=lambda v: len(v.axes))
         axes = joint_axes(w, n, [b, a])
-        call = f"decay_of({a.over(axes)}, {b.over(axes)})"
-        return w.line(n, call, axes, out=w.room(n, axes) if w.is_large(axes) else None)
+        return w.put(n, f"decay_of({a.over(axes)}, {b.over(axes)})", axes)
     v = w.value(x)
     decays = bounds(x).nonpositive and (COL not in n.dims or x.op == "segsum")
     if decays and not small(n) and w.is_large(v.axes) and v.axes and not v.scalar:

@@ -46,7 +46,7 @@ def emit_scan(w: Writer, n: Node) -> Value:
     added = _rows(w, b, dims, whole=True)
     name = ("affine" if affine else "other") + ("_end" if end else "_scan")
     more = [] if affine else [repr(n.attr("combine"))]
-    start = [] if end else ["None" if is_number(n.args[2], 0.0) and not more else _start(w, n.args[2], dims[1:])]
+    start = [] if end else ["None" if is_number(n.args[2], 0.0) and not more else w.over(w.value(n.args[2]), dims[1:])]
     call = f"{name}({', '.join([factor, added, *start, *more])}, reverse={n.attr('reverse')}, shifted={shifted})"
     axes = dims[1:] if end else dims
     if end or not w.is_large(axes):
@@ -59,11 +59,6 @@ def _rows(w: Writer, x: Node, dims: Dims, whole: bool = False) -> str:
     if whole or v.scalar:
         return w.full(x, dims)
     return v.over(dims)
-
-
-def _start(w: Writer, x: Node, dims: Dims) -> str:
-    v = w.value(x)
-    return w.number(v.text) if v.scalar else v.over(dims)
 
 
 def emit_block(w: Writer, n: Node) -> Value:
@@ -88,17 +83,17 @@ def emit_component(w: Writer, n: Node) -> Value:
 def emit_previous(w: Writer, n: Node) -> Value:
     x, edge = n.args
     dims = w.sorted(n.dims)
-    call = f"shift_rows({w.full(x, dims)}, {_start(w, edge, dims[1:])}, reverse={n.attr('reverse')})"
-    return w.line(n, call, dims, out=w.room(n, dims, over=False) if w.is_large(dims) else None)
+    call = f"shift_rows({w.full(x, dims)}, {w.over(w.value(edge), dims[1:])}, reverse={n.attr('reverse')})"
+    return w.put(n, call, dims, over=False)
 
 
 def emit_mul_before(w: Writer, n: Node, shifted: Node) -> Value:
     other = n.args[1] if n.args[0] is shifted else n.args[0]
     x, edge = shifted.args
     dims = w.sorted((ROW, *(d for d in n.dims if d != ROW)))
-    call = (f"mul_before({w.full(other, dims)}, {w.full(x, dims)}, {_start(w, edge, dims[1:])}, "
+    call = (f"mul_before({w.full(other, dims)}, {w.full(x, dims)}, {w.over(w.value(edge), dims[1:])}, "
             f"reverse={shifted.attr('reverse')})")
-    return w.line(n, call, dims, out=w.room(n, dims, operands=(other,)) if w.is_large(dims) else None)
+    return w.put(n, call, dims, operands=(other,))
 
 
 def emit_prod_behind(w: Writer, n: Node, shifted: Node) -> Value:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from mixc.codegen.torch_values import Dims, Value, size_of
 from mixc.ir.blocks import component
+from mixc.ir.build import sides
 from mixc.ir.node import COL, LEVEL, ROW, Node, is_number, source
 
 if TYPE_CHECKING:
@@ -101,8 +102,8 @@ def _general(w: Writer, n: Node, dims: Dims) -> Value:
 
 
 def emit_inverse(w: Writer, n: Node) -> Value:
-    ranks = n.attr("rows", ())
-    axes = (ROW, *(t for t, *_ in ranks), COL, *(s for _, s, _ in ranks))
+    rows, cols = sides(n)
+    axes = (*rows, *cols)
     own = tuple(d for d in n.dims if d not in axes)
     L = w.full(n.args[0], (*axes, *own))
     if own:
@@ -112,20 +113,17 @@ def emit_inverse(w: Writer, n: Node) -> Value:
 
 def emit_solve(w: Writer, n: Node) -> Value:
     """With a matrix of its own for every entry along some dims."""
-    (L, y), ranks = n.args, n.attr("rows", ())
-    rows, cols = (ROW, *(t for t, *_ in ranks)), (COL, *(s for _, s, _ in ranks))
+    (L, y), (rows, cols) = n.args, sides(n)
     own = tuple(d for d in L.dims if d not in (*rows, *cols))
     rest = tuple(d for d in y.dims if d not in (*rows, *own))
-    axes, more = (*own, *rows, *rest), f", {len(rows)}" if ranks else ""
+    axes, more = (*own, *rows, *rest), f", {len(rows)}" if len(rows) > 1 else ""
     text = (f"solve_columns({w.full(L, (*own, *rows, *cols))}, {w.full(y, axes)}, {bool(n.attr('transposed'))}, {len(rest)}{more})")
     return w.line(n, text, axes)
 
 
 def emit_span_solve(w: Writer, n: Node) -> Value:
     """Of vectors [C, rows..., D...]: decays have the first of D, and perhaps not the others."""
-    A, b, y, g = n.args
-    ranks = n.attr("rows", ())
-    rows, cols = (ROW, *(t for t, *_ in ranks)), (COL, *(s for _, s, _ in ranks))
+    (A, b, y, g), (rows, cols) = n.args, sides(n)
     own = _features(g)
     axes = (*rows, *own, *(d for d in n.dims if d not in (*rows, *own)))
     strength = "None" if is_number(b, 1.0) else w.full(b, axes)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
 
 from mixc.codegen.torch_contract import emit_add, emit_contract
 from mixc.codegen.torch_ops import rule_of
@@ -15,7 +17,7 @@ from mixc.codegen.torch_scan import absorbs as absorbs_shifted
 from mixc.codegen.torch_scan import emit_mul_before, shifted_operands
 from mixc.codegen.torch_stages import ALIAS, Level, origin, small
 from mixc.codegen.torch_values import Dims, Names, Scratch, Value, literal, size_of
-from mixc.ir.node import Node
+from mixc.ir.node import Node, called
 from mixc.ir.ranges import bounds
 
 
@@ -120,10 +122,7 @@ class Writer:
             return Value(literal(n.attr("value")), (), scalar=True)
         assert n.op in ALIAS, n
         v = self.value(n.args[0])
-        if n.op == "rename":
-            to = dict(n.attr("to"))
-            return Value(v.text, tuple(to.get(d, d) for d in v.axes), v.scratch, v.scalar)
-        return v
+        return replace(v, axes=called(n, v.axes))
 
     def sorted(self, dims: Dims) -> Dims:
         return in_order(dims, self.order)
@@ -138,7 +137,7 @@ class Writer:
     def full(self, n: Node, want: Dims) -> str:
         """Code for the value with the axes `want`, all M entries of it."""
         v = self.value(n)
-        text = self.number(v.text) if v.scalar else v.over(want)
+        text = self.over(v, want)
         if set(v.axes) == set(want) and self.level[n] != Level.NUMBER:
             return text
         return f"{text}.expand({', '.join(['M', *(size_of(d) for d in want)])})"
@@ -185,6 +184,14 @@ class Writer:
         if n in self.fixed and not whole:  # it repeats along some of its dims, or is a condition
             self.lines.append(f"{self.indent}{self.fixed[n]}.copy_({Value(name, axes).over(n.dims)})")
         return Value(name, axes, None if n in self.fixed else out)  # what is kept is not overwritten
+
+    def put(self, n: Node, call: str, axes: Dims, note: Node | None = None, **room: Any) -> Value:
+        """A call that takes an `out`, written to a buffer where the value is large (`room`: which, see there)."""
+        return self.line(n, call, axes, out=self.room(n, axes, **room) if self.is_large(axes) else None, note=note)
+
+    def over(self, v: Value, axes: Dims) -> str:
+        """A tensor, of a number too, that broadcasts against these axes."""
+        return self.number(v.text) if v.scalar else v.over(axes)
 
     def write(self, nodes: list[Node]) -> None:
         for n in nodes:

@@ -57,6 +57,17 @@ def at_col(x: Node) -> Node:
     return rename(x, **{ROW: COL})
 
 
+def sides(system: Node) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The dims of a triangular system's rows, and of its columns: of tokens, and of what each has several of."""
+    ranks = system.attr("rows", ())
+    return (ROW, *(t for t, *_ in ranks)), (COL, *(s for _, s, _ in ranks))
+
+
+def at_cols(x: Node, system: Node) -> Node:
+    """A value of a system's rows under the names of its columns."""
+    return rename(x, **dict(zip(*sides(system), strict=True)))
+
+
 def expand(x: Node, dims: Iterable[str]) -> Node:
     new = tuple(d for d in dims if d not in x.dims)
     return make("expand", x, dims=new) if new else x

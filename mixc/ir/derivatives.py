@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from mixc.ir import blocks
-from mixc.ir.build import at_col, contract, cumprod, cumsum, exp, expand, rename, total, where
+from mixc.ir.build import at_col, at_cols, contract, cumprod, cumsum, exp, expand, rename, total, where
 from mixc.ir.node import COL, ROW, Node, depends, make, number, postorder
 from mixc.ir.ops import OPS
 from mixc.ir.scans import adjoint, previous
@@ -229,16 +229,16 @@ def _solve(n: Node, c: Node) -> Cotangents:
     dy = make("solve", L, c, **{**dict(n.attrs), "transposed": back})
     left, right = (dy, n) if back else (n, dy)
     left, right = (rename(z, **{COL: _MID}, **{s: u for _, s, u in ranks}) for z in (left, right))
-    dL = make("mask", contract(left, rename(right, **{ROW: COL}, **{t: s for t, s, _ in ranks}), L.dims), keep="strict")
+    dL = make("mask", contract(left, at_cols(right, n), L.dims), keep="strict")
     return -dL, dy
 
 
 def _span_solve(n: Node, c: Node) -> Cotangents:
     """As `_solve`, where L[t, s] = b[t] A[t, s] E[t, s] and E are decays: of each factor."""
-    (A, b, _, g), back, ranks, reach = n.args, not n.attr("transposed"), n.attr("rows", ()), n.attr("reach")
+    (A, b, _, g), back, reach = n.args, not n.attr("transposed"), n.attr("reach")
     dy = make("span_solve", A, b, c, g, **{**dict(n.attrs), "transposed": back})
     left, right = (dy, n) if back else (n, dy)
-    right = rename(right, **{ROW: COL}, **{t: s for t, s, _ in ranks})
+    right = at_cols(right, n)
     read = make("span_contract", A, right, g, out=left.dims, reach=reach)
     left = -left
     dA = make("span_contract", b * left, right, g, out=A.dims, reach=reach)

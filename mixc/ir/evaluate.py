@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from mixc.ir.blocks import run_block
+from mixc.ir.build import sides
 from mixc.ir.node import COL, LEVEL, ROW, Node, fold, make
 from mixc.ir.ops import OPS
 from mixc.ir.scans import run_scan, shift
@@ -304,7 +305,7 @@ def _span_of(F: Node, factors: torch.Tensor, env: Env) -> tuple[torch.Tensor, tu
 def _solve(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
     """By substitution; columns of y are all its dims that L has not."""
     (L, y), b, (l, x) = node.args, env.batch, args
-    rows, cols = _rows(node)
+    rows, cols = sides(node)
     own = [d for d in L.dims if d not in (*rows, *cols)]
     rest = [d for d in y.dims if d not in (*rows, *own)]
     l = l.permute(*range(b), *(b + L.dims.index(d) for d in (*own, *rows, *cols)))
@@ -333,15 +334,9 @@ def _span_solve(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
     return evaluate([solved], env, dict(zip([*leaves, logs], given, strict=True)))[0]
 
 
-def _rows(node: Node) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The dims of a system's rows, and of its columns."""
-    ranks = node.attr("rows", ())
-    return (ROW, *(t for t, *_ in ranks)), (COL, *(s for _, s, _ in ranks))
-
-
 def _unit_inverse(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
     (L,), b, (whole,) = node.args, env.batch, args
-    rows, cols = _rows(node)
+    rows, cols = sides(node)
     own = [d for d in L.dims if d not in (*rows, *cols)]
     order, at = (*own, *rows, *cols), b + len(own)
     whole = whole.permute(*range(b), *(b + L.dims.index(d) for d in order))

@@ -163,6 +163,12 @@ def unrenamed(node: Node) -> tuple[Node, dict[str, str]]:
     return x, dict(zip(x.dims, node.dims, strict=True))
 
 
+def called(node: Node, dims: Iterable[str]) -> tuple[str, ...]:
+    """Dims of what an alias reads, under the names that it gives them."""
+    to = dict(node.attr("to", ()))
+    return tuple(to.get(d, d) for d in dims)
+
+
 def postorder(roots: Iterable[Node], stop: Container[Node] = ()) -> Iterator[Node]:
     """Every node below `roots` once, arguments first; nothing below what is in `stop`."""
     seen: set[Node] = set()

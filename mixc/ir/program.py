@@ -7,7 +7,7 @@ results over one DAG of nodes.  What differs between levels is which ops and lea
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -144,6 +144,16 @@ class Program:
         """All that is declared, dims too."""
         return {d.name for d in self.decls} | {d.name for d in self.dims}
 
+    @property
+    def fixed(self) -> dict[str, int]:
+        """The dims whose sizes the spec gives."""
+        return {d.name: d.size for d in self.dims if d.size is not None}
+
+    @property
+    def inits(self) -> list[Node]:
+        """What states begin with, where that is not 0."""
+        return [d.init for d in self.states if d.init is not None]
+
     def sized(self, sizes: dict[str, int]) -> dict[str, int]:
         """Sizes of all dims, from those of the header."""
         return {**sizes, **{d.name: d.size or sizes[d.alias or d.name] for d in self.dims if d.name not in sizes}}
@@ -176,6 +186,10 @@ class Program:
         used |= {d.alias for d in self.dims if d.name in used}
         return replace(self, name=name, decls=decls, results=tuple(results), groups=(), notes=(), origin=None,
                        dims=tuple(d for d in self.dims if d.name in used))
+
+    def asked(self, wanted: Container[str]) -> Program:
+        """A backward that gives the gradients of `wanted` alone, and what it carries."""
+        return replace(self, results=tuple(r for r in self.results if r.role == "next" or r.name in wanted))
 
     def with_values(self, values: list[Node], **changes: Any) -> Program:
         """The same program with its results' values replaced, in order."""

@@ -24,7 +24,7 @@ _LARGEST = 80.0  # exp of it is finite in fp32
 def guarded_nodes(program: Program) -> frozenset[Node]:
     """The nodes whose gradient must be guarded."""
     roots = program.values("out", "next")
-    order = list(postorder([*roots, *(d.init for d in program.states if d.init is not None)]))
+    order = list(postorder([*roots, *program.inits]))
     with proving(program):
         risks = Risks.of(program)
         return frozenset(n for n in order if n.args and _needs(n, risks))

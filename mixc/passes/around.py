@@ -114,7 +114,7 @@ class _Division:
             self.step = step = step.with_values(rewrite(step.values(), (sum_as_product,)), origin=step.origin)
         values = step.values()
         self.stateful, self.tokens = (depends(values, [d.leaf() for d in of]) for of in (step.states, step.ins))
-        self.fixed = {d.name: d.size for d in step.dims if d.size is not None}
+        self.fixed = step.fixed
         self.outs = {d.name: step.result("out", d.name) for d in step.outs}
         needed = set(postorder(step.values("next")))
         late = [n for n in postorder(self.outs.values()) if n not in needed and self._worth(n)
@@ -205,7 +205,7 @@ def _divided(of: _Division, taken: set[str]) -> Around | None:
     values = substitute([r.value for r in results], {n: d.leaf() for n, d in given.items()})
     # ins and params that nobody reads stay, with a gradient of 0
     here, hosted = ({n.attr("name") for n in nodes if n.op in ("in", "param")} for nodes in (
-        postorder([*values, *(d.init for d in step.states if d.init is not None)]), of.hosted()))
+        postorder([*values, *step.inits]), of.hosted()))
     ins, params = ([d for d in ds if d.name in here or d.name not in hosted] for ds in (step.ins, step.params))
     ins = [*ins, *given.values()] or [*step.ins[:1]]  # whose tokens are counted
     told = {d for x in (*ins, *params) for d in x.dims} | {*of.fixed}

@@ -56,8 +56,7 @@ def exact_nodes(order: Iterable[Node]) -> set[Node]:
 
 def context(step: Program, sizes: dict[str, int] | None = None) -> Context:
     """The step with lags and positions as inputs; `sizes`: of the dims of windows, where known."""
-    fixed = {d.name: d.size for d in step.dims if d.size is not None}
-    values = substitute(step.values(), _summed_windows(step.values(), {**fixed, **(sizes or {})}))
+    values = substitute(step.values(), _summed_windows(step.values(), {**step.fixed, **(sizes or {})}))
     order = list(postorder(values))
     exact = exact_nodes(order)
     placed = depends(values, [n for n in order if n.op == "pos"]) & exact

@@ -12,7 +12,7 @@ import functools
 from collections.abc import Iterable
 
 from mixc.ir.blocks import component
-from mixc.ir.build import contract, cumsum, exp, expand, make, number, rename, total, where
+from mixc.ir.build import at_cols, contract, cumsum, exp, expand, make, number, rename, total, where
 from mixc.ir.launch import feature_dims
 from mixc.ir.node import COL, ROW, Node, depends, postorder, substitute
 from mixc.ir.program import Program
@@ -38,7 +38,7 @@ def solve_by_inverse(n: Node, each: Iterable[str] = ()) -> Node | None:
     if n.attr("transposed"):
         X = rename(X, **{ROW: COL, COL: ROW}, **{a: b for t, s, _ in ranks for a, b in ((t, s), (s, t))})
     if COL not in y.dims:
-        return contract(X, rename(y, **{ROW: COL}, **{t: s for t, s, _ in ranks}), y.dims)
+        return contract(X, at_cols(y, n), y.dims)
     X = rename(X, **{COL: "_u"}, **{s: u for _, s, u in ranks})
     return contract(X, rename(y, **{ROW: "_u"}, **{t: u for t, _, u in ranks}), y.dims)
 

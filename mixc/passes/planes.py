@@ -139,7 +139,11 @@ def _mul(a: Node | None, b: Node | None) -> Node | None:
     return b if is_number(a, 1.0) else a if is_number(b, 1.0) else a * b
 
 
-def _bilinear(times: Callable[[Node, Node], Node]) -> Callable[[Node, list[Planes]], Planes]:
+def _each_plane(f: Callable[[Node | None, Node | None], Node | None], x: Planes, y: Planes) -> Planes:
+    return f(x[0], y[0]), f(x[1], y[1])
+
+
+def _bilinear(times: Callable[[Node, Node], Node | None]) -> Callable[[Node, list[Planes]], Planes]:
     def product(a: Node | None, b: Node | None) -> Node | None:
         return None if a is None or b is None else times(a, b)
 
@@ -285,7 +289,7 @@ def _scan(n: Node, args: list[Planes]) -> Planes:
 def _previous(n: Node, args: list[Planes]) -> Planes:
     def before(x: Node | None, edge: Node | None) -> Node | None:
         return None if x is None and edge is None else n.on(_present(x, n.args[0].dims), _present(edge, n.args[1].dims))
-    return before(args[0][0], args[1][0]), before(args[0][1], args[1][1])
+    return _each_plane(before, *args)
 
 
 def _where(n: Node, args: list[Planes]) -> Planes:
@@ -294,15 +298,15 @@ def _where(n: Node, args: list[Planes]) -> Planes:
 
     def pick(a: Node | None, b: Node | None) -> Node | None:
         return None if a is None and b is None else make("where", cond, a or number(0), b or number(0))
-    return pick(x[0], y[0]), pick(x[1], y[1])
+    return _each_plane(pick, x, y)
 
 
 _RULES: dict[str, Callable[[Node, list[Planes]], Planes]] = {
-    "add": lambda n, a: (maybe_add(a[0][0], a[1][0]), maybe_add(a[0][1], a[1][1])),
+    "add": lambda n, a: _each_plane(maybe_add, *a),
     "scan": _scan, "previous": _previous,
-    "sub": lambda n, a: (_sub(a[0][0], a[1][0]), _sub(a[0][1], a[1][1])),
-    "neg": lambda n, a: (_sub(None, a[0][0]), _sub(None, a[0][1])),
-    "mul": _bilinear(lambda a, b: b if is_number(a, 1.0) else a if is_number(b, 1.0) else a * b),
+    "sub": lambda n, a: _each_plane(_sub, *a),
+    "neg": lambda n, a: _each_plane(_sub, (None, None), *a),
+    "mul": _bilinear(_mul),
     "div": _div,
     "contract": _contract,
     "exp": _exp,

@@ -115,7 +115,7 @@ class _Shapes:
             self._kind(d, tensors[d.name], tensors)
         self.device: torch.device = tensors[declared.ins[0].name].device
         self.headless = self._head_form(tensors)
-        self.sizes: dict[str, int] = {d.name: d.size for d in declared.dims if d.size is not None}
+        self.sizes = declared.fixed
         self.origin: dict[str, str] = dict.fromkeys(self.sizes, "the spec")
         self.alias = {d.name: d.alias for d in declared.dims if d.alias}
         for d in (*declared.ins, *declared.params):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 from mixc.codegen.torch_cell import loop
@@ -93,8 +93,7 @@ class Cell:
     def backward(self, wanted: frozenset[str]) -> Half:
         """`wanted`: the inputs and params whose gradient is asked for."""
         if wanted not in self._halves:
-            p = self.backward_program
-            p = replace(p, results=tuple(r for r in p.results if r.role == "next" or r.name in wanted))
+            p = self.backward_program.asked(wanted)
             carried = [(d.name, cotangent_of_state(d.name, d.dims), p.result("next", d.name)) for d in p.states]
             self._halves[wanted] = self._half(p, carried, self.saved, frozenset(self.saved))
         return self._halves[wanted]

@@ -3,7 +3,6 @@ all tokens and of others."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -148,10 +147,9 @@ class Compiled:
         """`wanted`: the inputs and params whose gradient is asked for."""
         key = ("backward", partial, finite, wanted, order, borrowed)
         if key not in self._segments:
-            program = self.prepared(partial, finite, True, borrowed)
-            results = tuple(r for r in program.results if r.role == "next" or r.name in wanted)
-            self._segments[key] = segment(replace(program, results=results), partial,
-                                          self.saves(partial, finite, borrowed), self.single, order, borrowed)
+            program = self.prepared(partial, finite, True, borrowed).asked(wanted)
+            saves = self.saves(partial, finite, borrowed)
+            self._segments[key] = segment(program, partial, saves, self.single, order, borrowed)
         return self._segments[key]
 
     def fused(self, finite: bool, C: int, wanted: frozenset[str] | None, order: tuple[str, ...], borrowed: bool
@@ -160,6 +158,6 @@ class Compiled:
         key = ("fused", finite, C, wanted, order, borrowed)
         if key not in self._segments:
             program = self.prepared(False, finite, wanted is not None, borrowed)
-            results = tuple(r for r in program.results if wanted is None or r.role == "next" or r.name in wanted)
-            self._segments[key] = fused_segment(replace(program, results=results), self.single, C, order, borrowed)
+            program = program if wanted is None else program.asked(wanted)
+            self._segments[key] = fused_segment(program, self.single, C, order, borrowed)
         return self._segments[key]

@@ -71,7 +71,7 @@ def twin(mixer: Mixer) -> Twin | None:
 
 def _search(mixer: Mixer) -> Twin | None:
     program = mixer.declared
-    roots = [*program.values(), *(d.init for d in program.states if d.init is not None)]
+    roots = [*program.values(), *program.inits]
     if has_context(program) or any(n.op in SIDES or n.kind == "complex" for n in postorder(roots)):
         return None
     owners = _owners.setdefault(frozenset(outline(program).items()), WeakSet())
