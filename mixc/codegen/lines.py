@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import cmath
 import keyword
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mixc.ir.node import flat
 
 
-def literal(value: float) -> str:
+def literal(value: float | complex) -> str:
     """A number in emitted text."""
-    return repr(value) if math.isfinite(value) else f"float('{value}')"
+    return repr(value) if cmath.isfinite(value) else f"{type(value).__name__}('{value}')"
 
 
 def plus(code: str) -> str:

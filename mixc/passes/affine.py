@@ -18,11 +18,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from mixc.ir.build import contract, is_number, maybe_mul, rename, where
-from mixc.ir.node import Node, depends, fold, number
-from mixc.ir.ops import OPS
+from mixc.ir.node import Node, depends, number
 from mixc.ir.program import Decl, Program
 from mixc.ir.risk import Risks
 from mixc.passes.outer import Ranks, apart, conditions, only, outer_products, over_ranks, summed, terms
+from mixc.passes.separate import unrepeated
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +83,7 @@ class ReadForm:
     def scaled(self, c: Node | None) -> ReadForm:
         if c is None:
             return self
-        c = _unrepeated(c)
+        c = unrepeated(c)
         return ReadForm(None if self.constant is None else c * self.constant,
                         {r: maybe_mul(c, e) for r, e in self.coefs.items()})
 
@@ -93,13 +93,6 @@ class ReadForm:
             coefs[r] = _sum(coefs[r], e) if r in coefs else e
         constants = [c for c in (self.constant, other.constant) if c is not None]
         return ReadForm(constants[0] + constants[1] if len(constants) == 2 else next(iter(constants), None), coefs)
-
-
-def _unrepeated(c: Node) -> Node:
-    """A factor without dims along which it is but repeated: what it multiplies has them."""
-    def of(n: Node, args: list[Node]) -> Node:  # a sum over the dim counts how often
-        return args[0] if n.op == "expand" else n.on(*args) if OPS[n.op].elementwise else n
-    return fold([c], of)[0]
 
 
 def _sum(a: Node | None, b: Node | None) -> Node | None:

@@ -73,6 +73,7 @@ def of_complex(step: Program) -> Program | None:
     """The stages of a step with complex values, where its complex states are of form chunk as they stand: what turns
     them is known by its phase, so that it goes with what is read and written.  Else None."""
     groups = []
+    step = reads_apart(step, components(step))
     with proving(step):
         for names in components(step):
             states = [step.decl(n) for n in names]

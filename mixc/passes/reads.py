@@ -1,7 +1,7 @@
 """Step -> Step: a read of a sum of states of several groups is a sum of reads, each of one group.
 
-before: q @ (S + m * R)
-after:  q @ S + m * (q @ R)
+before: q @ (S + m * R)              q @ real(Z), q real
+after:  q @ S + m * (q @ R)          real(q @ Z)
 
 What a chunk finds of a state it finds of one group: of the other all of a matrix would be formed for every token.
 """
@@ -9,6 +9,7 @@ What a chunk finds of a state it finds of one group: of the other all of a matri
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 from mixc.ir.build import contract, expand, total, where
 from mixc.ir.node import Node, fold, make
@@ -17,11 +18,14 @@ from mixc.ir.program import Program
 
 def reads_apart(step: Program, groups: list[list[str]]) -> Program:
     """The step, each of its reads one of states of one group; `groups`: of states that need each other."""
-    if len(groups) < 2:
+    if len(groups) < 2 and all(s.kind == "real" for s in step.states):
         return step
     made = _Reads({step.decl(name).leaf(): i for i, names in enumerate(groups) for name in names})
     values = fold(step.values(), made.value)
     return step if values == step.values() else step.with_values(values)
+
+
+_PLANES = ("real", "imag", "conj")  # linear with real factors
 
 
 class _Reads:
@@ -39,19 +43,20 @@ class _Reads:
         """The groups whose states stand in a value entry by entry: decayed, updated, added up."""
         if n in self.owner:
             return frozenset([self.owner[n]])
-        if n.op not in ("add", "sub", "neg", "mul", "div", "where", "expand"):
+        if n.op not in ("add", "sub", "neg", "mul", "div", "where", "expand", *_PLANES):
             return frozenset()
         return frozenset[int]().union(*map(self.copies, n.args))
 
     def _read(self, n: Node) -> Node | None:
         """A sum over dims, perhaps of a product with another value, taken of each group for itself."""
         x = max(n.args, key=lambda a: len(self.copies(a)))
-        parts = self._parts(x) if len(self.copies(x)) > 1 else None
+        parts = self._parts(x) if self._mixed(x) else None
         if parts is None:
             return None
-        by_group = dict[frozenset[int], Node]()
+        by_group = dict[Any, Node]()
         for p in sorted(parts, key=lambda p: not self.copies(p)):  # what no state is in goes with the first
-            of = self.copies(p) or next(iter(by_group))
+            plane = self._plane(p)
+            of = (self.copies(p), plane and plane[0]) if self.copies(p) else next(iter(by_group))
             by_group[of] = by_group[of] + p if of in by_group else p
         other = next((a for a in n.args if a is not x), None)
 
@@ -59,17 +64,35 @@ class _Reads:
             for y, c in (part.args, part.args[::-1]) if part.op == "mul" else ():
                 if not self.copies(c) and {*c.dims} <= {*n.dims}:  # the read of a state as it is, times a number
                     return c * read(y)
+            if (found := self._plane(part)) and (other is None or other.kind == "real"):
+                return make(found[0], read(found[1]))
             have = {*part.dims, *(other.dims if other else ())}
             for d in sorted({*x.dims} - {*n.dims} - have):  # the same for every entry along it
                 part = part * make("size", dim=d)
             out = [d for d in n.dims if d in have]
-            found = total(part, [d for d in part.dims if d not in out]) if other is None else contract(part, other, out)
-            return expand(found, n.dims)
+            summed = [d for d in part.dims if d not in out]
+            return expand(total(part, summed) if other is None else contract(part, other, out), n.dims)
         return functools.reduce(Node.__add__, map(read, by_group.values()))
+
+    def _mixed(self, x: Node) -> bool:
+        """Do states of several groups stand in it, or planes of one?"""
+        return len(self.copies(x)) > 1 or (bool(self.copies(x)) and (
+            x.op in _PLANES or any(map(self._mixed, x.args))))
+
+    def _plane(self, x: Node) -> tuple[str, Node] | None:
+        """(real, y) of a value real(y) that states stand in, perhaps times a real factor, which then y has."""
+        if x.op == "mul":
+            c, y = sorted(x.args, key=lambda a: bool(self.copies(a)))
+            found = self._plane(y) if c.kind == "real" and not self.copies(c) else None
+            return found and (found[0], c * found[1])
+        if x.op == "neg":
+            found = self._plane(x.args[0])
+            return found and (found[0], -found[1])
+        return (x.op, x.args[0]) if x.op in _PLANES and self.copies(x) else None
 
     def _parts(self, x: Node) -> list[Node] | None:
         """Values of one group each, or of none, whose sum it is; None: it is no such sum."""
-        if len(self.copies(x)) < 2:
+        if not self._mixed(x):
             return [x]
         a = x.args
         if x.op in ("add", "sub"):

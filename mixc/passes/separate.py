@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from mixc.ir.build import is_number, make
-from mixc.ir.node import Node, number
+from mixc.ir.node import Node, fold, number
+from mixc.ir.ops import OPS
 
 
 class _Joined(Exception):
@@ -19,9 +20,16 @@ class _Joined(Exception):
 def factors_of(x: Node, dims: Iterable[str]) -> list[Node] | None:
     """Factors of x that have at most one of `dims` each, or None."""
     try:
-        return list(_factors(x, set(dims)))
+        return list(_factors(unrepeated(x), set(dims)))
     except _Joined:
         return None
+
+
+def unrepeated(c: Node) -> Node:
+    """A factor without dims along which it is but repeated: what it multiplies has them."""
+    def of(n: Node, args: list[Node]) -> Node:  # a sum over the dim counts how often
+        return args[0] if n.op == "expand" else n.on(*args) if OPS[n.op].elementwise else n
+    return fold([c], of)[0]
 
 
 def _factors(x: Node, dims: set[str]) -> Iterator[Node]:

@@ -197,6 +197,11 @@ BODIES = {
     S = exp(g) * S - beta * grad[S](loss)
     out o[V] = q @ S
     """,
+    "grad_decay": """
+    loss = 0.5 * sum(square(k @ S - v)) + 0.1 * sum(bv * square(S))
+    S = S - beta * grad[S](loss)
+    out o[V] = q @ S
+    """,
     "kside_read_v": """
     S = exp(gk) * S
     S = S + beta * k * (v - k @ S)

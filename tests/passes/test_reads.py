@@ -86,3 +86,16 @@ def test_a_query_may_be_what_was_read(name):
                        f" state S[K, E]\n S = S + b * k * (v[E] - k @ S)\n {HOPS[name]}\n}}")
     assert type(kernels(mixer.declared)) is Module
     assert_equals_the_step(mixer, ("torch", "triton") if name == "two hops" else ("torch",))
+
+
+PLANES = ["q @ real(Z)", "sum[K](imag(Z) * q)", "q @ (real(Z) - m * imag(Z))", "q @ conj(Z)"]
+
+
+@pytest.mark.parametrize("out", PLANES)
+def test_what_is_read_of_a_plane_is_the_plane_of_what_is_read(out):
+    """So that the phase of a decay goes with what is read, and no plane drives another."""
+    mixer = mixc.loads("mixer m(K, V) {\n in q[K], k[K], v[V], m, w[K], g[K] where g <= 0\n state Z[K, V]\n"
+                       f" Z = exp(g + 1j * w) * Z + k * v\n out o[V] = real({out})\n}}")
+    assert mixer.why["Z"].startswith("affine in itself")
+    assert not any(n.op == "scan_block" for n in postorder(chunk(mixer._staged).values()))
+    assert_equals_the_step(mixer, ("torch", "triton") if out == PLANES[0] else ("torch",))

@@ -46,6 +46,13 @@ SPECS = {
         S = S - 0.3 * grad[S](0.5 * sum(lag[W](b) * square(sum[K](lag[W](k) * S) - lag[W](v))))
         out o[V] = q @ S
     }""",
+    "turning_keys": """mixer turning_keys(P, V) {
+        in q[P] complex, k[P] complex, v[V]
+        state S[P, V]
+        turn = exp(1j * pos * 100 ** (-index[P] / P))
+        S = 0.9 * S + conj(turn * k) * v
+        out o[V] = real((turn * q) @ S)
+    }""",
     "turning": """mixer turning(N) {
         in u[N] complex
         in x
