@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from mixc.errors import InputError
+from mixc.ir.evaluate import dtype_of
 from mixc.ir.program import Decl
 from mixc.runtime.checks import const_values
 from mixc.runtime.describe import expression, shape
@@ -54,7 +55,7 @@ class Mixer(torch.nn.Module):
             raise InputError(f"heads: expected a whole number from 1 on, or None, got {heads}")
         real = dtype or torch.get_default_dtype()
         for d in declared.params:
-            kind = torch.promote_types(real, torch.complex64) if d.kind == "complex" else real
+            kind = dtype_of(d.kind, real)
             full = [*([] if heads is None else [heads]), *(self._size(d, n) for n in d.dims)]
             self.register_parameter(d.name, torch.nn.Parameter(torch.empty(full, device=device, dtype=kind)))
         self.reset_parameters()

@@ -138,8 +138,14 @@ def here() -> Target:
     if not torch.cuda.is_available():
         raise KeyError("`auto` reads the GPU of this machine, and there is none; name one: " + ", ".join(TARGETS))
     p: Any = torch.cuda.get_device_properties(0)
-    arch = getattr(p, "gcnArchName", "").split(":")[0] if torch.version.hip else f"sm_{p.major}{p.minor}"
-    return reported(p, arch)
+    return reported(p, arch_of(p))
+
+
+def arch_of(p: Any) -> str:
+    """sm_90 or gfx942, of a device's properties."""
+    import torch
+
+    return getattr(p, "gcnArchName", "").split(":")[0] if torch.version.hip else f"sm_{p.major}{p.minor}"
 
 
 def reported(p: Any, arch: str) -> Target:

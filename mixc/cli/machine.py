@@ -92,6 +92,6 @@ def _gpu() -> tuple[str, str, str]:
     if not torch.cuda.is_available():
         return ("gpu", "none", "backend=\"torch\" runs here; kernels compile offline and run in the interpreter")
     p: Any = torch.cuda.get_device_properties(0)
-    arch = getattr(p, "gcnArchName", "").split(":")[0] if torch.version.hip else f"sm_{p.major}{p.minor}"
+    arch = table_of_targets.arch_of(p)
     same = [t.name for t in table_of_targets.TARGETS.values() if t.arch == arch]
     return ("gpu", f"{p.name}, {arch}", f"limits as {', '.join(same)}" if same else "no table of limits for it yet")

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from mixc.codegen.expressions import Expressions
 from mixc.codegen.lines import defined
-from mixc.ir.evaluate import Env, evaluate, heads
+from mixc.ir.evaluate import Env, dtype_of, evaluate, heads
 from mixc.ir.node import Node, postorder
 from mixc.ir.program import Decl, Program
 
@@ -57,7 +57,7 @@ def _starts(program: Program, sizes: dict[str, int], consts: dict[str, float], d
     """Initial states [1, 1, dims...]."""
     found = {}
     for d in program.states:
-        kind = torch.promote_types(dtype, torch.complex64) if d.kind == "complex" else dtype
+        kind = dtype_of(d.kind, dtype)
         value = torch.zeros(()) if d.init is None or _learned(d) else evaluate([d.init], _env(sizes, consts, dtype))[0]
         found[d.name] = value.to(kind).reshape(1, 1, *(value.shape[2:] or [1] * len(d.dims)))
     return found

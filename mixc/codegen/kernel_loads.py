@@ -65,10 +65,7 @@ class Loads(Addresses):
     def _load_rows(self, node: Node) -> str:
         tensor = safe(node.attr("name"))
         self.loaded[tensor] = self.program.decl(node.attr("name"))
-        name = self._called(tensor, node, self.row)
-        offset = self._row_offset(f"{tensor}_st", tensor_dims(node), self.held, node.attr("at", ()))
-        self.body.append(f"{name} = tl.load({tensor}_ptr + {self.row} * {tensor}_st{plus(offset)}{self._guard(node.dims, rows=False)})")
-        return name
+        return self._load_of(tensor, f"{tensor}_st", node)
 
     def _called(self, tensor: str, node: Node, row: str) -> str:
         """The name of what is loaded of a tensor for the chunk that begins at this row."""
@@ -77,16 +74,17 @@ class Loads(Addresses):
 
     def _load_cotangent(self, node: Node) -> str:
         self.cots.append(node.attr("name"))
-        return self._load_own("d" + node.attr("name"), node, 0)
+        return self._load_of("d" + node.attr("name"), None, node, 0)
 
     def _load_given(self, node: Node) -> str:
         self.given[node.attr("name")] = tuple(d for d in tensor_dims(node) if d != ROW)
-        return self._load_own(node.attr("name"), node, node.attr("behind"))
+        return self._load_of(node.attr("name"), None, node, node.attr("behind"))
 
-    def _load_own(self, tensor: str, node: Node, behind: float | None) -> str:
-        """Rows of a tensor [B, T, H, dims...] of the module's own; behind the end 0, or the last one, if any may stand there."""
+    def _load_of(self, tensor: str, stride: str | None, node: Node, behind: float | None = None) -> str:
+        """Rows of a tensor (no stride: of the module's own, [B, T, H, dims...]); behind the end 0, or the last one, if any
+        may stand there."""
         name, dims = self._called(tensor, node, self.row), tensor_dims(node)
-        stride, masked = self._row_stride(dims), self.row == "row" and behind is not None
+        stride, masked = stride or self._row_stride(dims), self.row == "row" and behind is not None
         offset = self._row_offset(stride, dims, "rows" if masked else self.held, node.attr("at", ()))
         self.body.append(f"{name} = tl.load({tensor}_ptr + {self.row} * {group(stride)}{plus(offset)}"
                          f"{self._guard(node.dims, rows=masked)})")

@@ -23,6 +23,11 @@ from mixc.ir.scans import run_scan, shift
 Rule = Callable[[Node, list[torch.Tensor], "Env"], torch.Tensor]
 
 
+def dtype_of(kind: str, real: torch.dtype) -> torch.dtype:
+    """Of values of a kind, where real ones have this dtype."""
+    return torch.promote_types(real, torch.complex64) if kind == "complex" else real
+
+
 class Env:
     """Where leaves get their values.
 

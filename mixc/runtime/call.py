@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from mixc.ir.evaluate import dtype_of
 from mixc.ir.node import Node
 from mixc.ir.program import Program
 from mixc.runtime.plan import plan_of
@@ -59,7 +60,7 @@ class Call:
         return made
 
     def state_dtype(self, kind: str) -> torch.dtype:
-        return torch.promote_types(self.dtype, torch.complex64) if kind == "complex" else self.dtype
+        return dtype_of(kind, self.dtype)
 
 
 def histories(program: Program, sizes: dict[str, int]) -> dict[str, tuple[Node, int]]:

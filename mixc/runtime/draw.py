@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mixc.ir.evaluate import dtype_of
 from mixc.ir.program import Decl, Program
 from mixc.runtime.checks import const_values, number_of
 
@@ -114,7 +115,7 @@ def normal(shape: list[int], seed: int, name: str, dtype: torch.dtype = torch.fl
 def _draw(d: Decl, shape: list[int], lim: Limits, g: torch.Generator, gates: float, ends: float,
           dtype: torch.dtype) -> Tensor:
     wide = torch.complex128 if d.kind == "complex" else torch.float64
-    target = torch.promote_types(dtype, torch.complex64) if d.kind == "complex" else dtype
+    target = dtype_of(d.kind, dtype)
     eps = torch.finfo(target).eps
     if d.kind == "complex" and lim.bounded:  # abs(x) <= high: any phase
         phase = torch.rand(shape, generator=g, dtype=torch.float64) * 2 * math.pi

@@ -250,21 +250,6 @@ def _contraction(node: Node, args: list[Tensor], env: Env, guarded: bool = True)
 
 
 # ---------------------------------------------------------------- over dims
-class _Over(torch.autograd.Function):
-    """y = fn(x) with the reduced axes kept at size 1."""
-
-    @staticmethod
-    def forward(ctx: Any, derivative: Derivative, fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        y = fn(x)
-        ctx.derivative = derivative
-        ctx.save_for_backward(x, y)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        return None, None, guard(g, ctx.derivative(*ctx.saved_tensors).conj())
-
-
 def _norm(x: Tensor, y: Tensor) -> Tensor:
     zero = y == 0
     return _zero_where(zero, div(x, torch.where(zero, torch.ones_like(y), y)))
@@ -274,7 +259,9 @@ def _over(fn: Callable[..., Tensor], derivative: Callable[[list[int]], Derivativ
     def rule(node: Node, args: list[Tensor], env: Env) -> Tensor:
         over, dims, b = node.attr("over"), node.args[0].dims, env.batch
         axes = [b + dims.index(d) for d in over]
-        y = _Over.apply(derivative(axes), lambda x: fn(x, dim=axes, keepdim=True), args[0])
+        row = derivative(axes)
+        rows = (lambda x, y: row(x, y).conj(),)
+        y = _Op.apply(rows, lambda x: fn(x, dim=axes, keepdim=True), args[0])  # the reduced axes are kept, of size 1
         return y.reshape(*y.shape[:b], *[s for s, d in zip(y.shape[b:], dims, strict=True) if d not in over])
     return rule
 

@@ -23,6 +23,7 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from mixc.errors import InputError
+from mixc.ir.evaluate import dtype_of
 from mixc.ir.program import Program
 from mixc.runtime import arguments
 from mixc.runtime.call import counts_tokens, histories
@@ -196,9 +197,8 @@ class Operator:
         dtypes = arguments._out_dtypes(program, tensors)
         heads = () if shapes.headless else (shapes.H,)
         rows = (shapes.B,) if token else (shapes.B, shapes.T)
-        wide = torch.promote_types(shapes.dtype, torch.complex64)
         found = [((*rows, *heads, *(sizes[n] for n in d.dims)), dtypes[d.name]) for d in program.outs]
-        found += [((N, *heads, *(sizes[n] for n in d.dims)), wide if d.kind == "complex" else shapes.dtype)
+        found += [((N, *heads, *(sizes[n] for n in d.dims)), dtype_of(d.kind, shapes.dtype))
                   for d in program.states]
         past = histories(program, sizes)
         for name in self.slots.lags:
@@ -206,7 +206,7 @@ class Operator:
                 found.append(((N, 0), shapes.dtype))
                 continue
             x, depth = past[name]
-            kind = wide if x.kind == "complex" else shapes.dtype
+            kind = dtype_of(x.kind, shapes.dtype)
             found.append(((N, depth, *heads, *(sizes[n] for n in x.dims)), kind))
         found += [((N,), torch.int64)] if "pos" in self.slots.states else []
         return self._results([torch.empty(s, dtype=t, device=shapes.device) for s, t in found])

@@ -52,25 +52,22 @@ class Rows:
         """[B, T, ...] with the tokens of each sequence in the order they run; 0 where none is."""
         if self.order is None:
             return x.flip(1) if self.reverse else x
-        y = x.reshape(self.B * self.T, *x.shape[2:]).index_select(0, self.order)
-        if self.live is not None:
-            y = torch.where(self._wide(self.live, y), y, torch.zeros((), dtype=y.dtype, device=y.device))
-        return y.reshape(x.shape)
+        return self._alive(x.reshape(self.B * self.T, *x.shape[2:]).index_select(0, self.order)).reshape(x.shape)
 
     def scatter(self, y: Tensor) -> Tensor:
         """[B, T, ...] in the order of the call; 0 at masked tokens, whatever was written there."""
         if self.order is None:
             return y.flip(1) if self.reverse else y
-        x = y.reshape(self.B * self.T, *y.shape[2:])
-        if self.live is not None:
-            x = torch.where(self._wide(self.live, x), x, torch.zeros((), dtype=x.dtype, device=x.device))
+        x = self._alive(y.reshape(self.B * self.T, *y.shape[2:]))
         back = torch.empty_like(self.order)
         back[self.order] = torch.arange(len(self.order), device=self.order.device)
         return x.index_select(0, back).reshape(y.shape)
 
-    @staticmethod
-    def _wide(live: Tensor, x: Tensor) -> Tensor:
-        return live.reshape(-1, *[1] * (x.ndim - 1))
+    def _alive(self, x: Tensor) -> Tensor:
+        """[B * T, ...] with 0 where no token is."""
+        if self.live is None:
+            return x
+        return torch.where(self.live.reshape(-1, *[1] * (x.ndim - 1)), x, x.new_zeros(()))
 
     def sequences(self) -> list[tuple[int, int]]:
         """(first flat row, tokens) of every sequence, after `gather`.  Waits for the device."""

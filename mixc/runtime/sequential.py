@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from mixc.ir.evaluate import Env, align, compute, evaluate, heads
+from mixc.ir.evaluate import Env, align, compute, dtype_of, evaluate, heads
 from mixc.ir.node import Node
 from mixc.ir.program import Decl
 from mixc.passes.context import name_of
@@ -72,7 +72,7 @@ class _Run:
         raise AssertionError(node)
 
     def _to(self, x: Tensor, kind: str) -> Tensor:
-        return x.to(torch.promote_types(self.dtype, torch.complex64) if kind == "complex" else self.dtype)
+        return x.to(dtype_of(kind, self.dtype))
 
     def _heads(self, x: Tensor, axis: int) -> Tensor:
         """One head stays one, and is broadcast."""
