@@ -113,6 +113,11 @@ class _Lift:
             read = self._read(node)
             if read is not None:
                 return read
+        if node.op == "sum" and node.args[0].op == "mul":
+            a, b = map(self, node.args[0].args)
+            both = {*a.dims} & {*b.dims}
+            if {*node.attr("over")} <= both and both not in ({*a.dims}, {*b.dims}):  # larger than what it is summed to
+                return contract(a, b, [d for d in (ROW, *node.dims) if d in a.dims or d in b.dims])
         args = [self(a) for a in node.args]
         if node.op == "contract":
             return contract(args[0], args[1], (*((ROW,) if any(ROW in a.dims for a in args) else ()), *node.dims))

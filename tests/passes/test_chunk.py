@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import mixc
-from mixc.ir.node import postorder
+from mixc.ir.node import ROW, postorder
 from mixc.passes.chunk import chunk
 from mixc.passes.classify import classify
 from mixc.passes.differentiate import differentiate
@@ -89,3 +89,12 @@ def test_a_matrix_read_entry_by_entry_under_a_decay_with_dims_is_a_scan(body):
     assert mixer.form == {"S": "chunk"} and ops.count("scan") + ops.count("scan_block") == 1
     cell = dict(length=40, size=5, heads="2", gates="forget", dtype=torch.float64, rows="mask, reverse", start=True)
     assert all(f.ok for f in cells.compare(mixer, cell, "torch"))
+
+
+def test_a_sum_of_products_is_a_product_of_matrices_where_it_would_be_larger_than_both():
+    """W * y has M, N and V for every token; forward and backward form nothing of these dims."""
+    mixer = mixc.loads("mixer m(N, K, V, M) {\n in q[N, K], k[N, K], v[N, V]\n param W[M, N, V]\n state S[N, K, V]\n"
+                       " S = 0.9 * S + k * v\n out o[M] = sum[N, V](W * sum[K](q * S))\n}")
+    forward = chunk(mixer._staged)
+    for program in (forward, differentiate(forward)):
+        assert not any({ROW, "M", "N"} <= {*n.dims} for n in postorder(program.values()))
