@@ -232,7 +232,7 @@ class LaunchModel:
             kept = 4 if name in self.kernel.launch.exact else shape.operand
             return ceil_div(shape.T, self.names["SEGMENT"]) * (sequences * shape.of(dims) * kept)
         if name in self.kernel.given:
-            return term(rows * shape.of(self.kernel.given[name]) * self._value(name))
+            return term(rows * self._row(self.kernel.given[name]) * self._value(name))
         for store in self.kernel.launch.stores:
             if store.name == name:
                 count = rows if store.kind == "rows" else self.groups() * self.pieces() * shape.H
@@ -241,10 +241,14 @@ class LaunchModel:
                 if store.kind == "rows":  # turn by turn the sum so far is read, and written again
                     again = self.adds(store.dims)
                     width = where(again > 1, 8, where(parts > 1, 4, self._value(name)))
-                return parts * width * (count * shape.of(store.dims))
+                return parts * width * (count * self._row(store.dims))
         decl = self._decl(name)
         return term(0) if decl is None else term(
             (rows if decl.role != "param" else shape.H) * shape.of(decl.dims) * self._value(name))
+
+    def _row(self, dims: tuple[str, ...]) -> Term:
+        """Numbers of a row of a tensor, which may be of pairs of rows."""
+        return product([self.names["C"]] * (COL in dims)) * self.shape.of(tuple(d for d in dims if d != COL))
 
     def _decl(self, name: str) -> Decl | None:
         """What a tensor, or its gradient, is of."""

@@ -8,6 +8,7 @@ from mixc.codegen.lines import indent, join, shape
 from mixc.codegen.names import class_name
 from mixc.codegen.sizes import size_lines
 from mixc.ir.launch import Store
+from mixc.ir.node import COL
 from mixc.ir.program import Decl
 
 
@@ -81,7 +82,8 @@ class Function(Launches):
 
     def _forward_tile(self) -> str:
         sizes = self._called(self.fwd[0][0])
-        if self.backward is None or self.config.tile(self.fwd[0][0]).chunk < 16:  # rows are no tokens, or few
+        paired = any(COL in s.dims for s in self._handed)  # the backward has chunks of as many rows
+        if self.backward is None or paired or self.config.tile(self.fwd[0][0]).chunk < 16:  # rows are no tokens, or few
             return f"tile = {sizes}"
         return f"tile = dict({sizes}, C=16) if seqs.T <= 16 else {sizes}"
 
@@ -93,7 +95,8 @@ class Function(Launches):
     def _room(self, s: Store) -> str:
         """Room for rows that are handed on: never in fp16, whose range they may leave."""
         if any(s.name in launch.in_fp32() for launch in self.launches.values()):
-            return f"{s.name} = torch.empty({shape('B, T, H', s.dims)}, dtype=torch.float32, device=device)"
+            room = shape("B, T, H", s.dims).replace(" C", f" {self._called(self.fwd[0][0])}['C']" if COL in s.dims else " C")
+            return f"{s.name} = torch.empty({room}, dtype=torch.float32, device=device)"
         over = "".join(f", {d}" for d in self.inverse_over())
         dtype = f"handed_in({self._out_dtype()}{over})" if s.dims else "torch.float32"
         return f"{s.name} = torch.empty({shape('B, T, H', s.dims)}, dtype={dtype}, device=device)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mixc.codegen.axes import Axes
-from mixc.codegen.lines import group
+from mixc.codegen.lines import group, sizes
 from mixc.codegen.tiles import Tiles
 from mixc.ir.launch import Launch
 from mixc.ir.node import COL, ROW, flat
@@ -37,7 +37,7 @@ class Addresses:
         return " + ".join(terms)
 
     def _row_stride(self, dims: tuple[str, ...]) -> str:
-        return " * ".join(["H", *(d for d in flat(dims) if d != ROW)])
+        return " * ".join(["H", *sizes(tuple(d for d in dims if d != ROW))])
 
     def _row_offset(self, stride: str, dims: tuple[str, ...], rows: str = "rows", at: Entry = ()) -> str:
         """Offsets of a tile's rows and columns from the chunk's first row."""

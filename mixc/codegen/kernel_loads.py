@@ -196,13 +196,17 @@ class Loads(Addresses):
         nominal = nominal_sizes(self.launch, self.axes.ranks)
         def size(dims: tuple[str, ...]) -> int:
             return numbers(tuple(map(self.axes.size_of, flat(dims))), nominal)
-        def wide(n: Node) -> bool | None:
-            """Has the product that a statement forms more columns than rows, where those are few (16 or 32 tokens)?"""
+        def wide(n: Node) -> int | None:
+            """The columns of the product that a statement forms, if its rows are tokens; 0: they are tokens too."""
             inner = [x for a in n.args if a.op in ("rename", "expand") or tiles.grouped(a) if (x := wide(a)) is not None]
             if tiles.rows_of_tokens(n):
-                inner.append(not is_rows(d := tiles.order(n)[1]) and nominal[d] > 32)
-            return any(inner) if inner else None
-        found = schedule(roots, held, lambda n: part(n) * size(n.dims), tiles.grouped, kept, within, wide)
+                inner.append(0 if is_rows(d := tiles.order(n)[1]) else nominal[d])
+            return max(inner, default=None)
+        def weight(n: Node) -> float:
+            """The left side of products of few rows counts twice while they use it: every warp then has all of it."""
+            repeated = n in tiles.lefts and nominal[ROW] < 64 and part(n) < 1
+            return part(n) * size(n.dims) * (2 if repeated else 1)
+        found = schedule(roots, held, weight, tiles.grouped, kept, within, wide)
         placed = {*found.statements, *held}
         for n, there in found.alive:
             formed = [n, *(x for x in postorder(n.args, placed) if x not in placed)]

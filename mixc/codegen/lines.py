@@ -7,7 +7,7 @@ import keyword
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mixc.ir.node import flat
+from mixc.ir.node import COL, flat
 
 
 def literal(value: float | complex) -> str:
@@ -24,7 +24,7 @@ def group(code: str) -> str:
 
 
 def times(dims: tuple[str, ...]) -> str:
-    return f" * ({' * '.join(flat(dims))})" if dims else ""
+    return f" * ({' * '.join(sizes(dims))})" if dims else ""
 
 
 def wrapped(names: list[str]) -> str:
@@ -61,7 +61,12 @@ def tuple_text(names: list[str]) -> str:
 
 
 def shape(lead: str, dims: tuple[str, ...]) -> str:
-    return ", ".join([lead, *flat(dims)])
+    return ", ".join([lead, *sizes(dims)])
+
+
+def sizes(dims: tuple[str, ...]) -> list[str]:
+    """What the sizes of a tensor's dims are called: a row of a matrix of pairs of rows has one for each of its chunk."""
+    return ["C" if d == COL else d for d in flat(dims)]
 
 
 def indent(lines: Iterable[str], depth: int = 1) -> list[str]:

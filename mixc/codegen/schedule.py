@@ -48,7 +48,7 @@ class Order:
 def schedule(roots: list[Node], held: set[Node], size: Callable[[Node], float],
              inside: Callable[[Node], bool] = lambda n: False, kept: tuple[Node, ...] = (),
              within: Callable[[Node], float] = lambda n: 0.0,
-             wide: Callable[[Node], bool | None] = lambda n: None) -> Order:
+             wide: Callable[[Node], int | None] = lambda n: None) -> Order:
     """Every statement below `roots`, ordered.
 
     Args:
@@ -56,7 +56,7 @@ def schedule(roots: list[Node], held: set[Node], size: Callable[[Node], float],
         size: of a node's tile. inside: does a node stand in the expression that uses it?
         kept: roots that stay alive to the end; the others are stored as soon as they are formed.
         within: what a statement needs while it runs, beside what it takes and makes.
-        wide: has the product that a statement forms more columns than rows, if its rows are tokens?"""
+        wide: the columns of the product that a statement forms, if its rows are tokens; 0: they are tokens too."""
     order, needs = [], dict[Node, set[Node]]()
     for n in postorder(roots):
         needs[n] = set().union(*(needs[a] if _passes(a, inside) and a not in held else {a} for a in n.args))
@@ -178,15 +178,17 @@ class _Problem:
                         break
         return path
 
-    def wide_last(self, path: tuple[int, ...], wide: list[bool | None]) -> tuple[int, ...]:
-        """The same with narrow products before the last wide one, where they do not need it.
+    def wide_last(self, path: tuple[int, ...], wide: list[int | None]) -> tuple[int, ...]:
+        """The same with narrower products before the last of the widest, where they do not need it.
 
         Triton gives all products of a loop that have few rows one layout, by the last: if that is wide the warps divide
         the columns of each among them, else every warp forms all of all (8 warps, 16 rows: 8 times the registers)."""
-        at = max((k for k, i in enumerate(path) if wide[i]), default=len(path))
+        most = max((w for w in wide if w), default=0)
+        at = max((k for k, i in enumerate(path) if most and wide[i] == most), default=len(path))
         behind, first = list(path[at + 1:]), list[int]()
         for i in path[at + 1:]:
-            chain = self._chain(i, behind) if wide[i] is False else []
+            width = wide[i]
+            chain = self._chain(i, behind) if width is not None and width < most else []
             if not any(self.needs_computed[j] >> path[at] & 1 for j in chain):
                 first += [j for j in chain if j not in first]
         return (*path[:at], *first, *path[at:at + 1], *(i for i in behind if i not in first))

@@ -129,11 +129,12 @@ class Launch:
 
     def in_fp32(self) -> set[str]:
         """The rows that are handed on in fp32 whatever the inputs, by name: those of which more is formed than operands
-        of products, which would be rounded anyway, and sums beside them."""
+        of products, which would be rounded anyway, and sums beside them; and those of pairs of rows: ways from row to
+        row."""
         read = [n for n in self.nodes() if n.op == "saved"]
-        if self.fine:
-            return {str(n.attr("name")) for n in read} | {s.name for s in self.stores if s.result == "save"}
-        return {str(n.attr("name")) for n in read if not _rounded_anyway(n, self.nodes())}
+        stored = {s.name for s in self.stores if s.result == "save" and (self.fine or COL in s.dims)}
+        return stored | {str(n.attr("name")) for n in read if self.fine or COL in n.dims
+                         or not _rounded_anyway(n, self.nodes())}
 
     def inverse_over(self) -> list[str]:
         """The dims that the products inside inverses sum over, but for what makes more rows."""

@@ -40,7 +40,7 @@ def plans(forward: Program, backward: Program, keeps: tuple[str, ...]) -> list[P
     fused = backwards[0][0]
     more = {*row_dims(fused.nodes(), forward), *forward.inner, *forward.together}
     dims = [d.name for d in forward.dims if d.name not in {*fused.split, *more} - {*fused.summed}]
-    handed = (handed_on(forward, backward, d, keeps) for d in dims)
+    handed = (_handed_on(forward, backward, d, keeps) for d in dims)
     return found + [(cut[:1], cut[1:]) for cut in handed if cut]
 
 
@@ -104,7 +104,15 @@ def backward_by_dims(forward: Program, backward: Program) -> tuple[Launch, ...]:
     return tuple(out) if all(x.split for x in out) and len(carried) == len(carries) else ()
 
 
-def handed_on(forward: Program, backward: Program, d: str, keeps: tuple[str, ...] = ()) -> tuple[Launch, ...]:
+def _handed_on(forward: Program, backward: Program, d: str, keeps: tuple[str, ...]) -> tuple[Launch, ...]:
+    """`handed_on`, with matrices of pairs of rows where without them what is handed on has `d`."""
+    cut = handed_on(forward, backward, d, keeps)
+    whole = [s for launch in cut for s in launch.stores if s.result == "save" and d in s.dims]
+    return (handed_on(forward, backward, d, keeps, pairs=True) or cut) if whole else cut
+
+
+def handed_on(forward: Program, backward: Program, d: str, keeps: tuple[str, ...] = (),
+              pairs: bool = False) -> tuple[Launch, ...]:
     """A forward and a backward of launches that hand rows on, so that those of the last divide `d`; empty where that
     does not do, or needs no such rows.
 
@@ -117,7 +125,7 @@ def handed_on(forward: Program, backward: Program, d: str, keeps: tuple[str, ...
     def leaf(n: Node) -> Node | None:
         """None: it has a dim that no tensor has."""
         return None if {*n.dims} & {*forward.inner} else make("saved", name=f"row {next(count)}", dims=n.dims)
-    found = Along(roots, [c.leaf for c in carries], d, leaf)
+    found = Along(roots, [c.leaf for c in carries], d, leaf, pairs)
     own = found.formed.keys() - found.handed.keys()
     mine = tuple(s for s in stores if s.value in own and (d in s.dims or not s.tile))
     needed = _needed(carries, [s.value for s in stores])
@@ -136,7 +144,7 @@ def handed_on(forward: Program, backward: Program, d: str, keeps: tuple[str, ...
         return ()
     # behind the end, cotangents are 0; other values are divided by, or worse
     behind = {n: 0 if n in found.linear or _dead(n) == 0 else None for n in rows}
-    saved = {n: make("saved", name=s.name, dims=(ROW, *s.dims), behind=behind[n]) for n, s in rows.items()}
+    saved = {n: _read_back(s, behind[n]) for n, s in rows.items()}
     saved |= {n: make("live", leaf, fill=fill) for n, leaf in saved.items() if (fill := _dead(n))}
     early = {n: leaf for n, leaf in saved.items() if n not in found.linear}
     stores = (*left, *(s for n, s in rows.items() if n not in early and s not in left))
@@ -147,6 +155,13 @@ def handed_on(forward: Program, backward: Program, d: str, keeps: tuple[str, ...
     fused = replace(fused, name=f"{forward.name}_fwd_for_{d}", stores=(*fused.stores, *(rows[n] for n in early)))
     whole = {s.name for s in rows.values()}
     return (_with_split(fused), *([_with_split(first, whole=whole)] if stores else []), last)
+
+
+def _read_back(s: Store, behind: float | None) -> Node:
+    """The leaf of what a launch stored."""
+    if s.at:
+        return make("saved", name=s.name, dims=(ROW, *s.tile), behind=behind, of=(ROW, *s.dims), at=s.at)
+    return make("saved", name=s.name, dims=(ROW, *s.dims), behind=behind)
 
 
 def _dead(n: Node) -> float | None:
@@ -163,7 +178,7 @@ def _rows(values: list[Node], stores: tuple[Store, ...], program: Program) -> di
     """The rows that hold each of `values`: a gradient's, or its own, under a name that nothing has."""
     taken, rows = program.names, dict[Node, Store]()
     for n in values:
-        rows[n] = next((s for s in stores if s.value is n and not s.at), None) or Store(
+        rows[n] = next((s for s in stores if s.value is n), None) or Store(
             "rows", free("handed", taken, ""), n, tuple(x for x in n.dims if x != ROW), "save")
     return rows
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mixc.ir.launch import splittable
-from mixc.ir.node import ROW, Node, depends, make, postorder, source
+from mixc.ir.node import COL, ROW, Node, depends, make, postorder, source
 from mixc.ir.ops import OPS
 
 _ADDS_UP = {"sum", "contract", "span_contract"}  # a sum over a dim is the sum of those over its parts
@@ -28,22 +28,40 @@ class Along:
     Args:
         carried: cotangents of states: what has not the dim enters one program, and is a share from then on.
         leaf: of a value that may be handed on, what is read in its place (None: nothing is, or not in this one's).
+        pairs: are matrices of pairs of rows handed on, so that no program needs all of `d` for them?
 
     Attributes:
         formed: by value, what a program forms of it; what is not there cannot be formed.
         handed: by value that is loaded instead, its leaf."""
 
     def __init__(self, roots: list[Node], carried: list[Node], d: str,
-                 leaf: Callable[[Node], Node | None] | None = None):
+                 leaf: Callable[[Node], Node | None] | None = None, pairs: bool = False):
         self.d, self.formed, self.handed = d, dict[Node, Node](), dict[Node, Node]()
+        self._shares = set[Node]()
+        self.leaf, self.pairs = leaf, pairs
         self.linear = depends(roots, [n for n in postorder(roots) if n.op == "cot"])
-        self._shares = {n for n in carried if d not in n.dims}
-        for n in postorder(roots):
-            new = self._form(n)
-            if new is None and leaf is not None and _is_row(n) and (new := leaf(n)) is not None:
-                self.handed[n] = new
-            if new is not None:
-                self.formed[n] = new
+        self._whole, known = set[Node](), -1
+        while known < len(self._whole):  # what is to be whole may have been taken as a share before that was found
+            known = len(self._whole)
+            self.formed, self.handed, self._shares = {}, {}, {n for n in carried if d not in n.dims}
+            for n in postorder(roots):
+                self._add(n)
+
+    def _add(self, n: Node) -> None:
+        if self.pairs and n in self.linear and {*n.dims} in ({ROW, COL}, {"_u", COL}, {ROW, "_u"}):
+            # a gradient of pairs of rows is formed of whole rows
+            self._whole |= {x for x in map(source, n.args) if x in self._shares and COL not in x.dims}
+        new = self._form(n)
+        if new is not None:
+            self.formed[n] = new
+        load = new is None or n in self._whole or (self.pairs and self._of_the_forward(n))
+        if load and self.leaf is not None and _is_row(n, self.pairs) and (leaf := self.leaf(n)) is not None:
+            self._shares.discard(n)
+            self.handed[n] = self.formed[n] = leaf
+
+    def _of_the_forward(self, n: Node) -> bool:
+        """A matrix of pairs of rows that sums over `d`, or an inverse of such: the forward has it."""
+        return n.dims == (ROW, COL) and n not in self.linear and (n in self._shares or n.op == "unit_inverse")
 
     def share(self, n: Node) -> Node:
         """A formed value as a program's share of it."""
@@ -90,10 +108,12 @@ class Along:
         return n.on(*(self.share(a) if i in joint else self.formed[a] for i, a in enumerate(n.args)))
 
 
-def _is_row(n: Node) -> bool:
-    """Is it a row a token, which a tensor can hold?"""
+def _is_row(n: Node, pairs: bool) -> bool:
+    """Is it a row a token, which a tensor can hold? That of a matrix of `pairs` of rows has a number for each of its
+    chunk."""
     inner = [d for d in n.dims if d.startswith("_")]
-    return n.kind == "real" and n.op not in ("rename", "expand") and inner == [ROW]
+    held = inner == [ROW] or (pairs and n.dims == (ROW, COL))
+    return held and n.kind == "real" and n.op not in ("rename", "expand")
 
 
 def shares(roots: list[Node], carried: list[Node], d: str) -> list[Node] | None:

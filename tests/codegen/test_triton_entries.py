@@ -12,6 +12,7 @@ import mixc
 from mixc.codegen import triton_program
 from mixc.codegen.config import Config, Tile
 from mixc.codegen.triton_program import kernels
+from mixc.ir.node import COL
 from tests import cells
 
 SPECS = {
@@ -63,11 +64,16 @@ def test_calls(cell):
     assert not bad, "; ".join(bad)
 
 
-def test_rows_that_are_handed_on():
+@pytest.mark.parametrize("chunk,cell", [(16, {}), (32, dict(dtype=torch.bfloat16)), (32, dict(length=(0, 1, 20, 45))),
+                                        (32, dict(length=9)), (16, dict(rows="mask, reverse", heads="2/1"))])
+def test_rows_and_pairs_of_rows_that_are_handed_on(chunk, cell):
+    """What inverses sum over K: the forward hands its matrices of pairs of rows on, and no row of K."""
     made = kernels(loaded("corrections").declared)
     cut = next(fwd + bwd for fwd, bwd in made.plans if "bwd_along_K" in bwd)
-    tiles = Config(tuple((n, Tile(16)) for n in cut), 32)
-    cell = dict(length=50, size=20, heads="1", gates=0.1, dtype=torch.float32, rows="plain", start=True)
+    handed = [s.dims for n in cut for s in made.launches[n].stores if s.result == "save"]
+    assert (COL,) in handed and not any("K" in dims for dims in handed)
+    tiles = Config(tuple((n, Tile(chunk, (("V", 16),) if "for" in n else (("K", 16),))) for n in cut), 32)
+    cell = dict(length=50, size=20, heads="1", gates=0.1, dtype=torch.float32, rows="plain", start=True) | cell
     with patch.object(triton_program, "_config", lambda *_: tiles):
         bad = [str(f) for f in cells.compare(loaded("corrections"), cell, "triton") if not f.ok]
     assert not bad, "; ".join(bad)
