@@ -144,7 +144,7 @@ def handed_on(forward: Program, backward: Program, d: str, keeps: tuple[str, ...
         return ()
     # behind the end, cotangents are 0; other values are divided by, or worse
     behind = {n: 0 if n in found.linear or _dead(n) == 0 else None for n in rows}
-    saved = {n: _read_back(s, behind[n]) for n, s in rows.items()}
+    saved = {n: make("saved", name=s.name, dims=(ROW, *s.dims), behind=behind[n]) for n, s in rows.items()}
     saved |= {n: make("live", leaf, fill=fill) for n, leaf in saved.items() if (fill := _dead(n))}
     early = {n: leaf for n, leaf in saved.items() if n not in found.linear}
     stores = (*left, *(s for n, s in rows.items() if n not in early and s not in left))
@@ -155,13 +155,6 @@ def handed_on(forward: Program, backward: Program, d: str, keeps: tuple[str, ...
     fused = replace(fused, name=f"{forward.name}_fwd_for_{d}", stores=(*fused.stores, *(rows[n] for n in early)))
     whole = {s.name for s in rows.values()}
     return (_with_split(fused), *([_with_split(first, whole=whole)] if stores else []), last)
-
-
-def _read_back(s: Store, behind: float | None) -> Node:
-    """The leaf of what a launch stored."""
-    if s.at:
-        return make("saved", name=s.name, dims=(ROW, *s.tile), behind=behind, of=(ROW, *s.dims), at=s.at)
-    return make("saved", name=s.name, dims=(ROW, *s.dims), behind=behind)
 
 
 def _dead(n: Node) -> float | None:
@@ -175,10 +168,11 @@ def _dead(n: Node) -> float | None:
 
 
 def _rows(values: list[Node], stores: tuple[Store, ...], program: Program) -> dict[Node, Store]:
-    """The rows that hold each of `values`: a gradient's, or its own, under a name that nothing has."""
+    """The rows that hold each of `values`: a gradient's, or its own, under a name that nothing has. (Of several
+    corrections in a row gradients that were rounded are not enough.)"""
     taken, rows = program.names, dict[Node, Store]()
     for n in values:
-        rows[n] = next((s for s in stores if s.value is n), None) or Store(
+        rows[n] = next((s for s in stores if s.value is n and not s.at), None) or Store(
             "rows", free("handed", taken, ""), n, tuple(x for x in n.dims if x != ROW), "save")
     return rows
 
