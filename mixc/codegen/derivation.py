@@ -129,8 +129,8 @@ def _instead(step: Program) -> str:
     made = kernels_at(step, whole_shape(step, {}))
     if not isinstance(made, TokenModule):
         return ""
-    return (f"one Triton kernel each, but token by token ({made.instead} has none a chunk), the state on chip; on a CPU the "
-            "chunk's program in torch")
+    return (f"one Triton kernel each, but token by token (no kernel of chunks holds {made.instead}), the state on chip; on a "
+            "CPU the chunk's program in torch")
 
 
 def _section(title: str, lines: list[str]) -> list[str]:

@@ -19,7 +19,7 @@ from mixc.codegen.lines import literal
 from mixc.codegen.notation import is_decay
 from mixc.codegen.operands import added, axes_of, dot_axes, entrywise, only_operands, operand_of, sharp, worked_out
 from mixc.codegen.padding import zero_padded
-from mixc.codegen.refuse import refuse
+from mixc.codegen.refuse import entries, refuse
 from mixc.codegen.tile_rules import RULES
 from mixc.codegen.triton_scan import component_name, is_factor_behind, rows_before
 from mixc.ir.blocks import PART
@@ -113,7 +113,7 @@ class Tiles:
         if node not in self.names:
             many = len(self.order(node))
             if self.rows and (many > 3 or (many == 3 and ROW not in node.dims)):
-                raise refuse(f"a tile of {many} axes [{', '.join(node.dims)}]", node)
+                raise refuse(entries(map(self.axes.size_of, flat(node.dims))), node)
             if not node.args:
                 self.names[node] = self.leaf(node)
             else:

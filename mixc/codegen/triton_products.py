@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mixc.codegen.axes import called
 from mixc.codegen.operands import axes_of
 from mixc.codegen.padding import zero_padded
-from mixc.codegen.refuse import refuse
+from mixc.codegen.refuse import entries, refuse
 from mixc.codegen.triton_reduce import batched_code
 from mixc.ir.brackets import filled
 from mixc.ir.launch import feature_dims
@@ -43,7 +43,7 @@ def contract_code(w: Tiles, node: Node) -> str:
         if code:
             return code
         if w.rows:
-            raise refuse("a contraction over four axes", node)
+            raise refuse(f"a product over {entries(dict.fromkeys(map(w.axes.size_of, flat(over))))}", node)
     lacking = not axes_of(a) | axes_of(b) >= set(summed)  # both repeated along an axis that is summed over
     first = w.cleaned(a, over, over if lacking else None)
     return w.summed_code(filled("{0} * {1}", [first, w.cleaned(b, over)]), over, summed)

@@ -24,7 +24,7 @@ def span_solve_code(tiles: Tiles, node: Node) -> str:
     A, b, y, g = node.args
     own, axes, pairs = feature_dims(g), tiles.order(y), tiles.order(A)
     if len(own) != 1 or len(axes) != 2 or len(pairs) != 2 or axes[1] != own[0] or pairs[0] != axes[0]:
-        raise refuse("a triangular system of this shape", node)
+        raise refuse(f"a triangular system for every entry of {', '.join(feature_dims(y))}", node)
     given = [tiles.whole(A, pairs), tiles.whole(b, axes), tiles.cleaned(y, axes, flat(axes)), logs_code(tiles, g, own[0])]
     name = "span_solve_rows" if more_rows(axes[0]) else "span_solve"
     precision = ", PRECISION" * (name != "span_solve")

@@ -123,6 +123,7 @@ def solve_code(tiles: Tiles, node: Node) -> str:
     L, y = node.args
     own = [d for d in L.dims if d not in BOTH]
     if len(own) != 1 or set(y.dims) != {ROW, *own}:
-        raise refuse("a triangular system of this shape", node)
+        several = "triangular systems that feed each other" if COL in y.dims else "a triangular system"
+        raise refuse(f"{several} for every entry of {', '.join(own)}", node)
     matrix, right = tiles.whole(L, (ROW, COL, *own)), tiles.whole(y, (ROW, *own))
     return f"solve_columns({matrix}, {right}, rows, {bool(node.attr('transposed'))})"

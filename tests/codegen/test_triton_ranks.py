@@ -150,5 +150,5 @@ def test_systems_wider_than_a_tile_may_be_run_token_by_token():
     assert all(f.ok for f in agree.judge(mixer.declared, got, want, torch.float32))
     few, many = (mixer.emit(shape=dict(K=8, V=8, R=R)) for R in (4, 68))
     assert "unit_inverse" in few and "unit_inverse" not in many
-    assert "token by token (a triangular system of 16 tokens of 128 rows has none a chunk)" in (
+    assert "token by token (no kernel of chunks holds a triangular system of 16 tokens of 128 rows)" in (
         mixc.loads(WIDE.format(" = 68")).explain())

@@ -121,3 +121,15 @@ def test_kernels(name: str) -> None:
     want = run(mixer, tensors, wide=True)
     for backend in ("torch", "triton"):
         assert_runs_agree(mixer, run(mixer, tensors, backend=backend), want)
+
+
+REFUSED = {
+    "triangular systems that feed each other for every entry of V":
+        "S = exp(h) * S\n    S = S + b * k * (v - k @ S)\n    S = S + b * g * (y - g @ S)",
+    "a product over pairs of rows for every entry of K, V": "S = 0.9 * S + k * v\n    out n = norm(S)",
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_why_kernels_run_token_by_token(what: str) -> None:
+    assert f"token by token (no kernel of chunks holds {what})" in mixc.loads(HEADER.format(REFUSED[what])).explain()
