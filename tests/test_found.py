@@ -181,6 +181,15 @@ def test_a_part_without_outs_in_kernels(update, length):
     assert all(f.ok for f in agree.judge(mixer.declared, got, want, torch.float32))
 
 
+def test_nothing_to_the_power_of_nothing_in_kernels():
+    """0 ** 0 was NaN where a decay forgets everything: dg of exp(g) ** (1 + index[V])."""
+    mixer = mixc.loads("mixer m(K, V) {\nin q[K], k[K], v[V], g where g <= 0\nstate S[K, V]\n"
+                       "S = exp(g) ** (1 + index[V]) * S + k * v\nout o[V] = q @ S\n}")
+    cell = dict(length=40, size=5, heads="1", gates="forget", dtype=torch.float32, rows="plain", start=True)
+    bad = [str(f) for f in cells.compare(mixer, cell, "triton") if not f.ok]
+    assert not bad, "; ".join(bad)
+
+
 def test_a_deep_expression_is_written_at_once():
     """What stands where was asked anew at every level: 40 of them would take days."""
     x = "tanh(" * 40 + "f" + ")" * 40

@@ -205,7 +205,7 @@ OPS: dict[str, Op] = {
     "mul": _ew(2, "{0} * {1}", "{0} * {1}", "product", linear_in=(0, 1)),
     "div": _ew(2, "{0} / {1}", "{0} / {1}", "quotient", linear_in=(0,)),
     "neg": _ew(1, "-{0}", "-{0}", "negation", linear_in=(0,)),
-    "pow": _ew(2, "torch.pow({0}, {1})", "tl.exp2({1} * tl.log2({0}))", "x ** y, x >= 0"),
+    "pow": _ew(2, "torch.pow({0}, {1})", "tl.exp2({1} * tl.maximum(tl.log2({0}), -1.0e30))", "x ** y, x >= 0"),
     "ipow": Op(1, same, joined, "x ** n, an integer n: a product", "torch.pow({0}, {n})", None),
     "exp": _ew(1, "torch.exp({0})", "tl.exp({0})", "e ** x"),
     "log": _ew(1, "torch.log({0})", "tl.log({0})", "natural logarithm"),
