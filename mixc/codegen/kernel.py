@@ -47,7 +47,8 @@ class KernelWriter(Stores):
         self.by_rows = launch.loop not in ("tokens", "cells")
         self.axes = Axes(row_dims(nodes, self.program) if self.by_rows else frozenset(), self.program.inner,
                          frozenset(launch.each), tuple(flat([d]) for d in self.header if JOINT in d))
-        self.tiles = Tiles(self._emit, self._leaf, taken, launch.body(), launch.roots(), self.header, self.axes, launch.fine)
+        fine = self._fine(launch.body(), [(c.leaf, c.next) for c in launch.carries])
+        self.tiles = Tiles(self._emit, self._leaf, taken, launch.body(), launch.roots(), self.header, self.axes, fine)
         self.ends = launch.carries  # what has an initial and a final value where its loop begins and ends
         self.carry_of = {c.leaf: c for c in launch.carries}
 

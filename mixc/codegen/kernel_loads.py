@@ -7,6 +7,7 @@ from mixc.codegen.kernel_addresses import Addresses
 from mixc.codegen.lines import group, indent, plus
 from mixc.codegen.names import safe
 from mixc.codegen.notation import formula, is_decay, span_formula
+from mixc.codegen.operands import fine_products, lasting
 from mixc.codegen.refuse import refuse
 from mixc.codegen.schedule import nominal_sizes, numbers, schedule
 from mixc.codegen.tiles import Tiles
@@ -36,6 +37,10 @@ class Loads(Addresses):
         self.alive: list[list[tuple[tuple[str, ...], float]]] = []
         self.vectors = 0
         self.row, self.held = "row", "held"  # the chunk's first row, and its rows that there are
+
+    def _fine(self, nodes: list[Node], carried: list[tuple[Node, Node]]) -> set[Node]:
+        """The products of these nodes whose operands are not rounded to the dtype of the inputs."""
+        return (fine_products(nodes) if self.launch.fine else set()) | lasting(nodes, carried)
 
     def _emit(self, node: Node, line: str) -> None:
         lines = self.body if node in self.varying else self.before
@@ -143,7 +148,9 @@ class Loads(Addresses):
     def _replay(self, names: dict[str, str]) -> None:
         """One chunk on, for the states of `starts`."""
         launch, outer = self.launch, self.tiles
-        inner = Tiles(self._emit, self._leaf, (), list(postorder(launch.replay)), list(launch.replay), self.header, self.axes, launch.fine)
+        body = list(postorder(launch.replay))
+        fine = self._fine(body, list(zip(map(self._start, launch.starts), launch.replay, strict=True)))
+        inner = Tiles(self._emit, self._leaf, (), body, list(launch.replay), self.header, self.axes, fine)
         inner.taken, inner.rows = outer.taken, outer.rows
         self.tiles, self.row, self.held = inner, "past_row", "rows"
         inner.names = {self._start(s): names[s] for s in launch.starts}

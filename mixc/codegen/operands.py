@@ -9,7 +9,7 @@ from typing import Any
 
 from mixc.codegen.axes import Axes
 from mixc.ir.launch import PRODUCTS, ROWS, feature_dims, sides
-from mixc.ir.node import ALIASES, ROW, Node, depends, flat, source
+from mixc.ir.node import ALIASES, ROW, Node, depends, flat, postorder, source
 from mixc.ir.ops import OPS
 
 
@@ -34,6 +34,15 @@ def fine_products(nodes: list[Node]) -> set[Node]:
         cotangents = [a for a in n.args if a in linear]
         return not cotangents or (ROW in n.dims and len(cotangents) == 1 and ROW in cotangents[0].dims)
     return {n for n in nodes if n.op in PRODUCTS and meets(n)}
+
+
+def lasting(nodes: list[Node], carried: list[tuple[Node, Node]]) -> set[Node]:
+    """The products by which what is carried, as it came in, reaches what is carried on, if only forgetting ends what was
+    rounded there: it adds up over as many tokens as the state remembers."""
+    if not any(n.op == "unit_inverse" and n.attr("lasts") for n in nodes):
+        return set()
+    leaves, after = zip(*carried, strict=True) if carried else ((), ())
+    return {n for n in depends(nodes, leaves) & {*postorder(after)} if n.op in PRODUCTS}
 
 
 def operand_of(nodes: Iterable[Node]) -> str:

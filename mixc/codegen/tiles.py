@@ -39,11 +39,11 @@ class Tiles:
         emit: called with (node, statement) to put a line where the node belongs.
         leaf: the name of a leaf's tile (after loading it).
         axes: which dims make more rows.
-        fine: is it of a launch that forms a small difference of products?
+        fine: products that meet in a small difference, or whose rounding lasts.
     """
 
     def __init__(self, emit: Callable[[Node, str], None], leaf: Callable[[Node], str], taken: Iterable[str],
-                 nodes: list[Node], roots: list[Node], header: tuple[str, ...], axes: Axes, fine: bool = False):
+                 nodes: list[Node], roots: list[Node], header: tuple[str, ...], axes: Axes, fine: set[Node]):
         self.emit, self.leaf, self.axes = emit, leaf, axes
         self.block, self.shape, self.aligned = axes.block, axes.shape, axes.aligned
         self.rank = {d: i for i, d in enumerate((ROW, COL, "_u", *header))}
@@ -56,7 +56,7 @@ class Tiles:
         self.joined = set(self.added.values())  # and the sums, which stand in the product's statement
         self.reduced = {n.args[0] for n in nodes if n.op == "sum"}  # products that are summed stand in the sum
         self.crossed = {n.args[0] for n in nodes if n.op == "crossing" and self._over_rows(n.args[0])}
-        self.operand, self.fine = operand_of(nodes), products.fine_products(nodes) if fine else set[Node]()
+        self.operand, self.fine = operand_of(nodes), fine
         self.stacked = products.stacked(self.added, self.uses, self.dot_axes, self.operand_for)
         self.operands = only_operands(nodes, roots, self.fine, self.dot_axes) if self.operand == "OPERAND" else set()
         self.names: dict[Node, str] = {}

@@ -13,10 +13,10 @@ from collections.abc import Iterable
 
 from mixc.ir.blocks import component
 from mixc.ir.build import at_cols, contract, cumsum, exp, expand, make, number, rename, total, where
-from mixc.ir.launch import feature_dims
+from mixc.ir.launch import PRODUCTS, feature_dims
 from mixc.ir.node import COL, ROW, Node, depends, postorder, substitute
 from mixc.ir.program import Program
-from mixc.ir.ranges import magnitude, proving
+from mixc.ir.ranges import bounds, magnitude, proving
 from mixc.passes.decay import FORGET, by_rows
 from mixc.passes.simplify import rewrite, simplify
 from mixc.passes.tangent import without_tangents
@@ -28,13 +28,14 @@ DECAYS = ("segsum", "segprod", "span_contract")  # over the rows between two
 def solve_by_inverse(n: Node, each: Iterable[str] = ()) -> Node | None:
     """M^-1 y as a product with the inverse, where one matrix serves all columns, or those of one entry of `each`.
     (`small`: no entry of L exceeds 1, so that products of TF32 form it to 1e-3; `grows`: nothing says that a step keeps
-    errors from growing.)"""
+    errors from growing; `lasts`: only that they are forgotten with all else.)"""
     ranks = n.attr("rows", ())
     if n.op != "solve" or {*n.args[0].dims} - {ROW, COL, *each, *(d for r in ranks for d in r)}:
         return None
     small = magnitude(n.args[0]) <= 1
-    X, y = make("unit_inverse", n.args[0], small=small, grows=not small or not _shrinks(n.args[0]), **(
-        {"rows": ranks} if ranks else {})), n.args[1]
+    grows, erases = not small or not _shrinks(n.args[0]), _erases(n.args[0])
+    more = ({"rows": ranks} if ranks else {}) | ({} if grows or erases else {"lasts": True})
+    X, y = make("unit_inverse", n.args[0], small=small, grows=grows, **more), n.args[1]
     if n.attr("transposed"):
         X = rename(X, **{ROW: COL, COL: ROW}, **{a: b for t, s, _ in ranks for a, b in ((t, s), (s, t))})
     if COL not in y.dims:
@@ -56,16 +57,20 @@ def span_solve_by_inverse(n: Node) -> Node | None:
 
 
 def _shrinks(L: Node) -> bool:
-    """Whether the steps that L is made of have decays, or write where they erase: I - b k k^T, but not I + b a^T."""
-    below = list(postorder([L]))
-    products = [n.args for n in below if n.op == "contract"]
-    return any(n.op in DECAYS for n in below) or all(_address(a) is _address(b) for a, b in products)
+    """Whether the steps that L is made of have decays, or write where they erase."""
+    return any(n.op in DECAYS for n in postorder([L])) or _erases(L)
+
+
+def _erases(L: Node) -> bool:
+    """Whether they write where they erase: I - b k k^T, but not I + b a^T."""
+    return all(_address(n.args[0]) is _address(n.args[1]) for n in postorder([L]) if n.op in PRODUCTS)
 
 
 def _address(n: Node) -> Node:
-    """Without strengths, and on whichever row."""
+    """Without strengths, which may have its dim if they are within [0, 1], and on whichever row."""
     while n.op in ("rename", "neg", "mul"):
-        n = next((a for a in n.args if feature_dims(a)), n.args[0])
+        found = [a for a in n.args if feature_dims(a)] or list(n.args)
+        n = next((a for a in found if not (0 <= bounds(a).low and bounds(a).high <= 1)), found[0])
     return n
 
 

@@ -12,7 +12,7 @@ SIZES = (32, 64, 96, 128, 256)
 # by heads, what spills where the model says that it fits, or says that nothing does, as `tuner.py spills` found it
 SPILLS: dict[str, dict[int, str]] = {
     "abc": {64: "bwd_along_M 184 B", 128: "bwd_for_M 48 B, bwd_along_M 156 B"},
-    "comba": {64: "bwd 332 B", 128: "bwd_along_K 108 B"},
+    "comba": {64: "bwd_along_K 208 B", 128: "bwd_along_K 108 B"},
     "deltaproduct": {64: "fwd_for_K 856 B, bwd_for_K 1292 B", 128: "fwd_for_K 3024 B, bwd_for_K 8076 B"},
     "dplr": {64: "bwd_along_K 192 B", 128: "bwd_along_K 252 B"},
     "gated_delta_rule": {64: "bwd 32 B"},
