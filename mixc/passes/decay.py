@@ -221,11 +221,12 @@ class Decay:
         """[_t, _s, ...]: sum over `summed` of query[t] * keys[s] * the decay from s to t, but for its parts along other
         dims; 0 where t does not reach s.  None stands for ones."""
         moduli, turns = self._taken_apart()
+        alike = [t for t in turns if not t.dims]  # of one token's read and write: nothing is left, and nothing rounded
         for turn in turns:
-            if set(turn.dims) <= set(summed):
+            if turn.dims and set(turn.dims) <= set(summed):
                 query, keys = maybe_mul(query, turn.up_to(reach == "excl")), maybe_mul(keys, turn.back())
         if turns:
-            return moduli.scores(query, keys, summed, reach)
+            return product([moduli.scores(query, keys, summed, reach), *(t.span(reach) for t in alike)]) or number(1)
         has = {*self._dims(), *(d for x in (query, keys) if x is not None for d in x.dims)}
         for d in sorted(summed):
             if d not in has:  # the same for every entry along it

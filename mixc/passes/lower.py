@@ -70,7 +70,7 @@ def _address(n: Node) -> Node:
     """Without strengths, which may have its dim if they are within [0, 1], and on whichever row."""
     while n.op in ("rename", "neg", "mul"):
         found = [a for a in n.args if feature_dims(a)] or list(n.args)
-        n = next((a for a in found if not (0 <= bounds(a).low and bounds(a).high <= 1)), found[0])
+        n = next((a for a in found if not (bounds(a).low >= 0 and bounds(a).high <= 1)), found[0])
     return n
 
 

@@ -7,6 +7,7 @@ import torch
 
 import mixc
 from mixc.passes.planes import is_complex, planes
+from tests import cells
 from tests.agree import assert_agree, assert_runs_agree, draw, run
 from tests.scans import body
 
@@ -172,6 +173,16 @@ def test_long_sums_of_phases_lose_no_digits(scale, bias):
     x["th"], x["a"] = torch.randn_like(x["th"]) * scale + bias, x["a"] * 0.02
     assert_runs_agree(mixer, run(mixer, x, backend="torch"), run(mixer, {
         n: t.to(torch.complex128) if t.is_complex() else t.double() for n, t in x.items()}), torch.float32)
+
+
+@pytest.mark.parametrize("declared", ["in z", "param z"])
+def test_what_turns_the_whole_state_turns_pairs_of_rows(declared):
+    """What a token reads and writes turned alike, and its gradient by both: they left their rounding, 0.15 of dz."""
+    mixer = mixc.loads("mixer m(K, V) {\nin q[K], k[K], v[V]\nin g where g <= 0\n" + declared + "\nstate S[K, V]\n"
+                       "S = exp(1j * z + g) * S + k * v\nout o[V] = real(q @ S)\n}")
+    cell = dict(length=100, size=20, heads="1", gates=10.0, dtype=torch.bfloat16, rows="plain", start=True)
+    found = [f for seed in range(2) for f in cells.compare(mixer, cell, "triton", seed)]
+    assert all(f.ok for f in found), "; ".join(str(f) for f in found if not f.ok)
 
 
 def test_what_has_no_planes_runs_on_torch():
