@@ -12,6 +12,7 @@ from functools import partialmethod
 from html import escape
 
 from mixc.codegen.notation import is_held
+from mixc.ir.brackets import leaf_text
 from mixc.ir.build import is_number, number
 from mixc.ir.node import COL, ROW, Node, postorder, source
 from mixc.ir.program import Program
@@ -156,16 +157,11 @@ class Mathematics:
         return self._parts(n.args[is_number(n.args[0], -1.0)], at, -1)
 
     def _leaf(self, n: Node, at: Letters) -> str:
+        text = leaf_text(n)
         if n.op == "number":
-            value = n.attr("value")
-            text = str(value) if isinstance(value, complex) else f"{value:g}"
             shown = f"<mn>{text.removeprefix('-')}</mn>".replace("inf", "∞")
             return f"<mrow><mo>−</mo>{shown}</mrow>" if text[0] == "-" else shown  # one element, also as an exponent
-        text = str(n.attr("name") or n.attr("dim") or n.op)
-        x = name(text)
-        if n.op == "cot":
-            x = bar(prime(text))
-        return _sub(x, self._rows(n, at))
+        return _sub(bar(prime(text)) if n.op == "cot" else name(text), self._rows(n, at))
 
     def _function(self, n: Node, at: Letters) -> str:
         over = n.attr("over")

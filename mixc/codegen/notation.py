@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mixc.ir.brackets import leaf_text
 from mixc.ir.node import COL, ROW, Node, fold, is_number, postorder
 
 WIDTH = 108
@@ -120,12 +121,8 @@ def span_formula(n: Node, name: str) -> str | None:
 
 
 def _leaf(n: Node) -> str:
-    if n.op == "number":
-        value = n.attr("value")
-        return f"{value:g}" if isinstance(value, float) else str(value)
-    if n.op == "cot":
-        return "d" + str(n.attr("name")).rstrip("'")
-    return str(n.attr("name") or n.attr("dim") or n.op) + "".join(f"[{i}]" for _, i in n.attr("at", ()))
+    text = "d" + leaf_text(n).rstrip("'") if n.op == "cot" else leaf_text(n)
+    return text + "".join(f"[{i}]" for _, i in n.attr("at", ()))
 
 
 def dim_name(d: str) -> str:

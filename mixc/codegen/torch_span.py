@@ -102,8 +102,7 @@ def _general(w: Writer, n: Node, dims: Dims) -> Value:
 
 
 def emit_inverse(w: Writer, n: Node) -> Value:
-    rows, cols = sides(n)
-    axes = (*rows, *cols)
+    axes = sum(sides(n), ())
     own = tuple(d for d in n.dims if d not in axes)
     L = w.full(n.args[0], (*axes, *own))
     if own:

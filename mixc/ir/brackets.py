@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import re
 
+from mixc.ir.node import Node
+
 _BINDS = {**dict.fromkeys("&|<>=!", 0), **dict.fromkeys("+-", 1), **dict.fromkeys("*/%@", 2)}
 ATOM = 3
 
@@ -42,3 +44,11 @@ def atom(code: str) -> str:
     """The code in brackets, unless it is a name, a number or a call."""
     whole = binds(code) == ATOM and not re.search(r" (and|or|if) ", code)
     return code if whole else f"({code})"
+
+
+def leaf_text(n: Node) -> str:
+    """A number as it is written, or the name of what is declared."""
+    if n.op == "number":
+        value = n.attr("value")
+        return str(value) if isinstance(value, complex) else f"{value:g}"
+    return str(n.attr("name") or n.attr("dim") or n.op)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from mixc.errors import Span
-from mixc.ir.brackets import filled
+from mixc.ir.brackets import filled, leaf_text
 from mixc.ir.node import Node, is_number, number, postorder
 from mixc.ir.program import Decl, Program
 from mixc.ir.ranges import bounds
@@ -152,10 +152,8 @@ def text_of(node: Node) -> str:
 def _words(node: Node) -> str:
     if node.span is not None:
         return node.span.source.line(node.span.line)[node.span.column - 1:node.span.end - 1]
-    if node.op == "number":
-        return f"{node.attr('value'):g}" if node.kind == "real" else str(node.attr("value"))
     if not node.args:
-        return str(node.attr("name") or node.attr("dim") or node.op)
+        return leaf_text(node)
     if node.op in ("expand", "rename"):
         return _words(node.args[0])
     if node.op == "sub" and is_number(node.args[0], 0.0):
