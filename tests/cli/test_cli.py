@@ -60,7 +60,7 @@ def test_tune_with_nothing_to_tune(tmp_path: Path) -> None:
     """Parts whose sizes a rule gives were an IndexError, a dtype of no kernel a KeyError."""
     spec = tmp_path / "m.mix"
     spec.write_text("mixer m(K, V, M, E = V) {\nin q[K], k[K], v[V], w[M]\nparam R[V, E]\nstate S[K, V, M], W[K, V]\n"
-                    "S = 0.9 * S + k * v * w\nW = tanh(W + k * (R @ ((q @ S) @ w)[E]))\nout o[V] = q @ W\n}\n")
+                    "S = maximum(0.9 * S, k * v * w)\nW = tanh(W + k * (R @ ((q @ S) @ w)[E]))\nout o[V] = q @ W\n}\n")
     assert "m_1: a rule gives its sizes" in mixc("tune", str(spec))
     assert parsed("tune", str(spec)) == []
     assert "expected bf16, fp16 or fp32" in mixc("tune", "gla", "--dtype", "fp64", code=1)
