@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from mixc.codegen.axes import is_rows
 from mixc.codegen.kernel_addresses import Addresses
 from mixc.codegen.lines import group, indent, plus
@@ -210,15 +212,20 @@ class Loads(Addresses):
                 inner.append(0 if is_rows(d := tiles.order(n)[1]) else nominal[d])
             return max(inner, default=None)
         def weight(n: Node) -> float:
-            """The left side of products of few rows counts twice while they use it: every warp then has all of it."""
+            """The left side of products of few rows counts twice: every warp has all of it while they use it."""
             repeated = n in tiles.lefts and nominal[ROW] < 64 and part(n) < 1
             return part(n) * size(n.dims) * (2 if repeated else 1)
-        found = schedule(roots, held, weight, tiles.grouped, kept, within, wide)
+        ways: list[Callable[[Node], float]] = [lambda n: part(n) * size(n.dims)]
+        ways += [weight] if tiles.lefts and nominal[ROW] < 64 else []
+        orders = [schedule(roots, held, way, tiles.grouped, kept, within, wide) for way in ways[::-1]]
+        found = min(orders, key=lambda o: o.cost(weight))
         placed = {*found.statements, *held}
         for n, there in found.alive:
             formed = [n, *(x for x in postorder(n.args, placed) if x not in placed)]
-            lefts = {left.dims for x in formed if (left := tiles.rows_of_tokens(x))}
-            sized = [(m.dims, part(m)) for m in there] + [((*dims, WARPS), 0.5) for dims in sorted(lefts)]
+            # of TF32 not twice as much: ptxas does not hold all of them at once
+            lefts = {(left.dims, 0.75 if tiles.operand == "tl.float32" or x in tiles.fine else 0.5)
+                     for x in formed if (left := tiles.rows_of_tokens(x))}
+            sized = [(m.dims, part(m)) for m in there] + [((*dims, WARPS), bits) for dims, bits in sorted(lefts)]
             self.alive.append([(tuple(map(self.axes.size_of, flat(dims))), n) for dims, n in sized])
         self.vectors = max(self.vectors, found.vectors)
         return found.statements

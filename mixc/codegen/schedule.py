@@ -44,6 +44,11 @@ class Order:
     alive: list[tuple[Node, tuple[Node, ...]]]
     vectors: int
 
+    def cost(self, size: Callable[[Node], float]) -> tuple[float, float]:
+        """Peak and sum of what is alive."""
+        found = [sum(map(size, tiles)) for _, tiles in self.alive]
+        return max(found, default=0.0), sum(found)
+
 
 def schedule(roots: list[Node], held: set[Node], size: Callable[[Node], float],
              inside: Callable[[Node], bool] = lambda n: False, kept: tuple[Node, ...] = (),
