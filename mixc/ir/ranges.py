@@ -99,7 +99,14 @@ def bounds(x: Node) -> Interval:
 
 
 def _interval(n: Node, a: list[Interval]) -> Interval:
-    return (_declared.get(n) if not n.args else None) or RULES.get(n.op, _any)(n, a)
+    return (_declared.get(_tensor(n)) if not n.args else None) or RULES.get(n.op, _any)(n, a)
+
+
+def _tensor(n: Node) -> Node:
+    """The leaf of which this one is an entry: it lies in the same range."""
+    if n.attr("of") is None:
+        return n
+    return make(n.op, **{k: v for k, v in n.attrs if k not in ("of", "at")} | {"dims": n.attr("of")})
 
 
 def _norm_of(ranges: tuple[Range, ...]) -> tuple[frozenset[str], float] | None:

@@ -12,7 +12,9 @@ import mixc
 from mixc.codegen import triton_program
 from mixc.codegen.config import Config, Tile
 from mixc.codegen.triton_program import kernels
-from mixc.ir.node import COL
+from mixc.ir.node import COL, make
+from mixc.ir.ranges import bounds, proving
+from mixc.passes.entries import entries_apart
 from tests import cells
 
 SPECS = {
@@ -85,3 +87,12 @@ def test_no_tile_has_the_dim(what):
     for kernel in re.findall(r"^@triton\.jit.*?\ndef m_(?:fwd|bwd|token).*?(?=^@|^class)", text, re.S | re.M):
         assert "in_N" not in kernel or "dw_sum" in kernel or "ds_sum" in kernel  # sums of a param's gradient are whole
         assert "pick" not in kernel
+
+
+def test_an_entry_lies_in_the_range_of_its_tensor():
+    step = mixc.load("deltaproduct").declared
+    beta, = (d.leaf() for d in step.ins if d.name == "beta")
+    entry, = entries_apart(step.with_values([make("pick", beta, dim="N", i=1)] * len(step.results))).values()[:1]
+    assert entry.attr("at") == (("N", 1),) and entry.op == "in"
+    with proving(step):
+        assert (bounds(entry).low, bounds(entry).high) == (0.0, 2.0)
