@@ -8,6 +8,7 @@ says where in the user's text it came from and is no part of its identity.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -82,6 +83,7 @@ class Node:
 
 _reading: ContextVar[set[Node] | None] = ContextVar("reading", default=None)
 _interned: WeakValueDictionary[tuple[Any, ...], Node] = WeakValueDictionary()
+_interning = threading.Lock()  # two threads that say the same get one object
 
 
 def make(op: str, *args: Node, span: Span | None = None, **attrs: Any) -> Node:
@@ -102,8 +104,11 @@ def make(op: str, *args: Node, span: Span | None = None, **attrs: Any) -> Node:
         if row.arity is not None and len(args) != row.arity:
             raise TypeError(f"{op} takes {row.arity} arguments, got {len(args)}")
         dims = row.dims(args, attrs)
-        found = Node(op, args, items, dims, row.kind(args, attrs), span)
-        _interned[key] = found
+        new = Node(op, args, items, dims, row.kind(args, attrs), span)
+        with _interning:
+            found = _interned.get(key)
+            if found is None:
+                found = _interned[key] = new
     if span is not None and (here := _reading.get()) is not None and found not in here:
         here.add(found)
         place(found, span)  # perhaps said before, in another spec: messages are about the one read last

@@ -8,6 +8,7 @@ be -inf ("forget everything"); an input without a range is unbounded but finite.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
@@ -34,9 +35,19 @@ class Interval:
 
 
 ANY = Interval()
-_declared: WeakKeyDictionary[Node, Interval] = WeakKeyDictionary()
-_known: WeakKeyDictionary[Node, Interval] = WeakKeyDictionary()
-_norms: WeakKeyDictionary[Node, tuple[frozenset[str], float]] = WeakKeyDictionary()  # over which dims, at most
+
+
+class _Here(threading.local):
+    """What is known in a thread: another one may compile another spec at the same time."""
+
+    def __init__(self) -> None:
+        self.declared: WeakKeyDictionary[Node, Interval] = WeakKeyDictionary()
+        self.known: WeakKeyDictionary[Node, Interval] = WeakKeyDictionary()
+        # over which dims, at most
+        self.norms: WeakKeyDictionary[Node, tuple[frozenset[str], float]] = WeakKeyDictionary()
+
+
+_here = _Here()
 
 
 class proving:
@@ -57,17 +68,17 @@ class proving:
                 self.facts[d.leaf()] = Interval(infinite=True)
 
     def __enter__(self) -> None:
-        self.saved, self.saved_norms = dict(_declared), dict(_norms)
-        _known.clear()
-        _declared.update(self.facts)
-        _norms.update(self.norms)
+        self.saved, self.saved_norms = dict(_here.declared), dict(_here.norms)
+        _here.known.clear()
+        _here.declared.update(self.facts)
+        _here.norms.update(self.norms)
 
     def __exit__(self, *exc: object) -> None:
-        _known.clear()
-        _declared.clear()
-        _declared.update(self.saved)
-        _norms.clear()
-        _norms.update(self.saved_norms)
+        _here.known.clear()
+        _here.declared.clear()
+        _here.declared.update(self.saved)
+        _here.norms.clear()
+        _here.norms.update(self.saved_norms)
 
 
 def _value(bound: Node | None, otherwise: float) -> float:
@@ -95,11 +106,11 @@ def _of_decl(ranges: tuple[Range, ...]) -> Interval:
 
 def bounds(x: Node) -> Interval:
     """An interval that holds for x under the ranges of the enclosing `proving` block."""
-    return _known[x] if x in _known else fold([x], _interval, _known)[0]
+    return _here.known[x] if x in _here.known else fold([x], _interval, _here.known)[0]
 
 
 def _interval(n: Node, a: list[Interval]) -> Interval:
-    return (_declared.get(_tensor(n)) if not n.args else None) or RULES.get(n.op, _any)(n, a)
+    return (_here.declared.get(_tensor(n)) if not n.args else None) or RULES.get(n.op, _any)(n, a)
 
 
 def _tensor(n: Node) -> Node:
@@ -135,7 +146,7 @@ def _norm_over(x: Node, over: frozenset[str]) -> float:
     if x.op == "mul":
         a, b = x.args
         return min(_safe(_norm_over(a, over), magnitude(b)), _safe(_norm_over(b, over), magnitude(a)))
-    dims, most = _norms.get(x, (frozenset[str](), INF))
+    dims, most = _here.norms.get(x, (frozenset[str](), INF))
     return most if dims == over else INF
 
 
