@@ -60,13 +60,13 @@ def tuple_text(names: list[str]) -> str:
     return f"({', '.join(names)}{',' * bool(names)})"
 
 
-def shape(lead: str, dims: tuple[str, ...]) -> str:
-    return ", ".join([lead, *sizes(dims)])
+def shape(lead: str, dims: tuple[str, ...], chunk: str = "C") -> str:
+    return ", ".join([lead, *sizes(dims, chunk)])
 
 
-def sizes(dims: tuple[str, ...]) -> list[str]:
-    """What the sizes of a tensor's dims are called: a row of a matrix of pairs of rows has one for each of its chunk."""
-    return ["C" if d == COL else d for d in flat(dims)]
+def sizes(dims: tuple[str, ...], chunk: str = "C") -> list[str]:
+    """What the sizes of a tensor's dims are called: a row of a matrix of pairs of rows has one for each of its `chunk`."""
+    return [chunk if d == COL else d for d in flat(dims)]
 
 
 def indent(lines: Iterable[str], depth: int = 1) -> list[str]:

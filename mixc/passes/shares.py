@@ -36,14 +36,13 @@ class Along:
 
     def __init__(self, roots: list[Node], carried: list[Node], d: str,
                  leaf: Callable[[Node], Node | None] | None = None, pairs: bool = False):
-        self.d, self.formed, self.handed = d, dict[Node, Node](), dict[Node, Node]()
-        self._shares = set[Node]()
-        self.leaf, self.pairs = leaf, pairs
+        self.d, self.leaf, self.pairs = d, leaf, pairs
         self.linear = depends(roots, [n for n in postorder(roots) if n.op == "cot"])
         self._whole, known = set[Node](), -1
         while known < len(self._whole):  # what is to be whole may have been taken as a share before that was found
             known = len(self._whole)
-            self.formed, self.handed, self._shares = {}, {}, {n for n in carried if d not in n.dims}
+            self.formed, self.handed = dict[Node, Node](), dict[Node, Node]()
+            self._shares = {n for n in carried if d not in n.dims}
             for n in postorder(roots):
                 self._add(n)
 
