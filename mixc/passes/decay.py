@@ -27,7 +27,7 @@ from typing import Protocol
 from mixc.ir.build import at_col, contract, cumprod, cumsum, exp, expand, maybe_mul, product, repeated, total, where
 from mixc.ir.node import COL, ROW, Node, is_number, make, number
 from mixc.ir.ranges import bounds
-from mixc.passes.separate import factors_of
+from mixc.passes.separate import factors_of, unrepeated
 
 Dims = tuple[str, ...]
 Sums = Callable[[Node], Node]
@@ -159,23 +159,26 @@ class Decay:
         other, and a number is multiplied out for each."""
         found: list[defaultdict[Dims, list[Node]]] = [defaultdict(list) for _ in range(4)]
         logs_, turns_, signs_, values_ = found
+
+        def own(x: Node) -> Dims:  # a modulus may lack the dim of a phase, and the other way round
+            return tuple(d for d in x.dims if d in dims)
         for f in factors:
-            own = tuple(d for d in f.dims if d in dims)
             log = g = log_of(f)
             turn: Node | None = None
             if log is not None and log.kind == "complex":
-                g, turn = lift.planes(log)
+                g, turn = (x and unrepeated(x) for x in lift.planes(log))
             elif log is None and f.kind == "complex":
                 f, turn = _polar(*lift.planes(f))
-            turns_[own] += [] if turn is None else [turn]
-            if log is None and {*own} - {*apart} and _at_most_one(f):
+            if turn is not None:
+                turns_[own(turn)].append(turn)
+            if log is None and {*own(f)} - {*apart} and _at_most_one(f):
                 g = make("log_size", f)
                 if bounds(f).low < 0:
-                    signs_[own].append(make("stop_gradient", where(make("lt", f, number(0)), 1.0, 0.0)))
+                    signs_[own(f)].append(make("stop_gradient", where(make("lt", f, number(0)), 1.0, 0.0)))
             if g is not None:
-                logs_[own].append(g)
+                logs_[own(g)].append(g)
             elif log is None:
-                values_[own].append(f)
+                values_[own(f)].append(f)
         logs, turns, signs = ({d: reduce(Node.__add__, xs) for d, xs in of.items() if xs} for of in found[:3])
         values = {d: reduce(Node.__mul__, xs) for d, xs in values_.items()}
         if () in logs and len(logs) > 1:  # what is the same for all joins what is not

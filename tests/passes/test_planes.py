@@ -6,6 +6,9 @@ import pytest
 import torch
 
 import mixc
+from mixc.codegen.triton_program import kernels
+from mixc.ir.node import postorder
+from mixc.passes.chunk import chunk
 from mixc.passes.planes import is_complex, planes
 from tests import cells
 from tests.agree import assert_agree, assert_runs_agree, draw, run
@@ -115,6 +118,8 @@ TURNED = {
     "delta": "S = exp(a + 1j * th) * S\nS = S + beta * y * (v - y @ S)\nout o[V] = real(q @ S)",
     "complex_keys": "S = exp(g + 1j * t1) * S\nS = S + 0.3 * beta * conj(k) * (v - k @ S)\nout o[V] = real(q @ S)",
     "whole": "S = exp(g + 1j * t1) * S + y * u\nout o[K, V] = S",
+    "modulus_of_all": "S = exp(g + 1j * g * th) * S + k * u\nout o[V] = real(q @ S)",
+    "phase_of_all": "S = exp(a + 1j * t1) * S + k * u\nout o[V] = real(q @ S)",
 }
 
 
@@ -126,12 +131,19 @@ def test_turned_matrix_states_in_chunks(name):
     check(mixer, 30, cu_seqlens=torch.tensor([0, 0, 7, 30]))
 
 
-@pytest.mark.parametrize("name", ["decay_and_phase", "complex_keys"])
+@pytest.mark.parametrize("name", ["decay_and_phase", "complex_keys", "modulus_of_all"])
 def test_turned_matrix_states_in_kernels(name):
     mixer = body(MATRIX + TURNED[name], name)
     x = draw(mixer.declared, B=1, T=37, H=2, dtype=torch.float32, seed=1)
     assert_runs_agree(mixer, run(mixer, x, backend="triton"), run(mixer, {n: t.double() if not t.is_complex() else t.to(
         torch.complex128) for n, t in x.items()}), torch.float32)
+
+
+def test_a_modulus_that_lacks_the_dim_of_the_phase():
+    """It was taken to differ along it: products of vectors in torch, and kernels that ran token by token."""
+    mixer = body(MATRIX + TURNED["modulus_of_all"])
+    assert not kernels(mixer.declared).by_rule
+    assert not any(n.op == "span_contract" for n in postorder(chunk(mixer._staged).values()))
 
 
 NUMBERS = {
