@@ -169,4 +169,5 @@ def _addcmul(w: Writer, n: Node, u: Node, product: Node) -> Value | None:
     axes = next((x.axes for x in (v, a, b) if set(x.axes) == set(n.dims)), None)
     if axes is None or any(x.scalar for x in (v, a, b)):
         return None
-    return w.put(n, f"torch.addcmul({v.over(axes)}, {a.over(axes)}, {b.over(axes)})", axes)
+    call = w.instead.get("addcmul", "torch.addcmul({0}, {1}, {2})").format(*(x.over(axes) for x in (v, a, b)))
+    return w.put(n, call, axes)

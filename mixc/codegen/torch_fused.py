@@ -3,6 +3,8 @@
     def shared(...)  values of rows that both others need and that are dear to form (`kept1`, ...)
     def ends(...)    what every chunk does to its state: h' = a * h + b   (where chunks are carried first)
     def body(...)    the results, from what every chunk received          (and the next states, where it is one chunk)
+    def sums(...)    on torch, not compiled: results that are sums over features of rows that `body` writes, since a
+                     compiler of loops forms the rows again for every set of dims that is summed over
 
 Other values are formed again: a compiler of loops keeps them in registers.  Rows are written where they are wanted:
 what a graph returns lies in fresh memory, which costs a page fault every 4 KB, and is copied from there.
@@ -25,18 +27,21 @@ from mixc.codegen.torch_values import RESERVED, Dims, Names, Value, argument, sa
 from mixc.codegen.torch_writer import Writer, in_order
 from mixc.ir.node import ROW, Node, postorder
 from mixc.ir.ops import OPS
-from mixc.ir.program import Program
+from mixc.ir.program import Program, Result
 from mixc.ir.ranges import proving
 from mixc.passes.unroll import NotRows, row_leaf, unroll
 
 Tensor = torch.Tensor
 Write = tuple[str, Node, Dims]  # where to, what, its axes there
+# behind the last dim of rows that `body` hands on: rows that lie as one dim would be written in a loop of their own
+APART = 16
 CHEAP = {"add", "sub", "mul", "neg", "minimum", "maximum", "where", "lt", "le", "eq", "ne", "and", "or", "not", "square",
          "abs", "sign"}  # what costs no more than to read its result
-# Inductor gives what it thinks dear, exp and sigmoid, a buffer and a loop of its own; of exp2 it does not think so
-BY_TWO = {"exp": "exp_by_two({0})", "sigmoid": "sigmoid_by_two({0})"}
-# of Inductor: one loop for all rows, whose values are no buffers
-OPTIONS: dict[str, Any] = {"realize_reads_threshold": 1 << 20, "realize_opcount_threshold": 1 << 20,
+# Inductor gives what it thinks dear, exp and sigmoid, a buffer and a loop of its own; of exp2 it does not think so.
+# Of addcmul it multiplies by 1 too.
+INLINE = {"exp": "exp_by_two({0})", "sigmoid": "sigmoid_by_two({0})", "addcmul": "{0} + {1} * {2}"}
+# of Inductor: one loop for all rows, whose values are no buffers; that rows lie as they did is not asked in every call
+OPTIONS: dict[str, Any] = {"size_asserts": False, "alignment_asserts": False, "realize_reads_threshold": 1 << 20, "realize_opcount_threshold": 1 << 20,
                            "max_fusion_size": 1 << 20, "cpp.max_horizontal_fusion_size": 1 << 20}
 
 
@@ -62,8 +67,12 @@ class _Body:
         self.kept: dict[Node, str] = {}
         spec = {safe(d.name) for d in program.decls}
         self.names = Names({*RESERVED, *(safe(d.name) for d in program.dims), *spec, *(f"d{n}" for n in spec)})
-        roots = [*(r.value for r in program.results if r.role != "next" or not updates), *(x for p in updates for x in p)]
-        self.rows = unroll(list(postorder(roots)), C)
+        inner = [x for p in updates for x in p] or [n for _, _, n in s.carried]
+        results = [r.value for r in program.results if r.role != "next"]
+        self.behind = _behind(results, inner)
+        self.handed = {n: f"row{i + 1}" for i, n in enumerate(_handed(self.behind))}
+        self.nodes = list(postorder([*results, *inner]))
+        self.rows = unroll(list(postorder([*self.handed, *(n for n in results if n not in self.behind), *inner])), C)
 
     def write(self) -> Segment:
         made = self.made
@@ -73,11 +82,11 @@ class _Body:
         self.states = [lead + n for n in made.carried]
         results, texts = [r for r in self.program.results if r.role != "next"], list[str]()
         if self.updates:
-            texts += self._shared([r.value for r in results])
+            texts += self._shared([*self.handed, *(r.value for r in results if r.value not in self.behind)])
             texts += self._function("ends", [(self._row(x), d.dims) for pair, (d, _, _) in zip(
                 self.updates, self.s.carried, strict=True) for x in pair], [])
         returned, writes = list[tuple[Node, Dims]](), list[Write]()
-        for r in results:
+        for r in (r for r in results if r.value not in self.behind):
             axes, rows = self.program.decl(r.name).dims, self.rows[r.value]
             made.results.append((r.role, r.name, (ROW, *axes) if isinstance(rows, list) else axes))
             if isinstance(rows, list):
@@ -87,11 +96,17 @@ class _Body:
                 returned.append((rows, axes))
         if not self.updates:
             returned += [(self._row(n), d.dims) for d, _, n in self.s.carried]
+        for n, name in self.handed.items():
+            axes = self._axes(n)
+            made.scratch[name] = (*map(size_of, axes[:-1]), apart(size_of(axes[-1])))
+            writes += [(f"{name}[{t}]", x, axes[1:]) for t, x in enumerate(self.rows[n])]  # type: ignore[arg-type]
         texts += self._function("body", returned, writes)
+        texts += self._sums([r for r in results if r.value in self.behind])
         made.text = "\n".join(["import torch", "import torch.nn.functional as F", "",
-                               "from mixc.codegen.torch_prelude import *", "", "", *texts]) + "\n"
+                               "from mixc.codegen.torch_prelude import *",
+                               *["from mixc.codegen.torch_scan_prelude import *"] * bool(self.behind), "", "", *texts]) + "\n"
         scope = defined(made.text, f"mixc {self.program.name} fused")
-        made.run = self._run({name: scope.get(name) for name in ("shared", "ends", "body")})
+        made.run = self._run({name: scope.get(name) for name in ("shared", "ends", "body", "sums")})
         made.per_head = lambda **given: tuple(given[n] for n in made.heads)
         return made
 
@@ -117,6 +132,22 @@ class _Body:
             self.known |= {x: Value(f"{name}[:, {t}]", _features(n)) for t, x in enumerate(self.rows[n])}  # type: ignore[arg-type]
         return text
 
+    def _sums(self, results: list[Result]) -> list[str]:
+        """What `body` handed on stands in scratch, row by row."""
+        if not results:
+            return []
+        self.known |= {n: Value(name, self._axes(n)) for n, name in self.handed.items()}
+        returned = list[tuple[Node, Dims]]()
+        for r in results:
+            axes = ((ROW,) if r.role != "sum" else ()) + self.program.decl(r.name).dims
+            self.made.results.append((r.role, r.name, axes))
+            returned.append((r.value, axes))
+        return self._function("sums", returned, [], compiled=False)
+
+    def _axes(self, n: Node) -> Dims:
+        """Of rows that `body` hands on."""
+        return (ROW, *in_order(_features(n), self.order))
+
     def _place(self, role: str, name: str, axes: Dims) -> str:
         """The argument that is the rows of a result, one by one."""
         place = self.places[role, name] = f"to_{'d' * (role != 'out')}{safe(name)}"
@@ -128,7 +159,7 @@ class _Body:
 
     def _leaves(self) -> dict[Node, Value]:
         made, known = self.made, dict[Node, Value]()
-        for n in postorder(self.rows):
+        for n in self.nodes:
             if n.args or n.op in ("number", "size", "const", "index"):
                 continue
             name, of_state = argument(n)
@@ -143,9 +174,10 @@ class _Body:
             known[n] = Value(name, n.dims if ROW in n.dims else in_order(n.dims, self.order))
         return known
 
-    def _function(self, name: str, returned: list[tuple[Node, Dims]], writes: list[Write]) -> list[str]:
+    def _function(self, name: str, returned: list[tuple[Node, Dims]], writes: list[Write], compiled: bool = True
+                  ) -> list[str]:
         made = self.made
-        flat = [*(x for x, _ in returned), *(x for _, x, _ in writes)]
+        flat = [*(x for _, x, _ in writes), *(x for x, _ in returned)]
         level = levels(list(postorder(flat)), set(made.received.values()), frozenset(), False)
         order = list(postorder(flat, self.known))
         for n in (n for n in order if level[n] == Level.NUMBER and n.op != "number" and n not in self.known):
@@ -153,17 +185,22 @@ class _Body:
                 number = safe(n.attr("name")) if n.op == "const" else f"n{len(made.numbers) + 1}"
                 made.numbers[number] = n
                 self.known[n] = Value(number, n.dims, scalar=not n.dims)
-        w = Writer(level, self.known, self.names, buffered=False, order=self.order, instead=BY_TWO)
+        w = Writer(level, self.known, self.names, buffered=not compiled, order=self.order,
+                   instead=INLINE if compiled else None)
         nodes = [n for n in order if n.args and level[n] > Level.NUMBER and n not in self.known]
         w.plan([nodes], flat)
-        w.write(nodes)
-        texts = [w.full(x, axes) for x, axes in returned]
-        lines = [*w.lines, *(f"    {place}.copy_({w.full(x, axes)})" for place, x, axes in writes)]
-        sizes = [safe(d.name) for d in self.program.dims]
+        for n in nodes:  # what is written is so at once: nothing is kept for long
+            w.write([n])
+            w.lines += [f"    {place}.copy_({w.full(x, axes)})" for place, x, axes in writes if x is n]
+        w.lines += [f"    {place}.copy_({w.full(x, axes)})" for place, x, axes in writes if x not in nodes]
+        lines, texts = w.lines, [w.full(x, axes) for x, axes in returned]
+        sizes = ["C", *(safe(d.name) for d in self.program.dims)]
         lines = [f"    M = {next(iter(made.received))}.shape[0]", *lines,
                  f"    return ({''.join(f'{x}, ' for x in texts).rstrip()})"]
         used = names_read("\n".join(lines))
-        args = [*made.received, *made.rows, *made.heads, *made.numbers, *self.kept.values(), *self.places.values(), *sizes]
+        made.scratch |= w.scratch.shapes
+        args = [*made.received, *made.rows, *made.heads, *made.numbers, *self.kept.values(), *made.scratch,
+                *self.places.values(), *sizes]
         return [f"def {name}(*, {', '.join(n for n in dict.fromkeys([*args, 'dtype', 'device']) if n in used)}):",
                 *lines, "", ""]
 
@@ -171,59 +208,129 @@ class _Body:
         made, states, reverse = self.made, self.states, self.program.reverse
         turned = {name: [0, *(1 + n.dims.index(d) for d in in_order(n.dims, self.order))]
                   for name, n in (*made.received.items(), *made.heads.items()) if in_order(n.dims, self.order) != n.dims}
+        sums = functions.pop("sums")
         shared, ends, body = (f and _compiled(f) for f in functions.values())
-        wanted = [*made.received, *made.rows, *made.heads, *made.numbers, *self.kept.values(),
-                  *(safe(d.name) for d in self.program.dims), "dtype", "device"]
+        fixed = [*made.numbers, *(safe(d.name) for d in self.program.dims), "dtype", "device"]
         compiled: set[tuple[Any, bool]] = set()
 
-        def arguments(given: dict[str, Any]) -> dict[str, Any]:
-            args = {n: given[n] for n in dict.fromkeys(wanted)}
-            for n in (*made.received, *made.rows, *made.heads, *self.kept.values()):
-                args[n] = _at_start(args[n].permute(turned[n]).contiguous() if n in turned else args[n])
-            args |= {place: _rows(given[place]) for place in self.places.values()}
-            key = (given["dtype"], given["M"] == 1)
-            if key not in compiled and given["M"] > 1:
+        def turn(name: str, x: Tensor) -> Tensor:
+            return x.permute(turned[name]).contiguous() if name in turned else x
+
+        def arguments(given: dict[str, Any], low: int, m: int) -> dict[str, Any]:
+            """Of the m chunks from `low` on; `given`: params as they are read."""
+            args = {n: given[n] for n in fixed}
+            args |= {n: _at_start(turn(n, given[n][low:low + m])) for n in made.received}
+            args |= {n: _at_start(given[n][:m]) for n in made.heads}
+            args |= {n: _part(given[n], low, m) for n in (*made.rows, *self.kept.values())}
+            args |= {name: _rows(given[name], low, m) for name in self.places.values()}
+            args |= {name: _rows(given[name], low, m, APART) for name in self.handed.values()}
+            key = (given["dtype"], m == 1)
+            if key not in compiled and m > 1 and ends:
                 for x in (y for v in args.values() for y in (v if isinstance(v, list) else [v])):
-                    if isinstance(x, Tensor) and x.ndim and len(x) == given["M"]:
+                    if isinstance(x, Tensor) and x.ndim and len(x) == m:
                         torch._dynamo.mark_dynamic(x, 0)
             compiled.add(key)
             return args
 
-        def run(**given: Any) -> tuple[Any, ...]:
-            args = arguments(given)
+        def carried(given: dict[str, Any]) -> list[Tensor]:
+            """All chunks at once, what they receive being carried first."""
+            args = arguments(given, 0, given["M"])
             if shared:
                 shared(args)
-            if ends:
-                found = ends(args)
-                for n, a, b in zip(states, found[::2], found[1::2], strict=True):
-                    carry(given[f"{n}_at"], given[f"{n}_to"], a, b, given[f"{n}_done"], given["steps"], reverse)
-                for n in (n for n in turned if n in made.received):  # copies made before chunks received anything
-                    args[n].copy_(given[n].permute(turned[n]))
-            found = list(body(args))  # type: ignore[misc]
-            if not ends:
-                for n, x in zip(states, found[len(found) - len(states):], strict=True):
-                    given[f"{n}_to"][0].copy_(x)
-                if given["finish"][0] is not None:
-                    given["finish"][0]()
+            found = ends(args)  # type: ignore[misc]
+            for n, a, b in zip(states, found[::2], found[1::2], strict=True):
+                carry(given[f"{n}_at"], given[f"{n}_to"], a, b, given[f"{n}_done"], given["steps"], reverse)
+            for n in (n for n in turned if n in made.received):  # copies made before chunks received anything
+                args[n].copy_(given[n].permute(turned[n]))
+            return list(body(args))  # type: ignore[misc]
+
+        def chained(given: dict[str, Any]) -> list[Tensor]:
+            """One chunk of all sequences after the other."""
+            found, low, order = list[list[Tensor]](), 0, -1 if reverse else 1
+            for j, (m, finish) in enumerate(zip(given["steps"][::order], given["finish"], strict=True)):
+                at = given["M"] - low - m if reverse else low
+                found.append(list(body(arguments(given, at, m))))  # type: ignore[misc]
+                for n in reversed(states):
+                    given[f"{n}_to"][j].copy_(found[-1].pop())
+                if finish is not None:
+                    finish()
+                low += m
+            return [torch.cat(xs[::order]) if len(xs) > 1 else xs[0] for xs in zip(*found, strict=True)]
+
+        def run(**given: Any) -> tuple[Any, ...]:
+            given |= {n: turn(n, given[n]) for n in made.heads}
+            found = carried(given) if ends else chained(given)
+            if sums:
+                there = given | {n: given[n][..., :-APART] for n in self.handed.values()}
+                found += sums(**{n: turn(n, there[n]) if n in made.received else there[n] for n in _read_by(sums)})
             return tuple(given[self.places[role, name]] if (role, name) in self.places else found.pop(0)
                          for role, name, _ in made.results)
         return run
 
 
+def _behind(results: list[Node], inner: list[Node]) -> dict[Node, None]:
+    """Values of results that are, or are formed of, sums over features of what is scanned, where no scan needs them."""
+    order = list(postorder(results))
+    needed = set(postorder([*inner, *(a for n in order if n.op == "scan" for a in n.args)]))
+    scanned, found = set[Node](), dict[Node, None]()
+    for n in order:
+        if n.op == "scan" or any(a in scanned for a in n.args):
+            scanned.add(n)
+            if n not in needed and (_sums_features(n) or any(a in found for a in n.args)):
+                found |= dict.fromkeys((*(a for a in n.args if n.op == "sum" and _product(a, scanned - needed)), n))
+    read = {origin(a) for n in found for a in n.args if a not in found and a in scanned}
+    return found if all(ROW in n.dims for n in read) else {}
+
+
+def _sums_features(n: Node) -> bool:
+    over = {d for a in n.args for d in a.dims if d not in n.dims} if n.op == "contract" else set(n.attr("over", ()))
+    return ROW in n.dims and bool(over) and ROW not in over
+
+
+def _product(n: Node, scanned: set[Node]) -> bool:
+    """Does the sum of it do as a product of matrices, so that the wide factor alone is to be handed on?"""
+    return n in scanned and n.op == "mul" and any(
+        a not in scanned and len(_features(a)) < len(_features(n)) for a in n.args)
+
+
+def _handed(behind: dict[Node, None]) -> list[Node]:
+    """What they read of scans, or of what is formed of scans."""
+    read = dict.fromkeys(origin(a) for n in behind for a in n.args if a not in behind)
+    return [n for n in read if any(x.op == "scan" for x in postorder([n]))]
+
+
 def _compiled(f: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
     """Of the arguments that it names: each that is passed is looked at in every call."""
-    code, run = f.__code__, torch.compile(f, fullgraph=True, options=OPTIONS)
-    names = code.co_varnames[:code.co_kwonlyargcount]
+    names, run = _read_by(f), torch.compile(f, fullgraph=True, options=OPTIONS)
     return lambda args: run(**{n: args[n] for n in names})
+
+
+def _read_by(f: Callable[..., Any]) -> tuple[str, ...]:
+    return f.__code__.co_varnames[:f.__code__.co_kwonlyargcount]
+
+
+def apart(size: str) -> str:
+    """The size of a dim in scratch, APART entries behind it."""
+    return f"{size}_apart"
 
 
 def _features(n: Node) -> Dims:
     return tuple(d for d in n.dims if d != ROW)
 
 
-def _rows(x: Tensor) -> list[Tensor]:
-    """x [M, C, ...] row by row, each at the start of its memory."""
-    return once_made(x, "rows at the start", lambda: [_again(row) for row in x.detach().unbind(1)])
+def _rows(x: Tensor, low: int, m: int, apart: int = 0) -> list[Tensor]:
+    """x [M, C, ...] row by row, m chunks from `low` on, each at the start of its memory; `apart`: entries behind each
+    that are none."""
+    def rows() -> list[Tensor]:
+        return [_again(row) for row in x.detach()[low:low + m, ..., :x.shape[-1] - apart].unbind(1)]
+    return once_made(x, ("rows", low, m), rows)
+
+
+def _part(x: Tensor, low: int, m: int) -> Tensor:
+    """m chunks of x [M, ...] from `low` on, at the start of their memory."""
+    if not low and m == len(x):
+        return _at_start(x)
+    return once_made(x, ("part", low, m), lambda: _again(x.detach()[low:low + m]))
 
 
 def _at_start(x: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ class Compiled:
     def __init__(self, step: Program, spread: bool = False):
         """`spread`: segments have several chunks wherever they can."""
         self.step, self.spread = step, spread
-        self._prepared: dict[tuple[bool, bool, bool, bool], Program] = {}
+        self._prepared: dict[tuple[bool, ...], Program] = {}
         self._saves: dict[tuple[bool, bool, bool], tuple[Node, ...]] = {}
         self._segments: dict[object, Any] = {}  # None: there is no such segment
         self.shapes: dict[object, object] = {}  # of calls, see `shapes.shapes`
@@ -110,10 +110,11 @@ class Compiled:
         return tuple(r.name for r in self.chunk.results if r.role == "out" and r.value.op == "scan"
                      and r.value.dims == (ROW, *self.step.decl(r.name).dims))
 
-    def prepared(self, partial: bool, finite: bool, reverse: bool, borrowed: bool = False) -> Program:
-        key = (partial, finite, reverse, borrowed)
+    def prepared(self, partial: bool, finite: bool, reverse: bool, borrowed: bool = False, chained: bool = False
+                 ) -> Program:
+        key = (partial, finite, reverse, borrowed, chained)
         if key not in self._prepared:
-            program = prepare(self.merged[reverse], partial, self.single, finite)
+            program = prepare(self.merged[reverse], partial, self.single or chained, finite)
             if reverse and borrowed:
                 forward = self.prepared(partial, finite, False)
                 there = {x: make("saved", name=name, dims=x.dims) for name in self.handed
@@ -152,12 +153,13 @@ class Compiled:
             self._segments[key] = segment(program, partial, saves, self.single, order, borrowed)
         return self._segments[key]
 
-    def fused(self, finite: bool, C: int, wanted: frozenset[str] | None, order: tuple[str, ...], borrowed: bool
-              ) -> Segment | None:
-        """For `torch.compile`, forward (`wanted` None) or backward; None: its rows are no work entry by entry."""
-        key = ("fused", finite, C, wanted, order, borrowed)
+    def fused(self, finite: bool, C: int, wanted: frozenset[str] | None, order: tuple[str, ...], borrowed: bool,
+              chained: bool) -> Segment | None:
+        """For `torch.compile`, forward (`wanted` None) or backward; None: its rows are no work entry by entry.
+        `chained`: a segment's chunks run one after the other."""
+        key = ("fused", finite, C, wanted, order, borrowed, chained)
         if key not in self._segments:
-            program = self.prepared(False, finite, wanted is not None, borrowed)
+            program = self.prepared(False, finite, wanted is not None, borrowed, chained)
             program = program if wanted is None else program.asked(wanted)
-            self._segments[key] = fused_segment(program, self.single, C, order, borrowed)
+            self._segments[key] = fused_segment(program, self.single or chained, C, order, borrowed)
         return self._segments[key]

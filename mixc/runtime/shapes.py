@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 
+from mixc.codegen.torch_fused import APART, apart
 from mixc.codegen.torch_program import Segment, safe
 from mixc.ir.evaluate import Env, evaluate
 from mixc.ir.node import COL, LEVEL, ROW
@@ -24,6 +25,7 @@ SEGMENT_BYTES = 1 << 20  # of one temporary: some eight of them share the cache
 BAND_BYTES = 1 << 22
 SLAB = 1 << 16  # values of a row of all chunks of a scan: two threads share no less than 32,768
 MATRIX_SLABS = 1 << 20  # values of all rows of a chunk of a scan of matrices: a few such temporaries share the cache
+CHAINED = 1 << 12  # values of a row from which on to run chunk by chunk costs less than to form them twice
 MOST = 16  # shapes that a spec remembers
 
 
@@ -69,6 +71,7 @@ class Shapes:
         C: rows of a chunk.
         sizes: of every dim of the program; shape: the same by the names of emitted arguments.
         dims: the sizes of every out and state.
+        chained: bodies for `torch.compile` run chunk by chunk.
         layout: where the tokens are.
         borrow: rows may be views of the call's tensors; handed: the outs that a backward reads.
     """
@@ -77,7 +80,8 @@ class Shapes:
         self.code = code = code.spreading if fused else code
         self.H, self.dtype, self.device, self.consts = call.H, call.dtype, call.device, call.consts
         self.needs, self.finite, self.fused = needs, finite, fused and (code.scans or code.single)
-        self.borrow = code.scans and call.rows.dense and call.H == 1 and _one_dtype(call)
+        self.chained = self.fused and code.matrix and self._slab(call) >= CHAINED
+        self.borrow = code.scans and not self.chained and call.rows.dense and call.H == 1 and _one_dtype(call)
         self.handed = code.handed if self.borrow and needs else ()
         # what has a matrix a row lies with the longest dim inside
         self.order = tuple(sorted(call.sizes, key=lambda n: call.sizes[n])) if code.single or code.matrix else ()
@@ -90,6 +94,7 @@ class Shapes:
         self.sizes = {**sizes, ROW: C, COL: C, "_u": C, LEVEL: levels}
         self.dims = {d.name: tuple(call.sizes[n] for n in d.dims) for d in (*call.program.outs, *call.program.states)}
         self.shape = {"C": C, "levels": levels, **{safe(n): s for n, s in sizes.items()}}
+        self.shape |= {apart(safe(n)): s + APART for n, s in sizes.items()}
         self.common = {**self.shape, "dtype": call.dtype, "device": call.device}
         self.layout = self._layout(call, scan_rows)
         self._steps: dict[Wanted, list[list[Steps]]] = {}
@@ -113,14 +118,17 @@ class Shapes:
             rows = 4 * min(keys)  # of a system; where they are few it counts how many systems a token is in
             each = rows // len(self.code.systems)
             return min(self.code.longest, 1 << (rows if each >= 16 else max(4, each)).bit_length() - 1)
+        return min(self.code.longest, max(16, 1 << (MATRIX_SLABS // self._slab(call)).bit_length() >> 1))
+
+    def _slab(self, call: Call) -> int:
+        """Values of a row of one chunk of every sequence."""
         widths = [math.prod(call.sizes[n] for n in d.dims) for d in call.program.states]
-        slab = max(1, call.rows.N * call.H * max(widths, default=1))
-        return min(self.code.longest, max(16, 1 << (MATRIX_SLABS // slab).bit_length() >> 1))
+        return max(1, call.rows.N * call.H * max(widths, default=1))
 
     def _scan_rows(self, call: Call) -> int:
         """Rows a chunk of a scan has: half of them where there are many temporaries, for the sake of memory."""
         if self.fused:
-            return 16
+            return 32 if self.chained else 16
         made = [self.code.forward(False, self.finite, self.needs, self.order, self.borrow)]
         if self.needs:
             every = frozenset(d.name for d in (*call.program.ins, *call.program.params))
@@ -149,7 +157,7 @@ class Shapes:
     def _fused(self, group: Group, wanted: Wanted, borrows: bool) -> Segment | None:
         if not self.fused or group.whole.partial:
             return None
-        return self.code.fused(self.finite, self.C, wanted, self.order, borrows)
+        return self.code.fused(self.finite, self.C, wanted, self.order, borrows, self.chained)
 
     def steps(self, wanted: Wanted) -> list[list[Steps]]:
         """Of every band its groups."""

@@ -7,7 +7,7 @@ import torch
 
 import mixc
 from mixc.errors import SpecError
-from mixc.runtime import backends
+from mixc.runtime import backends, shapes
 from mixc.runtime.compiled import compiled
 from tests.agree import assert_runs_agree, draw, normal, run
 
@@ -46,6 +46,20 @@ def test_bodies(name, dtype, monkeypatch):
     check(mixer, 90, B=1, cu_seqlens=torch.tensor([0, 0, 5, 48, 90]), dtype=dtype)
     made = [s for k, s in compiled(mixer.declared).spreading._segments.items() if k[0] == "fused"]
     assert made and all(hasattr(s, "run") for s in made), f"{name} ran no such body"
+
+
+@pytest.mark.parametrize("name", ["mamba1", "s4d_real"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_wide_states_chunk_by_chunk(name, dtype, monkeypatch):
+    """Sums over features of what is scanned are formed behind the bodies, from rows that these wrote."""
+    monkeypatch.setattr(torch, "compile", lambda f, **_: f)
+    monkeypatch.setattr(shapes, "CHAINED", 1)
+    mixer = mixc.load(name)
+    check(mixer, 163, dtype=dtype)
+    check(mixer, 160, B=1, H=2, dtype=dtype)
+    check(mixer, 170, B=1, cu_seqlens=torch.tensor([0, 0, 5, 98, 170]), dtype=dtype)
+    made = [s for k, s in compiled(mixer.declared).spreading._segments.items() if k[0] == "fused" and k[-1]]
+    assert made and all("def sums" in s.text and "def ends" not in s.text for s in made)
 
 
 @pytest.mark.parametrize("name", ["hgrn", "mamba1"])
