@@ -1,13 +1,14 @@
-"""A small space tried out whole: every point at once, as columns of numbers.
+"""A small space tried out whole: every point at once.
 
-Up to LIMIT points this is faster than any search, and as exact: numbers stay below 2**53, where float64 holds every
-integer, or the space is left to the search.
+A term is an array with an axis for every variable, of length 1 where the term does not depend on it: what depends on
+two variables is worked out for their pairs, whatever the others are.  Up to LIMIT points this is faster than a search,
+and as exact: numbers stay below 2**53, where float64 holds every integer, or the space is left to the search.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,54 +19,87 @@ from mixc.autotune.terms import Constraint, Term
 LIMIT = 131072
 EXACT = 2.0 ** 53
 Column = np.ndarray | float
+Point = dict[str, int]
 
 
-def by_cost(domains: Mapping[str, Domain], constraints: list[Constraint], cost: Callable[[], Term]
-            ) -> Iterator[tuple[float, dict[str, int]]] | None:
-    """(cost, solution) by ascending cost, which is asked for only where there is a solution; None if there are too many
-    points, or numbers too large to be exact."""
-    values = [d.values for d in domains.values()]
-    if any(v is None for v in values) or math.prod(len(v) for v in values if v) > LIMIT:
-        return None
-    grid = np.meshgrid(*[np.array(v, float) for v in values if v], indexing="ij") if values else []
-    table = _Table({name: g.ravel() for name, g in zip(domains, grid, strict=True)})
-    good = np.ones(grid[0].size if grid else 1, bool)
-    with np.errstate(all="ignore"):
-        for c in constraints:
-            good = good & table.holds(c)
-            if not table.exact:
-                return None
-            if not good.any():
-                return iter(())
-            if 2 * good.sum() < good.size:  # the rest is not looked at again
-                table, good = _Table(table.columns_of(good)), np.ones(int(good.sum()), bool)
-        left = table.columns_of(good)
-        costs = np.broadcast_to(_Table(left, exact=False).value(cost()), int(good.sum()))
-    order = np.argsort(costs, kind="stable")
-    columns = {name: column[order].astype(int).tolist() for name, column in left.items()}
-    ranked = costs[order].tolist()
-    return ((ranked[i], {name: column[i] for name, column in columns.items()}) for i in range(len(order)))
+class Solutions:
+    """The points of some domains that satisfy constraints. `which`: are they that? None if there are too many points,
+    or numbers too large to be exact."""
+
+    def __init__(self, domains: Mapping[str, Domain], constraints: list[Constraint]):
+        self.names = list(domains)
+        self.which: np.ndarray | None = None
+        values = [d.values for d in domains.values() if d.values is not None]
+        self.shape = tuple(map(len, values))
+        if len(values) < len(domains) or math.prod(self.shape) > LIMIT:
+            return
+        columns = np.meshgrid(*[np.array(v, float) for v in values], indexing="ij", sparse=True) if values else []
+        self.columns = dict(zip(domains, columns, strict=True))
+        table, good = _Table(self.columns), np.array(True)
+        with np.errstate(all="ignore"):
+            for c in constraints:
+                good = good & table.holds(c)
+                if not good.any():
+                    break
+        if table.exact():
+            self.which = np.broadcast_to(good, self.shape)
+
+    def _costs(self, cost: Callable[[], Term]) -> np.ndarray:
+        """Of every point; infinite where it is no solution."""
+        assert self.which is not None
+        if not self.which.any():
+            return np.full(self.shape, np.inf)
+        with np.errstate(all="ignore"):
+            return np.where(self.which, _Table(self.columns).value(cost()), np.inf)
+
+    def ranked(self, cost: Callable[[], Term]) -> Iterator[tuple[float, Point]]:
+        """(cost, solution) by ascending cost, which is asked for only where there is a solution."""
+        costs, which = self._costs(cost).ravel(), self.which
+        assert which is not None
+        return self._points(costs, np.flatnonzero(which))
+
+    def least(self, cost: Callable[[], Term], by: Sequence[str]) -> Iterator[tuple[float, Point]]:
+        """The first of the cheapest for each way to choose the variables `by`, likewise."""
+        costs, which = self._costs(cost), self.which
+        assert which is not None
+        axes = [self.names.index(n) for n in by]
+        rest = [i for i in range(len(self.shape)) if i not in axes]
+        groups = np.arange(which.size).reshape(self.shape).transpose(*axes, *rest)
+        groups = groups.reshape(math.prod(self.shape[i] for i in axes), -1)
+        costs = costs.ravel()
+        best = groups[np.arange(len(groups)), costs[groups].argmin(1)]
+        return self._points(costs, np.sort(best[which.ravel()[best]]))
+
+    def _points(self, costs: np.ndarray, at: np.ndarray) -> Iterator[tuple[float, Point]]:
+        """Those numbered `at`, by ascending cost."""
+        at = at[np.argsort(costs[at], kind="stable")]
+        places = np.unravel_index(at, self.shape)
+        columns = [self.columns[n].ravel()[i].astype(int).tolist() for n, i in zip(self.names, places, strict=True)]
+        return ((c, dict(zip(self.names, p, strict=True)))
+                for c, p in zip(costs[at].tolist(), zip(*columns, strict=True) if columns else [()], strict=False))
 
 
 class _Table:
     """Values of terms at all points; one that has no value (a division by 0) is nan, and its relation false."""
 
-    def __init__(self, columns: dict[str, np.ndarray], exact: bool = True):
-        self.columns, self.exact = columns, exact
-        self._known: dict[int, Column] = {}
-        self._made: dict[Any, Column] = {}  # by operation and operands: many terms are written more than once
+    def __init__(self, columns: dict[str, np.ndarray]):
+        self.columns = columns
+        self._known: dict[Term, Column] = {}
 
-    def columns_of(self, points: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: column[points] for name, column in self.columns.items()}
+    def exact(self) -> bool:
+        """Is everything so far below 2**53?"""
+        found = [np.ravel(x) for x in self._known.values()]
+        return not found or not (np.abs(np.concatenate(found)) > EXACT).any()
 
     def value(self, t: Term) -> Column:
         if t.op == "const":
             return float(t.value)
         if t.op == "var":
             return self.columns[t.name]
-        if id(t) not in self._known:
-            self._known[id(t)] = self._computed(t)
-        return self._known[id(t)]
+        found = self._known.get(t)
+        if found is None:
+            found = self._known[t] = self._computed(t)
+        return found
 
     def _computed(self, t: Term) -> Column:
         if t.op == "where":
@@ -73,20 +107,11 @@ class _Table:
             holds, fails = self.holds(condition), self.holds(~condition)
             return np.where(holds, self.value(yes), np.where(fails, self.value(no), np.nan))
         a, b = self.value(t.args[0]), self.value(t.args[1])
-        key = (t.op, *(x if isinstance(x, float) else id(x) for x in (a, b)))
-        if key not in self._made:
-            self._made[key] = self._applied(t, a, b)
-        return self._made[key]
-
-    def _applied(self, t: Term, a: Column, b: Column) -> Column:
         if t.op in ("div", "floordiv", "mod", "cdiv"):
-            b = np.where(np.equal(b, 0), np.nan, b)
+            b = b or np.nan if isinstance(b, float) else np.where(b, b, np.nan)
         elif t.op == "pow":
             b = np.where(np.less(b, 0), np.nan, b) if t.args[1].op != "const" or t.args[1].value < 0 else b
-        found: Column = _APPLY[t.op](a, b)
-        if self.exact and t.op in ("add", "sub", "mul", "pow"):  # others give nothing larger
-            self.exact = not np.any(np.abs(found) > EXACT)
-        return found
+        return _APPLY[t.op](a, b)
 
     def holds(self, c: Constraint) -> np.ndarray:
         if c.op in ("and", "or"):
@@ -96,10 +121,10 @@ class _Table:
             return first
         a, b = (self.value(t) for t in c.args)
         found = _APPLY[c.op](a, b)
-        return np.asarray(found & ~np.isnan(a) & ~np.isnan(b))
+        return np.asarray(found if c.op != "ne" else found & (a == a) & (b == b))  # nan is in no other relation
 
 
-_APPLY: dict[str, Callable[[Any, Any], Any]] = {
+_APPLY: dict[str, Callable[[Any, Any], np.ndarray]] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "floordiv": np.floor_divide, "mod": np.mod,
     "pow": np.power, "min": np.minimum, "max": np.maximum, "cdiv": lambda x, y: -np.floor_divide(-x, y),
     "eq": np.equal, "ne": np.not_equal, "le": np.less_equal, "lt": np.less,

@@ -59,10 +59,9 @@ def closed_forms(step: Program, target: Target) -> list[Closed]:
     out = []
     for launch, kernel in module.kernels.items():
         text = with_called(kernel, module)
-        chunk, counts = None, counts_of(text, kernel.launch.name, None, 2, tuple(kernel.dims))
-        if counts is None:
-            chunk, counts = FALLBACK, counts_of(text, kernel.launch.name, FALLBACK, 2, tuple(kernel.dims))
-        assert counts is not None
+        found = counts_of(text, kernel.launch.name, (FALLBACK, 2 * FALLBACK), 2, tuple(kernel.dims))
+        held_for, counts = next(iter(found.items()))
+        chunk = None if len(held_for) > 1 else FALLBACK
         given: dict[str, Any] = {"C": names["C"] if chunk is None else chunk, "SEGMENT": names["L"]}
         model = LaunchModel(kernel, counts, target, shape, given | {f"B{d}": dims[d] for d in kernel.dims}, 4, 1)
         pointers = dict.fromkeys(p for _, p, _, _ in counts.memory)

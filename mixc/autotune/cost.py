@@ -19,10 +19,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
-from mixc.autotune.counts import Counts, Poly, Size
+from mixc.autotune.counts import Counts, Names, Poly, Size
 from mixc.autotune.space import Term, ceil_div, maximum, minimum, product, total, where
 from mixc.autotune.terms import Termlike, term
 from mixc.codegen.kernel import WARPS, Kernel, safe
@@ -92,6 +92,12 @@ class Costs:
 
 def _numbers(dims: Iterable[str], sizes: Mapping[str, Term]) -> Term:
     return product(sizes[ROW if d in (ROW, COL, "_u") else d] for d in flat(dims) if d != PART)
+
+
+@lru_cache(maxsize=4096)
+def _named(dims: tuple[str, ...]) -> Names:
+    """The names by which `_peak` knows the sides of a tile, in an order of their own."""
+    return tuple(sorted(ROW if d in (ROW, COL, "_u") else d for d in flat(dims) if d != PART))
 
 
 class LaunchModel:
@@ -185,17 +191,21 @@ class LaunchModel:
 
     def _peak(self, sizes: Mapping[str, Term]) -> Term:
         """The most 32-bit numbers that are alive at a statement; statements that others exceed are left out."""
-        polys = []
+        known = {n: float(t.value) for n, t in sizes.items() if t.op == "const"}
+        found: dict[tuple[tuple[Names, float], ...], Poly] = {}
         for tiles in self.kernel.alive:
             p: Poly = defaultdict(float)
             for dims, part in tiles:
-                p[tuple(sorted(ROW if d in (ROW, COL, "_u") else d for d in flat(dims) if d != PART))] += part
-            polys.append(dict(p))
+                names = _named(dims)
+                for n in names:
+                    part *= known.get(n, 1.0)
+                p[tuple(n for n in names if n not in known)] += part
+            found[tuple(sorted(p.items()))] = p
         kept: list[Poly] = []
-        for p in polys:
+        for p in sorted(found.values(), key=lambda p: -sum(p.values())):
             if not any(all(q.get(n, 0) >= c for n, c in p.items()) for q in kept):
-                kept = [q for q in kept if not all(p.get(n, 0) >= c for n, c in q.items())] + [p]
-        return maximum(0, *[total(_numbers(n, sizes) * c for n, c in p.items()) for p in kept])
+                kept.append(p)
+        return maximum(0, *[total(product([*(sizes[n] for n in names), c]) for names, c in p.items()) for p in kept])
 
     @cached_property
     def shared(self) -> Term:

@@ -13,7 +13,9 @@ Names = tuple[str, ...]
 Poly = dict[Names, float]
 Size = tuple[float, Names]  # a monomial
 ONE: Size = (1, ())
-@dataclass(frozen=True)
+
+
+@dataclass(slots=True, unsafe_hash=True)
 class Tile:
     """A tile of values: its shape, bytes a value, and where a pointer points to."""
 
@@ -23,7 +25,7 @@ class Tile:
     base: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Symbol:
     """An integer known by name only."""
 
@@ -56,6 +58,17 @@ class Counts:
         return Counts(self.poly, [(m, n, k, (c, names), how) for (m, n, k, names, how), c in products.items()],
                       [(what, p, e, (c, names)) for (what, p, e, names), c in memory.items()], self.direct, self.nested)
 
+    def at_rows(self, C: int, more: Counts) -> Counts:
+        """With so many rows a chunk, and what was counted beside it for that."""
+        found = Counts(direct=self.direct + more.direct, nested=self.nested + more.nested)
+        for part in (self, more):
+            for kind, poly in part.poly.items():
+                for names, c in poly.items():
+                    found.add(kind, known_rows((c, names), C))
+            found.products += [(*(known_rows(s, C) for s in p[:4]), p[4]) for p in part.products]  # type: ignore[misc]
+            found.memory += [(what, p, known_rows(e, C), known_rows(t, C)) for what, p, e, t in part.memory]
+        return found
+
     def take(self, other: Counts, weight: Size, inside: bool) -> None:
         """What `other` counted, so many times; `inside`: self is of a function, and not of the kernel."""
         (self.nested if inside else self.direct).update(other.direct)
@@ -73,6 +86,12 @@ def times(*sizes: Size) -> Size:
         coefficient *= c
         names += n
     return coefficient, tuple(sorted(names))
+
+
+def known_rows(s: Size, C: int) -> Size:
+    """A size where a chunk has so many rows."""
+    c, names = s
+    return (c * C ** names.count("C"), tuple(n for n in names if n != "C")) if "C" in names else s
 
 
 def volume(shape: tuple[Size, ...]) -> Size:

@@ -6,7 +6,7 @@ import ast
 import re
 from functools import lru_cache
 
-_FUNCTION = re.compile(r"^def (\w+)\(.*?(?=^[^\s)]|\Z)", re.MULTILINE | re.DOTALL)  # to the next line at the margin
+_FUNCTION = re.compile(r"^def (\w+)\(.*\n(?:[ \t)].*(?:\n|\Z)|\n)*", re.MULTILINE)  # to the next line at the margin
 
 
 @lru_cache(maxsize=16)

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, TypeVar
 
 from mixc.autotune.cost import Costs, LaunchModel, Shape
 from mixc.autotune.counts import Counts
-from mixc.autotune.space import Infeasible, Space, Term, divides, maximum, powers_of_two, product
+from mixc.autotune.space import Infeasible, Space, Term, ceil_div, divides, maximum, powers_of_two, product
+from mixc.autotune.terms import operation, term
 from mixc.autotune.trace import counts_of
 from mixc.codegen.config import Tile, padded
 from mixc.codegen.kernel import Kernel
@@ -63,7 +64,9 @@ class Candidate:
         return not self.failed and not self.spill
 
 
-Ranked = tuple[float, int, Callable[[], Candidate]]  # seconds, segment, the candidate when asked for
+Found = tuple[float, Callable[[], Candidate]]  # seconds, the candidate when asked for
+Ranked = tuple[float, int, Callable[[], Candidate]]  # with its segment
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,6 @@ class LaunchSpace:
         self.name, self.variants, self.target, self.shape = name, variants, target, shape
         self.kernel = variants[0].kernel
         self._made: dict[tuple[int, bool, int], tuple[Space, LaunchModel]] = {}
-        self._tights: dict[int, dict[int, tuple[float, Callable[[], Candidate]]]] = {}  # what `_tight` found
 
     def traces(self, of: Variant, held: bool) -> Iterator[tuple[list[int], Counts]]:
         """Chunk sizes, and the counts of a trace that serves them: one for all where the text allows it. Of a cell the
@@ -96,17 +98,9 @@ class LaunchSpace:
         chunks = [*(FEW if of.kernel.ranks else ()), *CHUNKS]
         rows = [c for c in chunks if c <= max(16, padded(self.shape.B if cells else self.shape.T))]
         whole = tuple((f"B{d}", padded(sizes[d])) for d in of.kernel.dims if d not in launch.split) if cells else ()
-        def counts(C: int | None) -> Counts | None:
-            return counts_of(of.text, launch.name, C, self.shape.operand, tuple(of.kernel.dims),
-                             (("HELD", held), *whole))
-        for_all = counts(None) if rows else None
-        if for_all is not None:
-            yield rows, for_all
-            return
-        for C in rows:
-            found = counts(C)
-            if found is not None:
-                yield [C], found
+        found = counts_of(of.text, launch.name, tuple(rows), self.shape.operand, tuple(of.kernel.dims),
+                          (("HELD", held), *whole))
+        return ((list(chunks), counts) for chunks, counts in found.items() if chunks)
 
     @property
     def turned(self) -> str:
@@ -190,18 +184,25 @@ class LaunchSpace:
         return space, model
 
     @cached_property
-    def _fitting(self) -> dict[tuple[int, int], tuple[float, Callable[[], Candidate]]]:
+    def _fitting(self) -> dict[tuple[int, int], Found]:
         """By rows of a chunk and of a segment: the best point that keeps the estimates."""
-        found = dict[tuple[int, int], tuple[float, Callable[[], Candidate]]]()
+        found = dict[tuple[int, int], Found]()
         for growing in self._growing():
             for space, model in growing:
                 if self._least_registers(space, model) > self.target.registers_thread:
                     break  # and more rows take more
-                for seconds, point in space.ranked(partial(_rank, model)):
-                    key = point["C"], point["segment"]
-                    if key not in found or seconds < found[key][0]:
-                        found[key] = seconds, partial(self.candidate, point, model, model.estimated)
+                self._take(found, self._least(space, partial(_rank, model), model))
         return found
+
+    def _least(self, space: Space, rank: Callable[[], Term], model: LaunchModel) -> dict[tuple[int, int], Found]:
+        """By rows of a chunk and of a segment: the best point."""
+        return {(C, segment): (seconds, partial(self.candidate, point, model, model.estimated))
+                for (C, segment), (seconds, point) in space.least(rank, "C", "segment").items()}
+
+    @staticmethod
+    def _take(found: dict[Key, Found], more: Mapping[Key, Found]) -> None:
+        """The better of both."""
+        found |= {key: new for key, new in more.items() if key not in found or new[0] < found[key][0]}
 
     @staticmethod
     def _least_registers(space: Space, model: LaunchModel) -> float:
@@ -213,16 +214,20 @@ class LaunchSpace:
         """Has it a point that keeps the estimates? `chunk`: with so many rows (0: any)."""
         return any(chunk in (0, C) for C, _ in self._fitting)
 
-    def by_segment(self, chunk: int = 0) -> dict[int, tuple[float, Callable[[], Candidate]]]:
+    def by_segment(self, chunk: int = 0) -> dict[int, Found]:
         """The best of every segment, with so many rows a chunk (0: any).
 
         Raises:
             Infeasible: the limits of the target leave none."""
-        found: dict[int, tuple[float, Callable[[], Candidate]]] = {}
-        for (C, segment), (seconds, make) in self._fitting.items():
-            if chunk in (0, C) and (segment not in found or seconds < found[segment][0]):
-                found[segment] = seconds, make
-        return found or self._tight(chunk)
+        return self._of_chunk(self._fitting, chunk) or self._tight(chunk)
+
+    def _of_chunk(self, fits: Mapping[tuple[int, int], Found], chunk: int) -> dict[int, Found]:
+        """The best of every segment among these."""
+        found = dict[int, Found]()
+        for (C, segment), best in fits.items():
+            if chunk in (0, C):
+                self._take(found, {segment: best})
+        return found
 
     @cached_property
     def first(self) -> Candidate:
@@ -235,15 +240,20 @@ class LaunchSpace:
         tile, summed = self.first.tile, self.kernel.launch.summed
         return tile.turns > 1 or any(tile.block(d, n) < n for d, n in self.shape.dims if d in summed)
 
-    def _tight(self, chunk: int) -> dict[int, tuple[float, Callable[[], Candidate]]]:
+    def _tight(self, chunk: int) -> dict[int, Found]:
         """The best of every segment where no point keeps the estimates."""
-        if chunk not in self._tights:
-            found = self._tights[chunk] = {}
-            for seconds, segment, make in self._beyond(chunk):
-                found.setdefault(segment, (seconds, make))
-        if not self._tights[chunk] and not chunk:
+        found = dict[int, Found]()
+        for ways in self._spilling:
+            self._take(found, next(filter(None, (self._of_chunk(way, chunk) for way in ways)), {}))
+        if not found and not chunk:
             raise self.infeasible()
-        return self._tights[chunk]
+        return found
+
+    @cached_property
+    def _spilling(self) -> list[list[dict[tuple[int, int], Found]]]:
+        """For each space, each way to loosen it: by rows of a chunk and of a segment the best point."""
+        return [[self._least(loose, partial(_rank_spilling, model), model) for loose in self._loosened(space)]
+                for space, model in self.spaces]
 
     def best(self) -> Iterator[Ranked]:
         """Every point by modelled time; where none keeps the estimates all, by what they should spill too: a compiler
@@ -252,22 +262,26 @@ class LaunchSpace:
         first = next(found, None)
         yield from self._beyond() if first is None else itertools.chain([first], found)
 
-    def _beyond(self, chunk: int = 0) -> Iterator[Ranked]:
-        """Points whatever their registers, by modelled time with what they should spill (`chunk`: of so many rows)."""
+    def _beyond(self) -> Iterator[Ranked]:
+        """Points whatever their registers, by modelled time with what they should spill."""
         each = list[Iterator[Ranked]]()
         for space, model in self.spaces:
-            kept = [c for c in space.constraints if not c.why.endswith(ESTIMATED)]
-            kept += [model.names["C"] == chunk] if chunk else []
-            shared = [c for c in space.constraints if c.why == SHARED]
-            for constraints in (kept + shared, kept):
-                loose = Space()
-                loose.domains, loose.constraints = space.domains, constraints
+            for loose in self._loosened(space):
                 found = self._ranked(loose, partial(_rank_spilling, model), model)
                 first = next(found, None)
                 if first is not None:
                     each.append(itertools.chain([first], found))
                     break
         return self._merged(each)
+
+    @staticmethod
+    def _loosened(space: Space) -> Iterator[Space]:
+        """The space without a limit on registers, then without one on shared memory either."""
+        for kept in ((SHARED,), ()):
+            loose = Space()
+            loose.domains = space.domains
+            loose.constraints = [c for c in space.constraints if not c.why.endswith(ESTIMATED) or c.why in kept]
+            yield loose
 
     @staticmethod
     def _merged(each: list[Iterator[Ranked]]) -> Iterator[Ranked]:
@@ -327,23 +341,22 @@ def _rank_spilling(model: LaunchModel) -> Term:
     return model.estimated.rank * (1 + maximum(0, model.registers - model.target.registers_thread) * (LACKING / SPILL))
 
 
-def whole(t: Term, known: dict[int, Term] | None = None) -> Term:
+def whole(t: Term) -> Term:
     """The same term with its constants rounded up to integers, and `/` a division that rounds up."""
-    known = {} if known is None else known
-    if id(t) not in known:
-        known[id(t)] = _whole(t, known)
-    return known[id(t)]
+    try:
+        return t.rounded
+    except AttributeError:
+        t.rounded = _whole(t)
+        return t.rounded
 
 
-def _whole(t: Term, known: dict[int, Term]) -> Term:
-    from mixc.autotune.space import ceil_div
-
+def _whole(t: Term) -> Term:
     if t.op == "const":
-        return Term("const", value=-int(-t.value // 1))
+        return term(-int(-t.value // 1))
     if not t.args or t.op == "where":
         return t
     if t.op == "mul" and any(a.op == "const" and a.value != int(a.value) for a in t.args):
         a, b = sorted(t.args, key=lambda x: x.op != "const")
-        return ceil_div(whole(b, known) * round(a.value * 64), 64)
-    args = [whole(a, known) for a in t.args]
-    return ceil_div(*args) if t.op == "div" else Term(t.op, tuple(args))
+        return ceil_div(whole(b) * round(a.value * 64), 64)
+    a, b = map(whole, t.args)
+    return ceil_div(a, b) if t.op == "div" else operation(t.op, a, b)

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from mixc.autotune import arrays, search
+from mixc.autotune import search
+from mixc.autotune.arrays import Solutions
 from mixc.autotune.domain import INF, Domain, chosen, interval
 from mixc.autotune.domain import divisors as _divisors
 from mixc.autotune.propagate import Network
 from mixc.autotune.search import Infeasible, Point, Search
-from mixc.autotune.terms import Constraint, Term, ceil_div, divides, maximum, minimum, product, total, where
+from mixc.autotune.terms import Constraint, Term, ceil_div, divides, maximum, minimum, product, total, variable, where
 from mixc.errors import InputError
 
 
@@ -51,7 +52,7 @@ class Space:
         if domain is None:
             raise InputError(f"variable `{name}` has no value to take")
         self.domains[name] = domain
-        return Term("var", name=name)
+        return variable(name)
 
     def require(self, constraint: Constraint, why: str = "") -> None:
         """Points must satisfy it; `why` names it in the error that says what conflicts."""
@@ -73,16 +74,25 @@ class Space:
     def best(self, cost: Term, limit: int | None = None) -> Search:
         """Solutions in order of `cost`. A small space is tried out whole; in a large one the next solution is sought
         when it is asked for."""
-        points = arrays.by_cost(self.domains, self.constraints, lambda: cost) if limit is None else None
-        return self.searched(cost, limit) if points is None else Search(None, lambda s: (p for _, p in points))
+        if limit is None and (found := Solutions(self.domains, self.constraints)).which is not None:
+            return Search(None, lambda s: (p for _, p in found.ranked(lambda: cost)))
+        return self.searched(cost, limit)
 
     def ranked(self, cost: Callable[[], Term]) -> Iterator[tuple[float, Point]]:
         """The same with the cost of each; it is asked for only where there is a solution."""
-        points = arrays.by_cost(self.domains, self.constraints, cost)
-        if points is not None:
-            return points
-        found = cost()
-        return ((float(found.evaluate(p)), p) for p in self.searched(found))
+        found = Solutions(self.domains, self.constraints)
+        return self._sought(cost()) if found.which is None else found.ranked(cost)
+
+    def least(self, cost: Callable[[], Term], *by: str) -> dict[tuple[int, ...], tuple[float, Point]]:
+        """The first of the cheapest, with its cost, for each way to choose the variables `by`; the cheapest first."""
+        found = Solutions(self.domains, self.constraints)
+        out: dict[tuple[int, ...], tuple[float, Point]] = {}
+        for seconds, point in self._sought(cost()) if found.which is None else found.least(cost, by):
+            out.setdefault(tuple(point[n] for n in by), (seconds, point))
+        return out
+
+    def _sought(self, cost: Term) -> Iterator[tuple[float, Point]]:
+        return ((float(cost.evaluate(p)), p) for p in self.searched(cost))
 
     def searched(self, cost: Term, limit: int | None = None) -> Search:
         """The same by search, whatever the size."""

@@ -19,7 +19,8 @@ class Term:
 
     `/` and float constants are for costs only; constraints are over the integers."""
 
-    __slots__ = ("args", "name", "op", "value")
+    __slots__ = ("args", "name", "op", "rounded", "value")
+    rounded: Term  # `whole`, once it was asked for
 
     def __init__(self, op: str, args: tuple[Any, ...] = (), name: str = "", value: Number = 0):
         self.op, self.args, self.name, self.value = op, args, name, value
@@ -29,21 +30,21 @@ class Term:
     def __bool__(self) -> bool:
         raise TypeError(f"`{self}` has no value yet")
 
-    def __add__(self, o: Termlike) -> Term: return _make("add", self, o)
-    def __radd__(self, o: Termlike) -> Term: return _make("add", o, self)
-    def __sub__(self, o: Termlike) -> Term: return _make("sub", self, o)
-    def __rsub__(self, o: Termlike) -> Term: return _make("sub", o, self)
-    def __mul__(self, o: Termlike) -> Term: return _make("mul", self, o)
-    def __rmul__(self, o: Termlike) -> Term: return _make("mul", o, self)
-    def __floordiv__(self, o: Termlike) -> Term: return _make("floordiv", self, o)
-    def __rfloordiv__(self, o: Termlike) -> Term: return _make("floordiv", o, self)
-    def __mod__(self, o: Termlike) -> Term: return _make("mod", self, o)
-    def __rmod__(self, o: Termlike) -> Term: return _make("mod", o, self)
-    def __pow__(self, o: Termlike) -> Term: return _make("pow", self, o)
-    def __rpow__(self, o: Termlike) -> Term: return _make("pow", o, self)
-    def __truediv__(self, o: Termlike) -> Term: return _make("div", self, o)
-    def __rtruediv__(self, o: Termlike) -> Term: return _make("div", o, self)
-    def __neg__(self) -> Term: return _make("sub", 0, self)
+    def __add__(self, o: Termlike) -> Term: return operation("add", self, o)
+    def __radd__(self, o: Termlike) -> Term: return operation("add", o, self)
+    def __sub__(self, o: Termlike) -> Term: return operation("sub", self, o)
+    def __rsub__(self, o: Termlike) -> Term: return operation("sub", o, self)
+    def __mul__(self, o: Termlike) -> Term: return operation("mul", self, o)
+    def __rmul__(self, o: Termlike) -> Term: return operation("mul", o, self)
+    def __floordiv__(self, o: Termlike) -> Term: return operation("floordiv", self, o)
+    def __rfloordiv__(self, o: Termlike) -> Term: return operation("floordiv", o, self)
+    def __mod__(self, o: Termlike) -> Term: return operation("mod", self, o)
+    def __rmod__(self, o: Termlike) -> Term: return operation("mod", o, self)
+    def __pow__(self, o: Termlike) -> Term: return operation("pow", self, o)
+    def __rpow__(self, o: Termlike) -> Term: return operation("pow", o, self)
+    def __truediv__(self, o: Termlike) -> Term: return operation("div", self, o)
+    def __rtruediv__(self, o: Termlike) -> Term: return operation("div", o, self)
+    def __neg__(self) -> Term: return operation("sub", 0, self)
 
     def __eq__(self, o: object) -> Constraint: return Constraint("eq", (self, term(o)))  # type: ignore[override]
     def __ne__(self, o: object) -> Constraint: return Constraint("ne", (self, term(o)))  # type: ignore[override]
@@ -132,12 +133,12 @@ _written: dict[tuple[Any, ...], Term] = {}
 _MOST = 1 << 15
 
 
-def _once(key: tuple[Any, ...], make: Callable[[], Term]) -> Term:
+def _once(key: tuple[Any, ...], op: str, args: tuple[Any, ...] = (), name: str = "", value: Number = 0) -> Term:
     found = _written.get(key)
     if found is None:
         if len(_written) >= _MOST:
             _written.clear()
-        found = _written[key] = make()
+        found = _written[key] = Term(op, args, name, value)
     return found
 
 
@@ -145,27 +146,31 @@ def term(x: object) -> Term:
     if isinstance(x, Term):
         return x
     if isinstance(x, (int, float)) and not isinstance(x, bool):
-        return _once((type(x), x), lambda: Term("const", value=x))
+        return _once((type(x), x), "const", value=x)
     raise TypeError(f"{x!r} is no number and no term")
 
 
-def _make(op: str, *args: Termlike) -> Term:
+def variable(name: str) -> Term:
+    return _once(("var", name), "var", name=name)
+
+
+def operation(op: str, a: Termlike, b: Termlike) -> Term:
     """A term; operations on numbers are done at once."""
-    a, b = made = tuple(map(term, args))
+    a, b = term(a), term(b)
     if a.op == b.op == "const":
         return term(APPLY[op](a.value, b.value))
-    return _once((op, id(a), id(b)), lambda: Term(op, made))
+    return _once((op, id(a), id(b)), op, (a, b))
 
 
 def ceil_div(a: Termlike, b: Termlike) -> Term:
-    return _make("cdiv", a, b)
+    return operation("cdiv", a, b)
 
 
 def _fold(op: str, items: Iterable[Termlike]) -> Term:
     first, *rest = items
     out = term(first)
     for x in rest:
-        out = _make(op, out, x)
+        out = operation(op, out, x)
     return out
 
 
@@ -186,7 +191,8 @@ def total(items: Iterable[Termlike]) -> Term:
 
 
 def where(condition: Constraint, yes: Termlike, no: Termlike) -> Term:
-    return Term("where", (condition, term(yes), term(no)))
+    key = condition.op, *map(id, condition.args), id(term(yes)), id(term(no))
+    return _once(("where", *key), "where", (condition, term(yes), term(no)))
 
 
 def divides(d: Termlike, n: Termlike) -> Constraint:

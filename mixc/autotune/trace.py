@@ -10,10 +10,11 @@ from __future__ import annotations
 import ast
 import operator as op
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from mixc.autotune.counts import ONE, Counts, Size, Symbol, Tile, size_of, times, volume
+from mixc.autotune.counts import ONE, Counts, Size, Symbol, Tile, known_rows, size_of, times, volume
 from mixc.autotune.functions import functions, parsed
 from mixc.autotune.operations import Operations
 
@@ -36,13 +37,15 @@ class Trace(Operations):
     """One run over the text of a module's kernel.
 
     Args:
-        text: of the module. C: rows a chunk (None: a name too). operand: bytes of the tensors' values.
+        text: of the module. C: rows a chunk, or those that there may be: then C is a name too, and what functions cost
+            that need it is counted apart, in `of_rows`. operand: bytes of the tensors' values.
         dims: those with blocks. known: values of constexpr arguments."""
 
-    def __init__(self, text: str, kernel: str, C: int | None, operand: int, dims: list[str],
+    def __init__(self, text: str, kernel: str, C: int | tuple[int, ...], operand: int, dims: list[str],
                  known: tuple[tuple[str, Any], ...] = ()):
         self.functions = functions(text)
         self.C, self.operand, self.dims, self.counts = C, operand, dims, Counts()
+        self.of_rows = dict[int, Counts]()
         self.weight, self.known = ONE, dict(known)
         self.in_loop = self.inside = False  # over chunks; a function that the kernel calls
         fn = parsed(self.functions[kernel])
@@ -51,8 +54,8 @@ class Trace(Operations):
 
     def _argument(self, name: str) -> Any:
         given: dict[str, Any] = {
-            "C": Symbol((1, ("C",))) if self.C is None else self.C, "SEGMENT": Symbol((1, ("SEGMENT",))), "SIGN": 1,
-            "RAGGED": False, "KEEP": True, "HAS_INITIAL": False, "STORE_FINAL": False,
+            "C": self.C if isinstance(self.C, int) else Symbol((1, ("C",))), "SEGMENT": Symbol((1, ("SEGMENT",))),
+            "SIGN": 1, "RAGGED": False, "KEEP": True, "HAS_INITIAL": False, "STORE_FINAL": False,
             "PRECISION": "tf32" if self.operand == 2 else "tf32x3",
             "OPERAND": "operand", **self.known}
         if name in given:
@@ -75,7 +78,7 @@ class Trace(Operations):
         if isinstance(s, ast.Return):
             return self.value(s.value) if s.value else None
         if isinstance(s, ast.Assign):
-            self._assign(s.targets[0], self.value(s.value))
+            self._assign(s.targets[0], self._given(s.value))
         elif isinstance(s, ast.AnnAssign) and s.value is not None:
             self._assign(s.target, self.value(s.value))
         elif isinstance(s, ast.AugAssign):
@@ -130,7 +133,14 @@ class Trace(Operations):
 
     # ------------------------------------------------------------ expressions
     def value(self, e: ast.expr) -> Any:
-        return getattr(self, f"_{type(e).__name__}", self._unknown)(e)
+        found = self._given(e)
+        if found.__class__ is ByRows:
+            raise NeedsSize
+        return found
+
+    def _given(self, e: ast.expr) -> Any:
+        """The same where it may be of another kind for each number of rows."""
+        return getattr(self, "_" + e.__class__.__name__, self._unknown)(e)
 
     def _unknown(self, e: ast.expr) -> Any:
         return Tile((), 4, "int")
@@ -226,10 +236,11 @@ class Trace(Operations):
         name = _name(e.func)
         if isinstance(e.func, ast.Attribute) and not name.startswith(("tl.", "triton.", "math.")):
             return self._method(self.value(e.func.value), e.func.attr, [self.value(a) for a in e.args])
+        if name in self.functions:
+            return self._inline(self.functions[name], [self._given(a) for a in e.args],
+                                {k.arg: self._given(k.value) for k in e.keywords if k.arg})
         args = [self.value(a) for a in e.args]
         words = {k.arg: self.value(k.value) for k in e.keywords if k.arg}
-        if name in self.functions:
-            return self._inline(self.functions[name], args, words)
         if name in ("min", "max"):
             return {"min": min, "max": max}[name](args) if all(isinstance(a, int) for a in args) else args[0]
         handler = getattr(self, "_tl_" + name.rpartition(".")[2], None)
@@ -251,18 +262,92 @@ class Trace(Operations):
         names = [a.arg for a in fn.args.args]
         defaults = dict(zip(names[len(names) - len(fn.args.defaults):], map(self.value, fn.args.defaults), strict=True))
         given = {**defaults, **dict(zip(names, args, strict=False)), **words}
+        if self.inside or isinstance(self.C, int):
+            result, counted = self._called(text, fn, given)
+        else:
+            try:
+                if any(x.__class__ is ByRows for x in given.values()):
+                    raise NeedsSize
+                result, counted = self._called(text, fn, given)
+            except NeedsSize:
+                return self._for_each(text, fn, given, self.C)
+        self.counts.take(counted, self.weight, self.inside)
+        return result
+
+    def _called(self, text: str, fn: ast.FunctionDef, given: dict[str, Any]) -> tuple[Any, Counts]:
+        """What a function gives and costs: the same shapes again cost the same, in whichever kernel."""
         key = text, self.operand, self.in_loop, tuple(given.items())
-        if key not in _CALLS:  # the same shapes again cost the same, in whichever kernel
+        if key not in _CALLS:
             outer = self.env, self.counts, self.weight, self.inside
             self.env, self.counts, self.weight, self.inside = given, Counts(), ONE, True
-            found = self._block(fn.body), self.counts
-            self.env, self.counts, self.weight, self.inside = outer
+            try:
+                found = self._block(fn.body), self.counts
+            finally:
+                self.env, self.counts, self.weight, self.inside = outer
             if len(_CALLS) >= _MOST_CALLS:
                 _CALLS.clear()
             _CALLS[key] = found
-        result, counted = _CALLS[key]
-        self.counts.take(counted, self.weight, self.inside)
-        return result
+        return _CALLS[key]
+
+    def _for_each(self, text: str, fn: ast.FunctionDef, given: dict[str, Any], rows: tuple[int, ...]) -> Any:
+        """The same of a function that needs the number of rows, for each of `rows`."""
+        results = []
+        for C in rows:
+            result, counted = self._called(text, fn, {name: at_rows(x, C) for name, x in given.items()})
+            self.of_rows.setdefault(C, Counts()).take(counted, self.weight, self.inside)
+            results.append(result)
+        try:
+            return of_any(results, rows)
+        except NeedsSize:
+            return ByRows(dict(zip(rows, results, strict=True)))
+
+
+@dataclass(frozen=True)
+class ByRows:
+    """What is of another kind for each number of rows."""
+
+    values: dict[int, Any]
+
+
+def at_rows(x: Any, C: int) -> Any:
+    """A value with so many rows."""
+    if isinstance(x, ByRows):
+        return x.values[C]
+    if isinstance(x, tuple):
+        return tuple(at_rows(y, C) for y in x)
+    if isinstance(x, Symbol):
+        c, names = known_rows(x.size, C)
+        return Symbol((c, names)) if names else int(c) if c == int(c) else c
+    return Tile(tuple(known_rows(s, C) for s in x.shape), x.width, x.kind, x.base) if isinstance(x, Tile) else x
+
+
+def of_any(results: list[Any], rows: tuple[int, ...]) -> Any:
+    """The value of which these are what it is with so many rows.
+
+    Raises:
+        NeedsSize: there is none."""
+    first = results[0]
+    if any(x.__class__ is not first.__class__ for x in results):
+        raise NeedsSize
+    if isinstance(first, Tile):
+        if len({(len(x.shape), x.width, x.kind, x.base) for x in results}) == 1:
+            return Tile(tuple(_side([x.shape[i] for x in results], rows) for i in range(len(first.shape))),
+                        first.width, first.kind, first.base)
+    elif isinstance(first, tuple):
+        if len({*map(len, results)}) == 1:
+            return tuple(of_any(list(each), rows) for each in zip(*results, strict=True))
+    elif all(x == first for x in results):
+        return first
+    raise NeedsSize
+
+
+def _side(sizes: list[Size], rows: tuple[int, ...]) -> Size:
+    names = {n for _, n in sizes}
+    for power in (0, 1, 2) if len(names) == 1 else ():
+        each = {c / C ** power for (c, _), C in zip(sizes, rows, strict=True)}
+        if len(each) == 1:
+            return times((each.pop(), names.pop()), (1, ("C",) * power))
+    raise NeedsSize
 
 
 def _symbolic(op: ast.operator, a: Any, b: Any) -> Symbol:
@@ -293,10 +378,16 @@ _COMPARE: dict[type, Callable[[Any, Any], Any]] = {
 
 
 @lru_cache(maxsize=256)
-def counts_of(text: str, kernel: str, C: int | None, operand: int, dims: tuple[str, ...],
-              known: tuple[tuple[str, Any], ...] = ()) -> Counts | None:
-    """The counts of a kernel of a module; None where the number of rows has to be said. See `Trace`."""
+def counts_of(text: str, kernel: str, rows: tuple[int, ...], operand: int, dims: tuple[str, ...],
+              known: tuple[tuple[str, Any], ...] = ()) -> dict[tuple[int, ...], Counts]:
+    """The counts of a kernel of a module, with a name for the rows of a chunk, or by that number: those of `rows` that
+    they are for. See `Trace`."""
+    def trace(C: int | tuple[int, ...]) -> Trace:
+        return Trace(text, kernel, C, operand, list(dims), known)
     try:
-        return Trace(text, kernel, C, operand, list(dims), known).counts.grouped()
+        found = trace(rows)
     except NeedsSize:
-        return None
+        return {(C,): trace(C).counts.grouped() for C in rows}
+    if not found.of_rows:
+        return {rows: found.counts.grouped()}
+    return {(C,): found.counts.at_rows(C, more).grouped() for C, more in found.of_rows.items()}

@@ -90,8 +90,10 @@ def _passes(n: Node, inside: Callable[[Node], bool]) -> bool:
     return n.op in (*ALIASES, "number", "size", "const") or (bool(n.args) and inside(n))
 
 
-# peak, sum of live sizes, path, done, live tiles, their size
-_Place = tuple[float, float, tuple[int, ...], int, int, float]
+# peak, sum of live sizes, rank of the path before, last statement, done, size of live tiles, place of the path before
+_Place = tuple[float, float, int, int, int, float, int]
+# what a statement adds to the size of live tiles, the most that it adds meanwhile, and whether it frees what it takes
+_Step = tuple[float, float, bool]
 
 
 class _Problem:
@@ -133,36 +135,62 @@ class _Problem:
         self.mortal = [[j for j in tiles_of if not self.forever >> j & 1] for tiles_of in self.taken]
         self.first = sum(1 << i for n, i in tiles.items() if n in held)
         self.waiting = [_bits(m & self.computed) for m in self.users]  # the statements that take a tile
+        self.matter = [0] * self.count  # what statement i changes depends on which of these are done
+        for i, tiles_of in enumerate(self.taken):
+            for j in tiles_of:
+                self.matter[i] |= self.users[j]
+        self.steps: list[dict[int, _Step]] = [{} for _ in big]  # `step` of each, by what matters
 
     def search(self) -> tuple[int, ...]:
         """The best order found."""
-        live = sum(self.size[i] for i in _bits(self.first))
+        live, steps, matter = self.live(), self.steps, self.matter
         width = _WIDTH if self.count <= _WIDE else max(_WIDTH * _WIDE**2 // self.count**2, 8)
-        beam: list[_Place] = [(live, 0.0, (), 0, self.first, live)]
-        ready_at = {0: tuple(i for i in range(self.count) if not self.needs_computed[i])}  # by what is done
+        beam: list[_Place] = [(live, 0.0, 0, -1, 0, live, 0)]
+        ranks, each = [0], [[i for i in range(self.count) if not self.needs_computed[i]]]  # which may be next
+        ways: list[list[tuple[int, int]]] = []  # of every length: the last statement, and where the path before is
         for _ in range(self.count):
             found: dict[int, _Place] = {}
-            for peak, area, path, done, alive, size in beam:
-                ready = []
-                for i in ready_at[done]:
-                    step = self._step(i, done, alive, size)
-                    if step[1] <= size and step[2] <= size:  # frees what it takes: nothing is gained by waiting
+            known = found.get
+            for at, (peak, area, _, _, done, size, _) in enumerate(beam):
+                rank = ranks[at]
+                ready: list[tuple[int, _Step]] = []
+                for i in each[at]:
+                    step = steps[i].get(done & matter[i]) or self.step(i, done)
+                    if step[2]:  # nothing is gained by waiting
                         ready = [(i, step)]
                         break
                     ready.append((i, step))
-                for i, (left, after, most) in ready:
-                    cost, key = (most if most > peak else peak, area + after), done | 1 << i
-                    old = found.get(key)
-                    if old is None or cost < old[:2] or (cost == old[:2] and (*path, i) < old[2]):
-                        found[key] = (*cost, (*path, i), key, left, after)
-            beam = sorted(found.values(), key=lambda s: s[:3])[:width]
-            ready_at = {s[3]: self._ready(ready_at[s[3] ^ 1 << s[2][-1]], s[2][-1], s[3]) for s in beam}
-        return beam[0][2]
+                for i, (more, most, _) in ready:
+                    key, after, most = done | 1 << i, size + more, size + most
+                    if most < peak:
+                        most = peak
+                    old = known(key)
+                    if old is None or most <= old[0]:
+                        place = most, area + after, rank, i, key, after, at
+                        if old is None or place < old:
+                            found[key] = place
+            beam = sorted(found.values())[:width]
+            ways.append([(p[3], p[6]) for p in beam])
+            each = [self._ready(each[at], i, done) for _, _, _, i, done, _, at in beam]
+            ranks = [0] * len(beam)
+            for rank, (_, _, at) in enumerate(sorted((p[2], p[3], at) for at, p in enumerate(beam))):
+                ranks[at] = rank
+        path, at = [], 0
+        for way in reversed(ways):
+            i, at = way[at]
+            path.append(i)
+        return tuple(reversed(path))
 
-    def _ready(self, before: tuple[int, ...], i: int, done: int) -> tuple[int, ...]:
+    def _ready(self, before: list[int], i: int, done: int) -> list[int]:
         """The statements that may be next behind i, of those that might have been in its place."""
-        new = [j for j in self.waiting[i] if not self.needs_computed[j] & ~done]
-        return tuple(sorted([*(j for j in before if j != i), *new]))
+        found = [j for j in before if j != i]
+        count = len(found)
+        for j in self.waiting[i]:
+            if not self.needs_computed[j] & ~done:
+                found.append(j)
+        if len(found) > count:
+            found.sort()
+        return found
 
     def earlier(self, path: tuple[int, ...]) -> tuple[int, ...]:
         """The same with blocks of statements that end in what no other needs, as early as makes peak or sum less."""
@@ -207,55 +235,49 @@ class _Problem:
                 wanted |= set(_bits(self.needs_computed[j]))
         return out[::-1]
 
+    def live(self) -> float:
+        """The size of the tiles that are there from the beginning."""
+        return sum(self.size[i] for i in _bits(self.first))
+
     def _cost(self, path: tuple[int, ...]) -> tuple[float, float]:
         """Peak and sum of live sizes."""
-        size = sum(self.size[i] for i in _bits(self.first))
-        done, alive, peak, area = 0, self.first, size, 0.0
+        size = peak = self.live()
+        done, area = 0, 0.0
         for i in path:
-            alive, size, most = self._step(i, done, alive, size)
-            done, peak, area = done | 1 << i, max(peak, most), area + size
+            more, most, _ = self.steps[i].get(done & self.matter[i]) or self.step(i, done)
+            peak, size, done = max(peak, size + most), size + more, done | 1 << i
+            area += size
         return peak, area
 
     def alive(self, path: tuple[int, ...]) -> list[tuple[Node, ...]]:
         """The tiles that are there while each statement runs; one that is written over another counts once."""
         done, alive, out = 0, self.first, []
         for i in path:
-            after, _, _ = self._step(i, done, alive, 0.0)
-            during = (alive | self.needs[i] | 1 << i) & ~self._overwritten(i, done | 1 << i)
-            out.append(tuple(self.tiles[j] for j in _bits(during)))
-            done, alive = done | 1 << i, after
+            dying = self._dying(i, done)
+            # a tile may be written over one that dies, as large or larger
+            over = next((1 << j for j in dying if self.size[j] >= self.size[i]), 0)
+            done, alive = done | 1 << i, alive | self.needs[i] | 1 << i
+            out.append(tuple(self.tiles[j] for j in _bits(alive & ~over)))
+            alive &= ~sum(1 << j for j in (dying if self._stays(i) else [*dying, i]))
         return out
 
     def _dying(self, i: int, done: int) -> list[int]:
-        users, left = self.users, ~done
+        users, left = self.users, ~(done | 1 << i)
         return [j for j in self.mortal[i] if not users[j] & left]
 
-    def _overwritten(self, i: int, done: int) -> int:
-        """A tile that dies with statement i and is as large as what it makes."""
-        return next((1 << j for j in self._dying(i, done) if self.size[j] >= self.size[i]), 0)
+    def _stays(self, i: int) -> bool:
+        """Is what it makes there behind statement i?"""
+        return bool(self.users[i] or self.forever >> i & 1)
 
-    def _step(self, i: int, done: int, alive: int, size: float) -> tuple[int, float, float]:
-        """Live tiles after statement i, their size, and the most that was alive."""
-        done |= 1 << i
-        sizes, users, made = self.size, self.users, self.size[i]
-        if self.needs[i] & ~alive:
-            for j in _bits(self.needs[i] & ~alive):  # loads
-                alive |= 1 << j
-                size += sizes[j]
-        dead, left = 0.0, ~done
-        for j in self.mortal[i]:  # `_dying` without its call and list: most of a search is spent here
-            if not users[j] & left:
-                alive ^= 1 << j
-                dead += sizes[j]
-        # a tile may be written over one that dies, as large or larger
-        more = made - dead
-        peak = size + (more if more > self.within[i] else self.within[i])
-        size += more
-        if users[i] or self.forever >> i & 1:
-            alive |= 1 << i
-        else:
-            size -= made
-        return alive, size, peak
+    def step(self, i: int, done: int) -> _Step:
+        """What statement i changes where these are done."""
+        made = self.size[i]
+        absent = [j for j in self.taken[i] if j >= self.count and not (self.users[j] & done or self.first >> j & 1)]
+        loads = sum(self.size[j] for j in absent)
+        more = loads + made - sum(self.size[j] for j in self._dying(i, done))
+        most, more = max(more, loads + self.within[i]), more if self._stays(i) else more - made
+        found = self.steps[i][done & self.matter[i]] = more, most, more <= 0 and most <= 0
+        return found
 
 
 def _bits(mask: int) -> list[int]:

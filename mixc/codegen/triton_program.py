@@ -43,10 +43,11 @@ _modules: WeakKeyDictionary[Any, dict[Any, ModuleType]] = WeakKeyDictionary()
 
 
 @lru_cache(maxsize=256)
-def refused(stages: Program) -> SpecError | None:
-    """Why a group of states has no kernels; None: all have.  Found by writing them: nothing else knows all of it."""
+def refused(step: Program) -> SpecError | None:
+    """Why a group of states of a step, or of its stages, has no kernels; None: all have.  Found by writing them: nothing
+    else knows all of it."""
     try:
-        for part in parts_of(_real(replace(stages, level="step", groups=(), parts=())).program):
+        for part in parts_of(_real(replace(step, level="step", groups=(), parts=())).program):
             kernels(part)
     except SpecError as error:
         return error

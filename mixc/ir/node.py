@@ -13,6 +13,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Mu
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -26,9 +27,14 @@ T = TypeVar("T")
 JOINT = "*"  # between dims that stand in one, the last of them the fastest
 
 
+@lru_cache(maxsize=4096)
+def _flat(axes: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(d for a in axes for d in a.split(JOINT))
+
+
 def flat(axes: Iterable[str]) -> tuple[str, ...]:
     """The dims of axes."""
-    return tuple(d for a in axes for d in a.split(JOINT))
+    return _flat(tuple(axes))
 
 
 def _binary(op: str, swapped: bool = False) -> Callable[[Node, Node | float], Node]:
@@ -178,17 +184,17 @@ def postorder(roots: Iterable[Node], stop: Container[Node] = ()) -> Iterator[Nod
     """Every node below `roots` once, arguments first; nothing below what is in `stop`."""
     seen: set[Node] = set()
     for root in roots:
-        stack: list[tuple[Node, bool]] = [(root, False)]
+        stack = [root]
         while stack:
-            node, ready = stack.pop()
-            if node in seen:
-                continue
-            if ready or node in stop:
+            node = stack[-1]
+            if node not in seen:
+                if node not in stop and (left := [arg for arg in node.args if arg not in seen]):
+                    left.reverse()
+                    stack += left
+                    continue
                 seen.add(node)
                 yield node
-            else:
-                stack.append((node, True))
-                stack.extend((arg, False) for arg in reversed(node.args) if arg not in seen)
+            stack.pop()
 
 
 def first_below(roots: Iterable[Node], hit: Callable[[Node], bool], known: Iterable[Node] = ()) -> list[Node]:

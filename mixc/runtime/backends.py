@@ -81,10 +81,10 @@ def triton_backend(mixer: Mixer, call: Call) -> Results:
     Raises:
         SpecError: MX310, no kernels for this form; MX311, no GPU or no triton here.
     """
-    from mixc.codegen.triton_program import run
+    from mixc.codegen.triton_program import refused, run
 
     if not has_chunk_program(mixer):
-        raise no_kernels(mixer)
+        raise no_kernels(mixer, refused(mixer._staged))
     if importlib.util.find_spec("triton") is None:
         raise SpecError(Diagnostic("MX311", "triton is not installed", help='backend="torch" needs none'))
     if call.device.type == "cpu" and not _interpreted():
@@ -107,11 +107,8 @@ def _interpreted() -> bool:
     return bool(triton.knobs.runtime.interpret)
 
 
-def no_kernels(mixer: Mixer) -> SpecError:
-    """MX310: what has no kernels."""
-    from mixc.codegen.triton_program import refused
-
-    error = refused(mixer._staged)
+def no_kernels(mixer: Mixer, error: SpecError | None) -> SpecError:
+    """MX310: what has no kernels, and why (`refused`)."""
     why = [d.message.removeprefix("no kernel: ") for d in (error.diagnostics if error else ())]
     return SpecError(Diagnostic("MX310", f"{mixer.__name__} has no Triton kernels: {'; '.join(why)}",
                                 help='backend="torch" runs it on any device'))

@@ -220,7 +220,7 @@ class Mixer:
             SpecError: MX310, a state has no kernels; MX312, no such target.
             InputError: no such dtype or dim; the file is no config, or one for another target, dtype or shape.
         """
-        from mixc.codegen.triton_program import emit
+        from mixc.codegen.triton_program import emit, refused
         from mixc.targets import find
 
         try:
@@ -230,13 +230,14 @@ class Mixer:
         checks.shape(self.declared, shape or {})
         checks.kernel_dtype(dtype)
         arguments.has_length(self.declared)
-        if not backends.has_chunk_program(self):
-            raise backends.no_kernels(self)
+        step = self._as_emitted(shape or {})
+        if (why := refused(step)) is not None:
+            raise backends.no_kernels(self, why)
         if isinstance(config, (str, Path)):
             from mixc.autotune.tuned import read
 
             config = read(Path(config)).config_for(self, gpu, shape, dtype)
-        return emit(self._as_emitted(shape or {}), target, shape, dtype, config, self.structural_consts)
+        return emit(step, target, shape, dtype, config, self.structural_consts)
 
     def _as_emitted(self, shape: dict[str, int]) -> Program:
         """The step whose dims have sizes of their own where the step depends on them."""

@@ -103,6 +103,20 @@ def test_by_cost_is_sorted_and_complete(space: Space, data: Any) -> None:
         assert sorted(keys(found)) == sorted(keys(brute(space)))
 
 
+@given(spaces(), st.permutations("ab"))
+@SETTINGS
+def test_the_least_of_every_way_is_the_first_by_cost(space: Space, by: list[str]) -> None:
+    from mixc.autotune.space import Term
+
+    a, b = (Term("var", name=n) for n in "ab")
+    cost = maximum(a * a, b * 0.5) - a
+    wanted: dict[tuple[int, ...], Any] = {}
+    for found in space.ranked(lambda: cost):
+        wanted.setdefault(tuple(found[1][n] for n in by), found)
+    assert [*space.least(lambda: cost, *by).items()] == [*wanted.items()]
+    assert {*wanted} == {tuple(p[n] for n in by) for p in brute(space)}
+
+
 @given(spaces(), st.lists(st.sampled_from(["min", "max"]), min_size=2, max_size=2))
 @SETTINGS
 def test_lexicographic_order(space: Space, wants: list[str]) -> None:

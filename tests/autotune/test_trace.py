@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mixc.autotune.trace import NeedsSize, Trace
+from mixc.autotune.trace import NeedsSize, Trace, counts_of
 
 KERNEL = '''
 @triton.jit
@@ -30,7 +30,7 @@ def kernel(q_ptr, v_ptr, o_ptr, S_starts, T, K: tl.constexpr, C: tl.constexpr, B
 '''
 
 
-def counts(text: str = KERNEL, C: int | None = None) -> Trace:
+def counts(text: str = KERNEL, C: int | tuple[int, ...] = (32, 64)) -> Trace:
     return Trace(text, "kernel", C, 2, ["K", "V"])
 
 
@@ -52,6 +52,33 @@ def test_a_text_that_depends_on_the_rows_is_traced_for_each() -> None:
     with pytest.raises(NeedsSize):
         counts(text)
     assert len(counts(text, 64).counts.products) == 3 + 4
+
+
+def test_functions_that_need_the_rows_are_counted_for_each() -> None:
+    """One gives a tile, one as many as there are levels, which another takes: as a trace of each number of rows."""
+    rows, body = (16, 32, 64), "        A = folded(A, levels(A, C), C)\n"
+    functions = """
+@triton.jit
+def levels(x, C: tl.constexpr):
+    out = (x,)
+    for i in tl.static_range(0, C // 32):
+        out = out + (x * 2.0,)
+    return out
+
+@triton.jit
+def folded(x, factors, C: tl.constexpr):
+    for i in tl.static_range(0, C // 32):
+        x = tl.dot(x, factors[i + 1])
+    return x
+"""
+    text = functions + KERNEL.replace("        P =", body + "        P =")
+    found = counts_of(text, "kernel", rows, 2, ("K", "V"))
+    assert [*found] == [(C,) for C in rows]
+    for C in rows:
+        one, many = counts(text, C).counts.grouped(), found[C,]
+        assert sum(t[0] for *_, t, _ in many.products) == 3 + C // 32
+        assert one.poly == many.poly and {*one.products} == {*many.products} and {*one.memory} == {*many.memory}
+        assert (one.direct, one.nested) == (many.direct, many.nested)
 
 
 def test_conditions_on_sizes_need_them() -> None:
