@@ -10,6 +10,7 @@ from mixc.ir.build import expand, number, product
 from mixc.ir.node import Node, depends, is_number, make, postorder, substitute
 from mixc.ir.ops import OPS
 from mixc.ir.program import Program
+from mixc.ir.ranges import bounds, proving
 from mixc.passes.outer import Ranks, outer_products
 from mixc.passes.why import text_of, why_not_chunk
 
@@ -37,7 +38,7 @@ def is_linear(step: Program, names: list[str]) -> bool:
 
 def advice(step: Program, names: list[str]) -> str | None:
     """The change that would help, in words; None: none is known."""
-    return (lags_apart(step, names) or _without(step, names, recurrent_products(step, names))
+    return (lags_apart(step, names) or _ordered(step, names) or _without(step, names, recurrent_products(step, names))
             or _without(step, names, recurrent_products(step, names, ("contract", "mul"))))
 
 
@@ -59,20 +60,43 @@ def lags_apart(step: Program, names: list[str]) -> str | None:
     return f"{said} it would be a chunk"
 
 
-def _without(step: Program, names: list[str], products: list[Node]) -> str | None:
+def _ordered(step: Program, names: list[str]) -> str | None:
+    """Of a maximum or minimum with a multiple of the state: that the factor keeps the order, if that makes a scan."""
+    nexts = [step.result("next", n) for n in names]
+    reads = depends(nexts, [step.decl(n).leaf() for n in names])
+    inside = list(postorder(nexts))
+    if not any(n.op in ("maximum", "minimum") and n in reads for n in inside):
+        return None
+    with proving(step):
+        signed = dict.fromkeys(a for n in inside if n.op == "mul" and n in reads for a in n.args
+                               if a not in reads and not bounds(a).nonnegative)
+    forms = _forms(step, names, {a: make("abs", a) for a in signed}) if signed else ["sequential"]
+    if not forms or "sequential" in forms:
+        return None
+    known = " and ".join(map(text_of, signed))
+    return f"if {known} were known to be >= 0 (as `where` declares it) it would be a {forms[0]}"
+
+
+def _forms(step: Program, names: list[str], changes: dict[Node, Node]) -> list[str]:
+    """Of these states, were the step so changed; none: nothing would be carried."""
     from mixc.passes.classify import classify
 
+    found = classify(step.with_values(substitute(step.values(), changes)))
+    if not any(n.op == "state" for n in postorder([found.result("next", n) for n in names])):
+        return []
+    return [g.form for g in found.groups if set(g.states) & set(names)]
+
+
+def _without(step: Program, names: list[str], products: list[Node]) -> str | None:
     if not products:
         return None
     first = text_of(products[0])
     if is_linear(step, names):
         return f"{first} is linear: in the basis that diagonalises its weights (complex where they turn) it is a scan"
-    nothing = {n: expand(number(0), n.dims) for n in products}
-    found = classify(step.with_values(substitute(step.values(), nothing)))
+    forms = _forms(step, names, {n: expand(number(0), n.dims) for n in products})
     more = {1: "", 2: " and another product like it"}.get(len(products), f" and {len(products) - 1} products like it")
-    if not any(n.op == "state" for n in postorder([found.result("next", n) for n in names])):
+    if not forms:
         return f"without {first}{more}, nothing would be carried"
-    forms = [g.form for g in found.groups if set(g.states) & set(names)]
     if "sequential" in forms:
         return None
     return f"without {first}{more}, it would be a {forms[0] if len(set(forms)) == 1 else 'scan'}"

@@ -111,6 +111,17 @@ def test_why_names_the_product_and_what_would_make_it_parallel():
     assert "6 products like it, it would be a scan" in mixc.load("peephole_lstm").why["c"]
 
 
+@pytest.mark.parametrize("update,told", [
+    ("maximum(d * S, x)", "; if `d` were known to be >= 0 (as `where` declares it) it would be a scan"),
+    ("minimum(tanh(d) * S + x, d)", ""),  # affine inside, which no scan of minima is
+    ("maximum(d * S, x * S)", ""),
+])
+def test_what_would_make_a_maximum_of_multiples_a_scan(update, told):
+    mixer = mixc.loads(f"mixer signs(D) {{\n in x[D]\n in d[D]\n state S[D]\n S = {update}\n out o[D] = S\n}}\n")
+    assert mixer.form["S"] == "sequential"
+    assert mixer.why["S"].partition("(line 5)")[2] == told
+
+
 @pytest.mark.parametrize(("where", "proved"), [("", True), (" where i <= 0", False)])
 def test_what_a_running_maximum_leaves_of_a_value_is_at_most_1(where, proved):
     """exp(i - m) <= 1; but -inf - (-inf) is no number, and i <= 0 may be -inf."""
