@@ -60,7 +60,8 @@ def closed_forms(step: Program, target: Target) -> list[Closed]:
     for launch, kernel in module.kernels.items():
         text = with_called(kernel, module)
         found = counts_of(text, kernel.launch.name, (FALLBACK, 2 * FALLBACK), 2, tuple(kernel.dims))
-        held_for, counts = next(iter(found.items()))
+        held_for, count = next(iter(found.items()))
+        counts = count()
         chunk = None if len(held_for) > 1 else FALLBACK
         given: dict[str, Any] = {"C": names["C"] if chunk is None else chunk, "SEGMENT": names["L"]}
         model = LaunchModel(kernel, counts, target, shape, given | {f"B{d}": dims[d] for d in kernel.dims}, 4, 1)

@@ -16,20 +16,19 @@ class Operations:
 
     def _elementwise(self, values: list[Any], kind: str = "alu") -> Tile:
         """Broadcast, and count where the values are floats."""
-        tiles = [v for v in values if isinstance(v, Tile)]
-        rank = max((len(t.shape) for t in tiles), default=0)
-        shape = tuple(max((t.shape[len(t.shape) - rank + i] for t in tiles if len(t.shape) >= rank - i), key=_larger)
-                      for i in range(rank))
-        pointer = next((t for t in tiles if t.kind == "pointer"), None)
-        if pointer:
+        tiles = [v for v in values if v.__class__ is Tile]
+        kinds, shape, width = {t.kind for t in tiles}, (), 0
+        for t in tiles:
+            width = max(width, t.width)
+            shape = shape if not t.shape or t.shape == shape else _broadcast(shape, t.shape)
+        if "pointer" in kinds:
+            pointer = next(t for t in tiles if t.kind == "pointer")
             return Tile(shape, pointer.width, "pointer", pointer.base)
-        floats = any(t.kind == "float" for t in tiles) or any(isinstance(v, float) for v in values)
-        if floats and shape and kind != "none":
-            self.counts.add("special" if kind == "div" else "alu", times(self.weight, volume(shape)))
-        width = max((t.width for t in tiles), default=4)
-        if floats:
+        if "float" in kinds or any(v.__class__ is float for v in values):
+            if shape and kind != "none":
+                self.counts.add("special" if kind == "div" else "alu", times(self.weight, volume(shape)))
             return Tile(shape, max(width, 4))
-        return Tile(shape, width, "bool" if {t.kind for t in tiles} == {"bool"} else "int")
+        return Tile(shape, width or 4, "bool" if kinds == {"bool"} else "int")
 
     def _method(self, x: Any, what: str, args: list[Any]) -> Any:
         if what == "to" and isinstance(x, Tile):
@@ -124,5 +123,7 @@ class Operations:
         return self._method(x, "to", [dtype])
 
 
-def _larger(s: Size) -> tuple[int, float]:
-    return len(s[1]), s[0]
+def _broadcast(a: tuple[Size, ...], b: tuple[Size, ...]) -> tuple[Size, ...]:
+    rank = max(len(a), len(b))
+    a, b = (x if len(x) == rank else (ONE,) * (rank - len(x)) + x for x in (a, b))
+    return tuple(y if (len(y[1]), y[0]) > (len(x[1]), x[0]) else x for x, y in zip(a, b, strict=True))

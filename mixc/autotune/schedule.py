@@ -100,7 +100,7 @@ class LaunchSpace:
         whole = tuple((f"B{d}", padded(sizes[d])) for d in of.kernel.dims if d not in launch.split) if cells else ()
         found = counts_of(of.text, launch.name, tuple(rows), self.shape.operand, tuple(of.kernel.dims),
                           (("HELD", held), *whole))
-        return ((list(chunks), counts) for chunks, counts in found.items() if chunks)
+        return ((list(chunks), counts()) for chunks, counts in found.items())
 
     @property
     def turned(self) -> str:

@@ -11,7 +11,7 @@ import ast
 import operator as op
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any
 
 from mixc.autotune.counts import ONE, Counts, Size, Symbol, Tile, known_rows, size_of, times, volume
@@ -37,15 +37,16 @@ class Trace(Operations):
     """One run over the text of a module's kernel.
 
     Args:
-        text: of the module. C: rows a chunk, or those that there may be: then C is a name too, and what functions cost
-            that need it is counted apart, in `of_rows`. operand: bytes of the tensors' values.
+        text: of the module. C: rows a chunk, or those that there may be: then C is a name too, and functions that need it
+            are run by `at`. operand: bytes of the tensors' values.
         dims: those with blocks. known: values of constexpr arguments."""
 
     def __init__(self, text: str, kernel: str, C: int | tuple[int, ...], operand: int, dims: list[str],
                  known: tuple[tuple[str, Any], ...] = ()):
         self.functions = functions(text)
         self.C, self.operand, self.dims, self.counts = C, operand, dims, Counts()
-        self.of_rows = dict[int, Counts]()
+        self.later: list[tuple[_Run, Any, Size, bool]] = []  # what needs the number of rows, and what it gives
+        self._kinds: dict[type, Callable[[Any], Any]] = {}
         self.weight, self.known = ONE, dict(known)
         self.in_loop = self.inside = False  # over chunks; a function that the kernel calls
         fn = parsed(self.functions[kernel])
@@ -140,7 +141,10 @@ class Trace(Operations):
 
     def _given(self, e: ast.expr) -> Any:
         """The same where it may be of another kind for each number of rows."""
-        return getattr(self, "_" + e.__class__.__name__, self._unknown)(e)
+        kind = e.__class__
+        if kind not in self._kinds:
+            self._kinds[kind] = getattr(self, "_" + kind.__name__, self._unknown)
+        return self._kinds[kind](e)
 
     def _unknown(self, e: ast.expr) -> Any:
         return Tile((), 4, "int")
@@ -262,15 +266,20 @@ class Trace(Operations):
         names = [a.arg for a in fn.args.args]
         defaults = dict(zip(names[len(names) - len(fn.args.defaults):], map(self.value, fn.args.defaults), strict=True))
         given = {**defaults, **dict(zip(names, args, strict=False)), **words}
-        if self.inside or isinstance(self.C, int):
+        try:
+            if any(x.__class__ is ByRows for x in given.values()):
+                raise NeedsSize
             result, counted = self._called(text, fn, given)
-        else:
+        except NeedsSize:
+            if self.inside or isinstance(self.C, int):
+                raise
+            run = _Run(self, text, fn, given)
             try:
-                if any(x.__class__ is ByRows for x in given.values()):
-                    raise NeedsSize
-                result, counted = self._called(text, fn, given)
+                found = of_any([run.at(C)[0] for C in self.C[:2]], self.C)
             except NeedsSize:
-                return self._for_each(text, fn, given, self.C)
+                found = ByRows(run)
+            self.later.append((run, found, self.weight, self.in_loop))
+            return found
         self.counts.take(counted, self.weight, self.inside)
         return result
 
@@ -289,30 +298,44 @@ class Trace(Operations):
             _CALLS[key] = found
         return _CALLS[key]
 
-    def _for_each(self, text: str, fn: ast.FunctionDef, given: dict[str, Any], rows: tuple[int, ...]) -> Any:
-        """The same of a function that needs the number of rows, for each of `rows`."""
-        results = []
-        for C in rows:
-            result, counted = self._called(text, fn, {name: at_rows(x, C) for name, x in given.items()})
-            self.of_rows.setdefault(C, Counts()).take(counted, self.weight, self.inside)
-            results.append(result)
-        try:
-            return of_any(results, rows)
-        except NeedsSize:
-            return ByRows(dict(zip(rows, results, strict=True)))
+    def at(self, C: int) -> Counts:
+        """The counts with so many rows.
+
+        Raises:
+            NeedsSize: what functions give is not what it seemed to be, by fewer rows."""
+        more = Counts()
+        for run, found, weight, self.in_loop in self.later:
+            result, counted = run.at(C)
+            if at_rows(found, C) != result:
+                raise NeedsSize
+            more.take(counted, weight, False)
+        return self.counts.at_rows(C, more)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A function that needs the number of rows, and what it is given."""
+
+    trace: Trace
+    text: str
+    fn: ast.FunctionDef
+    given: dict[str, Any]
+
+    def at(self, C: int) -> tuple[Any, Counts]:
+        return self.trace._called(self.text, self.fn, {name: at_rows(x, C) for name, x in self.given.items()})
 
 
 @dataclass(frozen=True)
 class ByRows:
     """What is of another kind for each number of rows."""
 
-    values: dict[int, Any]
+    run: _Run
 
 
 def at_rows(x: Any, C: int) -> Any:
     """A value with so many rows."""
     if isinstance(x, ByRows):
-        return x.values[C]
+        return x.run.at(C)[0]
     if isinstance(x, tuple):
         return tuple(at_rows(y, C) for y in x)
     if isinstance(x, Symbol):
@@ -322,7 +345,7 @@ def at_rows(x: Any, C: int) -> Any:
 
 
 def of_any(results: list[Any], rows: tuple[int, ...]) -> Any:
-    """The value of which these are what it is with so many rows.
+    """The value of which these are what it is with the first of `rows`.
 
     Raises:
         NeedsSize: there is none."""
@@ -344,7 +367,7 @@ def of_any(results: list[Any], rows: tuple[int, ...]) -> Any:
 def _side(sizes: list[Size], rows: tuple[int, ...]) -> Size:
     names = {n for _, n in sizes}
     for power in (0, 1, 2) if len(names) == 1 else ():
-        each = {c / C ** power for (c, _), C in zip(sizes, rows, strict=True)}
+        each = {c / C ** power for (c, _), C in zip(sizes, rows, strict=False)}
         if len(each) == 1:
             return times((each.pop(), names.pop()), (1, ("C",) * power))
     raise NeedsSize
@@ -379,15 +402,21 @@ _COMPARE: dict[type, Callable[[Any, Any], Any]] = {
 
 @lru_cache(maxsize=256)
 def counts_of(text: str, kernel: str, rows: tuple[int, ...], operand: int, dims: tuple[str, ...],
-              known: tuple[tuple[str, Any], ...] = ()) -> dict[tuple[int, ...], Counts]:
-    """The counts of a kernel of a module, with a name for the rows of a chunk, or by that number: those of `rows` that
+              known: tuple[tuple[str, Any], ...] = ()) -> dict[tuple[int, ...], Callable[[], Counts]]:
+    """The counts of a kernel of a module, with a name for the rows of a chunk, or by that number, by those of `rows` that
     they are for. See `Trace`."""
     def trace(C: int | tuple[int, ...]) -> Trace:
         return Trace(text, kernel, C, operand, list(dims), known)
+
+    def at(C: int) -> Counts:
+        try:
+            return (found.at(C) if found else trace(C).counts).grouped()
+        except NeedsSize:
+            return trace(C).counts.grouped()
     try:
         found = trace(rows)
     except NeedsSize:
-        return {(C,): trace(C).counts.grouped() for C in rows}
-    if not found.of_rows:
-        return {rows: found.counts.grouped()}
-    return {(C,): found.counts.at_rows(C, more).grouped() for C, more in found.of_rows.items()}
+        found = None
+    if found and not found.later:
+        return {rows: cache(found.counts.grouped)}
+    return {(C,): cache(partial(at, C)) for C in rows}

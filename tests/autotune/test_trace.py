@@ -75,7 +75,7 @@ def folded(x, factors, C: tl.constexpr):
     found = counts_of(text, "kernel", rows, 2, ("K", "V"))
     assert [*found] == [(C,) for C in rows]
     for C in rows:
-        one, many = counts(text, C).counts.grouped(), found[C,]
+        one, many = counts(text, C).counts.grouped(), found[C,]()
         assert sum(t[0] for *_, t, _ in many.products) == 3 + C // 32
         assert one.poly == many.poly and {*one.products} == {*many.products} and {*one.memory} == {*many.memory}
         assert (one.direct, one.nested) == (many.direct, many.nested)
