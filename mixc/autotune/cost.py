@@ -267,7 +267,7 @@ class LaunchModel:
     def _value(self, name: str) -> int:
         """Bytes of a value of a tensor, or of its gradient: what parts hand to each other is in fp32."""
         decl = self._decl(name)
-        exact = decl.exact if decl is not None else name in self.kernel.launch.in_fp32()
+        exact = decl.exact if decl is not None else name in self.kernel.launch.in_fp32
         return 4 if exact else self.shape.operand
 
     def bytes(self) -> Term:

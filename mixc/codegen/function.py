@@ -94,7 +94,7 @@ class Function(Launches):
 
     def _room(self, s: Store) -> str:
         """Room for rows that are handed on: never in fp16, whose range they may leave."""
-        if any(s.name in launch.in_fp32() for launch in self.launches.values()):
+        if any(s.name in launch.in_fp32 for launch in self.launches.values()):
             room = shape("B, T, H", s.dims, f"{self._called(self.fwd[0][0])}['C']")
             return f"{s.name} = torch.empty({room}, dtype=torch.float32, device=device)"
         over = "".join(f", {d}" for d in self.inverse_over())

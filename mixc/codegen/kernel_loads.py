@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 from mixc.codegen.axes import is_rows
 from mixc.codegen.kernel_addresses import Addresses
@@ -196,6 +197,7 @@ class Loads(Addresses):
         return f"{self.tiles.index(node.dims[0])}.to(tl.float32)"
 
     def _ordered(self, roots: list[Node], held: set[Node], tiles: Tiles, kept: tuple[Node, ...]) -> list[Node]:
+        @cache
         def part(n: Node) -> float:
             """Of a register, for one number of a matrix; loads and operands have half the bits."""
             return 0.0 if len(n.dims) < 2 else 0.5 if n not in held and (not n.args or n in tiles.operands) else 1.0
@@ -203,6 +205,7 @@ class Loads(Addresses):
             """The factors of four levels, and what they multiply."""
             return 6.0 * size(n.args[-1].dims) if n.op in ("span_contract", "span_crossing") else 0.0
         nominal = nominal_sizes(self.launch, self.axes.ranks)
+        @cache
         def size(dims: tuple[str, ...]) -> int:
             return numbers(tuple(map(self.axes.size_of, flat(dims))), nominal)
         def wide(n: Node) -> int | None:
@@ -211,6 +214,7 @@ class Loads(Addresses):
             if tiles.rows_of_tokens(n):
                 inner.append(0 if is_rows(d := tiles.order(n)[1]) else nominal[d])
             return max(inner, default=None)
+        @cache
         def weight(n: Node) -> float:
             """The left side of products of few rows counts twice: every warp has all of it while they use it."""
             repeated = n in tiles.lefts and nominal[ROW] < 64 and part(n) < 1

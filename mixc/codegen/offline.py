@@ -56,7 +56,7 @@ def gpu(target: str) -> Any:
 
 def signature(kernel: Kernel, dtype: str) -> dict[str, str]:
     """The type of every runtime argument: tensors of the spec in `dtype`, states in fp32."""
-    fine = kernel.launch.in_fp32()
+    fine = kernel.launch.in_fp32
 
     def kind(a: str) -> str:
         if a in ("starts", "lengths", "segment_at", "piece_of"):

@@ -118,7 +118,11 @@ class Launch:
         return replace(self.with_roots(formed(self.roots())), replay=tuple(formed(list(self.replay))))
 
     def body(self) -> list[Node]:
-        return list(postorder(self.roots()))
+        return list(self._body)
+
+    @cached_property
+    def _body(self) -> tuple[Node, ...]:
+        return tuple(postorder(self.roots()))
 
     def nodes(self) -> list[Node]:
         return list(self._nodes)
@@ -127,6 +131,7 @@ class Launch:
     def _nodes(self) -> tuple[Node, ...]:
         return tuple(postorder([*self.roots(), *self.replay]))
 
+    @cached_property
     def in_fp32(self) -> set[str]:
         """The rows that are handed on in fp32 whatever the inputs, by name: those of which more is formed than operands
         of products, which would be rounded anyway, and sums beside them; and those of pairs of rows: ways from row to

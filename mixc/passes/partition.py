@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import lru_cache
 
 from mixc.ir.launch import PRODUCTS, Carry, Launch, Store, row_dims, splittable
 from mixc.ir.node import COL, ROW, Node, depends, make, postorder, substitute
@@ -205,6 +206,7 @@ def _outs(program: Program) -> tuple[Store, ...]:
     return tuple(s for o, value in outs for s in _by_rows(o.name, value, o.dims, "out", program))
 
 
+@lru_cache(maxsize=8)
 def _gradients(forward: Program, backward: Program) -> tuple[Store, ...]:
     grads = ((d, backward.result("grad", d.name)) for d in forward.ins)
     rows = (s for d, value in grads for s in _by_rows("d" + d.name, value, d.dims, "grad", forward))
@@ -228,6 +230,7 @@ def _reversed(forward: Program, backward: Program, name: str, carries: tuple[Car
                    fine=bool(starts) and meets(forward))
 
 
+@lru_cache(maxsize=8)
 def in_full(program: Program) -> frozenset[str]:
     """States kept in fp32: those whose absolute error an exponential sees, where half a percent of a state is far more
     of a factor, and those of which something is chosen: rounded, they choose another, whose gradient it then is.
@@ -248,6 +251,7 @@ def in_full(program: Program) -> frozenset[str]:
     return frozenset(s.name for s in program.states if s.leaf() in seen)
 
 
+@lru_cache(maxsize=8)
 def meets(program: Program) -> bool:
     """Does what a backward forms meet in small differences, of which half a percent of an operand is far more?"""
     return averages(program) or normalises(program)

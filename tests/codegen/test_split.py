@@ -184,7 +184,7 @@ def test_rows_that_more_is_formed_of_than_operands_are_handed_on_in_fp32(name, s
 
 def test_rows_that_are_operands_are_handed_on_in_the_dtype_of_inputs():
     for name in ("gated_delta_rule", "kda", "rwkv7"):
-        assert not any(x.in_fp32() for x in kernels(mixc.load(name).declared).launches.values())
+        assert not any(x.in_fp32 for x in kernels(mixc.load(name).declared).launches.values())
 
 
 @pytest.mark.parametrize("name,fine", [("delta_rule", True), ("kda", True), ("dplr", True), ("gla", False)])
