@@ -17,7 +17,8 @@ class Operations:
     def _elementwise(self, values: list[Any], kind: str = "alu") -> Tile:
         """Broadcast, and count where the values are floats."""
         tiles = [v for v in values if v.__class__ is Tile]
-        kinds, shape, width = {t.kind for t in tiles}, (), 0
+        kinds, width = {t.kind for t in tiles}, 0
+        shape: tuple[Size, ...] = ()
         for t in tiles:
             width = max(width, t.width)
             shape = shape if not t.shape or t.shape == shape else _broadcast(shape, t.shape)

@@ -37,8 +37,8 @@ class Trace(Operations):
     """One run over the text of a module's kernel.
 
     Args:
-        text: of the module. C: rows a chunk, or those that there may be: then C is a name too, and functions that need it
-            are run by `at`. operand: bytes of the tensors' values.
+        text: of the module. C: rows a chunk, or those that there may be: then C is a name too, and what functions that
+            need it cost is told by `at`. operand: bytes of the tensors' values.
         dims: those with blocks. known: values of constexpr arguments."""
 
     def __init__(self, text: str, kernel: str, C: int | tuple[int, ...], operand: int, dims: list[str],
@@ -304,7 +304,8 @@ class Trace(Operations):
         Raises:
             NeedsSize: what functions give is not what it seemed to be, by fewer rows."""
         more = Counts()
-        for run, found, weight, self.in_loop in self.later:
+        for run, found, weight, in_loop in self.later:
+            self.in_loop = in_loop
             result, counted = run.at(C)
             if at_rows(found, C) != result:
                 raise NeedsSize
@@ -403,8 +404,8 @@ _COMPARE: dict[type, Callable[[Any, Any], Any]] = {
 @lru_cache(maxsize=256)
 def counts_of(text: str, kernel: str, rows: tuple[int, ...], operand: int, dims: tuple[str, ...],
               known: tuple[tuple[str, Any], ...] = ()) -> dict[tuple[int, ...], Callable[[], Counts]]:
-    """The counts of a kernel of a module, with a name for the rows of a chunk, or by that number, by those of `rows` that
-    they are for. See `Trace`."""
+    """The counts of a kernel of a module, with a name for the rows of a chunk, or for a number of them, by those of
+    `rows` that they are for. See `Trace`."""
     def trace(C: int | tuple[int, ...]) -> Trace:
         return Trace(text, kernel, C, operand, list(dims), known)
 
