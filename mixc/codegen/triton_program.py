@@ -115,15 +115,16 @@ def kernels(step: Program, instead: str = "") -> Module:
     return made
 
 
-def _beside(inner: Program, step: Program) -> tuple[Around, Module] | None:
-    """The kernels of states that lie beside each other, what sums over these formed around them; None: there is no such
-    sum, or they have no chunk kernels either."""
+def _beside(inner: Program, step: Program) -> tuple[Around | None, Module] | None:
+    """The kernels of states that lie beside each other, a program's own each, what sums over these formed around them;
+    None: they have no chunk kernels either."""
     groups = [[inner.decl(s) for s in g.states] for g in classify(inner).groups if g.form == "chunk"]
     beside = frozenset(d for states in groups if len(states[0].dims) > 2 for d in AffineForms(inner, states).apart)
     found = _around(inner, beside) if beside else None
-    if found is None or any(g.form != "chunk" for g in classify(found.program).groups):
+    program = found.program if found else inner
+    if not beside or any(g.form != "chunk" for g in classify(program).groups):
         return None
-    made = _between(found.program, step, tuple(d.name for d in inner.dims if d.name in beside))
+    made = _between(program, step, tuple(d.name for d in inner.dims if d.name in beside))
     return None if made.by_rule else (found, made)
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
-from mixc.ir.node import ROW, Node, fold, make
+from mixc.ir.node import ROW, Node, depends, fold, make, substitute
 from mixc.ir.program import Program, Range
 
 INF = math.inf
@@ -110,7 +111,44 @@ def bounds(x: Node) -> Interval:
 
 
 def _interval(n: Node, a: list[Interval]) -> Interval:
-    return (_here.declared.get(_tensor(n)) if not n.args else None) or RULES.get(n.op, _any)(n, a)
+    found = (_here.declared.get(_tensor(n)) if not n.args else None) or RULES.get(n.op, _any)(n, a)
+    return _by_ends(n, found) if n.op in ("add", "sub") else found
+
+
+_AFFINE = ("add", "sub", "neg", "mul")
+_FEW = 16  # values that a sum is looked through for
+
+
+def _by_ends(n: Node, found: Interval) -> Interval:
+    """Of a sum that reads a value more than once, and is affine in it, no entry lies outside what it is where that value
+    is at an end of its range: x + (1 - x) * y of two between 0 and 1 does."""
+    region, uses = [n], Counter[Node]()
+    for m in region:  # which grows
+        if m.op in _AFFINE:
+            region += [x for x in m.args if x not in uses]
+            uses.update(m.args)
+        if len(region) > _FEW:
+            return found
+    for x in [x for x, count in uses.items() if count > 1 and x.op != "number"]:
+        own = bounds(x)
+        if -INF < own.low < own.high < INF and _degree(n, x, depends([n], [x])) == 1:
+            ends = [bounds(substitute([n], {x: _repeated(v, x.dims)})[0]) for v in (own.low, own.high)]
+            low, high = min(e.low for e in ends), max(e.high for e in ends)
+            found = Interval(max(found.low, low), min(found.high, high), found.infinite)
+    return found
+
+
+def _repeated(v: float, dims: tuple[str, ...]) -> Node:
+    x = make("number", value=v)
+    return make("expand", x, dims=dims) if dims else x
+
+
+def _degree(n: Node, x: Node, reads: set[Node]) -> int:
+    """In x; 2 where it is not affine."""
+    if n is x or n not in reads:
+        return int(n is x)
+    degrees = [_degree(a, x, reads) for a in n.args]
+    return 2 if n.op not in _AFFINE else sum(degrees) if n.op == "mul" else max(degrees)
 
 
 def _tensor(n: Node) -> Node:

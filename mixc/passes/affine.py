@@ -17,12 +17,12 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from mixc.ir.build import contract, is_number, maybe_mul, rename, where
+from mixc.ir.build import contract, is_number, maybe_mul, product, rename, where
 from mixc.ir.node import Node, depends, number
 from mixc.ir.program import Decl, Program
 from mixc.ir.risk import Risks
 from mixc.passes.outer import Ranks, apart, conditions, only, outer_products, over_ranks, summed, terms
-from mixc.passes.separate import unrepeated
+from mixc.passes.separate import factors_of, unrepeated
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,13 +255,19 @@ class AffineForms:
     def _value(self, n: Node) -> ReadForm | None:
         if n.op in ("contract", "sum"):
             read = self.read(n)
-            return ReadForm(None, {read: None}) if read is not None else self._contracted(n)
+            return self._contracted(n) if read is None else ReadForm(None, dict([self._apart(read)]))
         parts = terms(n, self.free)
         values = [self.value(x) for x, _ in parts or ()]
         found = [f and self._only_value(c, f) for f, c in zip(values, conditions(n), strict=False)]
         if parts is None or None in found:
             return None
         return functools.reduce(ReadForm.plus, [f.scaled(c) for f, (_, c) in zip(found, parts, strict=True) if f])
+
+    def _apart(self, r: Read) -> tuple[Read, Node | None]:
+        """A read without those factors of its query that differ along what it does not sum over alone, and these."""
+        factors = [] if r.query is None else factors_of(r.query, self.dims) or [r.query]
+        kept = [f for f in factors if self.dims & {*f.dims} and {*f.dims} <= {*r.node.dims}]
+        return (Read(r.node, product(f for f in factors if f not in kept), r.x), product(kept)) if kept else (r, None)
 
     def summed(self, r: Read) -> set[str]:
         """The dims of the state over which a read sums."""

@@ -117,8 +117,8 @@ class _Division:
         self.fixed = step.fixed
         self.outs = {d.name: step.result("out", d.name) for d in step.outs}
         needed = set(postorder(step.values("next")))
-        late = [n for n in postorder(self.outs.values()) if n not in needed and self._worth(n)
-                and (projection(n) or (n,))[0] in self.stateful]
+        late = [n for n in postorder(self.outs.values()) if n not in needed and (
+            (self._worth(n) and (projection(n) or (n,))[0] in self.stateful) or self._of_params(n))]
         above = depends(self.outs.values(), late)
 
         def cut(roots: Iterable[Node]) -> list[Node]:
@@ -140,6 +140,10 @@ class _Division:
             return False
         sizes = [self.fixed.get(d, math.inf) for d in found[1].dims]
         return math.prod(max(16, s) for s in sizes) > SMALL
+
+    def _of_params(self, n: Node) -> bool:
+        """Is it the same for every token, and needs more than one state of some that lie beside each other?"""
+        return n not in self.tokens | self.stateful and any(sums_over(n, d) for d in self.beside)
 
     def _handed(self, n: Node) -> bool:
         """Can it be handed on, a row a token?  So can numbers that are no whole matrix of a state."""

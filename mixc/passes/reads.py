@@ -1,9 +1,10 @@
 """Step -> Step: a read of a sum of states of several groups is a sum of reads, each of one group.
 
-before: q @ (S + m * R)              q @ real(Z), q real
-after:  q @ S + m * (q @ R)          real(q @ Z)
+before: q @ (S + m * R)              q @ real(Z), q real          A[J, K] @ q[J]
+after:  q @ S + m * (q @ R)          real(q @ Z)                  (A @ q)[K]
 
-What a chunk finds of a state it finds of one group: of the other all of a matrix would be formed for every token.
+What a chunk finds of a state it finds of one group, under its own names: of another all of a matrix would be formed for
+every token.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from mixc.ir.build import contract, expand, total, where
-from mixc.ir.node import Node, fold, make
+from mixc.ir.build import contract, expand, renamed_at_once, total, where
+from mixc.ir.node import Node, fold, make, postorder
 from mixc.ir.program import Program
 
 
 def reads_apart(step: Program, groups: list[list[str]]) -> Program:
     """The step, each of its reads one of states of one group; `groups`: of states that need each other."""
-    if len(groups) < 2 and all(s.kind == "real" for s in step.states):
+    if len(groups) < 2 and not any(n.kind == "complex" or n.op == "rename" for n in postorder(step.values())):
         return step
     made = _Reads({step.decl(name).leaf(): i for i, names in enumerate(groups) for name in names})
     values = fold(step.values(), made.value)
@@ -26,6 +27,19 @@ def reads_apart(step: Program, groups: list[list[str]]) -> Program:
 
 
 _PLANES = ("real", "imag", "conj")  # linear with real factors
+_WHOLE = (*_PLANES, "rename")
+Names = dict[str, str]
+
+
+def _exchanged(rename: Node) -> Names:
+    """The names that a rename gives, and what else gets the names that it takes: all exchanged, none lost."""
+    to = dict(rename.attr("to"))
+    old, found = {new: d for d, new in to.items()}, dict(to)
+    for new in old.keys() - to.keys():
+        found[new] = new
+        while found[new] in old:
+            found[new] = old[found[new]]
+    return found
 
 
 class _Reads:
@@ -36,14 +50,14 @@ class _Reads:
         self.owner, self.copies = owner, functools.cache(self._copies)
 
     def value(self, node: Node, args: list[Node]) -> Node:
-        new = node.on(*args)
+        new = renamed_at_once(*args, dict(node.attr("to"))) if node.op == "rename" else node.on(*args)
         return (self._read(new) if new.op in ("contract", "sum") else None) or new
 
     def _copies(self, n: Node) -> frozenset[int]:
         """The groups whose states stand in a value entry by entry: decayed, updated, added up."""
         if n in self.owner:
             return frozenset([self.owner[n]])
-        if n.op not in ("add", "sub", "neg", "mul", "div", "where", "expand", *_PLANES):
+        if n.op not in ("add", "sub", "neg", "mul", "div", "where", "expand", *_WHOLE):
             return frozenset()
         return frozenset[int]().union(*map(self.copies, n.args))
 
@@ -56,7 +70,7 @@ class _Reads:
         by_group = dict[Any, Node]()
         for p in sorted(parts, key=lambda p: not self.copies(p)):  # what no state is in goes with the first
             plane = self._plane(p)
-            of = (self.copies(p), plane and plane[0]) if self.copies(p) else next(iter(by_group))
+            of = (self.copies(p), plane and (plane[0].op, *plane[0].attrs)) if self.copies(p) else next(iter(by_group))
             by_group[of] = by_group[of] + p if of in by_group else p
         other = next((a for a in n.args if a is not x), None)
 
@@ -64,31 +78,38 @@ class _Reads:
             for y, c in (part.args, part.args[::-1]) if part.op == "mul" else ():
                 if not self.copies(c) and {*c.dims} <= {*n.dims}:  # the read of a state as it is, times a number
                     return c * read(y)
-            if (found := self._plane(part)) and (other is None or other.kind == "real"):
-                return make(found[0], read(found[1]))
-            have = {*part.dims, *(other.dims if other else ())}
-            for d in sorted({*x.dims} - {*n.dims} - have):  # the same for every entry along it
+            if (found := self._plane(part)) and found[0].op in _PLANES and (other is None or other.kind == "real"):
+                return make(found[0].op, read(found[1]))
+            to = _exchanged(found[0]) if found and found[0].op == "rename" else {}
+            part, back = found[1] if found and to else part, {new: d for d, new in to.items()}
+            query = None if other is None else renamed_at_once(other, back)
+            have, dims = {*part.dims, *(query.dims if query else ())}, [back.get(d, d) for d in n.dims]
+            for d in sorted({back.get(d, d) for d in x.dims} - {*dims} - have):  # the same for every entry along it
                 part = part * make("size", dim=d)
-            out = [d for d in n.dims if d in have]
+            out = [d for d in dims if d in have]
             summed = [d for d in part.dims if d not in out]
-            return expand(total(part, summed) if other is None else contract(part, other, out), n.dims)
+            value = total(part, summed) if query is None else contract(part, query, out)
+            return expand(renamed_at_once(value, to), n.dims)
         return functools.reduce(Node.__add__, map(read, by_group.values()))
 
     def _mixed(self, x: Node) -> bool:
-        """Do states of several groups stand in it, or planes of one?"""
+        """Do states of several groups stand in it, or planes of one, or one under other names?"""
         return len(self.copies(x)) > 1 or (bool(self.copies(x)) and (
-            x.op in _PLANES or any(map(self._mixed, x.args))))
+            x.op in _WHOLE or any(map(self._mixed, x.args))))
 
-    def _plane(self, x: Node) -> tuple[str, Node] | None:
-        """(real, y) of a value real(y) that states stand in, perhaps times a real factor, which then y has."""
+    def _plane(self, x: Node) -> tuple[Node, Node] | None:
+        """(real(y), y) of a value real(y), or one under other names, that states stand in; perhaps times a factor, for
+        real(y) a real one, which then y has."""
         if x.op == "mul":
             c, y = sorted(x.args, key=lambda a: bool(self.copies(a)))
-            found = self._plane(y) if c.kind == "real" and not self.copies(c) else None
-            return found and (found[0], c * found[1])
+            found = None if self.copies(c) else self._plane(y)
+            if found and found[0].op == "rename":
+                return found[0], renamed_at_once(c, {new: d for d, new in _exchanged(found[0]).items()}) * found[1]
+            return found and (found[0], c * found[1]) if c.kind == "real" else None
         if x.op == "neg":
             found = self._plane(x.args[0])
             return found and (found[0], -found[1])
-        return (x.op, x.args[0]) if x.op in _PLANES and self.copies(x) else None
+        return (x, x.args[0]) if x.op in _WHOLE and self.copies(x) else None
 
     def _parts(self, x: Node) -> list[Node] | None:
         """Values of one group each, or of none, whose sum it is; None: it is no such sum."""

@@ -18,7 +18,7 @@ import torch
 
 from mixc.ir.build import contract, expand, number, renamed_at_once, where
 from mixc.ir.evaluate import elementwise
-from mixc.ir.node import Node, fold, is_number, make, postorder
+from mixc.ir.node import ROW, Node, fold, is_number, make, postorder
 from mixc.ir.ops import OPS
 from mixc.ir.program import Program
 from mixc.ir.ranges import bounds, proving
@@ -263,7 +263,8 @@ def crossings_meet(n: Node) -> Node | None:
 
 
 def number_of_any_order(n: Node) -> Node | None:
-    """1 * x = x, and a number repeated is a number, though the order of dims changes: for readers, who go by names"""
+    """1 * x = x, and a number repeated is a number, though the order of dims changes: for readers, who go by names; but
+    the time axis stays in front, where sums over spans want it"""
     new = None
     if n.op == "mul":
         new = next((expand(x, n.dims) for x, c in (n.args, n.args[::-1])
@@ -271,7 +272,8 @@ def number_of_any_order(n: Node) -> Node | None:
     if new is None and OPS[n.op].elementwise and len(n.args) > 1:
         args = [a.args[0] if a.op == "expand" and is_number(a.args[0]) else a for a in n.args]
         new = n.on(*args) if args != list(n.args) else None
-    return new if new is not None and {*new.dims} == {*n.dims} else None
+    same = new is not None and {*new.dims} == {*n.dims} and (new.dims[:1] == (ROW,) or n.dims[:1] != (ROW,))
+    return new if same else None
 
 
 def sign_in_front(n: Node) -> Node | None:

@@ -109,6 +109,10 @@ class States:
         x: the form of what is read.  query None: that itself, nothing summed.
         writes: those that count (default: all)."""
         among = list(dict.fromkeys([*self.writes, *x.writes]) if writes is None else writes)
+        factors = [] if query is None else factors_of(query, self.dims) or [query]
+        kept = [f for f in factors if self.dims & {*f.dims} and {*f.dims} <= {ROW, *out}]
+        if kept:  # along what is not summed: not in a product of all pairs of rows
+            return product([*kept, self.read(x, product(f for f in factors if f not in kept), out, among)]) or number(1)
         place = Place(self, x, query, out)
         value = place.carried()
         for write in among:

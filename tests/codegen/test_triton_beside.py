@@ -56,6 +56,19 @@ def test_params_that_each_has():
                       "state S[N, K, V] = A * d\nS = a * S + A * k * v\nout o[N, V] = sum[K](c * q * A * S)\n}"))
 
 
+AROUND = {
+    "weights of params": "param w[N]\nstate S[N, K, V]\nS = exp(g) * S + k * v\ny = q @ S\n"
+                         "out o[V] = sum[N](softmax[N](w) * y * rsqrt(mean[V](square(y)) + 0.1))",
+    "one dim that nothing sums over": "state S[N, K, J]\nS = exp(g) * S + k * k[J]\nout o[N, J] = q @ S",
+}
+
+
+@pytest.mark.parametrize("what", AROUND)
+def test_programs_of_each_where_nothing_that_they_form_needs_another(what):
+    """They ran token by token."""
+    agrees(mixc.loads("mixer m(N, K, V, J = K) {\nin q[K], k[K], v[V], g[N] where g <= 0\n" + AROUND[what] + "\n}"))
+
+
 def test_what_is_summed_over_them_runs_token_by_token():
     """k[N, K] * v[N, V] is no product of one factor of N, K and one of V."""
     made = kernels(loaded("S = exp(gn) * S + k * v\nout o[V] = q @ S").declared)

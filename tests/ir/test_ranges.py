@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 import mixc
-from mixc.ir.node import make, number
+from mixc.ir.node import make, number, postorder
 from mixc.ir.ranges import Interval, bounds, proving
+from mixc.passes.chunk import chunk
 
 
 def test_two_threads_that_say_the_same_get_one_node():
@@ -27,3 +31,30 @@ def test_another_thread_may_prove_of_another_spec_meanwhile():
         with proving(mixc.load("kda").declared):
             pass
         assert bounds(g).nonpositive
+
+
+@pytest.mark.parametrize("value,low,high", [
+    ("x + (1 - x) * y", 0, 1), ("y - x * y", 0, 1), ("x * a + (1 - x) * y", -1, 1), ("x - y + y * x", -1, 1),
+    ("(1 - x) + x * exp(g)", 0, 1), ("x * y + (1 - x) * (y * 0.5 + (1 - y))", 0, 1), ("x + x", 0, 2),
+    ("x * x - x", -1, 1), ("w + (1 - w) * y", -math.inf, math.inf), ("sigmoid(w) + (1 - sigmoid(w)) * y", 0, 1)])
+def test_what_is_affine_in_a_value_that_it_reads_twice(value, low, high):
+    step = mixc.loads("mixer m() {\nin x where 0 <= x <= 1, y where 0 <= y <= 1, a where -1 <= a <= 1, w\n"
+                      f"in g where g <= 0\nstate S\nS += x\nout o = {value}\n}}").declared
+    with proving(step):
+        found = bounds(step.result("out", "o"))
+    assert (found.low, found.high) == (low, high)
+
+
+def test_a_decay_between_a_floor_and_one_goes_by_its_logarithm():
+    """lb + (1 - lb) * sigmoid(f) was not known to be 1 at most: for every entry a product of all pairs of rows."""
+    mixer = mixc.loads("mixer m(K, V) {\nin q[K], f[K], v[V]\nparam lb[K] where 0 <= lb <= 1\nstate S[K, V]\n"
+                       "d = lb + (1 - lb) * sigmoid(f)\nS = d * S + (1 - d) * v\nout o[V] = q @ S\n}")
+    ops = {n.op for n in postorder(chunk(mixer._staged).values())}
+    assert "span_contract" in ops and "segprod" not in ops
+
+
+def test_a_decay_that_a_param_stands_in_front_of_is_explained():
+    """The time axis that was put in front of it went for readers, whom the order of dims is nothing to."""
+    text = mixc.loads("mixer m(K, V) {\nin q[K], f[K], v[V]\nparam w[K]\nstate S[K, V]\n"
+                      "S = (w + f) * S + f * v\nout o[V] = q @ S\n}").explain()
+    assert "segprod" in text

@@ -99,3 +99,37 @@ def test_what_is_read_of_a_plane_is_the_plane_of_what_is_read(out):
     assert mixer.why["Z"].startswith("affine in itself")
     assert not any(n.op == "scan_block" for n in postorder(chunk(mixer._staged).values()))
     assert_equals_the_step(mixer, ("torch", "triton") if out == PLANES[0] else ("torch",))
+
+
+NAMED = {
+    "transposed": "out o[K] = A[J, K] @ q[J]",
+    "beside itself": "out o[K] = (A + A[J, K]) @ q[J]",
+    "summed": "out o[J] = sum[K](0.5 * k[J] * A[J, K] * q) + mean[K](A[J, K])",
+    "another name": "out o[L] = A[K, L] @ q\n out p[K] = A[L, K] @ q[L]\n out r[K] = A[K, L] @ q[L]",
+    "a query that was read": "y = A[J, K] @ q[J]\n out o[J] = tanh(y) @ A",
+    "a plane": "out o[K] = real(Z[J, K]) @ q[J] + imag(Z @ q[J])",
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_read_under_other_names(name):
+    """All of the state was formed for every token, and kernels ran token by token."""
+    mixer = mixc.loads("mixer m(K, J = K, L = K) {\n in q[K], k[K], v[K], g where g <= 0, th\n"
+                       f" state A[K, J]{', Z[K, J]' * ('Z' in NAMED[name])}\n A = exp(g) * A + k * v[J]\n"
+                       f" {'Z = exp(1j * th) * Z + k * v[J]' if 'Z' in NAMED[name] else ''}\n {NAMED[name]}\n}}")
+    values = chunk(mixer._staged).values()
+    assert not any(ROW in n.dims and {"K", "J"} <= {*n.dims} and n.op != "mul" for n in postorder(values))
+    assert type(kernels(mixer.declared)) is Module
+    assert_equals_the_step(mixer, ("torch", "triton") if name == "another name" else ("torch",))
+
+
+ALONG = ["out o[V] = sum[K](0.5 * u * q * S)", "out o[K] = sum[V](q * S * u)",
+         "S = S + b * k * (v - sum[K](sigmoid(u) * k * S))\n    out o[V] = q @ S"]
+
+
+@pytest.mark.parametrize("body", ALONG)
+def test_a_factor_along_what_is_not_summed_is_in_no_product(body):
+    """It was in those of all pairs of rows, each entry with one of its own, for which kernels have no room."""
+    mixer = load("R = exp(h) * R + k * u\n    " + body)
+    assert type(kernels(mixer.declared)) is Module
+    assert_equals_the_step(mixer, ("torch", "triton") if body == ALONG[0] else ("torch",))
