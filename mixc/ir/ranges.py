@@ -120,8 +120,8 @@ _FEW = 16  # values that a sum is looked through for
 
 
 def _by_ends(n: Node, found: Interval) -> Interval:
-    """Of a sum that reads a value more than once, and is affine in it, no entry lies outside what it is where that value
-    is at an end of its range: x + (1 - x) * y of two between 0 and 1 does."""
+    """Of a sum that reads a value more than once, and is affine in it, no entry lies outside of what it is where that
+    value is at an end of its range: x + (1 - x) * y of two between 0 and 1 does."""
     region, uses = [n], Counter[Node]()
     for m in region:  # which grows
         if m.op in _AFFINE:

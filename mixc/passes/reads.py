@@ -50,7 +50,7 @@ class _Reads:
         self.owner, self.copies = owner, functools.cache(self._copies)
 
     def value(self, node: Node, args: list[Node]) -> Node:
-        new = renamed_at_once(*args, dict(node.attr("to"))) if node.op == "rename" else node.on(*args)
+        new = renamed_at_once(args[0], dict(node.attr("to"))) if node.op == "rename" else node.on(*args)
         return (self._read(new) if new.op in ("contract", "sum") else None) or new
 
     def _copies(self, n: Node) -> frozenset[int]:

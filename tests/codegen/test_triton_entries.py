@@ -58,6 +58,29 @@ def test_the_same_numbers(what, dtype):
     assert not bad, "; ".join(bad)
 
 
+SHARES = {
+    "of a fixed dim": "(K, V, N = 3) {\nin q[K], k[N, K], v[N, V], r[N]\nstate S[K, V]\na = softmax[N](r)\n"
+                      "for n in N { S = S + a[n] * k[n] * (v[n] - 0.3 * k[n] @ S) }\nout o[V] = q @ S",
+    "of a dim that the call fixes": "(K, V, N) {\nin q[K], k[N, K], v[N, V], r[N]\nparam w[N]\nstate S[K, V]\n"
+                                    "a = softmax[N](r + w)\nfor n in N { S = 0.9 * S + a[n] * k[n] * v[n] }\n"
+                                    "out o[V] = q @ S",
+    "over two dims": "(K, V, N = 3, M = 2) {\nin q[K], k[N, K], v[N, V], r[N, M]\nstate S[K, V]\n"
+                     "a = sum[M](softmax[N, M](r))\nfor n in N { S = 0.9 * S + a[n] * k[n] * v[n] }\nout o[V] = q @ S",
+    "of a window": "(K, V, W = 4) {\nin q[K], k[K], v[V]\na = softmax[W](lag[W](k) @ q)\n"
+                   "out o[V] = sum[W](a * lag[W](v))",
+    "in a scan": "(K, N = 3) {\nin x[N, K], r[N, K]\nstate h[K]\na = softmax[N](r)\n"
+                 "for n in N { h = a[n] * h + x[n] }\nout o[K] = h",
+}
+
+
+@pytest.mark.parametrize("what", SHARES)
+def test_an_entry_of_a_softmax_is_one_of_all(what):
+    """It was that of a softmax over this entry alone: 1."""
+    cell = dict(length=20, size=3, heads="1", gates=0.1, dtype=torch.float32, rows="plain", start=True)
+    bad = [str(f) for f in cells.compare(mixc.loads(f"mixer m{SHARES[what]}\n}}"), cell, "triton") if not f.ok]
+    assert not bad, "; ".join(bad)
+
+
 @pytest.mark.parametrize("cell", [dict(length=(0, 0, 3, 3, 37)), dict(rows="mask, reverse"), dict(heads="2/1", size=4)],
                          ids=cells.label)
 def test_calls(cell):
