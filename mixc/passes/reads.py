@@ -42,6 +42,11 @@ def _exchanged(rename: Node) -> Names:
     return found
 
 
+def _again(rename: Node, other: Node) -> bool:
+    """Does another value bring a dim again that the rename took, `R[K, J] @ S[J, V]`? That is no read."""
+    return bool({*other.dims} - {*rename.dims} & {d for d, _ in rename.attr("to")})
+
+
 class _Reads:
     """Args:
         owner: by leaf of a state the number of its group."""
@@ -64,6 +69,9 @@ class _Reads:
     def _read(self, n: Node) -> Node | None:
         """A sum over dims, perhaps of a product with another value, taken of each group for itself."""
         x = max(n.args, key=lambda a: len(self.copies(a)))
+        other = next((a for a in n.args if a is not x), None)
+        if x.op == "rename" and other is not None and _again(x, other):
+            return None
         parts = self._parts(x) if self._mixed(x) else None
         if parts is None:
             return None
@@ -72,7 +80,6 @@ class _Reads:
             plane = self._plane(p)
             of = (self.copies(p), plane and (plane[0].op, *plane[0].attrs)) if self.copies(p) else next(iter(by_group))
             by_group[of] = by_group[of] + p if of in by_group else p
-        other = next((a for a in n.args if a is not x), None)
 
         def read(part: Node) -> Node:
             for y, c in (part.args, part.args[::-1]) if part.op == "mul" else ():
@@ -104,7 +111,8 @@ class _Reads:
             c, y = sorted(x.args, key=lambda a: bool(self.copies(a)))
             found = None if self.copies(c) else self._plane(y)
             if found and found[0].op == "rename":
-                return found[0], renamed_at_once(c, {new: d for d, new in _exchanged(found[0]).items()}) * found[1]
+                back = {new: d for d, new in _exchanged(found[0]).items()}
+                return None if _again(found[0], c) else (found[0], renamed_at_once(c, back) * found[1])
             return found and (found[0], c * found[1]) if c.kind == "real" else None
         if x.op == "neg":
             found = self._plane(x.args[0])
