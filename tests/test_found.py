@@ -64,6 +64,9 @@ KERNELS = {  # the same of kernels, whose blocks are wider than their dims
     "a product added to a sum without an axis of the product": "L = exp(g) * L + k + 1\nout y = q @ L\nout r[V] = v",
     "a product added to what one program of several adds":
         "S = S + sigmoid(k) * v\nL = L + sigmoid(k)\nout o[V] = sigmoid(q) @ S\nout r = sigmoid(q) @ L",
+    "rows of a vector that grew behind the end":
+        "L = sigmoid(f) * L + (1 - sigmoid(f)) * k\nx = k - L\nS = exp(gk) * S\nS = S + b * x * (v - x @ S)\n"
+        "out o[V] = q @ S",
 }
 
 

@@ -45,7 +45,10 @@ def chunk(stages: Program, by_rows: bool = False) -> Program:
         stages = whole
     assert all(g.form in ("chunk", "scan") for g in stages.groups), "only for affine states and scans"
     with proving(stages):
-        made = _Lift(stages, by_rows).program()
+        lift = _Lift(stages, by_rows)
+        made = lift.program()
+        if often := frozenset(names for names, whole in lift.vectors.items() if len(whole) > 1 and any(whole)):
+            made = _Lift(stages, by_rows, often).program()
         found = planes(made) if whole is not None else made
     assert found is not None
     return found
@@ -59,9 +62,12 @@ def _keeps(form: Affine | None) -> bool:
 class _Lift:
     """Token values to values of all rows; calling it lifts one node."""
 
-    def __init__(self, step: Program, by_rows: bool = False):
+    def __init__(self, step: Program, by_rows: bool = False, valued: frozenset[tuple[str, ...]] = frozenset()):
+        """`valued`: groups of vectors that are formed row by row, once: what reads them reads those rows."""
         self.step, self.planes, self.by_rows = step, Split(step), by_rows
         self.done: dict[Node, Node] = {}
+        self.valued = valued
+        self.vectors: dict[tuple[str, ...], list[bool]] = {}  # by groups of vectors, of each read: is nothing summed?
         self.groups: dict[tuple[str, ...], States] = {}
         scans = {s for g in step.groups if g.form == "scan" for s in g.states}
         self.scans: dict[str, Scanned] = {}
@@ -77,8 +83,13 @@ class _Lift:
 
     def __call__(self, node: Node) -> Node:
         if node not in self.done:
-            self.done[node] = self._whole_state(node) if self._of(node) is not None else self._lift(node)
+            names = self._of(node)
+            own = names is not None and (names not in self.valued or self._is_state(node, names))
+            self.done[node] = self._whole_state(node) if own else self._lift(node)
         return self.done[node]
+
+    def _is_state(self, node: Node, names: tuple[str, ...]) -> bool:
+        return any(node in (self.step.decl(n).leaf(), self.step.result("next", n)) for n in names)
 
     def _of(self, node: Node) -> tuple[str, ...] | None:
         """The states of which the node is a (decayed, updated) copy, if it is one.  What reads several groups is a copy
@@ -100,7 +111,10 @@ class _Lift:
         group = self.group(names)
         form = group.forms.form(node)
         assert form is not None
-        return group.rows(form) or group.read(form, None, group.decls[0].dims)
+        self._count(names, whole=True)
+        rows = group.rows(form) or group.read(form, None, group.decls[0].dims)
+        # behind the end the last token comes again and nothing fades: they would grow
+        return make("live", rows, fill=0.0) if names in self.valued else rows
 
     def _lift(self, node: Node) -> Node:
         if node.op == "in":
@@ -123,12 +137,17 @@ class _Lift:
             return contract(args[0], args[1], (*((ROW,) if any(ROW in a.dims for a in args) else ()), *node.dims))
         return node.on(*args)
 
+    def _count(self, names: tuple[str, ...], whole: bool) -> None:
+        if len(self.step.decl(names[0]).dims) == 1:
+            self.vectors.setdefault(names, []).append(whole)
+
     def _read(self, node: Node) -> Node | None:
         """A contraction with a state, or a sum over its dims."""
         for names, forms in reversed(self.forms.items()):  # see `_of`
-            r = None if forms.free(node) else forms.read(node) or forms.read(node, known=True)
+            r = None if names in self.valued or forms.free(node) else forms.read(node) or forms.read(node, known=True)
             form = None if r is None else forms.form(r.x)
             if r is not None and form is not None and _keeps(form):
+                self._count(names, whole=False)
                 return self.group(names).read(form, number(1) if r.query is None else self(r.query), node.dims)
         return None
 

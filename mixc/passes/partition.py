@@ -107,13 +107,13 @@ def backward_by_dims(forward: Program, backward: Program) -> tuple[Launch, ...]:
 
 def _handed_on(forward: Program, backward: Program, d: str, keeps: tuple[str, ...]) -> tuple[Launch, ...]:
     """`handed_on`, with matrices of pairs of rows where without them what is handed on has `d`."""
-    cut = handed_on(forward, backward, d, keeps)
+    cut = handed_on(forward, backward, d, keeps) or handed_on(forward, backward, d, keeps, needs=True)
     whole = [s for launch in cut for s in launch.stores if s.result == "save" and d in s.dims]
     return (handed_on(forward, backward, d, keeps, pairs=True) or cut) if whole else cut
 
 
 def handed_on(forward: Program, backward: Program, d: str, keeps: tuple[str, ...] = (),
-              pairs: bool = False) -> tuple[Launch, ...]:
+              pairs: bool = False, needs: bool = False) -> tuple[Launch, ...]:
     """A forward and a backward of launches that hand rows on, so that those of the last divide `d`; empty where that
     does not do, or needs no such rows.
 
@@ -126,7 +126,7 @@ def handed_on(forward: Program, backward: Program, d: str, keeps: tuple[str, ...
     def leaf(n: Node) -> Node | None:
         """None: it has a dim that no tensor has."""
         return None if {*n.dims} & {*forward.inner} else make("saved", name=f"row {next(count)}", dims=n.dims)
-    found = Along(roots, [c.leaf for c in carries], d, leaf, pairs)
+    found = Along(roots, [c.leaf for c in carries], d, leaf, pairs, needs)
     own = found.formed.keys() - found.handed.keys()
     mine = tuple(s for s in stores if s.value in own and (d in s.dims or not s.tile))
     needed = _needed(carries, [s.value for s in stores])

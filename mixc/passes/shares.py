@@ -29,14 +29,15 @@ class Along:
         carried: cotangents of states: what has not the dim enters one program, and is a share from then on.
         leaf: of a value that may be handed on, what is read in its place (None: nothing is, or not in this one's).
         pairs: are matrices of pairs of rows handed on, so that no program needs all of `d` for them?
+        needs: where nothing can be handed on in the place of a value (a state), are the rows handed on that it needs?
 
     Attributes:
         formed: by value, what a program forms of it; what is not there cannot be formed.
         handed: by value that is loaded instead, its leaf."""
 
     def __init__(self, roots: list[Node], carried: list[Node], d: str,
-                 leaf: Callable[[Node], Node | None] | None = None, pairs: bool = False):
-        self.d, self.leaf, self.pairs = d, leaf, pairs
+                 leaf: Callable[[Node], Node | None] | None = None, pairs: bool = False, needs: bool = False):
+        self.d, self.leaf, self.pairs, self.needs = d, leaf, pairs, needs
         self.linear = depends(roots, [n for n in postorder(roots) if n.op == "cot"])
         self._whole, known = set[Node](), -1
         while known < len(self._whole):  # what is to be whole may have been taken as a share before that was found
@@ -57,6 +58,8 @@ class Along:
         if load and self.leaf is not None and _is_row(n, self.pairs) and (leaf := self.leaf(n)) is not None:
             self._shares.discard(n)
             self.handed[n] = self.formed[n] = leaf
+        elif new is None and self.needs and all(a in self.formed for a in n.args):
+            self._whole |= {source(a) for a in n.args if a in self._shares and _is_row(source(a), self.pairs)}
 
     def _of_the_forward(self, n: Node) -> bool:
         """A matrix of pairs of rows that sums over `d`, or an inverse of such: the forward has it."""

@@ -117,6 +117,8 @@ LOADED = {  # what was wrong of rows that are handed on: the body
         ("V", "m = m + k\nS = exp(-0.5 * 2 ** (-index[V])) * S + k * v\nout o[V] = q @ S\nout r = q @ m"),
     "zeros behind the end, that are divided by":
         ("V", "m = m + k\nS = S + 0.5 * k * (v - k @ S)\nr = q @ S\nout o[V] = r * (q @ m)\nout top = max(r)"),
+    "what a state needs whole, though it is a number a token that its programs have shares of":
+        ("K", "m = 0.9 * m + 0.1 * k\nS = 0.9 * S + 0.2 * (k - m) * (v - (k - m) @ S)\nout o[V] = q @ S"),
 }
 
 

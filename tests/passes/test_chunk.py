@@ -98,3 +98,30 @@ def test_a_sum_of_products_is_a_product_of_matrices_where_it_would_be_larger_tha
     forward = chunk(mixer._staged)
     for program in (forward, differentiate(forward)):
         assert not any({ROW, "M", "N"} <= {*n.dims} for n in postorder(program.values()))
+
+
+CENTRED = """mixer centred(K, V) {
+in q[K], v[V]
+in k[K] where norm[K](k) <= 1
+in b where 0 <= b <= 1
+param tau where 0 <= tau <= 1
+state m[K], S[K, V]
+m = tau * m + (1 - tau) * k
+c = k - m
+S = S + b * c * (v - c @ S)
+out o[V] = q @ S
+}"""
+
+
+def test_rows_of_a_vector_that_are_read_in_many_ways_are_formed_once():
+    """Each of `c`, `b * c` and `q @ c` was a read of m by itself: another product of pairs of rows, another query."""
+    program = chunk(classify(mixc.loads(CENTRED).declared))
+    (m,) = [d for d in program.states if d.name == "m"]
+    readers = [n for n in postorder(r.value for r in program.results if r.role == "out") if m.leaf() in n.args]
+    assert len(readers) == 1
+
+
+def test_a_normaliser_that_is_summed_shares_the_pairs_of_rows():
+    """Where no row of the vector is wanted as it is, none is formed."""
+    program = chunk(classify(mixc.load("linear_attention_normalised").declared))
+    assert not any(n.dims == (ROW, "K") and n.op == "contract" for n in postorder(program.values()))
