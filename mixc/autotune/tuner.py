@@ -148,7 +148,8 @@ class Schedule:
 
     def tune(self, best: int = 6, workers: int = 2, limit: float = 20.0, budget: float = 50.0,
              advance: Say = lambda label: None, first: bool = False) -> Tuning:
-        """Compile the best of every launch and choose among those that neither spill nor overflow nor fail.
+        """Compile the best of every launch and choose among those that neither spill nor overflow nor fail; where a
+        launch has none, among those that spill too.
 
         Two of each launch come first: what they really take corrects the estimates by which the next are picked.
 
@@ -158,7 +159,7 @@ class Schedule:
             chosen, and `stopped` says so. first: one of each launch, then two at a time until none spills, all with
             the default's segment; where all spill the best of those, the spill counted.
         Raises:
-            InputError: no candidate of some launch compiled well."""
+            InputError: no candidate of some launch compiled."""
         start = time.monotonic()
         config, default = self.default()
         plans = [tuple(default)] if first else self.plans
@@ -230,20 +231,28 @@ class Schedule:
         return done, any(c.failed == "no time was left" for _, c in done)
 
     def _choose(self, done: Iterable[Candidate], least: bool = False) -> tuple[dict[str, Candidate], int]:
-        """The segment whose launches take least, among what compiled well; `least`: else of all."""
+        """The segment whose launches take least, among what compiled well, else among what compiled, the spill counted;
+        `least`: among all."""
         done = list(done)
+        chosen = self._least(done, lambda c: c.good or least) or self._least(done, lambda c: not c.failed)
+        if chosen is None:
+            told = [f"{c.launch} {label(c)}: {c.failed or f'spills {c.spill} bytes'}"
+                    for c in done if not c.good]
+            raise InputError("no candidate of some launch compiled\n" + "\n".join(f"  {t}" for t in told[:12]))
+        return chosen
+
+    def _least(self, done: list[Candidate], may: Callable[[Candidate], bool]
+               ) -> tuple[dict[str, Candidate], int] | None:
         found = []
         ways = [(plan, chunk) for plan in self.plans for chunk in _common_chunks(plan)]
         for (plan, chunk), segment in itertools.product(ways, SEGMENTS):
-            good = {name: min((c for c in done if c.launch == name and c.segment == segment and (c.good or least)
+            good = {name: min((c for c in done if c.launch == name and c.segment == segment and may(c)
                                and chunk in (0, c.tile.chunk)), key=_worth, default=None) for name in plan}
             chosen = {name: c for name, c in good.items() if c is not None}
             if len(chosen) == len(good):
                 found.append((tuple(map(sum, zip(*map(_worth, chosen.values()), strict=True))), segment, chosen))
         if not found:
-            told = [f"{c.launch} {label(c)}: {c.failed or f'spills {c.spill} bytes'}"
-                    for c in done if not c.good]
-            raise InputError("no candidate compiled well\n" + "\n".join(f"  {t}" for t in told[:12]))
+            return None
         _, segment, chosen = min(found, key=lambda f: f[:2])
         return chosen, segment
 

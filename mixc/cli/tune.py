@@ -85,7 +85,8 @@ def _show(made: dict[str, Any], title: str) -> None:
         tile = r["tile"]
         blocks = " ".join(f"{d}={b}" + (f" x {tile['turns']}" if d == tile.get("turned") else "")
                           for d, b in tile["blocks"].items())
-        state = "chosen" if r["chosen"] else r["failed"] or (f"spills {r['spill']} B" if r["spill"] else "")
+        spills = f"spills {r['spill']} B" * bool(r["spill"])
+        state = ", ".join(filter(None, ("chosen" * r["chosen"], r["failed"], spills)))
         rows.append((r["launch"], tile["chunk"], blocks or "-", tile["warps"], tile["stages"], r["segment"],
                      f"{r['bytes'] / 1e6:.0f}", f"{r['registers']:.0f}", f"{r['shared'] / 1024:.0f}", r["occupancy"],
                      f"{r['microseconds']:.0f}", r["binds"], state))
@@ -94,3 +95,6 @@ def _show(made: dict[str, Any], title: str) -> None:
     output.table(columns, rows, f"{made['mixer']} on {title}: {sizes} {made['dtype']}")
     model = "" if made["measured"] else "; no GPU was here to time them: the model chose among those that compile well"
     screen.print(f"{len(rows)} candidates compiled in {made['seconds']:.0f} s{model}", markup=False)
+    for r in (r for r in made["launches"] if r["chosen"] and r["spill"]):
+        output.notes.print(f"{r['launch']}: all candidates spill, the chosen one {r['spill']} bytes; a smaller head, "
+                           "or ranges that say more (`where norm[K](k) <= 1`), leave more room", markup=False)

@@ -170,15 +170,25 @@ def test_what_spills_or_fails_is_not_chosen(compiler: list[Job]) -> None:
     assert not result.stopped and all(c.seconds > 0 for c in result.chosen.values())
 
 
-def test_nothing_good_is_an_error_that_tells_what_was_tried(monkeypatch: pytest.MonkeyPatch,
-                                                            compiler: list[Job]) -> None:
+@pytest.mark.parametrize("spill", [True, False])
+def test_where_nothing_compiles_well_the_least_that_compiles_is_chosen_and_told(
+        spill: bool, monkeypatch: pytest.MonkeyPatch, compiler: list[Job]) -> None:
     real = tuner.compile_all
 
-    def spilling(jobs: Sequence[Job], *rest: Any) -> Iterator[tuple[int, Report]]:
-        return ((i, Report(jobs[i].kernel, "sm_90", 255, 64, 1000)) for i, _ in real(jobs, *rest))
+    def spilling(jobs: Sequence[Job], *rest: Any) -> Iterator[tuple[int, Report | Failed]]:
+        for i, _ in real(jobs, *rest):
+            bytes_ = 16 if jobs[i].warps == 4 else 6400
+            yield i, Report(jobs[i].kernel, "sm_90", 255, bytes_, 1000) if spill else Failed("took longer than 20 s")
     monkeypatch.setattr(tuner, "compile_all", spilling)
-    with pytest.raises(InputError, match=r"fwd C=.*spills 64 bytes"):
-        schedule().tune(best=2)
+    if spill:
+        chosen = schedule().tune(best=2).chosen
+        assert {c.tile.warps for c in chosen.values()} == {4} and all(c.spill == 16 for c in chosen.values())
+        said = CliRunner().invoke(app, ["tune", "simple_gla", "--shape", "B=8,T=2048,H=16,K=64,V=64", "--best", "2"])
+        assert said.exit_code == 0 and "chosen, spills 16 B" in said.stdout, said.output
+        assert "fwd: all candidates spill" in " ".join(said.output.split())
+    else:
+        with pytest.raises(InputError, match=r"fwd C=.*took longer than 20 s"):
+            schedule().tune(best=2)
     assert len(compiler) > 4  # it went on to the next candidates
 
 
