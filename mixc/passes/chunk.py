@@ -142,14 +142,19 @@ class _Lift:
             self.vectors.setdefault(names, []).append(whole)
 
     def _read(self, node: Node) -> Node | None:
-        """A contraction with a state, or a sum over its dims."""
+        """A contraction with a state, or a sum over its dims.  Of two states that are multiplied, `z @ S`, it reads the
+        larger one: the query is formed for every row."""
+        found = []
         for names, forms in reversed(self.forms.items()):  # see `_of`
             r = None if names in self.valued or forms.free(node) else forms.read(node) or forms.read(node, known=True)
             form = None if r is None else forms.form(r.x)
             if r is not None and form is not None and _keeps(form):
-                self._count(names, whole=False)
-                return self.group(names).read(form, number(1) if r.query is None else self(r.query), node.dims)
-        return None
+                found.append((0 if r.query is None else len(r.query.dims), names, form, r.query))
+        if not found:
+            return None
+        _, names, form, query = min(found, key=lambda x: x[0])
+        self._count(names, whole=False)
+        return self.group(names).read(form, number(1) if query is None else self(query), node.dims)
 
     def program(self) -> Program:
         results = []

@@ -123,6 +123,16 @@ def test_a_read_under_other_names(name):
     assert_equals_the_step(mixer, ("torch", "triton") if name == "another name" else ("torch",))
 
 
+@pytest.mark.parametrize("states", ["S[K, V], z[K]", "z[K], S[K, V]"])
+def test_of_two_states_that_are_multiplied_the_larger_one_is_read(states):
+    """The one declared last was: all of the matrix was formed for every token, and kernels ran token by token."""
+    mixer = mixc.loads("mixer m(K, V) {\n in q[K], k[K], v[V], g where g <= 0\n"
+                       f" state {states}\n S = exp(g) * S + k * v\n z = 0.9 * z + k\n out o[V] = q @ S + z @ S\n}}")
+    assert not has_matrix_a_token(mixer)
+    assert type(kernels(mixer.declared)) is Module
+    assert_equals_the_step(mixer, ("torch", "triton") if states[0] == "S" else ("torch",))
+
+
 ALONG = ["out o[V] = sum[K](0.5 * u * q * S)", "out o[K] = sum[V](q * S * u)",
          "S = S + b * k * (v - sum[K](sigmoid(u) * k * S))\n    out o[V] = q @ S"]
 
