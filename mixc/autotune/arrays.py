@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mixc.autotune.domain import Domain
-from mixc.autotune.terms import Constraint, Term
+from mixc.autotune.terms import Constraint, Term, variable
 
 LIMIT = 131072
 EXACT = 2.0 ** 53
@@ -35,13 +35,13 @@ class Solutions:
             return
         columns = np.meshgrid(*[np.array(v, float) for v in values], indexing="ij", sparse=True) if values else []
         self.columns = dict(zip(domains, columns, strict=True))
-        table, good = _Table(self.columns), np.array(True)
+        self._table, good = _Table(self.columns), np.array(True)
         with np.errstate(all="ignore"):
             for c in constraints:
-                good = good & table.holds(c)
+                good = good & self._table.holds(c)
                 if not good.any():
                     break
-        if table.exact():
+        if self._table.exact():
             self.which = np.broadcast_to(good, self.shape)
 
     def _costs(self, cost: Callable[[], Term]) -> np.ndarray:
@@ -50,7 +50,7 @@ class Solutions:
         if not self.which.any():
             return np.full(self.shape, np.inf)
         with np.errstate(all="ignore"):
-            return np.where(self.which, _Table(self.columns).value(cost()), np.inf)
+            return np.where(self.which, self._table.value(cost()), np.inf)
 
     def ranked(self, cost: Callable[[], Term]) -> Iterator[tuple[float, Point]]:
         """(cost, solution) by ascending cost, which is asked for only where there is a solution."""
@@ -83,8 +83,7 @@ class _Table:
     """Values of terms at all points; one that has no value (a division by 0) is nan, and its relation false."""
 
     def __init__(self, columns: dict[str, np.ndarray]):
-        self.columns = columns
-        self._known: dict[Term, Column] = {}
+        self._known: dict[Term, Column] = {variable(name): column for name, column in columns.items()}
 
     def exact(self) -> bool:
         """Is everything so far below 2**53?"""
@@ -92,16 +91,16 @@ class _Table:
         return not found or not (np.abs(np.concatenate(found)) > EXACT).any()
 
     def value(self, t: Term) -> Column:
-        if t.op == "const":
-            return float(t.value)
-        if t.op == "var":
-            return self.columns[t.name]
         found = self._known.get(t)
         if found is None:
             found = self._known[t] = self._computed(t)
         return found
 
     def _computed(self, t: Term) -> Column:
+        if t.op == "const":
+            return float(t.value)
+        if t.op == "var":  # one that was made by hand
+            return self._known[variable(t.name)]
         if t.op == "where":
             condition, yes, no = t.args
             holds, fails = self.holds(condition), self.holds(~condition)

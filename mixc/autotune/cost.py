@@ -100,6 +100,24 @@ def _named(dims: tuple[str, ...]) -> Names:
     return tuple(sorted(ROW if d in (ROW, COL, "_u") else d for d in flat(dims) if d != PART))
 
 
+def _largest(alive: list[list[tuple[tuple[str, ...], float]]], known: Mapping[str, float]) -> list[Poly]:
+    """The sizes of what is alive at each statement that may be the largest; `known`: of sides that have one size."""
+    found: dict[tuple[tuple[Names, float], ...], Poly] = {}
+    for tiles in alive:
+        p: Poly = defaultdict(float)
+        for dims, part in tiles:
+            names = _named(dims)
+            for n in names:
+                part *= known.get(n, 1.0)
+            p[tuple(n for n in names if n not in known)] += part
+        found[tuple(sorted(p.items()))] = p
+    kept: list[Poly] = []
+    for p in sorted(found.values(), key=lambda p: -sum(p.values())):
+        if not any(all(q.get(n, 0) >= c for n, c in p.items()) for q in kept):
+            kept.append(p)
+    return kept
+
+
 class LaunchModel:
     """The terms of one launch.
 
@@ -191,20 +209,10 @@ class LaunchModel:
 
     def _peak(self, sizes: Mapping[str, Term]) -> Term:
         """The most 32-bit numbers that are alive at a statement; statements that others exceed are left out."""
-        known = {n: float(t.value) for n, t in sizes.items() if t.op == "const"}
-        found: dict[tuple[tuple[Names, float], ...], Poly] = {}
-        for tiles in self.kernel.alive:
-            p: Poly = defaultdict(float)
-            for dims, part in tiles:
-                names = _named(dims)
-                for n in names:
-                    part *= known.get(n, 1.0)
-                p[tuple(n for n in names if n not in known)] += part
-            found[tuple(sorted(p.items()))] = p
-        kept: list[Poly] = []
-        for p in sorted(found.values(), key=lambda p: -sum(p.values())):
-            if not any(all(q.get(n, 0) >= c for n, c in p.items()) for q in kept):
-                kept.append(p)
+        known = tuple((n, float(t.value)) for n, t in sizes.items() if t.op == "const")
+        kept = self.kernel.peaks.get(known)
+        if kept is None:
+            kept = self.kernel.peaks[known] = _largest(self.kernel.alive, dict(known))
         return maximum(0, *[total(product([*(sizes[n] for n in names), c]) for names, c in p.items()) for p in kept])
 
     @cached_property

@@ -67,9 +67,10 @@ class Term:
         if self.op == "var":
             return values[self.name]
         known = {} if known is None else known
-        if id(self) not in known:
-            known[id(self)] = self._evaluated(values, known)
-        return known[id(self)]
+        found = known.get(id(self))
+        if found is None:
+            found = known[id(self)] = self._evaluated(values, known)
+        return found
 
     def _evaluated(self, values: Values, known: dict[int, Number]) -> Number:
         if self.op == "where":
@@ -79,7 +80,8 @@ class Term:
             if (~condition).holds(values):
                 return no.evaluate(values, known)
             raise ZeroDivisionError(f"`{condition}` has no value")
-        return APPLY[self.op](*(a.evaluate(values, known) for a in self.args))
+        a, b = self.args
+        return APPLY[self.op](a.evaluate(values, known), b.evaluate(values, known))
 
 
 class Constraint:

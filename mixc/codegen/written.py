@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from mixc.codegen.config import Tile, padded
 from mixc.ir.launch import Launch
@@ -29,6 +30,7 @@ class Kernel:
     turned: str = ""  # the dim of which a program takes TURNS blocks one after the other
     ranks: frozenset[str] = frozenset()  # dims that make more rows of a token
     narrow: frozenset[str] = frozenset()  # dims whose blocks have no least size: these, and such as stand in one with others
+    peaks: dict[Any, Any] = field(default_factory=dict, repr=False)  # what a model found of `alive`, by known sizes
 
     def block(self, dim: str, size: int, tile: Tile | None = None) -> int:
         """The block of a dim of this size, whole where no tile is given."""
