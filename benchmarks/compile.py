@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ HERE = Path(__file__).resolve().parent
 GOAL_MS, GOAL_CHUNK_MS, GOAL_IMPORT, GOAL_KERNEL = 500, 300, 0.5, 10.0
 
 
-def text_to_source(rounds: int = 3) -> list[dict[str, Any]]:
-    """Milliseconds by example; what has no kernels yet is timed as far as it goes: to the chunk program's backward."""
+def text_to_source(rounds: int = 3, names: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """Milliseconds by example (none named: all); what has no kernels yet is timed as far as it goes: to the chunk
+    program's backward."""
     import mixc
     from mixc.errors import SpecError
     from mixc.runtime.load import shipped
@@ -33,6 +35,8 @@ def text_to_source(rounds: int = 3) -> list[dict[str, Any]]:
     mixc.loads("mixer warm(K) {\n in q[K]\n state S[K]\n S = 0.5 * S + q\n out o[K] = S\n}").emit()
     found = []
     for name, path in shipped().items():
+        if names and name not in names:
+            continue
         text, taken, why = path.read_text(), [], ""
         for _ in range(rounds):
             start = time.perf_counter()

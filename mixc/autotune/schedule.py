@@ -10,7 +10,7 @@ import heapq
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any, TypeVar
 
 from mixc.autotune.cost import Costs, LaunchModel, Shape
@@ -244,16 +244,17 @@ class LaunchSpace:
         """The best of every segment where no point keeps the estimates."""
         found = dict[int, Found]()
         for ways in self._spilling:
-            self._take(found, next(filter(None, (self._of_chunk(way, chunk) for way in ways)), {}))
+            self._take(found, next(filter(None, (self._of_chunk(way(), chunk) for way in ways)), {}))
         if not found and not chunk:
             raise self.infeasible()
         return found
 
     @cached_property
-    def _spilling(self) -> list[list[dict[tuple[int, int], Found]]]:
+    def _spilling(self) -> list[list[Callable[[], dict[tuple[int, int], Found]]]]:
         """For each space, each way to loosen it: by rows of a chunk and of a segment the best point."""
-        return [[self._least(loose, partial(_rank_spilling, model), model) for loose in self._loosened(space)]
-                for space, model in self.spaces]
+        def way(loose: Space, model: LaunchModel) -> Callable[[], dict[tuple[int, int], Found]]:
+            return cache(partial(self._least, loose, partial(_rank_spilling, model), model))
+        return [[way(loose, model) for loose in self._loosened(space)] for space, model in self.spaces]
 
     def best(self) -> Iterator[Ranked]:
         """Every point by modelled time; where none keeps the estimates all, by what they should spill too: a compiler

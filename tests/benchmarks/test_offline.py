@@ -33,5 +33,6 @@ def test_every_kernel_of_a_module(tmp_path: Path) -> None:
 def test_text_to_source() -> None:
     import compile as benchmark
 
-    rows = {r["name"]: r for r in benchmark.text_to_source(1)}
+    rows = {r["name"]: r for r in benchmark.text_to_source(1, ["simple_gla", "lstm"])}
+    assert {*rows} == {"simple_gla", "lstm"} and not rows["lstm"]["left_out"]
     assert rows["simple_gla"]["lines"] > 100 and rows["simple_gla"]["ms"] > 0
