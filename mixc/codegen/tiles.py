@@ -72,7 +72,7 @@ class Tiles:
         self.summed: set[str] = set()  # which running sums of vectors there were
         self.taken = {*taken, *kwlist}  # what `not` forms is no `not`
         self.raw: set[Node] = set()  # loaded tiles, still in the dtype of their tensor
-        self.apart = {source(a) for n in self.fine if self.dot_axes(n) for a in n.args}  # what TF32 wants on either side
+        self.sides = {source(a) for n in nodes if self.dot_axes(n) for a in n.args}  # of products
         self.lefts = {source(left) for n in nodes if (left := self.rows_of_tokens(n))}
 
     # ------------------------------------------------------------ names
@@ -118,11 +118,10 @@ class Tiles:
                 self.names[node] = self.leaf(node)
             else:
                 code = self.expression(node)
-                if node in self.operands:
-                    code = f"formed({code})" if node in self.lefts and worked_out(node) else atom(code)
-                    code = f"{code}.to(OPERAND)"
-                elif node in self.apart and worked_out(node):
+                if node in self.sides and worked_out(node):
                     code = f"formed({code})"
+                if node in self.operands:
+                    code = f"{atom(code)}.to(OPERAND)"
                 if node not in self.names:  # or formed together with another
                     self.names[node] = self.fresh(suggest(node))
                     self.emit(node, f"{self.names[node]} = {code}")

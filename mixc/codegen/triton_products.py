@@ -66,8 +66,12 @@ def _dot(w: Tiles, node: Node, order: tuple[str, ...], plus: str = "") -> str:
     plus = f"{w.operand_for(node)}, PRECISION{plus}"
     if x == ROW and w.through is not None and (code := w.through(_operand(w, a, (x, z), z), b, (z, y), plus)):
         return code
-    code = f"dot({_operand(w, a, (x, z), z)}, {_operand(w, b, (z, y), z)}, {plus})"
+    code = f"{_called(w, node)}({_operand(w, a, (x, z), z)}, {_operand(w, b, (z, y), z)}, {plus})"
     return code if order == (x, y) else w.aligned(code, (x, y), order)
+
+
+def _called(w: Tiles, node: Node) -> str:
+    return "dot" if w.operand_for(node) == "OPERAND" else "fine_dot"
 
 
 def _two_dots(w: Tiles, first: Added, second: Added, plus: str) -> str:
@@ -78,7 +82,7 @@ def _two_dots(w: Tiles, first: Added, second: Added, plus: str) -> str:
         left.append(_operand(w, a, (z, x), z))
         right.append(_operand(w, b, (z, y), z))
     operand = w.operand_for(node)
-    code = (f"dot(tl.trans(stack({', '.join(left)}, {operand})), stack({', '.join(right)}, {operand}), "
+    code = (f"{_called(w, node)}(tl.trans(stack({', '.join(left)}, {operand})), stack({', '.join(right)}, {operand}), "
             f"{operand}, PRECISION, {plus})")
     return code if order == (x, y) else w.aligned(code, (x, y), order)
 

@@ -34,3 +34,10 @@ def test_a_left_side_that_takes_work_is_formed_once(name: str, formed: bool) -> 
     """And one that is only scaled stands as it is."""
     kernel = text_of(name, ("fwd", "bwd")).partition(f"def {name}_bwd(")[2]
     assert ("formed(" in kernel) is formed
+
+
+def test_a_side_that_has_other_uses_too_is_formed_once() -> None:
+    """On the right, or kept in fp32 for what else reads it: silu(k), and silu(q), which is multiplied by decays too."""
+    kernel = text_of("lightning_attention2", ("fwd", "bwd")).partition("def lightning_attention2_fwd(")[2]
+    assert "= formed(k.to(tl.float32) * tl.sigmoid(k.to(tl.float32))).to(OPERAND)" in kernel
+    assert "= formed(q.to(tl.float32) * tl.sigmoid(q.to(tl.float32)))\n" in kernel

@@ -13,17 +13,41 @@ def dot(a, b, OPERAND: tl.constexpr, PRECISION: tl.constexpr, x=None):
 
 
 @triton.jit
-def stack(x, y, DTYPE: tl.constexpr):
-    """[2t, D]: the rows of x, and below them those of y."""
-    rows = tl.permute(tl.join(x.to(DTYPE), y.to(DTYPE)), (2, 0, 1))
-    return tl.reshape(rows, [2 * x.shape[0], x.shape[1]])
+def fine_dot(a, b, OPERAND: tl.constexpr, PRECISION: tl.constexpr, x=None):
+    """The same of operands that are not rounded to halves, but to TF32. One on the left that is in bf16 as it was loaded
+    stays so, and b is split into two `halves`: as many steps, more digits, and half the registers for what all warps hold."""
+    if PRECISION == "interpret":
+        return tl.dot(a.to(OPERAND), b.to(OPERAND), x, input_precision="ieee")
+    HALF: tl.constexpr = PRECISION == "tf32" and a.dtype == tl.bfloat16
+    if HALF and b.dtype == tl.bfloat16:
+        return tl.dot(a, b, x)
+    if HALF:
+        high, low = halves(formed(b))
+        return tl.dot(a, low, tl.dot(a, high, x))
+    return tl.dot(a.to(OPERAND), b.to(OPERAND), x, input_precision=PRECISION)
+
+
+@triton.jit
+def halves(x):
+    """x in bf16, and what is left of it: 16 bits in all."""
+    high = x.to(tl.bfloat16)
+    return high, (x - high.to(tl.float32)).to(tl.bfloat16)
 
 
 @triton.jit
 def formed(x):
-    """x itself. The left side of a product Triton forms, from what is loaded on, where the product wants it: in every
-    warp that has its rows, that is in all. What stands in a sum, here of one term, is formed once."""
+    """x itself. A side of a product Triton forms, from what is loaded on, where the product wants it: in every warp that
+    has its rows (columns), that is in all. What stands in a sum, here of one term, is formed once."""
     return tl.sum(x[None, :, :], 0)
+
+
+@triton.jit
+def stack(x, y, DTYPE: tl.constexpr):
+    """[2t, D]: the rows of x, and below them those of y; of what is in bf16 they stay so."""
+    HALF: tl.constexpr = x.dtype == tl.bfloat16 and y.dtype == tl.bfloat16
+    KIND: tl.constexpr = tl.bfloat16 if HALF else DTYPE
+    rows = tl.permute(tl.join(x.to(KIND), y.to(KIND)), (2, 0, 1))
+    return tl.reshape(rows, [2 * x.shape[0], x.shape[1]])
 
 
 @triton.jit
