@@ -30,6 +30,7 @@ FUSED, SPLIT = ("fwd", "bwd"), ("fwd_states", "fwd_outs", "bwd_states", "bwd_gra
 SHORT = 256  # rows in which a walk is too short for more launches to save time
 SLOW = 3  # times its forward: a backward has two to three times the work
 GAIN = 1.4  # by which others have to be faster: they read inputs again, and each more kernel is one more estimate
+SPILLED = 1.6  # by which those that should spill by the estimate, the spill counted, have to be faster than what fits
 CLOSE = 1.06  # times the best: nearer than that the model cannot tell them apart (its geometric deviation is 1.09)
 WIDTHS = {"bf16": 2, "fp16": 2, "fp32": 4}
 
@@ -92,11 +93,14 @@ class Schedule:
             return [FUSED]
         wanted = {*FUSED, *(SPLIT if idle else ())}
         found = [p for p in self._every_plan() if slow or {*p} <= wanted or (summed and not {*p} & {*SPLIT})]
-        found = [p for p in found if any(all(self._space(n).fits(c) for n in p) for c in _common_chunks(p))] or found
-        if idle or summed:
-            return found
+        fit = [p for p in found if any(all(self._space(n).fits(c) for n in p) for c in _common_chunks(p))] or found
+        if idle:
+            return fit
         seconds = {p: min(self._totals([p]))[0] for p in found}
-        return [p for p in found if p == FUSED or GAIN * seconds[p] < seconds[FUSED]]
+        if summed:
+            least = min(seconds[p] for p in fit)
+            return [p for p in found if p in fit or SPILLED * seconds[p] < least]
+        return [p for p in fit if p == FUSED or GAIN * seconds[p] < seconds[FUSED]]
 
     def _every_plan(self) -> list[tuple[str, ...]]:
         return [fwd + bwd for fwd, bwd in self.module.plans]

@@ -59,6 +59,17 @@ def _keeps(form: Affine | None) -> bool:
     return form is not None and bool(form.decays)
 
 
+def _factor_apart(node: Node) -> Node | None:
+    """before: q @ (k * v)   [K, V] for every row       after: (q @ k) * v"""
+    summed = {d for a in node.args for d in a.dims} - {*node.dims}
+    for x, y in (node.args, node.args[::-1]):
+        for c, rest in (x.args, x.args[::-1]) if x.op == "mul" else ():
+            if not summed & {*c.dims} and {*c.dims} - {*rest.dims} - {*y.dims}:
+                inner = contract(rest, y, [d for d in node.dims if d in rest.dims or d in y.dims])
+                return expand(inner * c, node.dims)
+    return None
+
+
 class _Lift:
     """Token values to values of all rows; calling it lifts one node."""
 
@@ -132,6 +143,8 @@ class _Lift:
             both = {*a.dims} & {*b.dims}
             if {*node.attr("over")} <= both and both not in ({*a.dims}, {*b.dims}):  # larger than what it is summed to
                 return contract(a, b, [d for d in (ROW, *node.dims) if d in a.dims or d in b.dims])
+        if node.op == "contract" and (apart := _factor_apart(node)) is not None:
+            return self(apart)
         args = [self(a) for a in node.args]
         if node.op == "contract":
             return contract(args[0], args[1], (*((ROW,) if any(ROW in a.dims for a in args) else ()), *node.dims))

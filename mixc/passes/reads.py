@@ -59,12 +59,14 @@ class _Reads:
         return (self._read(new) if new.op in ("contract", "sum") else None) or new
 
     def _copies(self, n: Node) -> frozenset[int]:
-        """The groups whose states stand in a value entry by entry: decayed, updated, added up."""
+        """The groups whose states stand in a value entry by entry: decayed, updated, added up; not those of a vector
+        that is a factor of an outer product, which is written."""
         if n in self.owner:
             return frozenset([self.owner[n]])
         if n.op not in ("add", "sub", "neg", "mul", "div", "where", "expand", *_WHOLE):
             return frozenset()
-        return frozenset[int]().union(*map(self.copies, n.args))
+        whole = [a for a in n.args if n.op != "mul" or {*a.dims} == {*n.dims}]
+        return frozenset[int]().union(*map(self.copies, whole))
 
     def _read(self, n: Node) -> Node | None:
         """A sum over dims, perhaps of a product with another value, taken of each group for itself."""

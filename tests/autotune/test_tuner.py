@@ -143,6 +143,16 @@ def test_what_should_spill_counts_where_nothing_has_room() -> None:
     assert {c.tile.chunk for c in chosen.values()} == {16}
 
 
+def test_what_lacks_a_few_registers_is_chosen_where_it_is_far_faster() -> None:
+    """A backward in one launch fits, in programs that turn over eighths of V; those that hand rows on lack 3 to 32."""
+    mixer = mixc.loads("mixer slots(K, V) {\nin q[K], v[V], f[K]\nstate S[K, V]\na = softmax(f)\n"
+                       "S = (1 - a) * S + a * v\nout o[V] = softmax(q) @ S\n}")
+    s = tuner.schedule_of(mixer.declared, find("h100"), SIZES | {"K": 128, "V": 128}, "bf16")
+    chosen = s.default()[1]
+    assert {*chosen} == {"fwd_for_K", "bwd_for_K", "bwd_along_K"} and s.spaces["bwd"].fits()
+    assert tuner.SPILLED * tuner._sum(chosen, "seconds") < min(s._totals([tuner.FUSED]))[0]
+
+
 def test_of_what_is_as_fast_the_fewest_bytes() -> None:
     """Segments of several lengths are as fast to the model: a longer one keeps fewer states."""
     s = schedule("mamba2")

@@ -32,6 +32,9 @@ BODIES = {
     "summed": PLAIN + "sum[K](q * (S + R))",
     "with a vector": PLAIN + "sum[K](S + n) + q @ R",
     "chosen": PLAIN + "q @ where(m > 0, S, R)",
+    "an outer product of what is read": PLAIN + "q @ (k * (u - q @ R)) + q @ S",
+    "of writes that read another state":
+        "R = exp(h) * R\n    R = R + b * k * ((u - sum(n) * w) - k @ R)\n    out o[V] = q @ R + q @ S",
     "both sides": PLAIN + "u * (q @ (S + R) @ w)",
     "corrected by it": "R = exp(h) * R\n    R = R + b * k * (u - k @ (S + R))\n    out o[V] = q @ (S + R)",
     "corrected by another": "R = exp(h) * R + k * (q @ (S + sigmoid(m) * S))\n    out o[V] = q @ (S + R)",
@@ -66,6 +69,15 @@ def test_a_read_of_a_sum_is_a_sum_of_reads(name):
     assert not has_matrix_a_token(mixer)
     assert type(kernels(mixer.declared)) is Module
     assert_equals_the_step(mixer, ("torch",))
+
+
+def test_what_corrects_by_a_vector_beside_it_is_read_whole():
+    """q @ (b * k * (v - m - k @ S)) stood alone, as a matrix of every token: m was taken for what is read there."""
+    mixer = mixc.loads("mixer m(K, V) {\n in q[K], v[V]\n in k[K] where norm[K](k) <= 1\n in b where 0 <= b <= 1\n"
+                       " in g where g <= 0\n state m[V], S[K, V]\n m = 0.9 * m + 0.1 * v\n S = exp(g) * S\n"
+                       " S = S + b * k * ((v - m) - k @ S)\n out o[V] = q @ S + m\n}")
+    assert not has_matrix_a_token(mixer)
+    assert_equals_the_step(mixer)
 
 
 def test_kernels_of_a_sum_that_corrects():
