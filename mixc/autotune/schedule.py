@@ -31,6 +31,7 @@ SPILL = 512  # bytes spilled that count as much as the time itself
 LACKING = 24  # bytes spilled for each register that a thread lacks by the estimate (median of 18; 2 to 100)
 ESTIMATED = " (estimated)"
 SHARED = "shared memory a block" + ESTIMATED
+OWN_16, OWN_32 = (f"every warp has 16 x {n} results of some product" for n in (16, 32))
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ class LaunchSpace:
         if counts.products and not scans:
             largest = maximum(512, *[model.size(m) * model.size(n) for m, n, *_ in counts.products])
             wide = 16 if model.cells else 32
-            space.require(whole(largest) >= warps * (16 * wide), f"every warp has 16 x {wide} results of some product")
+            space.require(whole(largest) >= warps * (16 * wide), OWN_16 if model.cells else OWN_32)
             widest = maximum(0, *[model.size(n) for _, n, *_ in counts.products if n[1]])
             if not model.cells:
                 space.require((target.full_rows <= C * more) | (warps * 16 <= C * more) | (whole(widest) > C * more),
@@ -277,11 +278,15 @@ class LaunchSpace:
 
     @staticmethod
     def _loosened(space: Space) -> Iterator[Space]:
-        """The space without a limit on registers, then without one on shared memory either."""
+        """The space without a limit on registers, and where programs divide no dim also with warps that repeat each
+        other's work, so that each spills less; then without a limit on shared memory either."""
+        undivided = [Term("var", name=n) == d.hi for n, d in space.domains.items() if n[0] == "B"]
         for kept in ((SHARED,), ()):
             loose = Space()
             loose.domains = space.domains
-            loose.constraints = [c for c in space.constraints if not c.why.endswith(ESTIMATED) or c.why in kept]
+            loose.constraints = [c for c in space.constraints
+                                 if not c.why.endswith((ESTIMATED, OWN_32)) or c.why in kept]
+            loose.constraints += [c | whole for c in space.constraints if c.why == OWN_32 for whole in undivided]
             yield loose
 
     @staticmethod

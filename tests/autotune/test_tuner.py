@@ -131,6 +131,17 @@ def test_few_sequences_want_other_tiles_than_many() -> None:
     assert programs[1] > 4
 
 
+def test_warps_repeat_work_where_narrow_heads_have_no_room() -> None:
+    """With 2 warps, which have all work for themselves, 1.3 kB were spilled, with 8 of them 32 bytes. Not where that
+    would have programs divide a dim: they would do twice as much."""
+    warps, blocks = [], []
+    for size in (32, 64):
+        s = tuner.schedule_of(mixc.load("titans_linear").declared, find("h100"), SIZES | {"K": size, "V": size}, "bf16")
+        tile = s.default()[1]["bwd_along_K"].tile
+        warps, blocks = [*warps, tile.warps], [*blocks, dict(tile.blocks)["K"]]
+    assert warps == [8, 8] and blocks == [32, 64]
+
+
 def test_what_should_spill_counts_where_nothing_has_room() -> None:
     """A backward in one launch lacks some hundred registers here, those that hand rows on a few."""
     mixer = mixc.load(str(Path(__file__).parents[1] / "specs" / "signed_delta.mix"))
