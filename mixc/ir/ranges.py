@@ -163,29 +163,9 @@ def _norm_of(ranges: tuple[Range, ...]) -> tuple[frozenset[str], float] | None:
     return found[0] if found else None
 
 
-def magnitude(x: Node) -> float:
-    """A bound on every |entry|; products of vectors by Cauchy and Schwarz, from declared norms."""
-    if x.op in ("neg", "rename", "flatten", "expand", "live", "mask", "stop_gradient"):
-        return magnitude(x.args[0])
-    if x.op == "mul":
-        return _safe(magnitude(x.args[0]), magnitude(x.args[1]))
-    if x.op == "contract" or (x.op == "span_contract" and bounds(x.args[2]).nonpositive):
-        a, b = x.args[:2]
-        over = frozenset(d for d in a.dims if d in b.dims and d not in x.dims)
-        return _safe(_norm_over(a, over), _norm_over(b, over))
-    i = bounds(x)
-    return max(abs(i.low), abs(i.high))
-
-
-def _norm_over(x: Node, over: frozenset[str]) -> float:
-    """A bound on the norm of x over dims."""
-    if x.op in ("neg", "rename", "expand", "live", "stop_gradient"):
-        return _norm_over(x.args[0], over)
-    if x.op == "mul":
-        a, b = x.args
-        return min(_safe(_norm_over(a, over), magnitude(b)), _safe(_norm_over(b, over), magnitude(a)))
-    dims, most = _here.norms.get(x, (frozenset[str](), INF))
-    return most if dims == over else INF
+def declared_norm(x: Node) -> tuple[frozenset[str], float]:
+    """The dims over which a norm of x is declared, and its bound."""
+    return _here.norms.get(x, (frozenset[str](), INF))
 
 
 def _any(n: Node, a: list[Interval]) -> Interval:
@@ -197,15 +177,15 @@ def _within(a: list[Interval], low: float, high: float) -> Interval:
     return Interval(low, high, any(i.infinite for i in a))
 
 
-def _safe(x: float, y: float) -> float:
+def safe_product(x: float, y: float) -> float:
     return 0.0 if x == 0 or y == 0 else x * y
 
 
 def _mul(n: Node, a: list[Interval]) -> Interval:
     if n.args[0] is n.args[1]:
-        top = max(_safe(a[0].low, a[0].low), _safe(a[0].high, a[0].high))
+        top = max(safe_product(a[0].low, a[0].low), safe_product(a[0].high, a[0].high))
         return Interval(0.0, top, a[0].infinite)
-    ends = [_safe(x, y) for x in (a[0].low, a[0].high) for y in (a[1].low, a[1].high)]
+    ends = [safe_product(x, y) for x in (a[0].low, a[0].high) for y in (a[1].low, a[1].high)]
     return _within(a, min(ends), max(ends))
 
 
@@ -213,7 +193,7 @@ def _div(n: Node, a: list[Interval]) -> Interval:
     low, high = a[1].low, a[1].high
     if low > 0 or high < 0:
         inverse = sorted([1 / low if low else INF, 1 / high if high else -INF])
-        ends = [_safe(x, y) for x in (a[0].low, a[0].high) for y in inverse]
+        ends = [safe_product(x, y) for x in (a[0].low, a[0].high) for y in inverse]
         return Interval(min(ends), max(ends), a[0].infinite)
     return Interval(infinite=False)
 
@@ -257,7 +237,7 @@ def _abs(n: Node, a: list[Interval]) -> Interval:
 
 def _square(n: Node, a: list[Interval]) -> Interval:
     i = _abs(n, a)
-    return Interval(_safe(i.low, i.low), _safe(i.high, i.high), i.infinite)
+    return Interval(safe_product(i.low, i.low), safe_product(i.high, i.high), i.infinite)
 
 
 def _scan(n: Node, a: list[Interval]) -> Interval:

@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 
 from mixc.ir.build import total
 from mixc.ir.node import Node, depends, first_below, make, number, postorder, substitute
+from mixc.ir.norms import norm_over
 from mixc.ir.ops import OPS
 from mixc.ir.program import Decl, Program, Range, free
-from mixc.ir.ranges import bounds, proving
+from mixc.ir.ranges import INF, bounds, proving
 
 _EXACT = ("number", "size", "const", "index", "pos")
 
@@ -107,21 +108,25 @@ def _ranges(step: Program, n: Node) -> tuple[Range, ...]:
     if n.op != "lag" or n.args[0].op != "in":
         return proved(step, n)
     def holds_zero(r: Range) -> bool:
-        if r.of != "x" or r.low_open or r.high_open or any(b is not None and b.op != "number" for b in (r.low, r.high)):
+        if r.low_open or r.high_open or any(b is not None and b.op != "number" for b in (r.low, r.high)):
             return False
         return (r.low is None or r.low.attr("value") <= 0) and (r.high is None or r.high.attr("value") >= 0)
     return tuple(filter(holds_zero, step.decl(n.args[0].attr("name")).ranges))
 
 
 def proved(step: Program, n: Node) -> tuple[Range, ...]:
-    """What decays are asked for: is it between -1 or 0, and 1? (Of one end alone the other would count as infinite.)"""
+    """What decays are asked for: is it between -1 or 0, and 1? (Of one end alone the other would count as infinite.)
+    And what keys are: is its norm over a dim bounded?"""
     looks_back = n.op in ("lag", "window")  # where there is nothing to see yet, it sees 0
-    with proving(step):
-        found = bounds(n.args[0] if looks_back else n)
-    low, high = (min(found.low, 0.0), max(found.high, 0.0)) if looks_back else (found.low, found.high)
-    if n.kind == "complex" or found.infinite or low < -1 or high > 1:
+    x = n.args[0] if looks_back else n
+    if n.kind == "complex":
         return ()
-    return (Range("x", low=number(0 if low >= 0 else -1), high=number(1)),)
+    with proving(step):
+        found, norms = bounds(x), {d: norm_over(x, frozenset([d])) for d in x.dims}
+    low, high = (min(found.low, 0.0), max(found.high, 0.0)) if looks_back else (found.low, found.high)
+    entries = () if found.infinite or low < -1 or high > 1 else (
+        Range("x", low=number(0 if low >= 0 else -1), high=number(1)),)
+    return (*entries, *(Range("norm", (d,), high=number(most)) for d, most in norms.items() if most < INF))
 
 
 # ---------------------------------------------------------------- windows

@@ -15,8 +15,9 @@ from mixc.ir.blocks import component
 from mixc.ir.build import at_cols, contract, cumsum, exp, expand, make, number, rename, total, where
 from mixc.ir.launch import PRODUCTS, feature_dims
 from mixc.ir.node import COL, ROW, Node, depends, postorder, substitute
+from mixc.ir.norms import magnitude
 from mixc.ir.program import Program
-from mixc.ir.ranges import bounds, magnitude, proving
+from mixc.ir.ranges import bounds, proving
 from mixc.passes.decay import FORGET, by_rows
 from mixc.passes.simplify import rewrite, simplify
 from mixc.passes.tangent import without_tangents
