@@ -18,7 +18,7 @@ from tests.codegen.test_triton_cell import check
 CELLS = ("tanh_memory", "norm_memory", "memory_into_cell", "robust_learner", "two_layers", "mixed_rows", "three_dims")
 WITHOUT_CHUNKS = {  # of form chunk or scan, whose chunks have no kernels
     "three_dims": "in q[K], k[K], v[V], w[M], g[K] where g <= 0\nstate S[K, V, M]\nS = exp(g) * S + k * v * w\n"
-                  "out o[V] = sum[K, M](q * w * S)",
+                  "out o[V, M] = sum[K](q * S)\nout r[K] = sum[V, M](v * w * S)",
     "whole_state": "in k[K], v[V], g where g <= 0\nstate S[K, V]\nS = exp(g) * S + k * v\nout o[K, V] = S",
     "vector_momentum": "in q[K], k[K], v[V]\nin a[K] where 0 <= a <= 1\nstate S[K, V], M[K, V]\nM = a * M + k * v\n"
                        "S = a * S + M\nout o[V] = q @ S",
