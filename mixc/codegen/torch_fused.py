@@ -69,8 +69,8 @@ class _Body:
         self.names = Names({*RESERVED, *(safe(d.name) for d in program.dims), *spec, *(f"d{n}" for n in spec)})
         inner = [x for p in updates for x in p] or [n for _, _, n in s.carried]
         results = [r.value for r in program.results if r.role != "next"]
-        self.behind = _behind(results, inner)
-        self.handed = {n: f"row{i + 1}" for i, n in enumerate(_handed(self.behind))}
+        self.behind, read = _behind(results, inner)
+        self.handed = {n: f"row{i + 1}" for i, n in enumerate(read)}
         self.nodes = list(postorder([*results, *inner]))
         self.rows = unroll(list(postorder([*self.handed, *(n for n in results if n not in self.behind), *inner])), C)
 
@@ -268,8 +268,9 @@ class _Body:
         return run
 
 
-def _behind(results: list[Node], inner: list[Node]) -> dict[Node, None]:
-    """Values of results that are, or are formed of, sums over features of what is scanned, where no scan needs them."""
+def _behind(results: list[Node], inner: list[Node]) -> tuple[dict[Node, None], dict[Node, None]]:
+    """Values of results that are, or are formed of, sums over features of what is scanned, where no scan needs them;
+    and what they read of scans, or of what is formed of scans."""
     order = list(postorder(results))
     needed = set(postorder([*inner, *(a for n in order if n.op == "scan" for a in n.args)]))
     scanned, found = set[Node](), dict[Node, None]()
@@ -278,8 +279,8 @@ def _behind(results: list[Node], inner: list[Node]) -> dict[Node, None]:
             scanned.add(n)
             if n not in needed and (_sums_features(n) or any(a in found for a in n.args)):
                 found |= dict.fromkeys((*(a for a in n.args if n.op == "sum" and _product(a, scanned - needed)), n))
-    read = {origin(a) for n in found for a in n.args if a not in found and a in scanned}
-    return found if all(ROW in n.dims for n in read) else {}
+    read = dict.fromkeys(origin(a) for n in found for a in n.args if a not in found and a in scanned)
+    return (found, read) if all(ROW in n.dims for n in read) else ({}, {})
 
 
 def _sums_features(n: Node) -> bool:
@@ -291,12 +292,6 @@ def _product(n: Node, scanned: set[Node]) -> bool:
     """Does the sum of it do as a product of matrices, so that the wide factor alone is to be handed on?"""
     return n in scanned and n.op == "mul" and any(
         a not in scanned and len(_features(a)) < len(_features(n)) for a in n.args)
-
-
-def _handed(behind: dict[Node, None]) -> list[Node]:
-    """What they read of scans, or of what is formed of scans."""
-    read = dict.fromkeys(origin(a) for n in behind for a in n.args if a not in behind)
-    return [n for n in read if any(x.op == "scan" for x in postorder([n]))]
 
 
 def _compiled(f: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
