@@ -44,6 +44,12 @@ FOUND = {  # what was wrong: the body
         "out o[V] = relu(q @ S) + where(k @ S > 0, v, u)\nS = av * S",
     "a decay of 0 beside the log of another": "S = exp(gv) * S + q * v\nout o[K] = S @ u\nS = av * S",
     "a decay to the power of a quotient of numbers": "S = sigmoid(f) ** (1 / 16) * S + k * v\nout o[V] = q @ S",
+    "a mean of V, and half a sum, are one at the size 2":
+        "S += k * v\nout o[V] = mean[V](square(v)) * (q @ S)\nout r[V] = 0.5 * sum(square(v)) * (q @ S)",
+    "so are softmax(x) @ softmax(y) and the same of -x and -y":
+        "S += k * v\nout o[V] = q @ S\nout r = softmax[V](v) @ softmax[V](u) + softmax[V](-v) @ softmax[V](-u)",
+    "a place in a group, and in all, are one at small sizes":
+        "S = exp(g) * S + k * v\nout o[V] = (q * cos(index[K])) @ S\nout r[V] = (q * cos(index[K] % 4)) @ S",
     "a decay above 0 that is no scan": "S += (elu(k) + 1) * v\nout o[V] = (elu(q) + 1) @ S",
 }
 
@@ -82,7 +88,7 @@ def loaded(body):
 @pytest.mark.parametrize("rows", ["plain", "mask, reverse"])
 @pytest.mark.parametrize("what", FOUND)
 def test_found(what, rows):
-    cell = dict(length=17, size=3, heads="2/1", gates=1.0, dtype=torch.float64, rows=rows, start=True)
+    cell = dict(length=17, size=5, heads="2/1", gates=1.0, dtype=torch.float64, rows=rows, start=True)
     with cells.cut(8):
         bad = [str(f) for f in cells.compare(loaded(FOUND[what]), cell, "torch") if not f.ok]
     assert not bad, "; ".join(bad)

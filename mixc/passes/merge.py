@@ -16,6 +16,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 
 import numpy as np
 import torch
@@ -42,15 +43,16 @@ _EXPONENT = frozenset(("add", "sub", "neg", "where", "minimum", "maximum", "live
 @dataclass(frozen=True)
 class Kind:
     """One way to draw all inputs. `ends`: some entries lie at the ends of their ranges. `live`: how many rows are
-    tokens."""
+    tokens. `sizes`: of the first dims, others growing: what is equal at one size is not at all (a mean, half a sum)."""
 
     name: str
     scale: float = 1.0
     ends: bool = False
     live: int = ROWS
+    sizes: tuple[int, ...] = (3, 4, 5, 6)  # not 2: of two entries, softmax(-x) are those of softmax(x) exchanged
 
 
-NEAR = Kind("near")
+NEAR = Kind("near", sizes=(5, 3, 7, 4))
 KINDS = (Kind("fresh", live=4), Kind("empty", live=0), Kind("small", 1e-3, live=1), Kind("large", 30.0),
          Kind("far", 1e3), Kind("none", 0.0), Kind("ends", ends=True))
 
@@ -72,7 +74,7 @@ def merges(program: Program) -> dict[Node, Node]:
     for kind in (NEAR, *KINDS):
         wide.append(_values(program, [n for g in groups for n in g], kind, torch.float64))
         groups = [part for g in groups for part in _parted(g, wide[-1])]
-    roots = _decided([n for g in groups for n in g], wide)
+    roots = _decided(program, [n for g in groups for n in g], wide)
     narrow = [_values(program, roots, kind, torch.float32) for kind in (NEAR, *KINDS)] if roots else []
     cones = {n: protecting & set(postorder([n])) for n in roots}
     index = {n: i for i, n in enumerate(order)}
@@ -122,7 +124,7 @@ def _candidates(program: Program, order: Sequence[Node], left: set[Node]) -> lis
         if n.kind == "real" and n.op not in _NO_VALUE and n not in left:
             x = known[n]
             rms = float(x.square().mean().sqrt())
-            if math.isfinite(rms) and rms and float(x.reshape(-1)[0]) != float(x.reshape(-1)[-1]):
+            if math.isfinite(rms) and rms and float(x.min()) != float(x.max()):
                 first = [float(v) for v in (x.reshape(-1)[0], x.reshape(-1)[-1])]
                 groups[n.dims, f"{rms:.7e}", *(f"{v:.6e}" for v in first)].append(n)
     return [g for g in groups.values() if len(g) > 1]
@@ -152,12 +154,12 @@ def _values(program: Program, roots: Sequence[Node], kind: Kind, dtype: torch.dt
 
 def _env(program: Program, roots: Sequence[Node], kind: Kind, dtype: torch.dtype) -> Env:
     """Inputs that depend on names and kind alone, rounded to fp32 for both dtypes."""
-    spare = iter((3, 2, 4, 5, 6, 7))
+    spare = chain(kind.sizes, count(max(kind.sizes) + 1))
     taken = [(n.attr("dim"), n.attr("i") + 1) for n in postorder(roots) if n.op == "pick"]
     sizes: dict[str, int] = {}
     for d in program.dims:  # a dim whose entries are taken one by one has them all
         sizes[d.name] = sizes[d.alias] if d.alias else d.size or max(
-            [next(spare, 2), *(i for dim, i in taken if dim == d.name)])
+            [next(spare), *(i for dim, i in taken if dim == d.name)])
     consts = default_consts(program.consts, sizes)
     given = {n: _const(c, f"merge|{kind.name}|{n}", kind) for n, c in consts.items()}
     decls = {d.name: d for d in program.decls}
@@ -230,10 +232,12 @@ def _error(narrow: Tensor, wide: Tensor) -> float:
     return float(f"{max(worst / rms if rms else worst, 2.0**-22):.1e}")
 
 
-def _decided(roots: Sequence[Node], runs: Sequence[Values]) -> list[Node]:
+def _decided(program: Program, roots: Sequence[Node], runs: Sequence[Values]) -> list[Node]:
     """Those below which every decision has been seen on each of its sides, in a run in whose values of the root it can
     be told: `maximum(x, 1e-3)` is x wherever both are measured by another entry of 1e30."""
-    sides = {n: [_sides(n, run) for run in runs] for n in postorder(roots) if n.op in _DECIDING and not _fixed(n)}
+    known = {d.name for d in program.dims if d.size}
+    deciding = [n for n in postorder(roots) if n.op in _DECIDING and not _fixed(n, known)]
+    sides = {n: [_sides(n, run) for run in runs] for n in deciding}
 
     def told(root: Node, decision: Node) -> bool:
         least = [_TELLING * _scale(run[root]) for run in runs]
@@ -241,12 +245,14 @@ def _decided(roots: Sequence[Node], runs: Sequence[Values]) -> list[Node]:
     return [r for r in roots if all(told(r, n) for n in postorder([r]) if n in sides)]
 
 
-def _fixed(n: Node) -> bool:
-    """It reads numbers alone."""
-    return all(x.op in ("number", "size", "index") for x in postorder([n]) if not x.args)
+def _fixed(n: Node, known: set[str]) -> bool:
+    """It reads numbers alone, those of dims of `known` sizes included: of others, `index[K] < 64` is yes in all that
+    is seen."""
+    return all(x.op == "number" or (x.op in ("size", "index") and {x.attr("dim"), *x.dims} - {None} <= known)
+               for x in postorder([n]) if not x.args)
 
 
-_DECIDING = CHOICES | {"and", "or", "not", "elu"}
+_DECIDING = CHOICES | {"and", "or", "not", "elu", "mod", "floordiv"}
 _TELLING = 100 * _DIGITS
 
 
@@ -260,7 +266,9 @@ def _sides(n: Node, run: Values) -> tuple[float, float]:
         found = torch.where(y, all_, none), torch.where(y, none, all_)
     elif n.op in ("maximum", "minimum") and n.args[0].dims == n.args[1].dims == n.dims:
         found = xs[1] - xs[0], xs[0] - xs[1]
-    elif n.op in ("maximum", "minimum", "clamp"):
+    elif n.op == "floordiv":
+        found = torch.where(y == 0, all_, none), y.abs()
+    elif n.op in ("maximum", "minimum", "clamp", "mod"):
         whole = next((x for x, a in zip(xs, n.args, strict=True) if a.dims == n.dims), None)
         if whole is not None:  # is it the first operand that came through, or another?
             found = torch.where(y == whole, all_, none), (y - whole).abs()

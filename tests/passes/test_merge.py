@@ -17,6 +17,7 @@ from mixc.passes.simplify import simplify
 
 X = make("in", name="x", dims=(ROW, "D"), kind="real")
 Y = make("in", name="y", dims=(ROW, "D"), kind="real")
+INDEX = make("index", dims=("D",))
 G = make("in", name="g", dims=(ROW, "D"), kind="real")
 
 
@@ -29,6 +30,13 @@ def program(*values: Node) -> Program:
 
 TOTAL = make("sum", exp(X * 2.0), over=("D",))
 ELU = exp(make("minimum", X, number(0)))
+TOTAL_X = make("sum", X, over=("D",))
+
+
+def shares(x: Node, y: Node) -> Node:
+    return make("sum", make("softmax", x, over=("D",)) * make("softmax", y, over=("D",)), over=("D",))
+
+
 MERGED = {
     "a where that chooses nothing": (ELU, Y * where(make("lt", number(0), X), 1.0, exp(make("minimum", X, number(0))))),
     "numbers that cancel": (X * Y, (X * 2.0) * (Y * 0.5) + Y),
@@ -45,6 +53,12 @@ KEPT = {
     "exponents": (exp(cumsum(G) - cumsum(G, exclusive=True)) * X, exp(G) * Y),
     "what protects from infinities": (G * X, where(make("lt", G, number(-1e4)), 0.0, exp(G)) * Y + exp(G)),
     "dead rows": (make("live", X * Y, fill=0.0), X * Y + 1.0),
+    "a mean of three": (TOTAL_X / 3.0, TOTAL_X / make("size", dim="D") * Y),
+    "a mean of five": (TOTAL_X / 5.0, TOTAL_X / make("size", dim="D") * Y),
+    "entries of two exchanged": (shares(X, Y), shares(-X, -Y) * Y),
+    "a mask that lies behind the end here": (X * Y, where(make("lt", INDEX, number(64)), X * Y, 0.0) + Y),
+    "the place in a group": (make("cos", INDEX) * X, make("cos", make("mod", INDEX, number(64))) * X + Y),
+    "the number of a group": (X * Y, X * (make("floordiv", INDEX, number(64)) + 1.0) * Y + X),
     "nearly the same": (X * Y, (X * 1.0000001) * Y + X),
 }
 
