@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mixc.hashing.dd import DD
+from mixc.hashing.mp import MP
 from mixc.hashing.spec import Probe, View
 from mixc.hashing.tokens import Ports
 from mixc.hashing.values import Complex, Value
@@ -38,20 +38,20 @@ class Lanes:
     def at(self, share: Array) -> Lanes:
         return replace(self, share=share)
 
-    def ports(self, view: View, colours: Sequence[int], probes: Sequence[Probe], real: Any, seed: str) -> Ports:
+    def ports(self, view: View, colours: Sequence[int], probes: Sequence[Probe], seed: str) -> Ports:
         """What enters there; positions are whole."""
         found: Ports = {}
-        for port, x in view.ports([colours], probes, real, seed).items():
-            parts = [self._between(part, real) for part in ((x.re, x.im) if isinstance(x, Complex) else (x,))]
+        for port, x in view.ports([colours], probes, seed).items():
+            parts = [self._between(part) for part in ((x.re, x.im) if isinstance(x, Complex) else (x,))]
             found[port] = Complex(*parts) if len(parts) == 2 else parts[0]
         starts = np.array([float(p.pos) for p in probes])
         a, b = starts[self.first], starts[self.second]
-        found["pos", ""] = real.of(np.rint(a + (b - a) * self.share)[:, None] + np.arange(view.T))
+        found["pos", ""] = MP.of(np.rint(a + (b - a) * self.share)[:, None] + np.arange(view.T))
         return found
 
-    def _between(self, x: Any, real: Any) -> Any:
+    def _between(self, x: MP) -> MP:
         a, b = x.map(lambda v: v[self.first]), x.map(lambda v: v[self.second])
-        return a + (b - a) * real.of(self.share.reshape(-1, *[1] * (len(x.shape) - 1)))
+        return a + (b - a) * MP.of(self.share.reshape(-1, *[1] * (len(x.shape) - 1)))
 
 
 def borders(view: View, colours: Sequence[int], probes: Sequence[Probe], seed: str, sides: Sides
@@ -64,7 +64,7 @@ def borders(view: View, colours: Sequence[int], probes: Sequence[Probe], seed: s
     ways = Lanes(count, np.roll(count, -1), np.zeros(len(probes)))
 
     def seen(lanes: Lanes) -> dict[str, Array]:
-        return _seen(view, lanes.ports(view, colours, probes, DD, seed), _fresh(lanes, probes), sides)
+        return _seen(view, lanes.ports(view, colours, probes, seed), _fresh(lanes, probes), sides)
     before, after = seen(ways), seen(ways.at(np.ones(len(probes))))
     crossings: list[tuple[str, int, int]] = []
     for what, a in before.items():
@@ -85,10 +85,10 @@ def borders(view: View, colours: Sequence[int], probes: Sequence[Probe], seed: s
     return [lanes.at(low), lanes.at(high)], {what for what, _, _ in crossings}
 
 
-def values_at(view: View, colours: Sequence[int], probes: Sequence[Probe], seed: str, lanes: Lanes, real: Any
+def values_at(view: View, colours: Sequence[int], probes: Sequence[Probe], seed: str, lanes: Lanes, far: bool
               ) -> list[bytes]:
     """By entity: a digest of all that leaves by it at those points."""
-    return view.digests(lanes.ports(view, colours, probes, real, seed), _fresh(lanes, probes), real)[0]
+    return view.digests(lanes.ports(view, colours, probes, seed), _fresh(lanes, probes), far=far)[0]
 
 
 def _fresh(lanes: Lanes, probes: Sequence[Probe]) -> Array:
@@ -104,5 +104,5 @@ def _seen(view: View, ports: Ports, fresh: Array, sides: Sides) -> dict[str, Arr
         for side in decided[1] if decided else ():
             full = np.broadcast_to(side, (len(fresh), *side.shape[1:]))
             found.setdefault(decided[0], []).append(full.reshape(len(fresh), -1))  # type: ignore[index]
-    view.tokens.watched(ports, view.T, fresh, DD, watch)
+    view.tokens.watched(ports, view.T, fresh, watch)
     return {what: np.concatenate(parts, 1) for what, parts in found.items()}

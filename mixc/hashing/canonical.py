@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 from mixc.hashing.colours import Colours, alone, first_cell, pairs, ranked
 from mixc.hashing.dims import dim_orders
-from mixc.hashing.mp import MP
 from mixc.hashing.spec import FAR, Elaborate, View, one_size
 from mixc.ir.program import Decl, Dim, Program
 
@@ -42,7 +41,7 @@ def canonical(program: Program, elaborate: Elaborate) -> Canonical:
         order = sorted(range(len(colours)), key=colours.__getitem__)
         h = hashlib.sha256(repr((_dim_facts(dims), None if view.sees_all else view.tokens.reach)).encode())
         for v, values in ((view, view.evaluate([colours])), (other, other.evaluate([colours])),
-                          (other, other.evaluate([colours], FAR, MP))):
+                          (other, other.evaluate([colours], FAR, far=True))):
             for i in order:
                 h.update(v.attributes[i].encode() + b"\0" + values[0][i])
         found = Canonical(h.digest(), tuple(d.name for d in dims), tuple(view.entities[i] for i in order))

@@ -17,10 +17,8 @@ import numpy as np
 
 from mixc.hashing.borders import borders, values_at
 from mixc.hashing.canonical import Canonical
-from mixc.hashing.dd import DD
 from mixc.hashing.evaluate import BATCH, align
 from mixc.hashing.identity import canonical_of, elaborate_of
-from mixc.hashing.mp import MP
 from mixc.hashing.spec import Probe, View
 from mixc.hashing.values import Value, like
 from mixc.ir.node import Node, postorder
@@ -31,10 +29,10 @@ if TYPE_CHECKING:
 NEAR = tuple(Probe(n % 2 == 0, n % 3 > 0, 11 * n) for n in range(6))
 NOTHING = (Probe(True, False, 0, (-math.inf, -math.inf)),)
 WIDE = tuple(Probe(n % 2 == 0, n > 0, 1009 * n, (-3.0, 3.0)) for n in range(3))
-# sizes, tokens, probes, arithmetic: until all decisions were seen on both sides, and at least the first three
-ROUNDS: tuple[tuple[tuple[int, ...], int, tuple[Probe, ...], Any], ...] = (
-    ((4, 3, 2, 5, 7, 6), 4, NEAR, DD), ((2, 3, 4, 2, 2, 2), 3, WIDE, MP), ((3, 5, 6, 4, 2, 7), 3, NEAR, DD),
-    *[((3, 2, 2, 4, 2, 2), 2, WIDE, MP)] * 5)
+# sizes, tokens, probes, whether they are far from 1: until all decisions were seen on both sides, and at least the first three
+ROUNDS: tuple[tuple[tuple[int, ...], int, tuple[Probe, ...], bool], ...] = (
+    ((4, 3, 2, 5, 7, 6), 4, NEAR, False), ((2, 3, 4, 2, 2, 2), 3, WIDE, True), ((3, 5, 6, 4, 2, 7), 3, NEAR, False),
+    *[((3, 2, 2, 4, 2, 2), 2, WIDE, True)] * 5)
 
 
 @dataclass(frozen=True)
@@ -63,12 +61,12 @@ def same_function(a: Mixer, b: Mixer) -> Matching | None:
 
 def _confirmed(*specs: tuple[Mixer, Canonical]) -> bool:
     seen = [Decisions(), Decisions()]
-    sizes, T, _, real = ROUNDS[0]
-    none, other = (Trial(*spec, sizes, T, Decisions(), real).outs(NOTHING, "nothing") for spec in specs)
+    sizes, T, *_ = ROUNDS[0]
+    none, other = (Trial(*spec, sizes, T, Decisions()).outs(NOTHING, "nothing") for spec in specs)
     if none != other:  # of 0 / 0 and 0 / 1e-30 no other probe tells
         return False
-    for n, (sizes, T, probes, real) in enumerate(ROUNDS):
-        trials = [Trial(*spec, sizes, T, decisions, real) for spec, decisions in zip(specs, seen, strict=True)]
+    for n, (sizes, T, probes, far) in enumerate(ROUNDS):
+        trials = [Trial(*spec, sizes, T, decisions, far) for spec, decisions in zip(specs, seen, strict=True)]
         first, second = (t.values(probes, f"confirm {n}") for t in trials)
         if first != second:
             return False
@@ -80,15 +78,15 @@ def _confirmed(*specs: tuple[Mixer, Canonical]) -> bool:
 def _agree_at_borders(specs: Sequence[tuple[Mixer, Canonical]], seen: Sequence[Decisions]) -> bool:
     """Do both agree on either side of the borders of all decisions of both?"""
     left = [set(d.sides) - d.fixed for d in seen]
-    for n, (sizes, T, probes, real) in enumerate((ROUNDS[0], ROUNDS[1])):
+    for n, (sizes, T, probes, far) in enumerate((ROUNDS[0], ROUNDS[1])):
         if not any(left):
             break
-        trials = [Trial(*spec, sizes, T, decisions, real) for spec, decisions in zip(specs, seen, strict=True)]
+        trials = [Trial(*spec, sizes, T, decisions, far) for spec, decisions in zip(specs, seen, strict=True)]
         for own, trial in enumerate(trials):
             lanes, settled = borders(trial.view, trial.colours, probes, f"border {n}", trial.decided)
             left[own] -= settled
             for points in lanes:
-                first, second = (t.sorted(values_at(t.view, t.colours, probes, f"border {n}", points, real))
+                first, second = (t.sorted(values_at(t.view, t.colours, probes, f"border {n}", points, far))
                                  for t in trials)
                 if first != second:
                     return False
@@ -98,13 +96,14 @@ def _agree_at_borders(specs: Sequence[tuple[Mixer, Canonical]], seen: Sequence[D
 class Trial:
     """A spec at some sizes, its names in the order under which both are compared."""
 
-    def __init__(self, mixer: Mixer, order: Canonical, sizes: Sequence[int], T: int, decisions: Decisions, real: Any):
+    def __init__(self, mixer: Mixer, order: Canonical, sizes: Sequence[int], T: int, decisions: Decisions,
+                 far: bool = False):
         dims = {d.name: d for d in mixer.declared.dims}
-        self.view = View(elaborate_of(mixer), [dims[n] for n in order.dims], sizes, T, patient=real is DD)
-        if real is DD and not self.view.sees_all:
+        self.view = View(elaborate_of(mixer), [dims[n] for n in order.dims], sizes, T, patient=not far)
+        if not far and not self.view.sees_all:
             decisions.sides["a lag too far to be seen"] = set()
         rank = {d.name: i for i, d in enumerate(order.entities)}
-        self.real, self.decisions, self.colours = real, decisions, [rank[d.name] for d in self.view.entities]
+        self.far, self.decisions, self.colours = far, decisions, [rank[d.name] for d in self.view.entities]
         tokens = self.view.tokens
         self.nodes = _spellings([*tokens.outs.values(), *tokens.next.values(), *tokens.inits.values(),
                                  *(lag.of for lag in tokens.lags)])
@@ -116,11 +115,11 @@ class Trial:
 
     def values(self, probes: Sequence[Probe], seed: str) -> list[bytes]:
         """What leaves by every name; notes which sides of decisions are seen."""
-        return self.sorted(self.view.evaluate([self.colours], probes, self.real, seed, self._watch)[0])
+        return self.sorted(self.view.evaluate([self.colours], probes, self.far, seed, self._watch)[0])
 
     def outs(self, probes: Sequence[Probe], seed: str) -> list[bytes]:
         """What leaves by the outs."""
-        found = self.view.evaluate([self.colours], probes, self.real, seed)[0]
+        found = self.view.evaluate([self.colours], probes, self.far, seed)[0]
         return self.sorted([v if d.role == "out" else b"" for d, v in zip(self.view.entities, found, strict=True)])
 
     def sorted(self, values: Sequence[bytes]) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""Programs evaluated on exact enough numbers: `ir/evaluate.py` again, with 32 digits or more.
+"""Programs evaluated on exact enough numbers: `ir/evaluate.py` again, with 34 digits or more.
 
 A value has `BATCH` leading axes, (probes, tokens), of size 1 where it does not vary, then the node's dims in order.
 """
@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from mixc.hashing.mp import MP
 from mixc.hashing.values import Complex, Value, as_complex, elementwise, guard, like, maximum, minimum, where
 from mixc.ir.node import Node, fold
 
 BATCH = 2
-Real = Any
 
 
 class Env:
@@ -25,14 +25,13 @@ class Env:
     Args:
         leaf: called with an in, param, const, state, cot or pos node.
         sizes: of every dim.
-        real: the array type: `dd.DD` or `mp.MP`.
         watch: called with every node and its arguments' values, if given.
         cotangents: nodes that are linear in a cotangent; one that is 0 stays 0, whatever it is multiplied with.
     """
 
-    def __init__(self, leaf: Callable[[Node], Value], sizes: Mapping[str, int], real: Any,
+    def __init__(self, leaf: Callable[[Node], Value], sizes: Mapping[str, int],
                  watch: Callable[[Node, list[Value]], None] | None = None, cotangents: Container[Node] = ()):
-        self.leaf, self.sizes, self.real, self.watch, self.cotangents = leaf, sizes, real, watch, cotangents
+        self.leaf, self.sizes, self.watch, self.cotangents = leaf, sizes, watch, cotangents
 
 
 def evaluate(roots: Iterable[Node], env: Env, known: dict[Node, Value]) -> list[Value]:
@@ -50,7 +49,7 @@ def compute(node: Node, args: list[Value], env: Env) -> Value:
         return rule(node, args, env)
     if not node.args:
         return env.leaf(node)
-    return elementwise(node, [align(a, n.dims, node.dims) for a, n in zip(args, node.args, strict=True)], env.real)
+    return elementwise(node, [align(a, n.dims, node.dims) for a, n in zip(args, node.args, strict=True)])
 
 
 def rearrange(x: Value, f: Callable[[Any], Any]) -> Value:
@@ -95,7 +94,7 @@ def _kept_zero(node: Node, args: list[Value], env: Env) -> Value:
         return _contract(node, args, env, node.args[0] in env.cotangents)
     a, b = (align(x, n.dims, node.dims) for x, n in zip(args, node.args, strict=True))
     if node.op == "div":
-        return guard(a, elementwise(node, [a, b], env.real), times=False)
+        return guard(a, elementwise(node, [a, b]), times=False)
     return guard(a, b) if node.args[0] in env.cotangents else guard(b, a)
 
 
@@ -139,18 +138,18 @@ def _pick(node: Node, args: list[Value], env: Env) -> Value:
 def _number(node: Node, args: list[Value], env: Env) -> Value:
     value = node.attr("value")
     if isinstance(value, complex):
-        return Complex(_scalar(value.real, env), _scalar(value.imag, env))
-    return _scalar(value, env)
+        return Complex(_scalar(value.real), _scalar(value.imag))
+    return _scalar(value)
 
 
-def _scalar(value: float, env: Env) -> Real:
-    return env.real.of(np.full((1,) * BATCH, value))
+def _scalar(value: float) -> MP:
+    return MP.of(np.full((1,) * BATCH, value))
 
 
 _STRUCTURAL: dict[str, Callable[[Node, list[Value], Env], Value]] = {
     "number": _number,
-    "size": lambda n, a, e: _scalar(float(e.sizes[n.attr("dim")]), e),
-    "index": lambda n, a, e: e.real.of(np.arange(e.sizes[n.dims[0]], dtype=np.float64).reshape(1, 1, -1)),
+    "size": lambda n, a, e: _scalar(float(e.sizes[n.attr("dim")])),
+    "index": lambda n, a, e: MP.of(np.arange(e.sizes[n.dims[0]], dtype=np.float64).reshape(1, 1, -1)),
     "contract": _contract,
     "sum": _fold(add),
     "prod": _fold(mul),

@@ -1,6 +1,6 @@
-"""Arrays of mpmath numbers behind the interface of `dd.DD`: any number of digits, exponents without end, slow.
+"""Arrays of mpmath numbers: as many digits as it takes, exponents without end.
 
-For inputs far from 1, where 1 - sigmoid(60) must keep its digits and exp(1000) is no infinity.
+For inputs far from 1, where 1 - sigmoid(60) must keep its digits and exp(1000) is no infinity, it takes many.
 """
 
 from __future__ import annotations
@@ -14,8 +14,14 @@ import numpy as np
 
 Array = Any
 _CONTEXT: Any = mpmath.mp.clone()  # its own precision, whatever the caller's is
-_CONTEXT.dps = 480
+_CONTEXT.dps = _FAR = 480
+_NEAR = 34
 _TOO_FAR = _CONTEXT.mpf(10) ** 40  # exp of more than this is an infinity or 0
+
+
+def precision(far: bool) -> Any:
+    """A context in which results have the digits that inputs near 1 need, or those `far` from it."""
+    return _CONTEXT.workdps(_FAR if far else _NEAR)
 
 
 def _array(x: Any) -> Array:
@@ -71,7 +77,7 @@ def _compared(f: Callable[[Array, Array], Any]) -> Any:
 
 
 class MP:
-    """An array of real numbers of 480 digits."""
+    """An array of real numbers."""
 
     __slots__ = ("x",)
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from mixc.hashing.dd import DD
 from mixc.hashing.evaluate import rearrange
+from mixc.hashing.mp import MP
 from mixc.hashing.probes import Region, default_consts, draw, region, uniform
 from mixc.hashing.tokens import Port, Ports, Tokens
 from mixc.hashing.values import Complex, Value
@@ -40,7 +40,7 @@ class Probe:
 
 
 PROBES = (Probe(True, False, 0), Probe(False, True, 5), Probe(True, True, 70, (0.0, 1.0)))
-# Far from 1, where clamp(x, -50, 50) is not x; for `mp`, as 1 - sigmoid(150) has 65 zeros behind the point
+# Far from 1, where clamp(x, -50, 50) is not x; with more digits, as 1 - sigmoid(150) has 65 zeros behind the point
 FAR = (Probe(True, False, 0, (2.0, 2.0)), Probe(False, True, 10_000_019, (1.5, 2.0)), Probe(True, True, 3, (-2.0, 2.0)))
 
 
@@ -89,16 +89,16 @@ class View:
         return found
 
     # ------------------------------------------------------------ values
-    def evaluate(self, colourings: Sequence[Sequence[int]], probes: Sequence[Probe] = PROBES, real: Any = DD,
+    def evaluate(self, colourings: Sequence[Sequence[int]], probes: Sequence[Probe] = PROBES, far: bool = False,
                  seed: str = "", watch: Callable[[Node, list[Value]], None] | None = None) -> list[list[bytes]]:
         """By colouring and entity: a digest of all that leaves by it, entities of one colour being given one value."""
         fresh = np.array([p.fresh for _ in colourings for p in probes])
-        return self.digests(self.ports(colourings, probes, real, seed), fresh, real, len(colourings), watch)
+        return self.digests(self.ports(colourings, probes, seed), fresh, len(colourings), watch, far)
 
-    def digests(self, ports: Ports, fresh: Array, real: Any, parts: int = 1,
-                watch: Callable[[Node, list[Value]], None] | None = None) -> list[list[bytes]]:
+    def digests(self, ports: Ports, fresh: Array, parts: int = 1,
+                watch: Callable[[Node, list[Value]], None] | None = None, far: bool = False) -> list[list[bytes]]:
         """The same for what `ports` draws; of as many parts of the probes, one after another."""
-        results = self.tokens.run(ports, self.T, fresh, real, watch)
+        results = self.tokens.run(ports, self.T, fresh, watch, far)
         P = len(fresh) // parts
         with np.errstate(all="ignore"):
             quantised = {port: _quantised(self._canonical(port, v), len(fresh)) for port, v in results.items()}
@@ -119,17 +119,17 @@ class View:
         return [[0, 1, *(2 + i for i in p)] for p in permutations(range(len(axes)))
                 if all(self.alike[axes[i]] == self.alike[n] for i, n in zip(p, axes, strict=True))]
 
-    def ports(self, colourings: Sequence[Sequence[int]], probes: Sequence[Probe], real: Any, seed: str) -> Ports:
+    def ports(self, colourings: Sequence[Sequence[int]], probes: Sequence[Probe], seed: str) -> Ports:
         """What enters by every name, probe after probe."""
         ports: Ports = {}
         for i, d in enumerate(self.entities):
             roles = {"out": ("out",), "state": ("state", "next")}.get(d.role, (d.role,))
             for role in roles:
                 drawn = [self._drawn(d, role, c[i], n, p, seed) for c in colourings for n, p in enumerate(probes)]
-                parts = [real.of(np.concatenate(x)) for x in zip(*drawn, strict=True)]
+                parts = [MP.of(np.concatenate(x)) for x in zip(*drawn, strict=True)]
                 ports[role, d.name] = Complex(*parts) if len(parts) == 2 else parts[0]
         start = np.array([p.pos for _ in colourings for p in probes], dtype=np.float64)
-        ports["pos", ""] = real.of(start[:, None] + np.arange(self.T))
+        ports["pos", ""] = MP.of(start[:, None] + np.arange(self.T))
         return ports
 
     def _drawn(self, d: Decl, role: str, colour: int, n: int, probe: Probe, seed: str) -> list[Array]:
@@ -201,7 +201,7 @@ def one_size(dims: Sequence[Dim]) -> dict[str, tuple[str, ...]]:
 
 
 # ---------------------------------------------------------------- coarse values
-BITS = 30  # 9 digits of the 32 that are computed: rounding errors move nothing, one part in a million does
+BITS = 30  # 9 digits of the 34 that are computed: rounding errors move nothing, one part in a million does
 _FLOOR = 2.0**-56
 
 

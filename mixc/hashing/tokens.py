@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mixc.hashing.evaluate import BATCH, Env, align, compute, evaluate, rearrange, widen
+from mixc.hashing.mp import MP, precision
 from mixc.hashing.values import Complex, Value, as_complex, like, where
 from mixc.ir.derivatives import gradient
 from mixc.ir.node import Node, depends, make, postorder, substitute
@@ -65,23 +66,23 @@ class Tokens:
         self.cotangents = depends(every, [n for n in postorder(every) if n.op == "cot"])
         self.chained = depends(self.grads.values(), [_cot(d, "next") for d in program.states])
 
-    def run(self, ports: Ports, T: int, fresh: Any, real: Any,
-            watch: Callable[[Node, list[Value]], None] | None = None) -> Ports:
+    def run(self, ports: Ports, T: int, fresh: Any, watch: Callable[[Node, list[Value]], None] | None = None,
+            far: bool = False) -> Ports:
         """Outs, final states, and gradients of ins, params and given initial states.
 
         Args:
             ports: ins [P, T, dims...], params, consts and states [P, 1, dims...], cotangents of outs [P, T, dims...]
                 and of final states [P, 1, dims...]; ("pos", "") [P, T].
             fresh: bool [P]: which probes start as declared, and not in the given state.
+            far: are they far from 1?
         """
-        with np.errstate(all="ignore"):
-            return _Run(self, ports, T, np.asarray(fresh), real, watch).results()
+        with np.errstate(all="ignore"), precision(far):
+            return _Run(self, ports, T, np.asarray(fresh), watch).results()
 
-
-    def watched(self, ports: Ports, T: int, fresh: Any, real: Any, watch: Callable[[Node, list[Value]], None]) -> None:
+    def watched(self, ports: Ports, T: int, fresh: Any, watch: Callable[[Node, list[Value]], None]) -> None:
         """`watch` is called with every node and its arguments' values, forward."""
-        with np.errstate(all="ignore"):
-            _Run(self, ports, T, np.asarray(fresh), real, watch).forward()
+        with np.errstate(all="ignore"), precision(False):
+            _Run(self, ports, T, np.asarray(fresh), watch).forward()
 
 
 def _without_lags(program: Program, sizes: Mapping[str, int]) -> tuple[list[Node], list[Lag]]:
@@ -121,11 +122,11 @@ def _found(grads: list[Node | None], wrt: list[Node]) -> dict[Node, Node]:
 
 
 class _Run:
-    def __init__(self, plan: Tokens, ports: Ports, T: int, fresh: Any, real: Any,
+    def __init__(self, plan: Tokens, ports: Ports, T: int, fresh: Any,
                  watch: Callable[[Node, list[Value]], None] | None):
-        self.plan, self.ports, self.T, self.real = plan, ports, T, real
+        self.plan, self.ports, self.T = plan, ports, T
         self.program, self.fresh = plan.program, fresh
-        self.env = Env(self._leaf, plan.sizes, real, watch, plan.cotangents)
+        self.env = Env(self._leaf, plan.sizes, watch, plan.cotangents)
         self.known: dict[Node, Value] = {}
         self.sums: dict[Node, Value] = {}
 
@@ -151,7 +152,7 @@ class _Run:
         return self.ports[node.op, node.attr("name", "")]
 
     def _zero(self, d: Decl | Node) -> Value:
-        x = self.real.of(np.zeros((1,) * (BATCH + len(d.dims))))
+        x = MP.of(np.zeros((1,) * (BATCH + len(d.dims))))
         return as_complex(x) if d.kind == "complex" else x
 
     def _full(self, node: Node, d: Decl) -> Value:

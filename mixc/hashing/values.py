@@ -1,6 +1,6 @@
 """The elementwise ops on exact enough numbers: a row an op, for real and for complex values.
 
-A real value is an array type of `dd` or `mp`; a complex one a `Complex` of two; a condition an array of bool.
+A real value is an `MP`; a complex one a `Complex` of two; a condition an array of bool.
 The meaning is that of `ir/ops.py`; derivatives come from `ir/derivatives.py` as programs of the same ops.
 """
 
@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from mixc.hashing.mp import MP
 from mixc.ir.node import Node
 
 Array = Any
-Real = Any  # DD or MP
+Real = Any  # MP
 Value = Any  # Real, Complex, or an array of bool
 
 
@@ -293,10 +294,10 @@ COMPLEX: dict[str, Callable[..., Value]] = {
 }
 
 
-def elementwise(node: Node, args: list[Value], real: type) -> Value:
-    """One elementwise op on values that broadcast by position; `real`: the array type of the run."""
+def elementwise(node: Node, args: list[Value]) -> Value:
+    """One elementwise op on values that broadcast by position."""
     if node.op == "to_number":
-        return real.of(args[0].astype(np.float64))  # type: ignore[attr-defined]
+        return MP.of(args[0].astype(np.float64))
     if node.op == "ipow":
         return ipow(args[0], node.attr("n"))
     if node.op == "where":
