@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from mixc.hashing.mp import MP
 from mixc.hashing.spec import Probe, View
 from mixc.hashing.tokens import Ports
-from mixc.hashing.values import Complex, Value
+from mixc.hashing.values import Value, numbers
 from mixc.ir.node import Node
 
 Array = Any
@@ -40,18 +39,15 @@ class Lanes:
 
     def ports(self, view: View, colours: Sequence[int], probes: Sequence[Probe], seed: str) -> Ports:
         """What enters there; positions are whole."""
-        found: Ports = {}
-        for port, x in view.ports([colours], probes, seed).items():
-            parts = [self._between(part) for part in ((x.re, x.im) if isinstance(x, Complex) else (x,))]
-            found[port] = Complex(*parts) if len(parts) == 2 else parts[0]
+        found = {port: self._between(x) for port, x in view.ports([colours], probes, seed).items()}
         starts = np.array([float(p.pos) for p in probes])
         a, b = starts[self.first], starts[self.second]
-        found["pos", ""] = MP.of(np.rint(a + (b - a) * self.share)[:, None] + np.arange(view.T))
+        found["pos", ""] = numbers(np.rint(a + (b - a) * self.share)[:, None] + np.arange(view.T))
         return found
 
-    def _between(self, x: MP) -> MP:
-        a, b = x.map(lambda v: v[self.first]), x.map(lambda v: v[self.second])
-        return a + (b - a) * MP.of(self.share.reshape(-1, *[1] * (len(x.shape) - 1)))
+    def _between(self, x: Value) -> Value:
+        a, b = x[self.first], x[self.second]
+        return a + (b - a) * numbers(self.share.reshape(-1, *[1] * (x.ndim - 1)))
 
 
 def borders(view: View, colours: Sequence[int], probes: Sequence[Probe], seed: str, sides: Sides

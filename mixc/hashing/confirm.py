@@ -20,7 +20,7 @@ from mixc.hashing.canonical import Canonical
 from mixc.hashing.evaluate import BATCH, align
 from mixc.hashing.identity import canonical_of, elaborate_of
 from mixc.hashing.spec import Probe, View
-from mixc.hashing.values import Value, like
+from mixc.hashing.values import Value, doubles
 from mixc.ir.node import Node, postorder
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 NEAR = tuple(Probe(n % 2 == 0, n % 3 > 0, 11 * n) for n in range(6))
 NOTHING = (Probe(True, False, 0, (-math.inf, -math.inf)),)
 WIDE = tuple(Probe(n % 2 == 0, n > 0, 1009 * n, (-3.0, 3.0)) for n in range(3))
-# sizes, tokens, probes, whether they are far from 1: until all decisions were seen on both sides, and at least the first three
+# sizes, tokens, probes, are these far from 1? Until all decisions were seen on both sides, and the first three at least
 ROUNDS: tuple[tuple[tuple[int, ...], int, tuple[Probe, ...], bool], ...] = (
     ((4, 3, 2, 5, 7, 6), 4, NEAR, False), ((2, 3, 4, 2, 2, 2), 3, WIDE, True), ((3, 5, 6, 4, 2, 7), 3, NEAR, False),
     *[((3, 2, 2, 4, 2, 2), 2, WIDE, True)] * 5)
@@ -168,12 +168,11 @@ def _spellings(roots: list[Node]) -> dict[Node, str]:
 
 
 def _signs(n: Node, x: Value) -> tuple[Any, Any]:
-    zero = like(x, 0.0)
-    return x.lt(zero), zero.lt(x)
+    return x < 0, x > 0
 
 
 def _order(n: Node, a: Value, b: Value) -> tuple[Any, Any]:
-    return a.lt(b), b.lt(a)
+    return a < b, b < a
 
 
 def _truth(n: Node, x: Any) -> tuple[Any, Any]:
@@ -181,13 +180,13 @@ def _truth(n: Node, x: Any) -> tuple[Any, Any]:
 
 
 def _clamp(n: Node, x: Value, low: Value, high: Value) -> tuple[Any, Any, Any]:
-    return x.lt(low), high.lt(x), low.le(x) & x.le(high)
+    return x < low, high < x, (low <= x) & (x <= high)
 
 
 def _winner(n: Node, x: Value) -> tuple[Any, Any]:
     """Has the first entry won, and another one?"""
     axes = [BATCH + n.args[0].dims.index(d) for d in n.attr("over")]
-    v = np.moveaxis(x.doubles(), axes, range(-len(axes), 0))
+    v = np.moveaxis(doubles(x), axes, range(-len(axes), 0))
     best = (v if n.op == "max" else -v).reshape(*v.shape[:v.ndim - len(axes)], -1).argmax(-1)
     return best == 0, best != 0
 
@@ -195,8 +194,8 @@ def _winner(n: Node, x: Value) -> tuple[Any, Any]:
 SIDES: dict[str, Callable[..., tuple[Any, ...]]] = {
     "lt": _order,
     "le": _order,
-    "eq": lambda n, a, b: _truth(n, a.eq(b)),
-    "ne": lambda n, a, b: _truth(n, a.eq(b)),
+    "eq": lambda n, a, b: _truth(n, a == b),
+    "ne": lambda n, a, b: _truth(n, a == b),
     "maximum": _order,
     "minimum": _order,
     "clamp": _clamp,
@@ -210,4 +209,4 @@ SIDES: dict[str, Callable[..., tuple[Any, ...]]] = {
     "min": _winner,
 }
 
-_DECIDING = {**SIDES, **dict.fromkeys(("mod", "floordiv"), lambda n, a, b: _truth(n, a.lt(b)))}
+_DECIDING = {**SIDES, **dict.fromkeys(("mod", "floordiv"), lambda n, a, b: _truth(n, a < b))}

@@ -1,4 +1,4 @@
-"""Programs evaluated on exact enough numbers: `ir/evaluate.py` again, with 34 digits or more.
+"""Programs evaluated on arrays of mpmath numbers: `ir/evaluate.py` again, with 34 digits or more.
 
 A value has `BATCH` leading axes, (probes, tokens), of size 1 where it does not vary, then the node's dims in order.
 """
@@ -8,12 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Mapping
 from functools import reduce
 from operator import add, mul
-from typing import Any
 
 import numpy as np
 
-from mixc.hashing.mp import MP
-from mixc.hashing.values import Complex, Value, as_complex, elementwise, guard, like, maximum, minimum, where
+from mixc.hashing.values import OPS, ZERO, Value, elementwise, numbers
 from mixc.ir.node import Node, fold
 
 BATCH = 2
@@ -52,29 +50,24 @@ def compute(node: Node, args: list[Value], env: Env) -> Value:
     return elementwise(node, [align(a, n.dims, node.dims) for a, n in zip(args, node.args, strict=True)])
 
 
-def rearrange(x: Value, f: Callable[[Any], Any]) -> Value:
-    return f(x) if isinstance(x, np.ndarray) else x.map(f)
-
-
 def align(x: Value, have: tuple[str, ...], want: tuple[str, ...]) -> Value:
     """x with dims `have` viewed with dims `want`, of size 1 where it lacks one."""
     if have == want:
         return x
     order = [BATCH + have.index(d) for d in want if d in have]
     where_new = [BATCH + i for i, d in enumerate(want) if d not in have]
-    return rearrange(x, lambda a: np.expand_dims(a.transpose(*range(BATCH), *order), where_new))
+    return np.expand_dims(x.transpose(*range(BATCH), *order), where_new)
 
 
 def widen(x: Value, dims: tuple[str, ...], sizes: Mapping[str, int]) -> Value:
     """x with all entries along its dims."""
-    shape = tuple(sizes[d] for d in dims)
-    return rearrange(x, lambda a: np.broadcast_to(a, (*a.shape[:BATCH], *shape)))
+    return np.broadcast_to(x, (*x.shape[:BATCH], *(sizes[d] for d in dims)))
 
 
 def over(f: Callable[[Value, Value], Value], x: Value, axes: Iterable[int]) -> Value:
     """One entry after the other along each axis."""
     for axis in sorted(axes, reverse=True):
-        x = reduce(f, [x.map(lambda a, i=i, axis=axis: np.take(a, i, axis)) for i in range(x.shape[axis])])
+        x = reduce(f, [np.take(x, i, axis) for i in range(x.shape[axis])])
     return x
 
 
@@ -94,67 +87,54 @@ def _kept_zero(node: Node, args: list[Value], env: Env) -> Value:
         return _contract(node, args, env, node.args[0] in env.cotangents)
     a, b = (align(x, n.dims, node.dims) for x, n in zip(args, node.args, strict=True))
     if node.op == "div":
-        return guard(a, elementwise(node, [a, b]), times=False)
-    return guard(a, b) if node.args[0] in env.cotangents else guard(b, a)
+        return np.where(a == 0, ZERO, elementwise(node, [a, b]))
+    return OPS["guard"](*((a, b) if node.args[0] in env.cotangents else (b, a)))
 
 
 def _contract(node: Node, args: list[Value], env: Env, cotangent: bool | None = None) -> Value:
     """`cotangent`: whether the first argument is one, or the second; None: neither."""
     every = (*node.dims, *(d for d in dict.fromkeys((*node.args[0].dims, *node.args[1].dims)) if d not in node.dims))
     a, b = (align(x, n.dims, every) for x, n in zip(args, node.args, strict=True))
-    if isinstance(a, Complex) or isinstance(b, Complex):
-        a, b = as_complex(a), as_complex(b)
-    y = a * b if cotangent is None else guard(a, b) if cotangent else guard(b, a)
+    y = a * b if cotangent is None else OPS["guard"](*((a, b) if cotangent else (b, a)))
     return over(add, widen(y, every, env.sizes), range(BATCH + len(node.dims), BATCH + len(every)))
 
 
 def _softmax(node: Node, args: list[Value], env: Env) -> Value:
     x, axes = widen(args[0], node.dims, env.sizes), tuple(_axes(node))
-    top = _fold(maximum)(node, args, env)
-    e = (x - top.map(lambda a: np.expand_dims(a, axes))).exp()
-    return e / over(add, e, axes).map(lambda a: np.expand_dims(a, axes))
+    top = _fold(OPS["maximum"])(node, args, env)
+    e = OPS["exp"](x - np.expand_dims(top, axes))
+    return OPS["div"](e, np.expand_dims(over(add, e, axes), axes))
 
 
 def _norm(node: Node, args: list[Value], env: Env) -> Value:
-    x = args[0]
-    square = x.re * x.re + x.im * x.im if isinstance(x, Complex) else x * x
-    return _fold(add)(node, [square], env).sqrt()
+    size = OPS["abs"](args[0])
+    return OPS["sqrt"](_fold(add)(node, [size * size], env))
 
 
 def _place(node: Node, args: list[Value], env: Env) -> Value:
     size, i = env.sizes[node.attr("dim")], node.attr("i")
-    x = rearrange(args[0], lambda a: np.expand_dims(a, BATCH))
     hit = (np.arange(size) == i % size).reshape(1, 1, size, *[1] * (len(node.dims) - 1))
-    zero = x.re if isinstance(x, Complex) else x
-    return where(hit, x, like(zero, 0.0))
+    return np.where(hit, np.expand_dims(args[0], BATCH), ZERO)
 
 
 def _pick(node: Node, args: list[Value], env: Env) -> Value:
     dims = node.args[0].dims
-    return rearrange(widen(args[0], dims, env.sizes),
-                     lambda a: np.take(a, node.attr("i"), BATCH + dims.index(node.attr("dim"))))
+    return np.take(widen(args[0], dims, env.sizes), node.attr("i"), BATCH + dims.index(node.attr("dim")))
 
 
-def _number(node: Node, args: list[Value], env: Env) -> Value:
-    value = node.attr("value")
-    if isinstance(value, complex):
-        return Complex(_scalar(value.real), _scalar(value.imag))
-    return _scalar(value)
-
-
-def _scalar(value: float) -> MP:
-    return MP.of(np.full((1,) * BATCH, value))
+def _scalar(value: complex) -> Value:
+    return numbers(np.full((1,) * BATCH, value.real), value.imag if isinstance(value, complex) else None)
 
 
 _STRUCTURAL: dict[str, Callable[[Node, list[Value], Env], Value]] = {
-    "number": _number,
+    "number": lambda n, a, e: _scalar(n.attr("value")),
     "size": lambda n, a, e: _scalar(float(e.sizes[n.attr("dim")])),
-    "index": lambda n, a, e: MP.of(np.arange(e.sizes[n.dims[0]], dtype=np.float64).reshape(1, 1, -1)),
+    "index": lambda n, a, e: numbers(np.arange(e.sizes[n.dims[0]], dtype=np.float64).reshape(1, 1, -1)),
     "contract": _contract,
     "sum": _fold(add),
     "prod": _fold(mul),
-    "max": _fold(maximum),
-    "min": _fold(minimum),
+    "max": _fold(OPS["maximum"]),
+    "min": _fold(OPS["minimum"]),
     "norm": _norm,
     "softmax": _softmax,
     "rename": lambda n, a, e: a[0],

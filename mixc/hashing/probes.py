@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mixc.hashing.evaluate import BATCH, Env, evaluate
-from mixc.hashing.mp import MP
+from mixc.hashing.values import Value, doubles, numbers
 from mixc.ir.node import Node
 from mixc.ir.program import Decl
 
@@ -60,12 +60,11 @@ def region(d: Decl, sizes: Mapping[str, int], consts: Mapping[str, float], order
 
 def scalar(node: Node, sizes: Mapping[str, int], consts: Mapping[str, float]) -> float:
     """The value of an expression of numbers, sizes and consts."""
-    def leaf(n: Node) -> MP:
-        return MP.of(np.full((1,) * BATCH, consts[n.attr("name")]))
+    def leaf(n: Node) -> Value:
+        return numbers(np.full((1,) * BATCH, consts[n.attr("name")]))
 
-    with np.errstate(all="ignore"):
-        (x,) = evaluate([node], Env(leaf, sizes), {})
-    return float(x.doubles().item())
+    (x,) = evaluate([node], Env(leaf, sizes), {})
+    return float(doubles(x).item())
 
 
 def default_consts(consts: Sequence[Decl], sizes: Mapping[str, int]) -> dict[str, float]:

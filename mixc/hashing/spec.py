@@ -16,11 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from mixc.hashing.evaluate import rearrange
-from mixc.hashing.mp import MP
 from mixc.hashing.probes import Region, default_consts, draw, region, uniform
 from mixc.hashing.tokens import Port, Ports, Tokens
-from mixc.hashing.values import Complex, Value
+from mixc.hashing.values import Value, doubles, numbers
 from mixc.ir.node import Node
 from mixc.ir.program import Decl, Dim, Program
 
@@ -70,8 +68,7 @@ class View:
         longest = 24 if not patient else 300 if self.program.states else 4096
         self.T = max(T, min(self.tokens.reach + 2, longest))
         self.sees_all = self.tokens.reach + 2 <= self.T
-        with np.errstate(all="ignore"):
-            self.defaults = default_consts(self.program.consts, self.sizes)
+        self.defaults = default_consts(self.program.consts, self.sizes)
         self.regions = {d.name: region(d, self.sizes, self.defaults, self.order)
                         for d in (*self.program.ins, *self.program.params)}
 
@@ -100,8 +97,7 @@ class View:
         """The same for what `ports` draws; of as many parts of the probes, one after another."""
         results = self.tokens.run(ports, self.T, fresh, watch, far)
         P = len(fresh) // parts
-        with np.errstate(all="ignore"):
-            quantised = {port: _quantised(self._canonical(port, v), len(fresh)) for port, v in results.items()}
+        quantised = {port: self._quantised(port, v, len(fresh)) for port, v in results.items()}
         return [[self._digest(d, quantised, slice(i * P, (i + 1) * P)) for d in self.entities] for i in range(parts)]
 
     def _digest(self, d: Decl, results: dict[Port, list[Array]], probes: slice) -> bytes:
@@ -126,10 +122,9 @@ class View:
             roles = {"out": ("out",), "state": ("state", "next")}.get(d.role, (d.role,))
             for role in roles:
                 drawn = [self._drawn(d, role, c[i], n, p, seed) for c in colourings for n, p in enumerate(probes)]
-                parts = [MP.of(np.concatenate(x)) for x in zip(*drawn, strict=True)]
-                ports[role, d.name] = Complex(*parts) if len(parts) == 2 else parts[0]
+                ports[role, d.name] = numbers(*(np.concatenate(x) for x in zip(*drawn, strict=True)))
         start = np.array([p.pos for _ in colourings for p in probes], dtype=np.float64)
-        ports["pos", ""] = MP.of(start[:, None] + np.arange(self.T))
+        ports["pos", ""] = numbers(start[:, None] + np.arange(self.T))
         return ports
 
     def _drawn(self, d: Decl, role: str, colour: int, n: int, probe: Probe, seed: str) -> list[Array]:
@@ -154,11 +149,12 @@ class View:
             parts = [_symmetric(x, [self.alike[n] for n in dims]) for x in parts]
         return [x.transpose(0, 1, *[2 + dims.index(n) for n in d.dims]) for x in parts]
 
-    def _canonical(self, port: Port, x: Value) -> Value:
-        """Its dims in the canonical order."""
-        dims = self.program.decl(port[1]).dims
-        order = [2 + dims.index(n) for n in sorted(dims, key=self.order.index)]
-        return rearrange(x, lambda a: a.transpose(0, 1, *order))
+    def _quantised(self, port: Port, x: Value, P: int) -> list[Array]:
+        """What leaves by a port, its dims in the canonical order."""
+        d = self.program.decl(port[1])
+        x = x.transpose(0, 1, *[2 + d.dims.index(n) for n in sorted(d.dims, key=self.order.index)])
+        parts = [doubles(x, part) for part in ("real", "imag")[:1 + (d.kind == "complex")]]
+        return [a for v in parts for a in quantised(np.broadcast_to(v, (P, *v.shape[1:])))]
 
 
 def _symmetric(x: Array, colours: Sequence[int]) -> Array:
@@ -205,19 +201,15 @@ BITS = 30  # 9 digits of the 34 that are computed: rounding errors move nothing,
 _FLOOR = 2.0**-56
 
 
-def _quantised(x: Value, P: int) -> list[Array]:
-    """Integers that rounding errors do not change: mantissa and exponent of every value."""
-    found: list[Array] = []
-    for part in (x.re, x.im) if isinstance(x, Complex) else (x,):
-        v = np.broadcast_to(part.doubles(), (P, *part.shape[1:]))
-        m, e = np.frexp(np.where(np.abs(v) < _FLOOR, 0.0, v))
-        odd = ~np.isfinite(v)
-        m = np.rint(np.where(odd, 0.0, m) * 2.0**BITS)
-        carry = np.abs(m) == 2.0**BITS
-        m, e = np.where(carry, m / 2, m), np.where(carry, e + 1, e)
-        kind = np.where(np.isnan(v), 3, np.where(v == np.inf, 1, np.where(v == -np.inf, 2, 0)))
-        found += [m.astype("<i8"), np.where(odd | (m == 0), 0, e).astype("<i4"), kind.astype("<i1")]
-    return found
+def quantised(v: Array) -> list[Array]:
+    """Integers that rounding errors do not change: mantissa and exponent of every double, and what is none."""
+    m, e = np.frexp(np.where(np.abs(v) < _FLOOR, 0.0, v))
+    odd = ~np.isfinite(v)
+    m = np.rint(np.where(odd, 0.0, m) * 2.0**BITS)
+    carry = np.abs(m) == 2.0**BITS
+    m, e = np.where(carry, m / 2, m), np.where(carry, e + 1, e)
+    kind = np.where(np.isnan(v), 3, np.where(v == np.inf, 1, np.where(v == -np.inf, 2, 0)))
+    return [m.astype("<i8"), np.where(odd | (m == 0), 0, e).astype("<i4"), kind.astype("<i1")]
 
 
 def _digits(x: float) -> tuple[int, int] | str:

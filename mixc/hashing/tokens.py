@@ -1,4 +1,4 @@
-"""A step run over some tokens, forward and backward, on exact enough numbers.
+"""A step run over some tokens, forward and backward, on numbers of many digits.
 
 A port is a name that values enter or leave by: ("in", "q"), ("param", "A"), ("const", "scale"), ("state", "S"), and
 ("out", "o") and ("next", "S") for results; going in under those two, it is their cotangent.
@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from mixc.hashing.evaluate import BATCH, Env, align, compute, evaluate, rearrange, widen
-from mixc.hashing.mp import MP, precision
-from mixc.hashing.values import Complex, Value, as_complex, like, where
+from mixc.hashing.evaluate import BATCH, Env, align, compute, evaluate, widen
+from mixc.hashing.values import ZERO, Value, numbers, precision
 from mixc.ir.derivatives import gradient
 from mixc.ir.node import Node, depends, make, postorder, substitute
 from mixc.ir.program import Decl, Program
@@ -76,12 +75,12 @@ class Tokens:
             fresh: bool [P]: which probes start as declared, and not in the given state.
             far: are they far from 1?
         """
-        with np.errstate(all="ignore"), precision(far):
+        with precision(far):
             return _Run(self, ports, T, np.asarray(fresh), watch).results()
 
     def watched(self, ports: Ports, T: int, fresh: Any, watch: Callable[[Node, list[Value]], None]) -> None:
         """`watch` is called with every node and its arguments' values, forward."""
-        with np.errstate(all="ignore"), precision(False):
+        with precision(False):
             _Run(self, ports, T, np.asarray(fresh), watch).forward()
 
 
@@ -137,8 +136,8 @@ class _Run:
         start = self._backward()
         for d in self.program.states:
             keep = self.fresh.reshape(-1, *[1] * (1 + len(d.dims)))
-            self._start(d, where(keep, start[d.name], self._zero(d)))
-            found["state", d.name] = widen(where(keep, self._zero(d), start[d.name]), d.dims, self.env.sizes)
+            self._start(d, np.where(keep, start[d.name], ZERO))
+            found["state", d.name] = widen(np.where(keep, ZERO, start[d.name]), d.dims, self.env.sizes)
         for d in (*self.program.ins, *self.program.params):
             g = self.sums.get(d.leaf(), self._zero(d))
             found[d.role, d.name] = widen(self._every(g) if d.role == "in" else g, d.dims, self.env.sizes)
@@ -152,17 +151,15 @@ class _Run:
         return self.ports[node.op, node.attr("name", "")]
 
     def _zero(self, d: Decl | Node) -> Value:
-        x = MP.of(np.zeros((1,) * (BATCH + len(d.dims))))
-        return as_complex(x) if d.kind == "complex" else x
+        return numbers(np.zeros((1,) * (BATCH + len(d.dims))))
 
     def _full(self, node: Node, d: Decl) -> Value:
         """The value of a node of every token, its dims those of a declaration in their order."""
         x = widen(self._every(self.known[node]), node.dims, self.env.sizes)
-        x = rearrange(x, lambda a: a.transpose(0, 1, *[BATCH + node.dims.index(n) for n in d.dims]))
-        return as_complex(x) if d.kind == "complex" else x
+        return x.transpose(0, 1, *[BATCH + node.dims.index(n) for n in d.dims])
 
     def _every(self, x: Value) -> Value:
-        return rearrange(x, lambda a: np.broadcast_to(a, (a.shape[0], self.T, *a.shape[BATCH:])))
+        return np.broadcast_to(x, (x.shape[0], self.T, *x.shape[BATCH:]))
 
     # ------------------------------------------------------------ forward
     def forward(self) -> dict[str, Value]:
@@ -170,7 +167,7 @@ class _Run:
         for lag in self.plan.lags:
             (x,) = evaluate([lag.of], self.env, self.known)
             shifted = [_shift(self._every(x), n) for n in lag.distances]
-            self.known[lag.leaf] = shifted[0] if lag.dim is None else _stack(shifted)
+            self.known[lag.leaf] = shifted[0] if lag.dim is None else np.stack(shifted, BATCH)
         loop = [n for n in postorder([*self.plan.outs.values(), *self.plan.next.values()]) if n in self.plan.carried]
         border = [a for n in loop for a in n.args if a not in self.plan.carried]
         evaluate([*border, *(n for n in (*self.plan.outs.values(), *self.plan.next.values())
@@ -195,7 +192,7 @@ class _Run:
             init = self.plan.inits[d.name]
             (start,) = evaluate([init], self.env, self.known)
             start = align(start, init.dims, d.dims)
-        return where(self.fresh.reshape(-1, *[1] * (1 + len(d.dims))), start, given)
+        return np.where(self.fresh.reshape(-1, *[1] * (1 + len(d.dims))), start, given)
 
     def _next(self, d: Decl, now: dict[Node, Value], t: int) -> Value:
         node = self.plan.next[d.name]
@@ -241,7 +238,7 @@ class _Run:
             back = _shift(c, -lag.distances[0])
         else:
             c = widen(c, lag.leaf.dims, self.env.sizes)
-            back = reduce(add, [_shift(_entry(c, w), -w) for w in lag.distances])
+            back = reduce(add, [_shift(np.take(c, w, BATCH), -w) for w in lag.distances])
         known = {**self.known, _lag_cot(lag): back}
         for leaf, value in zip(grads, evaluate(grads.values(), self.env, known), strict=True):
             self._add(leaf, self._every(align(value, grads[leaf].dims, leaf.dims)))
@@ -260,35 +257,18 @@ class _Run:
 
 
 def _at(x: Value, t: int) -> Value:
-    return rearrange(x, lambda a: a if a.shape[1] == 1 else a[:, t:t + 1])
-
-
-def _entry(x: Value, i: int) -> Value:
-    return rearrange(x, lambda a: np.take(a, i, BATCH))
-
-
-def _joined(f: Callable[[list[Any]], Any], xs: list[Value]) -> Value:
-    if isinstance(xs[0], np.ndarray):
-        return f(xs)
-    if any(isinstance(x, Complex) for x in xs):
-        xs = [as_complex(x) for x in xs]
-    return type(xs[0]).join(lambda parts: f(list(np.broadcast_arrays(*parts))), xs)
+    return x if x.shape[1] == 1 else x[:, t:t + 1]
 
 
 def _over_time(parts: list[Value]) -> Value:
     if len({p.shape for p in parts}) > 1:  # size 1 where a value did not vary yet
-        return _joined(lambda xs: np.concatenate(np.broadcast_arrays(*xs), 1), parts)
-    return _joined(lambda xs: np.concatenate(xs, 1), parts)
-
-
-def _stack(parts: list[Value]) -> Value:
-    return _joined(lambda xs: np.stack(xs, BATCH), parts)
+        parts = list(np.broadcast_arrays(*parts))
+    return np.concatenate(parts, 1)
 
 
 def _shift(x: Value, n: int) -> Value:
     """x of n tokens ago (n < 0: ahead), 0 where there was none."""
     T = x.shape[1]
-    zero = like(x.re if isinstance(x, Complex) else x, 0.0)
     src = np.arange(T) - n
-    moved = rearrange(x, lambda a: np.take(a, np.clip(src, 0, T - 1), 1))
-    return where(((src >= 0) & (src < T)).reshape(1, T, *[1] * (len(x.shape) - BATCH)), moved, zero)
+    there = ((src >= 0) & (src < T)).reshape(1, T, *[1] * (x.ndim - BATCH))
+    return np.where(there, np.take(x, np.clip(src, 0, T - 1), 1), ZERO)

@@ -1,307 +1,182 @@
-"""The elementwise ops on exact enough numbers: a row an op, for real and for complex values.
+"""The elementwise ops on arrays of mpmath numbers, real and complex: a row an op.
 
-A real value is an `MP`; a complex one a `Complex` of two; a condition an array of bool.
-The meaning is that of `ir/ops.py`; derivatives come from `ir/derivatives.py` as programs of the same ops.
+A value is an array of numbers of as many digits as it takes, with exponents without end, or of bools.  The meaning is
+that of `ir/ops.py`, infinities included; derivatives come from `ir/derivatives.py` as programs of the same ops.
 """
 
 from __future__ import annotations
 
-import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
+import mpmath
 import numpy as np
 
-from mixc.hashing.mp import MP
 from mixc.ir.node import Node
 
-Array = Any
-Real = Any  # MP
-Value = Any  # Real, Complex, or an array of bool
+Value = Any  # an array
+Number = Any  # of `_CONTEXT`
+_CONTEXT: Any = mpmath.mp.clone()  # its own precision, whatever the caller's is
+_CONTEXT.dps = _FAR = 480
+_NEAR = 34
+_TOO_FAR = _CONTEXT.mpf(10) ** 40  # exp of more than this is an infinity or 0
+ZERO, _INF, _NAN = _CONTEXT.zero, _CONTEXT.inf, _CONTEXT.nan
 
 
-class Complex:
-    """re + i im."""
+def precision(far: bool) -> Any:
+    """A context in which results have the digits that inputs near 1 need, or those `far` from it: where 1 - sigmoid(60)
+    must keep its digits, and exp(1000) is no infinity."""
+    return _CONTEXT.workdps(_FAR if far else _NEAR)
 
-    __slots__ = ("im", "re")
 
-    def __init__(self, re: Real, im: Real):
-        self.re, self.im = re, im
+def numbers(x: Any, imaginary: Any = None) -> Value:
+    """From doubles, exactly."""
+    x = np.asarray(x, dtype=float)
+    return _real(x) if imaginary is None else _joined(x, np.asarray(imaginary, dtype=float))
 
-    def map(self, f: Callable[[Array], Array]) -> Complex:
-        return Complex(self.re.map(f), self.im.map(f))
 
-    @staticmethod
-    def join(f: Callable[[list[Array]], Array], xs: list[Complex]) -> Complex:
-        kind = type(xs[0].re)
-        return Complex(kind.join(f, [x.re for x in xs]), kind.join(f, [x.im for x in xs]))
+def doubles(x: Value, part: str = "real") -> Value:
+    with np.errstate(all="ignore"):
+        return np.frompyfunc(lambda v: float(getattr(v, part)), 1, 1)(x).astype(np.float64)
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(np.broadcast_shapes(self.re.shape, self.im.shape))
 
-    def __neg__(self) -> Complex:
-        return Complex(-self.re, -self.im)
+_real = np.frompyfunc(lambda v: _CONTEXT.mpf(float(v)), 1, 1)
+_joined = np.frompyfunc(lambda re, im: _CONTEXT.mpc(float(re), float(im)), 2, 1)
 
-    def __add__(self, o: Complex) -> Complex:
-        return Complex(self.re + o.re, self.im + o.im)
 
-    def __sub__(self, o: Complex) -> Complex:
-        return Complex(self.re - o.re, self.im - o.im)
+# ---------------------------------------------------------------- of one number
+def _is_complex(*xs: Number) -> bool:
+    return any(isinstance(x, _CONTEXT.mpc) for x in xs)
 
-    def __mul__(self, o: Complex) -> Complex:
-        return Complex(self.re * o.re - self.im * o.im, self.re * o.im + self.im * o.re)
 
-    def __truediv__(self, o: Complex) -> Complex:
-        size = o.re * o.re + o.im * o.im
-        top = self * conj(o)
-        return Complex(top.re / size, top.im / size)
+def _divide(a: Number, b: Number) -> Number:
+    if b:
+        return a / b
+    if _is_complex(a, b):
+        return _CONTEXT.mpc(_NAN, _NAN)
+    return _NAN if not a or a != a else _INF if a > 0 else -_INF
 
 
-def like(x: Real, value: float) -> Real:
-    """A number as an array without axes of the kind of x."""
-    return type(x).of(np.float64(value))
+def _exp(x: Number) -> Number:
+    if _is_complex(x):
+        return _exp(x.real) * _CONTEXT.mpc(_cos(x.imag), _sin(x.imag))
+    if x > _TOO_FAR:
+        return _INF
+    return ZERO if x < -_TOO_FAR else _CONTEXT.exp(x)
 
 
-def where(cond: Array, a: Value, b: Value) -> Value:
-    if isinstance(a, np.ndarray):
-        return np.where(cond, a, b)
-    if isinstance(a, Complex) or isinstance(b, Complex):
-        a, b = as_complex(a), as_complex(b)
-        return Complex(where(cond, a.re, b.re), where(cond, a.im, b.im))
-    return type(a).where(cond, a, b)
+def _log(x: Number) -> Number:
+    if _is_complex(x):
+        return _CONTEXT.mpc(_log(abs(x)), _CONTEXT.atan2(x.imag, x.real))
+    return _CONTEXT.log(x) if x > 0 else -_INF if x == 0 else _NAN
 
 
-def as_complex(x: Value) -> Complex:
-    return x if isinstance(x, Complex) else Complex(x, type(x).of(np.zeros(x.shape)))
+def _sqrt(x: Number) -> Number:
+    return _CONTEXT.sqrt(x) if _is_complex(x) or x >= 0 else _NAN
 
 
-# ---------------------------------------------------------------- real
-def is_nan(x: Real) -> Array:
-    return ~x.eq(x)
+def _finite(f: Callable[[Number], Number], otherwise: Callable[[Number], Number] = lambda x: _NAN
+            ) -> Callable[[Number], Number]:
+    return lambda x: f(x) if _is_complex(x) or (_CONTEXT.isfinite(x) and abs(x) < _TOO_FAR) else otherwise(x)
 
 
-def maximum(a: Real, b: Real) -> Real:
-    return where(b.lt(a) | is_nan(a), a, b)
+_sin, _cos = _finite(_CONTEXT.sin), _finite(_CONTEXT.cos)
+_floor = _finite(_CONTEXT.floor, lambda x: x)
+_erf = _finite(lambda x: _CONTEXT.erf(x) if abs(x) < 40 else _CONTEXT.sign(x), _CONTEXT.sign)
 
 
-def minimum(a: Real, b: Real) -> Real:
-    return where(a.lt(b) | is_nan(a), a, b)
+def _sigmoid(x: Number) -> Number:
+    return _divide(1, 1 + _exp(-x))
 
 
-def absolute(x: Real) -> Real:
-    return where(x.lt(like(x, 0.0)), -x, x)
+def _tanh(x: Number) -> Number:
+    e = _exp(-2 * (x if _is_complex(x) else abs(x)))
+    return (1 if _is_complex(x) else _sign(x)) * _divide(1 - e, 1 + e)
 
 
-def positive(x: Real) -> Array:
-    return like(x, 0.0).lt(x)
+def _sign(x: Number) -> Number:
+    if _is_complex(x):
+        return x / abs(x) if x else x
+    return 1 if x > 0 else -1 if x < 0 else x
 
 
-def sign(x: Real) -> Real:
-    zero = like(x, 0.0)
-    return where(zero.lt(x), like(x, 1.0), where(x.lt(zero), like(x, -1.0), x))
+def _softplus(x: Number) -> Number:
+    return _maximum(x, ZERO) + _log(1 + _exp(-abs(x)))
 
 
-def sigmoid(x: Real) -> Real:
-    one, e = like(x, 1.0), (-absolute(x)).exp()
-    return where(positive(x), one, e) / (one + e)
+def _logaddexp(a: Number, b: Number) -> Number:
+    return _maximum(a, b) + _log(1 + _exp(-abs(ZERO if a == b else a - b)))  # both may be the same infinity
 
 
-def tanh(x: Real) -> Real:
-    small = (absolute(x) * like(x, -2.0)).expm1()
-    return sign(x) * (-small) / (small + like(x, 2.0))
+def _power(x: Number, y: Number) -> Number:
+    if x or _is_complex(x, y):
+        return _exp(y * _log(x)) if y else 1
+    return _INF if y < 0 else ZERO if y else 1
 
 
-def softplus(x: Real) -> Real:
-    return maximum(x, like(x, 0.0)) + (-absolute(x)).exp().log1p()
+def _maximum(a: Number, b: Number) -> Number:
+    return a if b < a or a != a else b
 
 
-def logaddexp(a: Real, b: Real) -> Real:
-    top = maximum(a, b)
-    far = absolute(where(a.eq(b), like(a, 0.0), a - b))  # both may be the same infinity
-    return top + (-far).exp().log1p()
-
-
-def power(x: Real, y: Real) -> Real:
-    zero, one = like(x, 0.0), like(x, 1.0)
-    return where(y.eq(zero), one, where(x.eq(zero), where(y.lt(zero), like(x, math.inf), zero), (y * x.log()).exp()))
-
-
-def ipow(x: Value, n: int) -> Value:
-    one = like(x.re if isinstance(x, Complex) else x, 1.0)
-    y: Value = Complex(one, one - one) if isinstance(x, Complex) else one
-    square, left = x, abs(n)
-    while left:
-        y, square, left = (y * square if left & 1 else y), square * square, left >> 1
-    return (as_complex(one) if isinstance(x, Complex) else one) / y if n < 0 else y
-
-
-def gelu(x: Real) -> Real:
-    half, one = like(x, 0.5), like(x, 1.0)
-    return half * x * (one + (x * half.sqrt()).erf())
-
-
-def elu(x: Real) -> Real:
-    return where(positive(x), x, minimum(x, like(x, 0.0)).expm1())
-
-
-def guard(c: Value, d: Value, times: bool = True) -> Value:
-    """c * d (or d, if not `times`), and 0 where c is 0."""
-    if isinstance(c, Complex) or isinstance(d, Complex):
-        c, d = as_complex(c), as_complex(d)
-        zero = c.re.eq(like(c.re, 0.0)) & c.im.eq(like(c.im, 0.0))
-        y = c * d if times else d
-        return Complex(where(zero, like(c.re, 0.0), y.re), where(zero, like(c.re, 0.0), y.im))
-    return where(c.eq(like(c, 0.0)), like(c, 0.0), c * d if times else d)
+def _minimum(a: Number, b: Number) -> Number:
+    return a if a < b or a != a else b
 
 
-def floordiv(a: Real, b: Real) -> Real:
-    return (a / b).floor()
+def _mod(a: Number, b: Number) -> Number:
+    return a - b * _floor(_divide(a, b))
 
 
-REAL: dict[str, Callable[..., Value]] = {
-    "add": lambda a, b: a + b,
-    "sub": lambda a, b: a - b,
-    "mul": lambda a, b: a * b,
-    "div": lambda a, b: a / b,
-    "neg": lambda x: -x,
-    "pow": power,
-    "exp": lambda x: x.exp(),
-    "log": lambda x: x.log(),
-    "log1p": lambda x: x.log1p(),
-    "expm1": lambda x: x.expm1(),
-    "sqrt": lambda x: x.sqrt(),
-    "rsqrt": lambda x: like(x, 1.0) / x.sqrt(),
-    "square": lambda x: x * x,
-    "abs": absolute,
-    "sign": sign,
-    "sin": lambda x: x.sincos()[0],
-    "cos": lambda x: x.sincos()[1],
-    "tanh": tanh,
-    "sigmoid": sigmoid,
-    "logsigmoid": lambda x: -softplus(-x),
-    "softplus": softplus,
-    "relu": lambda x: maximum(x, like(x, 0.0)),
-    "silu": lambda x: x * sigmoid(x),
-    "gelu": gelu,
-    "elu": elu,
-    "erf": lambda x: x.erf(),
-    "maximum": maximum,
-    "minimum": minimum,
-    "logaddexp": logaddexp,
-    "clamp": lambda x, low, high: minimum(maximum(x, low), high),
-    "where": where,
-    "real": lambda x: x,
-    "imag": lambda x: x - x,
-    "conj": lambda x: x,
-    "stop_gradient": lambda x: x,
-    "guard": guard,
-    "lt": lambda a, b: a.lt(b),
-    "le": lambda a, b: a.le(b),
-    "eq": lambda a, b: a.eq(b),
-    "ne": lambda a, b: ~a.eq(b),
-    "and": lambda a, b: a & b,
-    "or": lambda a, b: a | b,
-    "not": lambda a: ~a,
-    "mod": lambda a, b: a - b * floordiv(a, b),
-    "floordiv": floordiv,
-    "live": lambda x: x,
-}
-
-
-# ---------------------------------------------------------------- complex
-def conj(x: Complex) -> Complex:
-    return Complex(x.re, -x.im)
-
-
-def modulus(x: Complex) -> Real:
-    return (x.re * x.re + x.im * x.im).sqrt()
-
-
-def _scaled(x: Complex, by: Real) -> Complex:
-    return Complex(x.re * by, x.im * by)
-
-
-def exp(x: Complex) -> Complex:
-    s, c = x.im.sincos()
-    return _scaled(Complex(c, s), x.re.exp())
-
-
-def log(x: Complex) -> Complex:
-    return Complex(modulus(x).log(), x.im.atan2(x.re))
-
-
-def sqrt(x: Complex) -> Complex:
-    """The root with a real part >= 0."""
-    half, size = like(x.re, 0.5), modulus(x)
-    a, b = ((size + x.re) * half).sqrt(), ((size - x.re) * half).sqrt()
-    return Complex(a, where(x.im.lt(like(x.re, 0.0)), -b, b))
-
-
-def _one(x: Complex) -> Complex:
-    return as_complex(like(x.re, 1.0))
-
-
-def _times_i(x: Complex) -> Complex:
-    return Complex(-x.im, x.re)
-
-
-def _sin(x: Complex) -> Complex:
-    up, down = exp(_times_i(x)), exp(-_times_i(x))
-    return _scaled(-_times_i(up - down), like(x.re, 0.5))
-
-
-def _cos(x: Complex) -> Complex:
-    return _scaled(exp(_times_i(x)) + exp(-_times_i(x)), like(x.re, 0.5))
-
-
-def _sigmoid(x: Complex) -> Complex:
-    return _one(x) / (_one(x) + exp(-x))
-
-
-def _tanh(x: Complex) -> Complex:
-    e = exp(x + x)
-    return (e - _one(x)) / (e + _one(x))
-
-
-def _sign(x: Complex) -> Complex:
-    size = modulus(x)
-    gone = size.eq(like(size, 0.0))
-    return Complex(where(gone, size, x.re / size), where(gone, size, x.im / size))
-
-
-COMPLEX: dict[str, Callable[..., Value]] = {
-    **{op: REAL[op] for op in ("add", "sub", "mul", "div", "neg", "square", "stop_gradient", "live")},
-    "guard": guard,
-    "pow": lambda x, y: exp(y * log(x)),
-    "exp": exp,
-    "log": log,
-    "log1p": lambda x: log(_one(x) + x),
-    "expm1": lambda x: exp(x) - _one(x),
-    "sqrt": sqrt,
-    "rsqrt": lambda x: _one(x) / sqrt(x),
-    "abs": modulus,
+# ---------------------------------------------------------------- of arrays
+_EACH: dict[str, Callable[..., Number]] = {
+    "div": _divide,
+    "pow": _power,
+    "ipow": lambda x, n: _divide(1, x ** -n) if n < 0 else x ** n,
+    "exp": _exp,
+    "log": _log,
+    "log1p": lambda x: _log(1 + x),
+    "expm1": lambda x: _exp(x) - 1,
+    "sqrt": _sqrt,
+    "rsqrt": lambda x: _divide(1, _sqrt(x)),
+    "abs": lambda x: abs(x),
     "sign": _sign,
-    "sin": _sin,
-    "cos": _cos,
+    "sin": lambda x: _sin(x),
+    "cos": lambda x: _cos(x),
     "tanh": _tanh,
     "sigmoid": _sigmoid,
-    "real": lambda x: x.re,
-    "imag": lambda x: x.im,
-    "conj": conj,
-    "eq": lambda a, b: a.re.eq(b.re) & a.im.eq(b.im),
-    "ne": lambda a, b: ~(a.re.eq(b.re) & a.im.eq(b.im)),
+    "logsigmoid": lambda x: -_softplus(-x),
+    "softplus": _softplus,
+    "relu": lambda x: _maximum(x, ZERO),
+    "silu": lambda x: x * _sigmoid(x),
+    "gelu": lambda x: x / 2 * (1 + _erf(x * _CONTEXT.sqrt(0.5))),
+    "elu": lambda x: x if x > 0 else _exp(_minimum(x, ZERO)) - 1,
+    "erf": lambda x: _erf(x),
+    "maximum": _maximum,
+    "minimum": _minimum,
+    "logaddexp": _logaddexp,
+    "clamp": lambda x, low, high: _minimum(_maximum(x, low), high),
+    "real": lambda x: x.real,
+    "imag": lambda x: x.imag,
+    "conj": lambda x: x.conjugate(),
+    "guard": lambda c, d: c * d if c else ZERO,
+    "mod": _mod,
+    "floordiv": lambda a, b: _floor(_divide(a, b)),
+    "to_number": lambda x: _CONTEXT.mpf(bool(x)),
+}
+
+OPS: dict[str, Callable[..., Value]] = {
+    **{op: np.frompyfunc(f, f.__code__.co_argcount, 1) for op, f in _EACH.items()},
+    **{op: getattr(operator, op) for op in ("add", "sub", "mul", "neg", "lt", "le", "eq", "ne")},
+    "square": lambda x: x * x,
+    "and": operator.and_,
+    "or": operator.or_,
+    "not": operator.invert,
+    "where": np.where,
+    "stop_gradient": lambda x: x,
+    "live": lambda x: x,
 }
 
 
 def elementwise(node: Node, args: list[Value]) -> Value:
     """One elementwise op on values that broadcast by position."""
-    if node.op == "to_number":
-        return MP.of(args[0].astype(np.float64))
-    if node.op == "ipow":
-        return ipow(args[0], node.attr("n"))
-    if node.op == "where":
-        return where(*args)
-    if any(isinstance(a, Complex) for a in args):
-        return COMPLEX[node.op](*[as_complex(a) for a in args])
-    return REAL[node.op](*args)
+    return OPS[node.op](*args, *([node.attr("n")] if node.op == "ipow" else []))
