@@ -1,9 +1,8 @@
 """Triton's interpreter made to do what a GPU does, where it is kinder or cruder.
 
 Lanes outside a load's mask hold anything where no `other` is given (it gives zeros), and fp32 becomes bf16 by
-rounding to the nearest (it truncates, which doubles the error and gives it a bias).  And faster: it combines the rows
-of a scan entry by entry, looks through all of triton.language at every call of a function, makes a table of all types
-at every value, and asks of every sum of 32-bit integers whether it overflows, which nothing does at a test's sizes.
+rounding to the nearest (it truncates, which doubles the error and gives it a bias).  The rows of a scan, which it
+combines entry by entry, are taken whole.
 """
 
 from __future__ import annotations
@@ -51,80 +50,14 @@ def scan_by_rows(self: Any, given: Any) -> Any:
             for x, kind in zip(out, kinds, strict=True)]
 
 
-def patch_once() -> None:
-    """All of triton.language, for good, where the interpreter would do it again at every call of a function."""
-    from types import SimpleNamespace
-
-    import triton.language as tl
-    from triton.runtime import interpreter
-
-    interpreter._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
-    interpreter._patch_lang = lambda fn: interpreter._LangPatchScope()
-
-
-def remember_types() -> None:
-    """numpy's type of every type of triton, found once."""
-    import triton.language as tl
-    from triton.runtime import interpreter
-
-    find, known = interpreter._get_np_dtype, dict[str, Any]()
-
-    def numpy_type(kind: Any) -> Any:
-        scalar = kind.element_ty if isinstance(kind, tl.block_type) else kind
-        if scalar.name not in known:
-            known[scalar.name] = find(scalar)
-        return known[scalar.name]
-    interpreter._get_np_dtype = numpy_type
-
-
-def remember_shapes() -> None:
-    """The shape of a value, found once for every type; operands of one shape are not broadcast to it, nor those of the
-    dtype of a result cast to it."""
-    import triton.language as tl
-    from triton.language import semantic
-
-    types, shapes = dict[tuple[int, ...], Any](), dict[tuple[int, ...], tuple[Any, Any]]()
-    new_type, new_tensor = tl.block_type.__init__, tl.tensor.__init__
-    broadcast, convert = semantic.TritonSemantic.broadcast_impl_value, semantic.TritonSemantic.cast
-
-    def block_type(self: Any, element_ty: Any, shape: Any) -> None:
-        key = (id(element_ty), *(getattr(size, "value", size) for size in shape))
-        if key in types:
-            self.__dict__.update(types[key].__dict__)
-        else:
-            new_type(self, element_ty, shape)
-            types[key] = self  # which holds the element type, so that its id stays its own
-
-    def tensor(self: Any, handle: Any, type: Any) -> None:
-        key = (*type.shape,) if type.is_block() else ()
-        if key in shapes:
-            self.handle, self.type, self.dtype = handle, type, type.scalar
-            self.shape, self.numel = shapes[key]
-        else:
-            new_tensor(self, handle, type)
-            shapes[key] = self.shape, self.numel
-
-    def broadcast_impl_value(self: Any, lhs: Any, rhs: Any) -> tuple[Any, Any]:
-        return (lhs, rhs) if lhs.shape is rhs.shape else broadcast(self, lhs, rhs)
-
-    def cast(self: Any, value: Any, to: Any, *rest: Any) -> Any:
-        return value if value.dtype is to else convert(self, value, to, *rest)
-
-    semantic.TritonSemantic.cast = cast
-    tl.block_type.__init__, tl.tensor.__init__ = block_type, tensor
-    semantic.TritonSemantic.broadcast_impl_value = broadcast_impl_value
-
-
 def amend() -> None:
     """For the rest of the process."""
-    from triton.runtime import interpreter
     from triton.runtime.interpreter import InterpreterBuilder as Builder
     from triton.runtime.interpreter import ScanOps
 
-    patch_once()
-    remember_types()
-    remember_shapes()
-    interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
+    from tests.quick_interpreter import hasten  # which imports triton, and so only where it is asked for
+
+    hasten()
     ScanOps.generic_scan = scan_by_rows
 
     load, plain = Builder.create_masked_load, Builder.cast_impl
