@@ -15,23 +15,6 @@ Size = tuple[float, Names]  # a monomial
 ONE: Size = (1, ())
 
 
-@dataclass(slots=True, unsafe_hash=True)
-class Tile:
-    """A tile of values: its shape, bytes a value, and where a pointer points to."""
-
-    shape: tuple[Size, ...] = ()
-    width: int = 4
-    kind: str = "float"  # or "int", "bool", "pointer"
-    base: str = ""
-
-
-@dataclass(slots=True, unsafe_hash=True)
-class Symbol:
-    """An integer known by name only."""
-
-    size: Size
-
-
 @dataclass
 class Counts:
     """Of one program. `products`: (rows, columns, summed, times, "half" or how fp32 is multiplied);
@@ -96,10 +79,3 @@ def known_rows(s: Size, C: int) -> Size:
 
 def volume(shape: tuple[Size, ...]) -> Size:
     return times(*shape) if shape else ONE
-
-
-def size_of(x: Any) -> Size:
-    """Of a number, a symbol or a size."""
-    if isinstance(x, Symbol):
-        return x.size
-    return x if isinstance(x, tuple) else (x, ())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mixc.autotune.trace import NeedsSize, Trace, counts_of
+from mixc.autotune.shapes import NeedsSize, Tile
+from mixc.autotune.trace import Trace, counts_of
 
 KERNEL = '''
 @triton.jit
@@ -87,3 +88,19 @@ def test_conditions_on_sizes_need_them() -> None:
         counts(text)
     at = {C: sum(counts(text, C).counts.poly["alu"].values()) for C in (16, 32)}
     assert at[16] == 16 * 16 * 2 + 1 and at[32] == 32 * 32 * 3 + 1
+
+
+def test_what_is_done_now_and_then_is_not_done_where_nothing_is_kept() -> None:
+    found = Trace(KERNEL, "kernel", (32, 64), 2, ["K", "V"], (("KEEP", False),)).counts
+    assert [pointer for _, pointer, *_ in found.memory] == ["q_ptr", "v_ptr", "o_ptr"]
+
+
+def test_a_trace_within_a_trace_counts_for_itself() -> None:
+    """As a thread's own: `==` and `+` of tiles know whose text runs."""
+    one = counts()
+    with one.running():
+        before = len(one.counts.products)
+        assert counts().counts.poly == one.counts.poly
+        Tile(((1, ("C",)),)) + 1.0
+    assert len(one.counts.products) == before
+    assert one.counts.poly["alu"][("C",)] == 1
