@@ -101,6 +101,23 @@ def test_found_in_kernels(what):
     assert not bad, "; ".join(bad)
 
 
+@pytest.mark.parametrize("rows", ["plain", "step"])
+def test_a_term_that_only_rare_sequences_of_positions_let_through(rows):
+    """Levels of a Fenwick tree (log-linear attention): a level takes over the one below it where a carry comes; on all
+    probes of the merge, whose first position was 0, what is left of S0 and S1 in S2 was 0."""
+    mixer = mixc.loads(
+        "mixer levels(K, V) {\nin q[K], k[K], v[V], g where g <= 0, l0, l1, l2\nstate S0[K, V], S1[K, V], S2[K, V]\n"
+        "S2 = where(pos % 4 == 0, exp(g) * S2 + S1 + S0, exp(g) * S2)\n"
+        "S1 = where(pos % 4 == 0, 0, where(pos % 2 == 0, exp(g) * S1 + S0, exp(g) * S1))\n"
+        "S0 = where(pos % 2 == 0, 0, exp(g) * S0) + k * v\n"
+        "out o[V] = l0 * (q @ S0) + l1 * (q @ S1) + l2 * (q @ S2)\n}")
+    assert set(mixer.form.values()) == {"chunk"}
+    for length in (3, 17, 63):
+        cell = dict(length=length, size=3, heads="2", gates=1.0, dtype=torch.float64, rows=rows, start=True)
+        bad = [str(f) for f in cells.compare(mixer, cell, "torch") if not f.ok]
+        assert not bad, "; ".join(bad)
+
+
 def test_a_learned_factor_before_a_token_s():
     """Its dims stood before the time axis."""
     mixer = mixc.loads("mixer m(K, V) {\nin q[K], k[K], v[V], d[K] where 0 <= d <= 1\nparam p[K] where 0 <= p <= 1\n"

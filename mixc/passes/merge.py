@@ -43,18 +43,22 @@ _EXPONENT = frozenset(("add", "sub", "neg", "where", "minimum", "maximum", "live
 @dataclass(frozen=True)
 class Kind:
     """One way to draw all inputs. `ends`: some entries lie at the ends of their ranges. `live`: how many rows are
-    tokens. `sizes`: of the first dims, others growing: what is equal at one size is not at all (a mean, half a sum)."""
+    tokens. `sizes`: of the first dims, others growing: what is equal at one size is not at all (a mean, half a sum).
+    `pos`: of the first row. `many`: how many drawings: what only some sequences of decisions let through is seen."""
 
     name: str
     scale: float = 1.0
     ends: bool = False
     live: int = ROWS
     sizes: tuple[int, ...] = (3, 4, 5, 6)  # not 2: of two entries, softmax(-x) are those of softmax(x) exchanged
+    pos: int = 0
+    many: int = 2
 
 
 NEAR = Kind("near", sizes=(5, 3, 7, 4))
-KINDS = (Kind("fresh", live=4), Kind("empty", live=0), Kind("small", 1e-3, live=1), Kind("large", 30.0),
-         Kind("far", 1e3), Kind("none", 0.0), Kind("ends", ends=True))
+KINDS = (Kind("fresh", live=4, pos=1), Kind("empty", live=0), Kind("small", 1e-3, live=1, pos=2),
+         Kind("large", 30.0, pos=3), Kind("far", 1e3, pos=4095), Kind("none", 0.0), Kind("ends", ends=True, pos=14))
+OFTEN = Kind("often", pos=5, many=48)
 
 
 def merge(program: Program) -> Program:
@@ -71,7 +75,7 @@ def merges(program: Program) -> dict[Node, Node]:
     protecting = _protecting(program, order)
     groups = _candidates(program, order, _exponents(order) | protecting)
     wide: list[Values] = []
-    for kind in (NEAR, *KINDS):
+    for kind in (NEAR, *KINDS, OFTEN):
         wide.append(_values(program, [n for g in groups for n in g], kind, torch.float64))
         groups = [part for g in groups for part in _parted(g, wide[-1])]
     roots = _decided(program, [n for g in groups for n in g], wide)
@@ -105,7 +109,7 @@ def _parted(group: list[Node], run: Values) -> list[list[Node]]:
 def _may_stand_for(stays: Node, goes: Node, wide: list[Values], narrow: list[Values]) -> bool:
     """Equal everywhere, and nowhere less exact in fp32."""
     return (all(_equal(w[goes], w[stays]) for w in wide)
-            and all(_error(n[stays], w[stays]) <= _error(n[goes], w[goes]) for n, w in zip(narrow, wide, strict=True)))
+            and all(_error(n[stays], w[stays]) <= _error(n[goes], w[goes]) for n, w in zip(narrow, wide, strict=False)))
 
 
 def _replaced(roots: list[Node], by: Mapping[Node, Node]) -> list[Node]:
@@ -170,11 +174,11 @@ def _env(program: Program, roots: Sequence[Node], kind: Kind, dtype: torch.dtype
         if n.op == "const":
             return given[name].to(dtype)
         if n.op == "pos":
-            return torch.arange(ROWS, dtype=dtype).reshape(1, 1, *[ROWS] * len(n.dims))
+            return torch.arange(kind.pos, kind.pos + ROWS, dtype=dtype).reshape(1, 1, *[ROWS] * len(n.dims))
         d = decls.get(name)
         r = region(d, sizes, consts, list(sizes)) if d is not None and d.role in ("in", "param") else None
         dims = [x for x in n.dims if x != ROW]
-        shape = [2, ROWS if ROW in n.dims else 1, *(every[x] for x in dims)]
+        shape = [kind.many, ROWS if ROW in n.dims else 1, *(every[x] for x in dims)]
         (x,) = draw(f"merge|{kind.name}|{n.op}|{name}", shape, dims, r, 1.0 if n.op == "cot" else kind.scale)
         y = torch.from_numpy(_with_ends(x, r, d is not None and d.role == "state" and _starts_infinite(d.init))
                              if kind.ends else x).to(torch.float32).to(dtype)
@@ -185,12 +189,12 @@ def _env(program: Program, roots: Sequence[Node], kind: Kind, dtype: torch.dtype
 
 
 def _const(default: float, key: str, kind: Kind) -> Tensor:
-    """Values [2, 1] that a call may give it, other than the default: c and 1 - c are one number at 0.5, and on which
+    """Values [many, 1] that a call may give it, other than the default: c and 1 - c are one number at 0.5, and on which
     side of a threshold c lies at first says little."""
-    u = torch.from_numpy(uniform(key, [2]))
+    u = torch.from_numpy(uniform(key, [kind.many]))
     factor = 1 + 0.1 * u if kind.ends else -2 * u if kind.name == "far" else 4 * u * u
     value = default + 0 * u if kind is NEAR else (default or 1.0) * factor
-    return value.to(torch.float32).reshape(2, 1)
+    return value.to(torch.float32).reshape(kind.many, 1)
 
 
 def _with_ends(x: np.ndarray, r: Region | None, infinite: bool) -> np.ndarray:
@@ -234,7 +238,8 @@ def _error(narrow: Tensor, wide: Tensor) -> float:
 
 def _decided(program: Program, roots: Sequence[Node], runs: Sequence[Values]) -> list[Node]:
     """Those below which every decision has been seen on each of its sides, in a run in whose values of the root it can
-    be told: `maximum(x, 1e-3)` is x wherever both are measured by another entry of 1e30."""
+    be told: `maximum(x, 1e-3)` is x wherever both are measured by another entry of 1e30.  Nor is anything below them
+    0 in all runs: x + y is x for a y that only rare sequences of decisions let through."""
     known = {d.name for d in program.dims if d.size}
     deciding = [n for n in postorder(roots) if n.op in _DECIDING and not _fixed(n, known)]
     sides = {n: [_sides(n, run) for run in runs] for n in deciding}
@@ -242,7 +247,8 @@ def _decided(program: Program, roots: Sequence[Node], runs: Sequence[Values]) ->
     def told(root: Node, decision: Node) -> bool:
         least = [_TELLING * _scale(run[root]) for run in runs]
         return all(any(s[i] > x for s, x in zip(sides[decision], least, strict=True)) for i in (0, 1))
-    return [r for r in roots if all(told(r, n) for n in postorder([r]) if n in sides)]
+    unseen = {n for n in postorder(roots) if n.args and n.kind == "real" and not any(run[n].any() for run in runs)}
+    return [r for r in roots if all(told(r, n) if n in sides else n not in unseen for n in postorder([r]))]
 
 
 def _fixed(n: Node, known: set[str]) -> bool:

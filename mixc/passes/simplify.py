@@ -150,12 +150,16 @@ def fold_numbers(n: Node) -> Node | None:
 
 
 def settled(n: Node) -> Node | None:
-    """where(1 < 2, x, y) = x"""
-    p = n.args[0] if n.op == "where" else n
-    if p is n or p.op not in ("lt", "le", "eq", "ne") or not all(is_number(a) and a.kind == "real" for a in p.args):
+    """where(1 < 2, x, y) = x,  where(p, x, x) = x"""
+    if n.op != "where":
         return None
-    yes = elementwise(p, [torch.tensor(a.attr("value"), dtype=torch.float64) for a in p.args], torch.float64)
-    found = expand(n.args[1 if yes else 2], n.dims)
+    p, x, y = n.args
+    if x is not y:
+        if p.op not in ("lt", "le", "eq", "ne") or not all(is_number(a) and a.kind == "real" for a in p.args):
+            return None
+        sides = [torch.tensor(a.attr("value"), dtype=torch.float64) for a in p.args]
+        x = x if elementwise(p, sides, torch.float64) else y
+    found = expand(x, n.dims)
     return found if found.dims == n.dims and found.kind == n.kind else None
 
 

@@ -40,3 +40,7 @@ def test_what_is_infinite_where_it_does_not_count() -> None:
     (new,) = rewrite([n], RULES)
     far = torch.full((2, 6, 3), torch.inf, dtype=torch.float64)
     assert value(n, x=far).isnan().any() and not value(new, x=far).isnan().any()
+
+
+def test_a_choice_of_one_value_is_no_choice():
+    assert rewrite([where(P, Y, Y)], RULES) == [Y]
