@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mixc.codegen.axes import flat, more_rows
 from mixc.codegen.refuse import refuse
 from mixc.codegen.triton_rows import logs_code
 from mixc.ir.launch import feature_dims
-from mixc.ir.node import Node
+from mixc.ir.node import Node, flat
 
 if TYPE_CHECKING:
     from mixc.codegen.tiles import Tiles
@@ -26,6 +25,4 @@ def span_solve_code(tiles: Tiles, node: Node) -> str:
     if len(own) != 1 or len(axes) != 2 or len(pairs) != 2 or axes[1] != own[0] or pairs[0] != axes[0]:
         raise refuse(f"a triangular system for every entry of {', '.join(feature_dims(y))}", node)
     given = [tiles.whole(A, pairs), tiles.whole(b, axes), tiles.cleaned(y, axes, flat(axes)), logs_code(tiles, g, own[0])]
-    name = "span_solve_rows" if more_rows(axes[0]) else "span_solve"
-    precision = ", PRECISION" * (name != "span_solve")
-    return f"{name}({', '.join(given)}, rows, {node.attr('reach')!r}, {bool(node.attr('transposed'))}{precision})"
+    return f"span_solve({', '.join(given)}, rows, {node.attr('reach')!r}, {bool(node.attr('transposed'))}, PRECISION)"
