@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from mixc.hashing.probes import Region, default_consts, draw, region, uniform
-from mixc.ir.evaluate import Env, evaluate
-from mixc.ir.node import COL, LEVEL, ROW, Node, depends, postorder
+from mixc.ir.evaluate import Env, align, evaluate
+from mixc.ir.node import COL, LEVEL, ROW, Node, depends, is_number, postorder
 from mixc.ir.ops import CHOICES
 from mixc.ir.program import Program
 from mixc.ir.ranges import bounds, proving
@@ -258,13 +258,13 @@ def _fixed(n: Node, known: set[str]) -> bool:
                for x in postorder([n]) if not x.args)
 
 
-_DECIDING = CHOICES | {"and", "or", "not", "elu", "mod", "floordiv"}
+_DECIDING = CHOICES | {"and", "or", "not", "elu", "where", "mod", "floordiv"}
 _TELLING = 100 * _DIGITS
 
 
 def _sides(n: Node, run: Values) -> tuple[float, float]:
-    """What the most of a decision that fell on each side is: the difference to what the other side gives, inf for one
-    between yes and no; 0 where none fell there."""
+    """What the most of a decision that fell on each side is: the difference to what the other side gives, what a choice
+    gives that is no number, inf for one between yes and no; 0 where none fell there."""
     y, xs = run[n], [run[a] for a in n.args]
     none, all_ = torch.zeros(()), torch.full((), math.inf)
     found = none, none
@@ -272,6 +272,10 @@ def _sides(n: Node, run: Values) -> tuple[float, float]:
         found = torch.where(y, all_, none), torch.where(y, none, all_)
     elif n.op in ("maximum", "minimum") and n.args[0].dims == n.args[1].dims == n.dims:
         found = xs[1] - xs[0], xs[0] - xs[1]
+    elif n.op == "where":  # half of 0 is no sight of the half that a tie has
+        yes = align(xs[0], n.args[0].dims, n.dims, 2)
+        a, b = (all_ if is_number(x) else y.abs() for x in n.args[1:])
+        found = torch.where(yes, a, none), torch.where(yes, none, b)
     elif n.op == "floordiv":
         found = torch.where(y == 0, all_, none), y.abs()
     elif n.op in ("maximum", "minimum", "clamp", "mod"):

@@ -59,6 +59,9 @@ KEPT = {
     "a mask that lies behind the end here": (X * Y, where(make("lt", INDEX, number(64)), X * Y, 0.0) + Y),
     "the place in a group": (make("cos", INDEX) * X, make("cos", make("mod", INDEX, number(64))) * X + Y),
     "the number of a group": (X * Y, X * (make("floordiv", INDEX, number(64)) + 1.0) * Y + X),
+    "half of a tie that was seen where all is 0": (
+        where(make("lt", number(0), X - Y), X, 0.0),
+        where(make("eq", X - Y, number(0)), X * 0.5, where(make("lt", number(0), X - Y), X, 0.0)) * Y),
     "nearly the same": (X * Y, (X * 1.0000001) * Y + X),
 }
 
