@@ -48,7 +48,7 @@ def gradient(roots: Sequence[tuple[Node, Node]], wrt: Sequence[Node]) -> list[No
             odd = node in chosen and any(any(risks[a]) for a in node.args)
             for arg, part in zip(node.args, RULES[node.op](node, sums[node]), strict=True):
                 if part is not None and arg.kind != "bool":
-                    collect(arg, _protected(part, sums[node]) if odd else part)
+                    collect(arg, protected(part, sums[node]) if odd else part)
     return [sums.get(n) for n in wrt]
 
 
@@ -73,7 +73,7 @@ def _guard(c: Node, d: Node) -> Node:
     return make("guard", c, _conj(d))
 
 
-def _protected(part: Node, c: Node) -> Node:
+def protected(part: Node, c: Node) -> Node:
     """The cotangent of an argument, 0 where c is 0."""
     if part.op != "mul" or c not in part.args:
         return part

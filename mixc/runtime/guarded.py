@@ -10,14 +10,16 @@ product as well, so that derivatives of any order keep the rule.  Values are PyT
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any
 
 import torch
 
-from mixc.ir.evaluate import Env, Rule, align, compute, elementwise
-from mixc.ir.node import Node
+from mixc.ir.derivatives import RULES as RULES_OF_IR
+from mixc.ir.derivatives import protected
+from mixc.ir.evaluate import Env, Rule, align, compute, elementwise, evaluate
+from mixc.ir.node import Node, make, substitute
 
 Tensor = torch.Tensor
 
@@ -67,14 +69,17 @@ class _Guard(torch.autograd.Function):
 
 
 # ---------------------------------------------------------------- elementwise ops
-Derivative = Callable[..., Tensor]  # of (x..., y), y being the value
+# Others select or add: PyTorch's own gradients keep 0 at 0.
+_OPS = ("mul", "div", "pow", "ipow", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "square", "abs", "sin", "cos",
+        "tanh", "sigmoid", "logsigmoid", "softplus", "elu", "erf", "silu", "gelu", "logaddexp")
+Derivative = Callable[..., Tensor]  # of (cotangent, x..., y), y being the value: the cotangent of an x
 
 
 class _Op(torch.autograd.Function):
-    """y = fn(*xs), its gradients guarded products with the derivatives of a row below."""
+    """y = fn(*xs), and the cotangents of xs."""
 
     @staticmethod
-    def forward(ctx: Any, rows: tuple[Derivative, ...], fn: Callable[..., Tensor], *xs: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Sequence[Derivative], fn: Callable[..., Tensor], *xs: Tensor) -> Tensor:
         y = fn(*xs)
         ctx.rows = rows
         ctx.save_for_backward(*xs, y)
@@ -83,90 +88,38 @@ class _Op(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         values = ctx.saved_tensors
-        return None, None, *[guard(g, row(*values)) if need else None
+        return None, None, *[row(g, *values) if need else None
                              for row, need in zip(ctx.rows, ctx.needs_input_grad[2:], strict=True)]
-
-
-def _apply(op: str, fn: Callable[..., Tensor], *xs: Tensor) -> Tensor:
-    if not _recorded(*xs):
-        return fn(*xs)
-    return _Op.apply(DERIVATIVES[op], fn, *_together(*xs))  # type: ignore[no-any-return]
-
-
-mul, power = (functools.partial(_apply, op, fn) for op, fn in (("mul", torch.mul), ("pow", torch.pow)))
-log, exp, sigmoid = (functools.partial(_apply, fn.__name__, fn) for fn in (torch.log, torch.exp, torch.sigmoid))
-
-
-def div(a: Tensor | float, b: Tensor) -> Tensor:
-    a = a if isinstance(a, Tensor) else torch.full((), a, dtype=b.dtype, device=b.device)
-    return _apply("div", torch.div, a, b)
-
-
-def _gelu(x: Tensor, y: Tensor) -> Tensor:
-    below = 0.5 * (1 + _apply("erf", torch.erf, x * math.sqrt(0.5)))
-    return below + mul(x, exp(-0.5 * mul(x, x))) / math.sqrt(2 * math.pi)
-
-
-def _silu(x: Tensor, y: Tensor) -> Tensor:
-    s = sigmoid(x)
-    return mul(s, 1 + mul(x, 1 - s))
-
-
-def _softplus(x: Tensor, y: Tensor) -> Tensor:
-    return torch.where(x > 20, torch.ones_like(x), sigmoid(x))  # as PyTorch: the identity above 20
-
-
-def _elu(x: Tensor, y: Tensor) -> Tensor:
-    return torch.where(x > 0, torch.ones_like(x), exp(x))
-
-
-def _share(a: Tensor, b: Tensor, y: Tensor) -> Tensor:
-    """d logaddexp(a, b) / da: 0 to an operand at -inf, also when both are."""
-    gone = a == -math.inf
-    return _zero_where(gone, sigmoid(_zero_where(gone, a - b)))
-
-
-# The derivative by each argument.  Ops without a row select or add: PyTorch's own gradients keep 0 at 0.
-DERIVATIVES: dict[str, tuple[Derivative, ...]] = {
-    "mul": (lambda a, b, y: b, lambda a, b, y: a),
-    "div": (lambda a, b, y: div(1.0, b), lambda a, b, y: -div(y, b)),
-    "pow": (lambda a, b, y: _zero_where(b == 0, mul(b, power(a, b - 1))),
-            lambda a, b, y: _zero_where(a == 0, mul(y, log(a)))),
-    "exp": (lambda x, y: y,),
-    "expm1": (lambda x, y: y + 1,),
-    "log": (lambda x, y: div(1.0, x),),
-    "log1p": (lambda x, y: div(1.0, 1 + x),),
-    "sqrt": (lambda x, y: div(0.5, y),),
-    "rsqrt": (lambda x, y: -0.5 * mul(mul(y, y), y),),
-    "square": (lambda x, y: 2 * x,),
-    "sin": (lambda x, y: _apply("cos", torch.cos, x),),
-    "cos": (lambda x, y: -_apply("sin", torch.sin, x),),
-    "tanh": (lambda x, y: 1 - mul(y, y),),
-    "sigmoid": (lambda x, y: mul(y, 1 - y),),
-    "logsigmoid": (lambda x, y: sigmoid(-x),),
-    "softplus": (_softplus,),
-    "elu": (_elu,),
-    "erf": (lambda x, y: exp(-mul(x, x)) * (2 / math.sqrt(math.pi)),),
-    "silu": (_silu,),
-    "gelu": (_gelu,),
-    "logaddexp": (_share, lambda a, b, y: _share(b, a, y)),
-}
 
 
 def _elementwise(node: Node, args: list[Tensor], env: Env) -> Tensor:
     wide = [align(a, n.dims, node.dims, env.batch) for a, n in zip(args, node.args, strict=True)]
-    return _apply(node.op, lambda *xs: elementwise(node, list(xs), env.dtype), *wide)
+    return apply(node.op, env.dtype, *wide, **dict(node.attrs))
 
 
-def _ipow(node: Node, args: list[Tensor], env: Env) -> Tensor:
-    return _integer_power(args[0], node.attr("n"))
+def apply(op: str, dtype: torch.dtype, *xs: Tensor, **attrs: Any) -> Tensor:
+    """The value of an op of `_OPS`; `dtype`: the real one of the run."""
+    differentiated = _recorded(*xs) and not (op == "abs" and xs[0].is_complex())
+    xs = tuple(_together(*xs)) if differentiated else xs
+    node, *rows = _differentiated(op, tuple(attrs.items()), tuple("complex" if x.is_complex() else "real" for x in xs))
+
+    def value(*xs: Tensor) -> Tensor:
+        return elementwise(node, list(xs), dtype)
+    return _Op.apply([partial(_evaluated, row, dtype) for row in rows], value, *xs) if differentiated else value(*xs)
 
 
-def _integer_power(x: Tensor, n: int) -> Tensor:
-    if n == 0 or not _recorded(x):
-        return torch.pow(x, n)
-    rows = (lambda x, y: n * _integer_power(x, n - 1),)
-    return _Op.apply(rows, lambda x: torch.pow(x, n), x)  # type: ignore[no-any-return]
+@cache
+def _differentiated(op: str, attrs: tuple[tuple[str, Any], ...], kinds: tuple[str, ...]) -> tuple[Node, ...]:
+    """An op of arguments x0, ..., and the cotangents of these, of its own (c), them and its value (y)."""
+    node = make(op, *(make("saved", name=f"x{i}", dims=(), kind=kind) for i, kind in enumerate(kinds)), **dict(attrs))
+    c, y = (make("saved", name=name, dims=(), kind=node.kind) for name in "cy")
+    return node, *substitute([protected(row, c) for row in RULES_OF_IR[op](node, c) if row is not None], {node: y})
+
+
+def _evaluated(row: Node, dtype: torch.dtype, g: Tensor, *values: Tensor) -> Tensor:
+    given = {"c": g, "y": values[-1], **{f"x{i}": x for i, x in enumerate(values[:-1])}}
+    env = Env(lambda n: given[n.attr("name")], {}, dtype=dtype, batch=g.ndim, device=g.device, rules=RULES)
+    return evaluate([row], env)[0]
 
 
 # ---------------------------------------------------------------- contraction
@@ -252,21 +205,21 @@ def _contraction(node: Node, args: list[Tensor], env: Env, guarded: bool = True)
 # ---------------------------------------------------------------- over dims
 def _norm(x: Tensor, y: Tensor) -> Tensor:
     zero = y == 0
-    return _zero_where(zero, div(x, torch.where(zero, torch.ones_like(y), y)))
+    return _zero_where(zero, apply("div", y.dtype, x, torch.where(zero, torch.ones_like(y), y)))
 
 
-def _over(fn: Callable[..., Tensor], derivative: Callable[[list[int]], Derivative]) -> Rule:
+def _over(fn: Callable[..., Tensor], derivative: Callable[[list[int]], Callable[[Tensor, Tensor], Tensor]]) -> Rule:
     def rule(node: Node, args: list[Tensor], env: Env) -> Tensor:
         over, dims, b = node.attr("over"), node.args[0].dims, env.batch
         axes = [b + dims.index(d) for d in over]
         row = derivative(axes)
-        rows = (lambda x, y: row(x, y).conj(),)
+        rows = (lambda g, x, y: guard(g, row(x, y).conj()),)
         y = _Op.apply(rows, lambda x: fn(x, dim=axes, keepdim=True), args[0])  # the reduced axes are kept, of size 1
         return y.reshape(*y.shape[:b], *[s for s, d in zip(y.shape[b:], dims, strict=True) if d not in over])
     return rule
 
 
-def _winners(axes: list[int]) -> Derivative:
+def _winners(axes: list[int]) -> Callable[[Tensor, Tensor], Tensor]:
     """A tie is split evenly."""
     def share(x: Tensor, y: Tensor) -> Tensor:
         hit = (x == y).to(x.dtype)
@@ -276,22 +229,13 @@ def _winners(axes: list[int]) -> Derivative:
 
 def _softmax(node: Node, args: list[Tensor], env: Env) -> Tensor:
     axes = [env.batch + node.args[0].dims.index(d) for d in node.attr("over")]
-    e = exp(args[0] - args[0].amax(axes, keepdim=True).detach())
-    return div(e, e.sum(axes, keepdim=True))
+    e = apply("exp", env.dtype, args[0] - args[0].amax(axes, keepdim=True).detach())
+    return apply("div", env.dtype, e, e.sum(axes, keepdim=True))
 
-
-def _abs(node: Node, args: list[Tensor], env: Env) -> Tensor:
-    if args[0].is_complex():
-        return torch.abs(args[0])
-    return _apply("abs", torch.abs, args[0])
-
-
-DERIVATIVES["abs"] = (lambda x, y: torch.sgn(x),)
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(DERIVATIVES, _elementwise),
-    "abs": _abs,
-    "ipow": _ipow,
+    **dict.fromkeys(_OPS, _elementwise),
+    "guard": lambda node, args, env: guard(args[0], args[1].conj()),
     "contract": _contraction,
     "norm": _over(torch.linalg.vector_norm, lambda axes: _norm),
     "max": _over(torch.amax, _winners),
