@@ -72,11 +72,11 @@ class _Guard(torch.autograd.Function):
 # Others select or add: PyTorch's own gradients keep 0 at 0.
 _OPS = ("mul", "div", "pow", "ipow", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "square", "abs", "sin", "cos",
         "tanh", "sigmoid", "logsigmoid", "softplus", "elu", "erf", "silu", "gelu", "logaddexp")
-Derivative = Callable[..., Tensor]  # of (cotangent, x..., y), y being the value: the cotangent of an x
+Derivative = Callable[..., Tensor]  # of (x..., y), y being the value
 
 
 class _Op(torch.autograd.Function):
-    """y = fn(*xs), and the cotangents of xs."""
+    """y = fn(*xs), its gradients guarded products with the derivatives of `rows`."""
 
     @staticmethod
     def forward(ctx: Any, rows: Sequence[Derivative], fn: Callable[..., Tensor], *xs: Tensor) -> Tensor:
@@ -88,38 +88,42 @@ class _Op(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         values = ctx.saved_tensors
-        return None, None, *[row(g, *values) if need else None
+        return None, None, *[guard(g, row(*values)) if need else None
                              for row, need in zip(ctx.rows, ctx.needs_input_grad[2:], strict=True)]
 
 
 def _elementwise(node: Node, args: list[Tensor], env: Env) -> Tensor:
     wide = [align(a, n.dims, node.dims, env.batch) for a, n in zip(args, node.args, strict=True)]
-    return apply(node.op, env.dtype, *wide, **dict(node.attrs))
+    return apply(node.op, env.dtype, *wide, attrs=node.attrs)
 
 
-def apply(op: str, dtype: torch.dtype, *xs: Tensor, **attrs: Any) -> Tensor:
+def apply(op: str, dtype: torch.dtype, *xs: Tensor, attrs: tuple[tuple[str, Any], ...] = ()) -> Tensor:
     """The value of an op of `_OPS`; `dtype`: the real one of the run."""
-    differentiated = _recorded(*xs) and not (op == "abs" and xs[0].is_complex())
-    xs = tuple(_together(*xs)) if differentiated else xs
-    node, *rows = _differentiated(op, tuple(attrs.items()), tuple("complex" if x.is_complex() else "real" for x in xs))
-
-    def value(*xs: Tensor) -> Tensor:
-        return elementwise(node, list(xs), dtype)
-    return _Op.apply([partial(_evaluated, row, dtype) for row in rows], value, *xs) if differentiated else value(*xs)
+    recorded = _recorded(*xs)
+    xs = tuple(_together(*xs)) if recorded else xs
+    value, rows = _differentiated(op, attrs, tuple([x.is_complex() for x in xs]), dtype)
+    return _Op.apply(rows, value, *xs) if recorded and rows else value(*xs)
 
 
 @cache
-def _differentiated(op: str, attrs: tuple[tuple[str, Any], ...], kinds: tuple[str, ...]) -> tuple[Node, ...]:
-    """An op of arguments x0, ..., and the cotangents of these, of its own (c), them and its value (y)."""
-    node = make(op, *(make("saved", name=f"x{i}", dims=(), kind=kind) for i, kind in enumerate(kinds)), **dict(attrs))
+def _differentiated(op: str, attrs: tuple[tuple[str, Any], ...], kinds: tuple[bool, ...], dtype: torch.dtype
+                    ) -> tuple[Callable[..., Tensor], list[Derivative]]:
+    """An op, and its derivative by each of its arguments (none of a modulus). `kinds`: are these complex?"""
+    xs = [make("saved", name=f"x{i}", dims=(), kind=("real", "complex")[kind]) for i, kind in enumerate(kinds)]
+    node = make(op, *xs, **dict(attrs))
     c, y = (make("saved", name=name, dims=(), kind=node.kind) for name in "cy")
-    return node, *substitute([protected(row, c) for row in RULES_OF_IR[op](node, c) if row is not None], {node: y})
+    rows = [protected(row, c) for row in RULES_OF_IR[op](node, c) if row is not None]
+    rows = rows if any(x.kind == node.kind for x in xs) else []
+    assert all(row.op == "guard" and row.args[0] is c for row in rows), op
 
+    def value(*values: Tensor) -> Tensor:
+        return elementwise(node, list(values), dtype)
 
-def _evaluated(row: Node, dtype: torch.dtype, g: Tensor, *values: Tensor) -> Tensor:
-    given = {"c": g, "y": values[-1], **{f"x{i}": x for i, x in enumerate(values[:-1])}}
-    env = Env(lambda n: given[n.attr("name")], {}, dtype=dtype, batch=g.ndim, device=g.device, rules=RULES)
-    return evaluate([row], env)[0]
+    def derivative(conjugate: Node, *values: Tensor) -> Tensor:
+        known = dict(zip([*xs, y], values, strict=True))
+        env = Env(known.__getitem__, {}, dtype=dtype, batch=values[0].ndim, device=values[0].device, rules=RULES)
+        return evaluate([conjugate], env, known)[0].conj()
+    return value, [partial(derivative, d) for d in substitute([row.args[1] for row in rows], {node: y})]
 
 
 # ---------------------------------------------------------------- contraction
@@ -208,18 +212,18 @@ def _norm(x: Tensor, y: Tensor) -> Tensor:
     return _zero_where(zero, apply("div", y.dtype, x, torch.where(zero, torch.ones_like(y), y)))
 
 
-def _over(fn: Callable[..., Tensor], derivative: Callable[[list[int]], Callable[[Tensor, Tensor], Tensor]]) -> Rule:
+def _over(fn: Callable[..., Tensor], derivative: Callable[[list[int]], Derivative]) -> Rule:
     def rule(node: Node, args: list[Tensor], env: Env) -> Tensor:
         over, dims, b = node.attr("over"), node.args[0].dims, env.batch
         axes = [b + dims.index(d) for d in over]
         row = derivative(axes)
-        rows = (lambda g, x, y: guard(g, row(x, y).conj()),)
+        rows = (lambda x, y: row(x, y).conj(),)
         y = _Op.apply(rows, lambda x: fn(x, dim=axes, keepdim=True), args[0])  # the reduced axes are kept, of size 1
         return y.reshape(*y.shape[:b], *[s for s, d in zip(y.shape[b:], dims, strict=True) if d not in over])
     return rule
 
 
-def _winners(axes: list[int]) -> Callable[[Tensor, Tensor], Tensor]:
+def _winners(axes: list[int]) -> Derivative:
     """A tie is split evenly."""
     def share(x: Tensor, y: Tensor) -> Tensor:
         hit = (x == y).to(x.dtype)
