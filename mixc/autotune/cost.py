@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
-from mixc.autotune.counts import Counts, Names, Poly, Size
+from mixc.autotune.counts import Counts, Names, Poly, Size, times
 from mixc.autotune.space import Term, ceil_div, maximum, minimum, product, total, where
 from mixc.autotune.terms import Termlike, term
 from mixc.codegen.kernel import WARPS, Kernel, safe
@@ -132,6 +132,7 @@ class LaunchModel:
         self.cells = kernel.launch.loop == "cells"  # rows are sequences, the loop goes over tokens
         self.turns, self.turned = term(turns), turned
         self.warps, self.stages = term(warps), term(stages)
+        self._products_of: dict[Names, Term] = {}
         C, segment = names["C"], names["SEGMENT"]
         self.names: dict[str, Any] = dict(names) | {
             "chunks": shape.T if self.cells else segment / term(C) if kernel.launch.alone else ceil_div(shape.T, C),
@@ -139,11 +140,21 @@ class LaunchModel:
 
     # ------------------------------------------------------------ counts as terms
     def size(self, s: Size) -> Term:
-        return product([s[0], *(self.names[n] for n in s[1])]) if s[0] != 1 or not s[1] else product(
-            [self.names[n] for n in s[1]])
+        c, names = s
+        found = self._products_of.get(names)
+        if found is None:
+            found = self._products_of[names] = product(self.names[n] for n in names)
+        return found if c == 1 else found * c
 
     def poly(self, p: Poly) -> Term:
         return total(self.size((c, n)) for n, c in sorted(p.items()) if c)
+
+    def sum(self, sizes: Iterable[Size]) -> Term:
+        """Of so many that most are of the same names."""
+        found: Poly = defaultdict(float)
+        for c, names in sizes:
+            found[names] += c
+        return self.poly(found)
 
     def blocks(self) -> dict[str, Term]:
         return {d: term(self.names[f"B{d}"]) for d in self.kernel.launch.split if d in self.kernel.dims}
@@ -228,9 +239,9 @@ class LaunchModel:
         else:
             widest = maximum(*[(self.size(m) * self.size(k) + self.size(k) * self.size(n)) * operand
                                for m, n, k in dict.fromkeys(pairs)])
-        ahead = total(self.size(elements) * operand for what, _, elements, times in self.counts.memory
-                      if what == "load" and times[1] == ("chunks",) and len(elements[1]) + (elements[0] > 1) > 1)
-        return widest + ahead * maximum(self.stages - 1, 0)
+        ahead = self.sum(elements for what, _, elements, often in self.counts.memory
+                         if what == "load" and often[1] == ("chunks",) and len(elements[1]) + (elements[0] > 1) > 1)
+        return widest + ahead * operand * maximum(self.stages - 1, 0)
 
     # ------------------------------------------------------------ bytes
     def extent(self, pointer: str) -> Term:
@@ -284,13 +295,13 @@ class LaunchModel:
 
     def issued(self) -> Term:
         """Bytes that all programs ask the L2 for; a number a row takes a sector of 32."""
-        out: list[Termlike] = []
-        for _, pointer, elements, times in self.counts.memory:
+        out = list[Size]()
+        for _, pointer, elements, often in self.counts.memory:
             numbers = not any(n.startswith("B") for n in elements[1]) and not (self.cells and elements[0] > 1)
             width = (32 if self.shape.H * self.shape.operand >= 32 else self.shape.operand) if numbers else \
                 4 if pointer.endswith(("_initial", "_final")) else self._value(pointer.removesuffix("_ptr"))
-            out.append(self.size(elements) * self.size(times) * width)
-        return total(out) * self.work()
+            out.append(times(elements, often, (width, ())))
+        return self.sum(out) * self.work()
 
     def merges(self) -> tuple[Term, Term]:
         """Bytes and launches of the torch operations that add up partial sums of gradients behind the launch."""
@@ -309,18 +320,19 @@ class LaunchModel:
     # ------------------------------------------------------------ time
     def flops(self) -> Term:
         """Of all products, padding included."""
-        return total(self.size(m) * self.size(n) * self.size(k) * self.size(t) * 2
-                     for m, n, k, t, _ in self.counts.products) * self.work()
+        return self.sum(times(m, n, k, t, (2, ())) for m, n, k, t, _ in self.counts.products) * self.work()
 
     def _products(self) -> Term:
         """Seconds of products at the peak of their operands."""
         target, peaks = self.target, self.target.peaks
         rates = {"half": peaks["bf16"], "tf32": peaks["tf32"], "tf32x3": peaks["tf32"] / 3, "ieee": peaks["fp32"]}
-        out = []
+        alike: dict[tuple[Size, str], list[Size]] = defaultdict(list)
         for m, n, k, t, how in self.counts.products:
-            rows = self.size(m)
-            slow = where(rows < target.full_rows, 2e-12 / COEFFICIENTS["narrow"], 2e-12)
-            out.append(rows * self.size(n) * self.size(k) * self.size(t) * slow / rates[how])
+            alike[m, how].append(times(m, n, k, t))
+        out = []
+        for (m, how), sizes in alike.items():
+            slow = where(self.size(m) < target.full_rows, 2e-12 / COEFFICIENTS["narrow"], 2e-12)
+            out.append(self.sum(sizes) * slow / rates[how])
         return total(out) * self.work()
 
     def occupancy(self, registers: Termlike, shared: Termlike) -> Term:
@@ -350,8 +362,8 @@ class LaunchModel:
         parts = {k: v / balance for k, v in busy.items()}
         parts |= {"bytes": distinct / bandwidth, "L2": issued / (bandwidth * c["l2"]),
                   "SM bandwidth": issued / (minimum(programs, t.sms) * (bandwidth / t.sms * c["an_sm"]))}
-        products = total(self.size(times) for *_, times, _ in self.counts.products)
-        loads = total(self.size(times) for what, _, _, times in self.counts.memory if what == "load")
+        products = self.sum(often for *_, often, _ in self.counts.products)
+        loads = self.sum(often for what, _, _, often in self.counts.memory if what == "load")
         waves = ceil_div(programs, resident * t.sms)
         waiting = loads * where(self.stages > 1, c["load"] / 2, c["load"])
         parts["latency"] = waves * (c["cycles"] + c["product"] * products + waiting) * self.turns / clock

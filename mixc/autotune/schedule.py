@@ -175,10 +175,10 @@ class LaunchSpace:
             space.require(beyond <= 0 if held else beyond > 0, "weights are held where there is room for them")
         scans = any(n.op in ("scan", "scan_block") and len(n.dims) > 1 for n in kernel.launch.body())
         if counts.products and not scans:
-            largest = maximum(512, *[model.size(m) * model.size(n) for m, n, *_ in counts.products])
+            largest = maximum(512, *dict.fromkeys(model.size(m) * model.size(n) for m, n, *_ in counts.products))
             wide = 16 if model.cells else 32
             space.require(whole(largest) >= warps * (16 * wide), OWN_16 if model.cells else OWN_32)
-            widest = maximum(0, *[model.size(n) for _, n, *_ in counts.products if n[1]])
+            widest = maximum(0, *dict.fromkeys(model.size(n) for _, n, *_ in counts.products if n[1]))
             if not model.cells:
                 space.require((target.full_rows <= C * more) | (warps * 16 <= C * more) | (whole(widest) > C * more),
                               "of products with few rows one has more columns, or every warp forms all (`wide_last`)")
@@ -214,6 +214,20 @@ class LaunchSpace:
     def fits(self, chunk: int = 0) -> bool:
         """Has it a point that keeps the estimates? `chunk`: with so many rows (0: any)."""
         return any(chunk in (0, C) for C, _ in self._fitting)
+
+    @cached_property
+    def least(self) -> float:
+        """Seconds that no point takes less than, what spills counted."""
+        return min((found[0] for found in self._fitting.values()), default=0.0) or min(
+            (self._bound(space, model) for space, model in self.spaces), default=0.0)
+
+    def _bound(self, space: Space, model: LaunchModel) -> float:
+        """As long as the fewest programs move their bytes, with the registers that the smallest tiles lack."""
+        fewest = {n: d.hi if n[0] == "B" or n == "segment" or (n == "C" and model.cells) else d.lo
+                  for n, d in space.domains.items()}
+        lacking = self._least_registers(space, model) - self.target.registers_thread
+        seconds = model.bytes().evaluate(fewest) / (self.target.bandwidth * 1e9)
+        return seconds * (1 + max(0.0, lacking) * (LACKING / SPILL))
 
     def by_segment(self, chunk: int = 0) -> dict[int, Found]:
         """The best of every segment, with so many rows a chunk (0: any).

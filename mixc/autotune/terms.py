@@ -158,10 +158,12 @@ def variable(name: str) -> Term:
 
 def operation(op: str, a: Termlike, b: Termlike) -> Term:
     """A term; operations on numbers are done at once."""
-    a, b = term(a), term(b)
-    if a.op == b.op == "const":
-        return term(APPLY[op](a.value, b.value))
-    return _once((op, id(a), id(b)), op, (a, b))
+    a = a if a.__class__ is Term else term(a)
+    b = b if b.__class__ is Term else term(b)
+    found = _written.get(key := (op, id(a), id(b)))
+    if found is not None:
+        return found
+    return term(APPLY[op](a.value, b.value)) if a.op == b.op == "const" else _once(key, op, (a, b))
 
 
 def ceil_div(a: Termlike, b: Termlike) -> Term:

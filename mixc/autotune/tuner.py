@@ -92,15 +92,28 @@ class Schedule:
         if not idle and not summed and not slow:
             return [FUSED]
         wanted = {*FUSED, *(SPLIT if idle else ())}
-        found = [p for p in self._every_plan() if slow or {*p} <= wanted or (summed and not {*p} & {*SPLIT})]
-        fit = [p for p in found if any(all(self._space(n).fits(c) for n in p) for c in _common_chunks(p))] or found
-        if idle:
+        found = [p for p in self._every_plan() if {*p} <= wanted or (summed and not {*p} & {*SPLIT})
+                 or (slow and (idle or self._takes_less(p, self._seconds(FUSED) / GAIN, fits=True)))]
+        fit = [p for p in found if self._fits(p)] or found
+        if idle or fit == found:
             return fit
-        seconds = {p: min(self._totals([p]))[0] for p in found}
-        if summed:
-            least = min(seconds[p] for p in fit)
-            return [p for p in found if p in fit or SPILLED * seconds[p] < least]
-        return [p for p in fit if p == FUSED or GAIN * seconds[p] < seconds[FUSED]]
+        least = min(map(self._seconds, fit))
+        return [p for p in found if p in fit or self._takes_less(p, least / SPILLED)]
+
+    def _fits(self, plan: tuple[str, ...]) -> bool:
+        return any(all(self._space(n).fits(c) for n in plan) for c in _common_chunks(plan))
+
+    def _seconds(self, plan: tuple[str, ...]) -> float:
+        return min(self._totals([plan]))[0]
+
+    def _takes_less(self, plan: tuple[str, ...], limit: float, fits: bool = False) -> bool:
+        """`fits`: and keeps the estimates. Its launches are looked at until they take more; the last does most."""
+        least = 0.0
+        for n in sorted(plan, key=lambda n: (n not in self._spaces, -plan.index(n))):
+            least += self._space(n).least
+            if least >= limit or (fits and not self._space(n).fits()):
+                return False
+        return (not fits or self._fits(plan)) and self._seconds(plan) < limit
 
     def _every_plan(self) -> list[tuple[str, ...]]:
         return [fwd + bwd for fwd, bwd in self.module.plans]
@@ -115,11 +128,19 @@ class Schedule:
 
         Raises:
             Infeasible: the limits of the target leave none."""
-        totals = sorted(self._totals(self.plans))
+        totals = list[tuple[float, int, tuple[str, ...], int]]()
+        for plan in sorted(self.plans, key=self._bound):
+            if not totals or self._bound(plan) <= CLOSE * min(totals)[0]:
+                totals += self._totals([plan])
+        totals.sort()
         found = [(seconds, segment, {name: self._space(name).by_segment(chunk)[segment][1]() for name in plan})
                  for seconds, segment, plan, chunk in totals if seconds <= CLOSE * totals[0][0]]
         _, segment, chosen = min(found, key=lambda f: f[0] * _sum(f[2], "bytes"))
         return config_of(chosen, segment), chosen
+
+    def _bound(self, plan: tuple[str, ...]) -> float:
+        """Seconds that a plan takes at least."""
+        return sum(self._space(n).least for n in plan)
 
     def _totals(self, plans: list[tuple[str, ...]]) -> Iterator[tuple[float, int, tuple[str, ...], int]]:
         """Seconds of every plan with every segment, and the one chunk that its launches have (0: each its own)."""

@@ -174,6 +174,21 @@ def test_of_what_is_as_fast_the_fewest_bytes() -> None:
     assert fewer < 0.98 and slower <= tuner.CLOSE and fewer * slower < 1
 
 
+def test_launches_of_plans_that_take_too_long_are_not_written() -> None:
+    """The gradients in a launch of their own take longer than both directions in one each, and no launch beside them is
+    asked for: neither those for states nor those for outs."""
+    s = schedule("comba", K=64, V=64)
+    assert {*s.default()[1]} == {"fwd_for_K", "bwd_for_K", "bwd_along_K"}
+    assert {*s._spaces} == {"fwd", "bwd", "bwd_grads", "fwd_for_K", "bwd_for_K", "bwd_along_K"}
+
+
+@pytest.mark.parametrize("name", ["comba", "deltaproduct", "gla"])
+def test_no_point_takes_less_than_the_least(name: str) -> None:
+    s = schedule(name)
+    for space in (s._space(n) for n in ("fwd", "bwd")):
+        assert 0 < space.least <= min(rank for rank, _ in space.by_segment().values())
+
+
 def test_a_target_with_no_room_is_refused_in_words(tmp_path: Path) -> None:
     small = form(find("h100")) | {"name": "tiny", "warp": 2048}
     path = tmp_path / "tiny.json"
