@@ -12,16 +12,10 @@ what a graph returns lies in fresh memory, which costs a page fault every 4 KB, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import torch
-
 from mixc.codegen.lines import defined
 from mixc.codegen.needed import names_read
-from mixc.codegen.torch_prelude import once_made
+from mixc.codegen.torch_bodies import Bodies, next_state
 from mixc.codegen.torch_program import Segment
-from mixc.codegen.torch_scan_prelude import carry
 from mixc.codegen.torch_stages import Level, Stages, affine_updates, levels, origin, stages
 from mixc.codegen.torch_values import RESERVED, Dims, Names, Value, argument, safe, size_of
 from mixc.codegen.torch_writer import Writer, in_order
@@ -31,18 +25,12 @@ from mixc.ir.program import Program, Result
 from mixc.ir.ranges import proving
 from mixc.passes.unroll import NotRows, row_leaf, unroll
 
-Tensor = torch.Tensor
 Write = tuple[str, Node, Dims]  # where to, what, its axes there
-# behind the last dim of rows that `body` hands on: rows that lie as one dim would be written in a loop of their own
-APART = 16
 CHEAP = {"add", "sub", "mul", "neg", "minimum", "maximum", "where", "lt", "le", "eq", "ne", "and", "or", "not", "square",
          "abs", "sign"}  # what costs no more than to read its result
 # Inductor gives what it thinks dear, exp and sigmoid, a buffer and a loop of its own; of exp2 it does not think so.
 # Of addcmul it multiplies by 1 too.
 INLINE = {"exp": "exp_by_two({0})", "sigmoid": "sigmoid_by_two({0})", "addcmul": "{0} + {1} * {2}"}
-# of Inductor: one loop for all rows, whose values are no buffers; that rows lie as they did is not asked in every call
-OPTIONS: dict[str, Any] = {"size_asserts": False, "alignment_asserts": False, "realize_reads_threshold": 1 << 20, "realize_opcount_threshold": 1 << 20,
-                           "max_fusion_size": 1 << 20, "cpp.max_horizontal_fusion_size": 1 << 20}
 
 
 def fused_segment(program: Program, single: bool, C: int, order: Dims, borrowed: bool) -> Segment | None:
@@ -95,7 +83,8 @@ class _Body:
             else:
                 returned.append((rows, axes))
         if not self.updates:
-            returned += [(self._row(n), d.dims) for d, _, n in self.s.carried]
+            writes += [(next_state(name), self._row(n), in_order(d.dims, self.order))
+                       for name, (d, _, n) in zip(self.states, self.s.carried, strict=True)]
         for n, name in self.handed.items():
             axes = self._axes(n)
             made.scratch[name] = (*map(size_of, axes[:-1]), apart(size_of(axes[-1])))
@@ -106,7 +95,10 @@ class _Body:
                                "from mixc.codegen.torch_prelude import *",
                                *["from mixc.codegen.torch_scan_prelude import *"] * bool(self.behind), "", "", *texts]) + "\n"
         scope = defined(made.text, f"mixc {self.program.name} fused")
-        made.run = self._run({name: scope.get(name) for name in ("shared", "ends", "body", "sums")})
+        turned = {name: [0, *(1 + n.dims.index(d) for d in in_order(n.dims, self.order))]
+                  for name, n in (*made.received.items(), *made.heads.items()) if in_order(n.dims, self.order) != n.dims}
+        made.run = Bodies(made, self.states, self.program.reverse, turned, self.places, self.handed.values(),
+                          self.kept.values(), [*made.numbers, "C", *(safe(d.name) for d in self.program.dims), "dtype", "device"], scope)
         made.per_head = lambda **given: tuple(given[n] for n in made.heads)
         return made
 
@@ -200,72 +192,9 @@ class _Body:
         used = names_read("\n".join(lines))
         made.scratch |= w.scratch.shapes
         args = [*made.received, *made.rows, *made.heads, *made.numbers, *self.kept.values(), *made.scratch,
-                *self.places.values(), *sizes]
+                *self.places.values(), *map(next_state, self.states), *sizes]
         return [f"def {name}(*, {', '.join(n for n in dict.fromkeys([*args, 'dtype', 'device']) if n in used)}):",
                 *lines, "", ""]
-
-    def _run(self, functions: dict[str, Callable[..., Any] | None]) -> Callable[..., tuple[Any, ...]]:
-        made, states, reverse = self.made, self.states, self.program.reverse
-        turned = {name: [0, *(1 + n.dims.index(d) for d in in_order(n.dims, self.order))]
-                  for name, n in (*made.received.items(), *made.heads.items()) if in_order(n.dims, self.order) != n.dims}
-        sums = functions.pop("sums")
-        shared, ends, body = (f and _compiled(f) for f in functions.values())
-        fixed = [*made.numbers, *(safe(d.name) for d in self.program.dims), "dtype", "device"]
-        compiled: set[tuple[Any, bool]] = set()
-
-        def turn(name: str, x: Tensor) -> Tensor:
-            return x.permute(turned[name]).contiguous() if name in turned else x
-
-        def arguments(given: dict[str, Any], low: int, m: int) -> dict[str, Any]:
-            """Of the m chunks from `low` on; `given`: params as they are read."""
-            args = {n: given[n] for n in fixed}
-            args |= {n: _at_start(turn(n, given[n][low:low + m])) for n in made.received}
-            args |= {n: _at_start(given[n][:m]) for n in made.heads}
-            args |= {n: _part(given[n], low, m) for n in (*made.rows, *self.kept.values())}
-            args |= {name: _rows(given[name], low, m) for name in self.places.values()}
-            args |= {name: _rows(given[name], low, m, APART) for name in self.handed.values()}
-            key = (given["dtype"], m == 1)
-            if key not in compiled and m > 1 and ends:
-                for x in (y for v in args.values() for y in (v if isinstance(v, list) else [v])):
-                    if isinstance(x, Tensor) and x.ndim and len(x) == m:
-                        torch._dynamo.mark_dynamic(x, 0)
-            compiled.add(key)
-            return args
-
-        def carried(given: dict[str, Any]) -> list[Tensor]:
-            """All chunks at once, what they receive being carried first."""
-            args = arguments(given, 0, given["M"])
-            if shared:
-                shared(args)
-            found = ends(args)  # type: ignore[misc]
-            for n, a, b in zip(states, found[::2], found[1::2], strict=True):
-                carry(given[f"{n}_at"], given[f"{n}_to"], a, b, given[f"{n}_done"], given["steps"], reverse)
-            for n in (n for n in turned if n in made.received):  # copies made before chunks received anything
-                args[n].copy_(given[n].permute(turned[n]))
-            return list(body(args))  # type: ignore[misc]
-
-        def chained(given: dict[str, Any]) -> list[Tensor]:
-            """One chunk of all sequences after the other."""
-            found, low, order = list[list[Tensor]](), 0, -1 if reverse else 1
-            for j, (m, finish) in enumerate(zip(given["steps"][::order], given["finish"], strict=True)):
-                at = given["M"] - low - m if reverse else low
-                found.append(list(body(arguments(given, at, m))))  # type: ignore[misc]
-                for n in reversed(states):
-                    given[f"{n}_to"][j].copy_(found[-1].pop())
-                if finish is not None:
-                    finish()
-                low += m
-            return [torch.cat(xs[::order]) if len(xs) > 1 else xs[0] for xs in zip(*found, strict=True)]
-
-        def run(**given: Any) -> tuple[Any, ...]:
-            given |= {n: turn(n, given[n]) for n in made.heads}
-            found = carried(given) if ends else chained(given)
-            if sums:
-                there = given | {n: given[n][..., :-APART] for n in self.handed.values()}
-                found += sums(**{n: turn(n, there[n]) if n in made.received else there[n] for n in _read_by(sums)})
-            return tuple(given[self.places[role, name]] if (role, name) in self.places else found.pop(0)
-                         for role, name, _ in made.results)
-        return run
 
 
 def _behind(results: list[Node], inner: list[Node]) -> tuple[dict[Node, None], dict[Node, None]]:
@@ -294,16 +223,6 @@ def _product(n: Node, scanned: set[Node]) -> bool:
         a not in scanned and len(_features(a)) < len(_features(n)) for a in n.args)
 
 
-def _compiled(f: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
-    """Of the arguments that it names: each that is passed is looked at in every call."""
-    names, run = _read_by(f), torch.compile(f, fullgraph=True, options=OPTIONS)
-    return lambda args: run(**{n: args[n] for n in names})
-
-
-def _read_by(f: Callable[..., Any]) -> tuple[str, ...]:
-    return f.__code__.co_varnames[:f.__code__.co_kwonlyargcount]
-
-
 def apart(size: str) -> str:
     """The size of a dim in scratch, APART entries behind it."""
     return f"{size}_apart"
@@ -311,31 +230,3 @@ def apart(size: str) -> str:
 
 def _features(n: Node) -> Dims:
     return tuple(d for d in n.dims if d != ROW)
-
-
-def _rows(x: Tensor, low: int, m: int, apart: int = 0) -> list[Tensor]:
-    """x [M, C, ...] row by row, m chunks from `low` on, each at the start of its memory; `apart`: entries behind each
-    that are none."""
-    def rows() -> list[Tensor]:
-        return [_again(row) for row in x.detach()[low:low + m, ..., :x.shape[-1] - apart].unbind(1)]
-    return once_made(x, ("rows", low, m), rows)
-
-
-def _part(x: Tensor, low: int, m: int) -> Tensor:
-    """m chunks of x [M, ...] from `low` on, at the start of their memory."""
-    if not low and m == len(x):
-        return _at_start(x)
-    return once_made(x, ("part", low, m), lambda: _again(x.detach()[low:low + m]))
-
-
-def _at_start(x: Tensor) -> Tensor:
-    """x as a tensor at the start of its memory: graphs differ by whether it lies there."""
-    if not x.storage_offset():
-        return x.detach() if x.requires_grad else x
-    return once_made(x, "at the start", lambda: _again(x.detach()))
-
-
-def _again(x: Tensor) -> Tensor:
-    """The same memory as a tensor that begins there; by way of numpy in a fifth of the time of dlpack."""
-    with torch.inference_mode(False):  # scratch keeps it, for calls in any mode
-        return torch.from_numpy(x.numpy()) if x.device.type == "cpu" else torch.from_dlpack(x)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from mixc.codegen.torch_program import Segment, safe
+from mixc.codegen.torch_writer import in_order
 from mixc.ir.evaluate import heads
 from mixc.ir.program import Decl
 from mixc.runtime import memory
@@ -58,9 +59,10 @@ class _Run:
                 for name, v in zip(s.heads, formed, strict=True)}
 
     def _states(self, d: Decl) -> Callable[[int], Tensor]:
-        """Rows of a state."""
-        dims, call = self.shapes.dims[d.name], self.call
-        return lambda rows: memory.empty((rows, *dims), call.dtype, call.device)
+        """Rows of a state: with dims in memory as bodies that run chunk by chunk read them, or as they are declared."""
+        call, dims = self.call, in_order(d.dims, self.shapes.order) if self.shapes.chained else d.dims
+        sizes, axes = [call.sizes[n] for n in dims], [1 + dims.index(n) for n in d.dims]
+        return lambda rows: memory.empty((rows, *sizes), call.dtype, call.device).permute(0, *axes)
 
     def _group(self, steps: Steps, band: Band, flows: list[Any], rows: dict[str, Tensor], of_heads: dict[str, Tensor],
                work: Workspace, put: Put, saved: list[Tensor], places: dict[str, Tensor]) -> None:

@@ -11,7 +11,8 @@ from typing import Any, cast
 
 import torch
 
-from mixc.codegen.torch_fused import APART, apart
+from mixc.codegen.torch_bodies import APART
+from mixc.codegen.torch_fused import apart
 from mixc.codegen.torch_program import Segment, safe
 from mixc.ir.evaluate import Env, evaluate
 from mixc.ir.node import COL, LEVEL, ROW

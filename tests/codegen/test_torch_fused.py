@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import mixc
+from mixc.codegen import torch_bodies
 from mixc.errors import SpecError
 from mixc.runtime import backends, shapes
 from mixc.runtime.compiled import compiled
@@ -106,6 +107,40 @@ def test_no_compiler(monkeypatch):
     assert e.value.diagnostics[0].code == "MX313"
 
 
+def test_a_graph_runs_by_itself_where_arguments_are_as_before(monkeypatch):
+    from torch._inductor import compile_fx
+
+    calls = []
+
+    def inner(module, inputs, **_):
+        def run(given):
+            calls.append(len(given))
+            found = module(*given)
+            given.clear()
+            return found
+        return run
+
+    def f(*, x, rows, scale, out):
+        out.copy_(x + rows[0] * scale)
+        return (x * rows[1],)
+
+    monkeypatch.setattr(compile_fx, "compile_fx_inner", inner)
+    f = torch_bodies.Compiled(f)
+    looked, plain = [], f._run
+    f._run = lambda **given: looked.append(1) or plain(**given)
+    for n, (size, scale) in enumerate([(4, 2.0), (4, 2.0), (6, 2.0), (6, 2.0), (4, 3.0), (4, 2.0)]):
+        x, a, b, out = (torch.randn(size, generator=torch.Generator().manual_seed(4 * n + i)) for i in range(4))
+        (product,) = f({"x": x, "rows": [a, b], "scale": scale, "out": out}, known=size)
+        assert torch.equal(product, x * b) and torch.equal(out, x + a * scale)
+    assert len(looked) == 3, "once a size and a number"
+    assert len(calls) == 6
+
+
 @pytest.mark.slow
-def test_with_the_compiler_of_loops():
+def test_with_the_compiler_of_loops(monkeypatch):
     check(mixc.loads(SPEC.format(name="built")), 70, dtype=torch.float32)
+    monkeypatch.setattr(shapes, "CHAINED", 1)
+    mixer = mixc.load("mamba1")
+    for _ in range(2):
+        check(mixer, 163, dtype=torch.float32)
+        check(mixer, 170, B=1, cu_seqlens=torch.tensor([0, 0, 5, 98, 170]), dtype=torch.float32)
