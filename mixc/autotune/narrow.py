@@ -248,65 +248,24 @@ def _cut(d: Domain, by: Domain | Bounds | None) -> Domain | None:
     return within(d, *by) if isinstance(by, tuple) else meet(d, by)
 
 
-def _supported(op: str, x: Domain, y: Domain, z: Domain, first: bool) -> Domain | None:
-    """The values of a small operand for which the other one can still reach z."""
-    mine, other = (x, y) if first else (y, x)
-    assert mine.values is not None
-    kept = []
-    for v in mine.values:
-        at = chosen((v,))
-        assert at is not None
-        got = image(op, at, other) if first else image(op, other, at)
-        if got is not None and meet(got, z) is not None and (op != "mul" or _divides_into(v, other, z)):
-            kept.append(v)
-    return mine if len(kept) == len(mine.values) else chosen(kept)
-
-
-def _divides_into(v: int, other: Domain, z: Domain) -> bool:
-    if v == 0:
-        return 0 in z
-    return _cut(other, _operand_of_mul(chosen((v,)) or other, z)) is not None
-
-
 @lru_cache(maxsize=200_000)
 def narrow(op: str, x: Domain, y: Domain, z: Domain) -> Three | None:
     """The domains after one look at `x op y = z`; None if it cannot hold."""
     if x.values is not None and y.values is not None and len(x.values) * len(y.values) <= PAIRS:
         return _by_pairs(op, x, y, z)
-    new = _narrow_z(op, x, y, z)
-    if new is None:
-        return None
-    z = new
-    new = _cut(x, _back_x(op, x, y, z))
-    if new is not None and op == "mul":
-        new = _only_divisors(new, z)
-    if new is None:
-        return None
-    x = new
-    new = _cut(y, _back_y(op, x, y, z))
-    if new is not None and (op == "mul" or (op == "mod" and z.fixed and z.lo == 0)):
-        new = _only_divisors(new, z if op == "mul" else x)
-    if new is None:
-        return None
-    y = new
-    if op in ("add", "min", "max"):
-        return x, y, z  # bounds say it all
-    if x.values is not None:
-        new = _supported(op, x, y, z, True)
-        if new is None:
-            return None
-        x = new
-    if y.values is not None:
-        new = _supported(op, x, y, z, False)
-        if new is None:
-            return None
-        y = new
-    return x, y, z
-
-
-def _narrow_z(op: str, x: Domain, y: Domain, z: Domain) -> Domain | None:
     got = image(op, x, y)
-    return None if got is None else meet(z, got)
+    result = None if got is None else meet(z, got)
+    if result is None:
+        return None
+    left = _cut(x, _back_x(op, x, y, result))
+    if left is not None and op == "mul":
+        left = _only_divisors(left, result)
+    if left is None:
+        return None
+    right = _cut(y, _back_y(op, left, y, result))
+    if right is not None and (op == "mul" or (op == "mod" and result.fixed and result.lo == 0)):
+        right = _only_divisors(right, result if op == "mul" else left)
+    return None if right is None else (left, right, result)
 
 
 def _by_pairs(op: str, x: Domain, y: Domain, z: Domain) -> Three | None:

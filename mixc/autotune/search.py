@@ -1,8 +1,7 @@
 """Branch and bound over a network: enumeration, lexicographic order, order by cost; and why there is nothing.
 
 A search visits nodes (propagated domains), branches on one variable, and checks every constraint again at
-a leaf by evaluating it.  Parts of a space that share no open variable are searched apart, so that a dead
-end in one does not repeat the work of another.
+a leaf by evaluating it.
 """
 
 from __future__ import annotations
@@ -82,34 +81,6 @@ def _point(network: Network, at: Domains) -> Point:
     return {name: at[n].lo for name, n in network.variables.items()}
 
 
-def _parts(network: Network, at: Domains) -> list[tuple[int, ...]]:
-    """Groups of open variables that no propagator joins, each in the order of declaration."""
-    parent = list(range(len(at)))
-
-    def top(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    for n, watching in enumerate(network.watchers):
-        if at[n].fixed:
-            continue
-        for p in watching:
-            for m in _nodes(network.propagators[p]):
-                if not at[m].fixed:
-                    parent[top(n)] = top(m)
-    groups: dict[int, list[int]] = {}
-    for n in network.variables.values():
-        if not at[n].fixed:
-            groups.setdefault(top(n), []).append(n)
-    return [tuple(g) for g in groups.values()]
-
-
-def _nodes(p: Any) -> set[int]:
-    return set(p.nodes).union(*(_nodes(q) for a in p.alternatives for q in a))
-
-
 def split(d: Domain, want: str) -> list[Domain]:
     """The values of a domain one by one, best first; a long interval in halves."""
     if d.values is not None:
@@ -129,33 +100,10 @@ def everything(network: Network, constraints: list[Constraint], order: Order, li
         at = _root(network)
         if at is None:
             return
-        parts = _parts(network, at)
-        if not order or len(parts) < 2:
-            for done in _depth_first(s, network, at, wanted, tuple(n for p in parts for n in p)):
-                yield from _checked(network, done, constraints)
-            return
-        yield from _apart(s, network, at, wanted, parts, constraints)
+        for done in _depth_first(s, network, at, wanted):
+            yield from _checked(network, done, constraints)
 
     return Search(limit, run)
-
-
-def _apart(s: Search, network: Network, at: Domains, wanted: dict[int, str], parts: list[tuple[int, ...]],
-           constraints: list[Constraint]) -> Iterator[Point]:
-    """The first solution of each part, joined, is the first of all; then everything behind it in order."""
-    first = at.copy()
-    for part in parts:
-        found = next(_depth_first(s, network, at, wanted, part), None)
-        if found is None:
-            return
-        for n in part:
-            first[n] = found[n]
-    if not network.propagate(first):
-        return
-    best = _point(network, first)
-    yield from _checked(network, first, constraints)
-    for done in _depth_first(s, network, at, wanted, tuple(n for p in parts for n in p)):
-        if _point(network, done) != best:
-            yield from _checked(network, done, constraints)
 
 
 def _checked(network: Network, at: Domains, constraints: list[Constraint]) -> Iterator[Point]:
@@ -164,10 +112,9 @@ def _checked(network: Network, at: Domains, constraints: list[Constraint]) -> It
         yield point
 
 
-def _depth_first(s: Search, network: Network, at: Domains, wanted: dict[int, str],
-                 nodes: tuple[int, ...]) -> Iterator[Domains]:
-    """Domains in which all of `nodes` are fixed; those of `wanted` are branched on first, in its order."""
-    ranked = [n for n in wanted if n in nodes]
+def _depth_first(s: Search, network: Network, at: Domains, wanted: dict[int, str]) -> Iterator[Domains]:
+    """Domains in which all variables are fixed; those of `wanted` are branched on first, in its order."""
+    ranked, nodes = list(wanted), list(network.variables.values())
     stack: list[tuple[Domains, int | None]] = [(at, None)]
     while stack:
         at, changed = stack.pop()
