@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from mixc.ir.build import contract, expand, number, renamed_at_once, where
+from mixc.ir.build import expand, number, renamed_at_once, where
 from mixc.ir.evaluate import elementwise
-from mixc.ir.node import ROW, Node, fold, is_number, make, postorder
+from mixc.ir.node import ROW, Node, fold, is_number, postorder
 from mixc.ir.ops import OPS
 from mixc.ir.program import Program
 from mixc.ir.ranges import bounds, proving
@@ -186,33 +186,6 @@ def expanded_operand(n: Node) -> Node | None:
     return None
 
 
-def sum_of_expanded(n: Node) -> Node | None:
-    """sum over d of x repeated along d = x * size of d, for feature dims"""
-    if n.op != "sum" or n.args[0].op != "expand":
-        return None
-    x, new = n.args[0].args[0], n.args[0].attr("dims")
-    over = [d for d in n.attr("over") if d in new and not d.startswith("_")]
-    if not over:
-        return None
-    inner = expand(x, [d for d in new if d not in over])
-    rest = tuple(d for d in n.attr("over") if d not in over)
-    y = make("sum", inner, over=rest) if rest else inner
-    for d in over:
-        y = y * make("size", dim=d)
-    return y
-
-
-def sum_of_product(n: Node) -> Node | None:
-    """sum over k of a[.., k] * b[k, ..] is a contraction, where a and b each bring a dim of their own"""
-    if n.op != "sum" or n.args[0].op != "mul":
-        return None
-    a, b = n.args[0].args
-    over = set(n.attr("over"))
-    if over <= set(a.dims) & set(b.dims) and set(a.dims) - set(b.dims) and set(b.dims) - set(a.dims):
-        return contract(a, b, n.dims)
-    return None
-
-
 def branches_meet(n: Node) -> Node | None:
     """where(p, a, 0) * x + where(p, 0, b) * y = where(p, a * x, b * y), as the gradients of both branches of a `where`
     do.  (A factor that is infinite where it does not count is no longer met by the 0.)"""
@@ -299,8 +272,7 @@ def sign_in_front(n: Node) -> Node | None:
 
 
 RULES: tuple[Rule, ...] = (live_twice, mask_twice, neutral, two_signs, fold_numbers, settled, expanded_operand,
-                           sum_of_expanded, sum_of_product, branches_meet, rename_twice,
-                           same_row_before)
+                           branches_meet, rename_twice, same_row_before)
 
 # of a derivative that was formed by rules, so that it reads as a person would have written it
 PLAIN: tuple[Rule, ...] = (neutral, number_of_any_order, two_signs, numbers_meet, fold_numbers, settled,
