@@ -64,12 +64,14 @@ def span_value(w: Writer, n: Node) -> Value:
 
 
 def joint_axes(w: Writer, n: Node, values: list[Value]) -> Dims:
-    """The axes of an elementwise result: those of an operand that has all of them, else in the writer's order."""
+    """The axes of an elementwise result: those of an operand that has all of them, else time, which a learned factor may
+    stand before (`B * u`), and what is in the writer's order."""
     have = {d for v in values for d in v.axes}
     for v in values:
         if set(v.axes) == have:
             return v.axes
-    return w.sorted(tuple(d for d in n.dims if d in have))
+    time_first = sorted((d for d in n.dims if d in have), key=lambda d: d[0] != "_")
+    return w.sorted(tuple(time_first))
 
 
 def _with_out(n: Node, values: list[Value], axes: Dims, w: Writer) -> str | None:
