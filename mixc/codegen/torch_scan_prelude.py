@@ -30,46 +30,17 @@ def _rows(x: Tensor, C: int, reverse: bool) -> list[Tensor]:
 def affine_scan(a: Tensor | None, b: Tensor, start: Tensor | None, reverse: bool, shifted: bool,
                 out: Tensor | None = None) -> Tensor:
     """h[t] = a[t] * h[t-1] + b[t]; a None: 1; start None: 0.  `out` may be b."""
-    C = b.shape[1]
-    if a is None:
-        return _sums(b, start, reverse, out)
-    if out is not None and out is not b:
-        return _scan_into(out, a, b, start, reverse, shifted)
-    out = b.clone() if out is None else out
-    h, rows, factors = start, _rows(out, C, reverse), _rows(a, C, reverse)
-    if shifted:
-        if h is not None:
-            rows[0].add_(h)
-        h, rows = rows[0], rows[1:]
-    elif h is None:
-        h, rows, factors = rows[0], rows[1:], factors[1:]
-    for x, y in zip(factors, rows, strict=False):
-        h = y.addcmul_(x, h)
-    return out
-
-
-def _sums(b: Tensor, start: Tensor | None, reverse: bool, out: Tensor | None) -> Tensor:
-    """Running sums over the rows, each rounded as the step rounds it."""
-    C = b.shape[1]
-    out = torch.empty_like(b) if out is None else out
+    C, h, out = b.shape[1], start, torch.empty_like(b) if out is None else out
     rows, places = _rows(b, C, reverse), _rows(out, C, reverse)
-    h = places[0].copy_(rows[0]) if start is None else torch.add(rows[0], start, out=places[0])
-    for x, z in zip(rows[1:], places[1:], strict=True):
-        h = torch.add(h, x, out=z)
-    return out
-
-
-def _scan_into(out: Tensor, a: Tensor, b: Tensor, start: Tensor | None, reverse: bool, shifted: bool) -> Tensor:
-    C = b.shape[1]
-    rows, factors, places = _rows(b, C, reverse), _rows(a, C, reverse), _rows(out, C, reverse)
-    if start is None or shifted:
-        h = places[0].copy_(rows[0]) if start is None else torch.add(rows[0], start, out=places[0])
-        rows, places = rows[1:], places[1:]
-        factors = factors if shifted else factors[1:]
-    else:
-        h = start
+    factors: Sequence[Tensor | None] = [None] * C if a is None else _rows(a, C, reverse)
+    if h is None or shifted:
+        if h is not None:
+            h = torch.add(rows[0], h, out=places[0])
+        else:
+            h = rows[0] if out is b else places[0].copy_(rows[0])
+        rows, places, factors = rows[1:], places[1:], factors if shifted else factors[1:]
     for x, y, z in zip(factors, rows, places, strict=False):
-        h = torch.addcmul(y, x, h, out=z)
+        h = torch.add(h, y, out=z) if x is None else torch.addcmul(y, x, h, out=z)
     return out
 
 
