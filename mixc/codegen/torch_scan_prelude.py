@@ -30,8 +30,11 @@ def _rows(x: Tensor, C: int, reverse: bool) -> list[Tensor]:
 def affine_scan(a: Tensor | None, b: Tensor, start: Tensor | None, reverse: bool, shifted: bool,
                 out: Tensor | None = None) -> Tensor:
     """h[t] = a[t] * h[t-1] + b[t]; a None: 1; start None: 0.  `out` may be b."""
-    C, h, out = b.shape[1], start, torch.empty_like(b) if out is None else out
-    rows, places = _rows(b, C, reverse), _rows(out, C, reverse)
+    if out is None:
+        out = b = b.clone()
+    C, h = b.shape[1], start
+    rows = _rows(b, C, reverse)
+    places = rows if out is b else _rows(out, C, reverse)
     factors: Sequence[Tensor | None] = [None] * C if a is None else _rows(a, C, reverse)
     if h is None or shifted:
         if h is not None:
@@ -40,7 +43,7 @@ def affine_scan(a: Tensor | None, b: Tensor, start: Tensor | None, reverse: bool
             h = rows[0] if out is b else places[0].copy_(rows[0])
         rows, places, factors = rows[1:], places[1:], factors if shifted else factors[1:]
     for x, y, z in zip(factors, rows, places, strict=False):
-        h = torch.add(h, y, out=z) if x is None else torch.addcmul(y, x, h, out=z)
+        h = torch.add(h, y, out=z) if x is None else y.addcmul_(x, h) if z is y else torch.addcmul(y, x, h, out=z)
     return out
 
 
