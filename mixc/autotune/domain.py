@@ -56,21 +56,16 @@ def _ceiling(hi: int) -> float:
     return hi if hi < INF else inf
 
 
-_SETS: dict[tuple[int, ...], Domain] = {}
-_RANGES: dict[tuple[int, int, int, int], Domain] = {}
-
-
+@lru_cache(maxsize=100_000)
 def ints(values: tuple[int, ...]) -> Domain:
     """The set of these values, ascending and without repeats; never empty."""
-    found = _SETS.get(values)
-    if found is None:
-        if len(_SETS) > 100_000:
-            _SETS.clear()
-        step = 0
-        for v in values[1:]:
-            step = gcd(step, v - values[0])
-        found = _SETS[values] = Domain(values[0], values[-1], step or 1, values[0], values)
-    return found
+    step = gcd(*(v - values[0] for v in values))
+    return Domain(values[0], values[-1], step or 1, values[0], values)
+
+
+@lru_cache(maxsize=100_000)
+def _range(lo: int, hi: int, step: int, base: int) -> Domain:
+    return Domain(lo, hi, step, base, None)
 
 
 def interval(lo: int, hi: int, step: int = 1, base: int = 0) -> Domain | None:
@@ -88,13 +83,7 @@ def interval(lo: int, hi: int, step: int = 1, base: int = 0) -> Domain | None:
         return None
     if lo > -INF and hi < INF and hi - lo < SMALL * step:
         return ints(tuple(range(lo, hi + 1, step)))
-    key = lo, hi, step, base
-    found = _RANGES.get(key)
-    if found is None:
-        if len(_RANGES) > 100_000:
-            _RANGES.clear()
-        found = _RANGES[key] = Domain(lo, hi, step, base, None)
-    return found
+    return _range(lo, hi, step, base)
 
 
 def chosen(values: Iterable[int]) -> Domain | None:

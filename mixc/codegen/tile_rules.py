@@ -15,7 +15,6 @@ from mixc.codegen.refuse import refuse
 from mixc.codegen.triton_products import add_code, contract_code
 from mixc.codegen.triton_reduce import extremum_code, softmax_code
 from mixc.codegen.triton_scan import pick_code, previous_code, scan_code
-from mixc.codegen.triton_solve import span_solve_code
 from mixc.ir.brackets import filled
 from mixc.ir.node import COL, ROW, Node, flat
 
@@ -150,7 +149,7 @@ RULES: dict[str, Callable[[Tiles, Node], str]] = {
     "span_crossing": spans.span_crossing_code,
     "unit_inverse": spans.unit_inverse_code,
     "solve": spans.solve_code,
-    "span_solve": span_solve_code,
+    "span_solve": spans.span_solve_code,
     "flatten": _flatten,
     "unflatten": lambda w, node: w.bare(node.args[0], w.order(node)),
     "expand": _expand,

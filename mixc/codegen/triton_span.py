@@ -3,6 +3,7 @@
     P = span_pair(q, k, g, rows, "strict", ...)        sum over D of q[t] k[s] exp(g[s+1] + ... + g[t])
     O = span_apply(P, v, g, rows, ...)                 the same decays, along the dim that is kept
     X = unit_inverse(L, rows, ...)                     (I + L)^-1
+    u = span_solve(A, b, y, g, rows, "strict", ...)    u[t] + b[t] * sum over s of A[t, s] exp(g[s+1] + ... + g[t]) u[s] = y[t]
 
 Blocks of 2h rows are cut in the middle, for h = 1, 2, 4, ...: what lies between a row of the later and one of the
 earlier half is a product of two factors, each at most 1, that meet at the cut.  A level is one masked product.
@@ -18,7 +19,7 @@ from mixc.codegen.refuse import refuse
 from mixc.codegen.triton_crossing import later_sum_code
 from mixc.codegen.triton_rows import logs_code, span_contract_rows_code
 from mixc.ir.launch import feature_dims
-from mixc.ir.node import COL, ROW, Node, postorder
+from mixc.ir.node import COL, ROW, Node, flat, postorder
 
 if TYPE_CHECKING:
     from mixc.codegen.tiles import Tiles
@@ -127,3 +128,14 @@ def solve_code(tiles: Tiles, node: Node) -> str:
         raise refuse(f"{several} for every entry of {', '.join(own)}", node)
     matrix, right = tiles.whole(L, (ROW, COL, *own)), tiles.whole(y, (ROW, *own))
     return f"solve_columns({matrix}, {right}, rows, {bool(node.attr('transposed'))})"
+
+
+def span_solve_code(tiles: Tiles, node: Node) -> str:
+    """With matrices that differ along a dim by decays and by factors of rows, none of which is formed: from token to token,
+    `gave` holding what each row behind the own one gave, decayed on the way to it, of which A says how much that finds."""
+    A, b, y, g = node.args
+    own, axes, pairs = feature_dims(g), tiles.order(y), tiles.order(A)
+    if len(own) != 1 or len(axes) != 2 or len(pairs) != 2 or axes[1] != own[0] or pairs[0] != axes[0]:
+        raise refuse(f"a triangular system for every entry of {', '.join(feature_dims(y))}", node)
+    given = [tiles.whole(A, pairs), tiles.whole(b, axes), tiles.cleaned(y, axes, flat(axes)), logs_code(tiles, g, own[0])]
+    return f"span_solve({', '.join(given)}, rows, {node.attr('reach')!r}, {bool(node.attr('transposed'))}, PRECISION)"
