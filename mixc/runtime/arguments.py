@@ -16,7 +16,7 @@ from mixc.ir.program import Decl, Program
 from mixc.runtime import checks
 from mixc.runtime.call import Call
 from mixc.runtime.describe import OPTION_DEFAULTS
-from mixc.runtime.options import initial, packed_lengths, token_mask
+from mixc.runtime.options import dense, flag, initial, packed_lengths, token_mask
 from mixc.runtime.rows import rows
 
 if TYPE_CHECKING:
@@ -44,12 +44,12 @@ def bind(mixer: Mixer, args: tuple[Any, ...], given: dict[str, Any], options: di
     tensors, consts = _by_name(declared, args, given)
     shapes = _Shapes(declared, tensors, token)
     cu, mask = options.get("cu_seqlens"), options.get("mask")
-    careful = bool(options.get("check"))
+    careful = flag(options, "check")
     if cu is not None:
         packed_lengths(cu, shapes.B, shapes.T, shapes.device, careful)
     if mask is not None:
         token_mask(mask, shapes.B, shapes.T, shapes.device)
-    layout = rows(shapes.B, shapes.T, cu_seqlens=cu, mask=mask, reverse=bool(options.get("reverse")))
+    layout = rows(shapes.B, shapes.T, cu_seqlens=cu, mask=mask, reverse=flag(options, "reverse"))
     shapes.take_states(options.get("initial_state"), layout.N)
     sizes = shapes.all_sizes()
     program, values = mixer.specialise(sizes, checks.const_numbers(declared, consts))
@@ -57,7 +57,7 @@ def bind(mixer: Mixer, args: tuple[Any, ...], given: dict[str, Any], options: di
                     "state" if token else "initial_state", "B" if cu is None else "N")
     call = Call(program, sizes, values, shapes.H, shapes.ins(tensors), shapes.params(tensors), layout, shapes.dtype,
                 _out_dtypes(program, tensors), shapes.device, start.states, start.lags, start.pos,
-                bool(options.get("output_final_state")), shapes.headless)
+                flag(options, "output_final_state"), shapes.headless)
     if careful:
         checks.ranges(call)
     return call
@@ -135,9 +135,7 @@ class _Shapes:
         if x.dtype not in allowed:
             names = ", ".join(str(t).removeprefix("torch.") for t in allowed)
             raise InputError(f"`{d.name}`: expected {want} of {names}, got {str(x.dtype).removeprefix('torch.')}")
-        if x.layout != torch.strided:
-            raise InputError(f"`{d.name}`: expected a dense tensor {want}, got one of layout "
-                             f"{str(x.layout).removeprefix('torch.')}; `.to_dense()` makes one")
+        dense(d.name, x, want)
         first = self.declared.ins[0].name
         home = tensors[first]
         if isinstance(home, Tensor) and x.device != home.device:

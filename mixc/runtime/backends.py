@@ -136,9 +136,9 @@ def choose(mixer: Mixer, name: Any, device: torch.device) -> str:
     Raises:
         InputError: no such backend.
     """
+    if not isinstance(name, str) or name not in ("auto", *BACKENDS):
+        raise InputError(f"`backend`: expected one of auto, {', '.join(BACKENDS)}, got {name!r:.60}")
     if name == "auto":
         kernels = device.type == "cuda" and has_chunk_program(mixer)
         return "triton" if kernels and importlib.util.find_spec("triton") else "torch"
-    if name not in BACKENDS:
-        raise InputError(f"`backend`: expected one of auto, {', '.join(BACKENDS)}, got {name!r}")
-    return str(name)
+    return name

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from mixc.errors import InputError
@@ -17,6 +18,20 @@ WHOLE = (torch.int32, torch.int64)
 
 def _dtype(x: Tensor) -> str:
     return str(x.dtype).removeprefix("torch.")
+
+
+def dense(name: str, x: Tensor, want: str) -> None:
+    if x.layout != torch.strided:
+        raise InputError(f"`{name}`: expected a dense tensor {want}, got one of layout "
+                         f"{str(x.layout).removeprefix('torch.')}; `.to_dense()` makes one")
+
+
+def flag(options: dict[str, Any], name: str) -> bool:
+    """An option that is on or off; a text or a tensor is none: "no" would be on."""
+    x = options.get(name)
+    if not (x is None or isinstance(x, (int, np.bool_))):
+        raise InputError(f"`{name}`: expected True or False, got {type(x).__name__} {x!r:.60}")
+    return bool(x)
 
 
 def packed_lengths(cu: Any, B: int, T: int, device: torch.device, check: bool) -> None:
@@ -109,6 +124,7 @@ def _state(name: str, x: Any, lead: tuple[str, ...], lengths: tuple[int, ...], d
         raise InputError(f"`{name}`: expected {kind} {want}, got {_dtype(x)}")
     if list(x.shape) != shape:
         raise InputError(f"`{name}`: expected {want}, got {list(x.shape)}")
+    dense(name, x, want)
     if x.device != device:
         raise InputError(f"`{name}`: expected on {device}, as the inputs, got {x.device}")
     return x.unsqueeze(axis) if headless else x

@@ -30,12 +30,12 @@ def key(args: tuple[Any, ...], options: dict[str, Any], state: Any = None) -> tu
     for x in args:
         if not isinstance(x, Tensor):
             return None
-        found.append((x.shape, x.dtype, x.device))
+        found.append((x.shape, x.dtype, x.device, x.layout))
     for name, x in options.items():
         if isinstance(x, Tensor):
             if name in ("cu_seqlens", "mask", "initial_state") or not x.ndim:
                 return None
-            found.append((name, x.shape, x.dtype, x.device))
+            found.append((name, x.shape, x.dtype, x.device, x.layout))
         elif isinstance(x, _PLAIN):
             if name == "check" and x:
                 return None
@@ -51,7 +51,7 @@ def _state_key(found: list[Any], state: Any) -> bool:
     for name, x in state.items():
         if not isinstance(x, Tensor):
             return False
-        found.append((name, x.shape, x.dtype, x.device))
+        found.append((name, x.shape, x.dtype, x.device, x.layout))
     return True
 
 

@@ -59,6 +59,11 @@ BAD = {
     "state dtype": (other(initial_state=torch.zeros(2, 4, 3, 6).int()), "`initial_state.*got int32"),
     "state kind": (other(initial_state=[torch.zeros(2, 4, 3, 6)]), "`initial_state`: expected a dict .*got list"),
     "state device": (other(initial_state=torch.zeros(2, 4, 3, 6, device="meta")), "`initial_state.*got meta"),
+    "state layout": (other(initial_state=torch.zeros(2, 4, 3, 6).to_sparse()), "`initial_state.*dense.*layout sparse"),
+    "reverse text": (other(reverse="no"), "`reverse`: expected True or False, got str 'no'"),
+    "check tensor": (other(check=torch.ones(2)), "`check`: expected True or False, got Tensor"),
+    "final list": (other(output_final_state=[0]), "`output_final_state`: expected True or False, got list"),
+    "backend list": (other(backend=["torch"]), r"`backend`: expected one of .*, got \['torch'\]"),
     "const tensor": (other(scale=torch.ones(4)), "`scale` is a const: .*got a tensor float32"),
     "const grad": (other(scale=torch.ones((), requires_grad=True)), "`scale` is a const: .*with gradient"),
     "const int tensor": (other(scale=torch.ones((), dtype=torch.int64)), "`scale` is a const"),
@@ -77,6 +82,18 @@ def test_refused(case):
     args, message = BAD[case]
     with pytest.raises(InputError, match=message):
         MIXER(**args)
+
+
+def test_sparse_tensors_are_refused_behind_dense_ones():
+    """A call, and a step, of shapes seen before: the layout is one of them."""
+    MIXER(**ARGS)
+    with pytest.raises(InputError, match="dense tensor"):
+        MIXER(**other(v=ARGS["v"].to_sparse()))
+    one = {n: x[:, 0] for n, x in ARGS.items()}
+    _, state = MIXER.step(None, **one)
+    MIXER.step(state, **one)
+    with pytest.raises(InputError, match="dense tensor"):
+        MIXER.step(state, **one | {"v": one["v"].to_sparse()})
 
 
 @pytest.mark.parametrize(("ends", "message"), [
