@@ -206,7 +206,7 @@ class _Problem:
                 first = next((p for p in range(start, 0, -1) if needs >> path[p - 1] & 1), 0)
                 for at in range(first, start):
                     moved = (*path[:at], *block, *path[at:start], *path[start + length:])
-                    if (cost := self._cost(moved)) < best:
+                    if (cost := self._cost(moved, best[0])) < best:
                         path, best = moved, cost
                         break
         return path
@@ -239,13 +239,15 @@ class _Problem:
         """The size of the tiles that are there from the beginning."""
         return sum(self.size[i] for i in _bits(self.first))
 
-    def _cost(self, path: tuple[int, ...]) -> tuple[float, float]:
-        """Peak and sum of live sizes."""
+    def _cost(self, path: tuple[int, ...], limit: float = math.inf) -> tuple[float, float]:
+        """Peak and sum of live sizes; above the limit the peak is not sought further."""
         size = peak = self.live()
         done, area = 0, 0.0
         for i in path:
             more, most, _ = self.steps[i].get(done & self.matter[i]) or self.step(i, done)
-            peak, size, done = max(peak, size + most), size + more, done | 1 << i
+            if size + most > peak and (peak := size + most) > limit:
+                return peak, math.inf
+            size, done = size + more, done | 1 << i
             area += size
         return peak, area
 

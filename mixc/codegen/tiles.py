@@ -11,6 +11,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
+from functools import cache
 from keyword import kwlist
 
 from mixc.codegen import operands as products
@@ -47,6 +48,10 @@ class Tiles:
         self.emit, self.leaf, self.axes = emit, leaf, axes
         self.block, self.shape, self.aligned = axes.block, axes.shape, axes.aligned
         self.rank = {d: i for i, d in enumerate((ROW, COL, "_u", *header))}
+        def place(d: str) -> int:
+            return self.rank.get(d, -1)
+        self.dot_axes = cache(lambda node: dot_axes(node, axes, place))
+        self._of = cache(lambda dims: axes.of(tuple(sorted(dims, key=place))))
         self.uses = Counter(a for n in nodes for a in n.args)
         self.uses.update(roots)
         self.user = {a: n for n in nodes for a in n.args if self.uses[a] == 1}
@@ -85,9 +90,6 @@ class Tiles:
     def inside(self, dim: str) -> str:
         return f"has_{self.axes.size_of(dim)}"
 
-    def dot_axes(self, node: Node) -> tuple[str, str, str] | None:
-        return dot_axes(node, self.axes, lambda d: self.rank.get(d, -1))
-
     def _over_rows(self, node: Node) -> bool:
         """Is it the sum, over what makes them more, of the rows of tokens?"""
         return node.op == "sum" and self.uses[node] == 1 and set(node.attr("over")) <= self.axes.ranks and (
@@ -95,7 +97,7 @@ class Tiles:
 
     def of(self, dims: Iterable[str]) -> tuple[str, ...]:
         """The axes of a tile of these dims, whatever their order."""
-        return self.axes.of(tuple(sorted(dims, key=lambda d: self.rank.get(d, -1))))
+        return self._of(tuple(dims))
 
     def order(self, node: Node) -> tuple[str, ...]:
         """The axes of a node's tile: rows first, then dims as in the header; a rename keeps its argument's."""

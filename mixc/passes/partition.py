@@ -226,8 +226,8 @@ def _reversed(forward: Program, backward: Program, name: str, carries: tuple[Car
     launch = Launch(f"{forward.name}_{name}", backward, "chunks", True, carries, stores, exact=in_full(forward))
     launch = launch.with_roots(formed(launch.roots()))
     starts = _needed(_states(forward), launch.roots())
-    return replace(launch, starts=tuple(c.name for c in starts), replay=_replay(formed([c.next for c in starts])),
-                   fine=bool(starts) and meets(forward))
+    replay = _replay(tuple(formed([c.next for c in starts])))
+    return replace(launch, starts=tuple(c.name for c in starts), replay=replay, fine=bool(starts) and meets(forward))
 
 
 @lru_cache(maxsize=8)
@@ -305,16 +305,16 @@ def _chooses(n: Node) -> bool:
 
 def _needed(carries: tuple[Carry, ...], roots: list[Node]) -> tuple[Carry, ...]:
     """What of `carries` the roots read, and what is needed to carry that on."""
-    while True:
-        below = set(postorder(roots))
+    below, found = set[Node](), tuple[Carry, ...]()
+    while roots:
+        below.update(postorder(roots, below))
         found = tuple(c for c in carries if c.leaf in below)
-        more = [c.next for c in found if c.next not in below]
-        if not more:
-            return found
-        roots = [*roots, *more]
+        roots = [c.next for c in found if c.next not in below]
+    return found
 
 
-def _replay(after: list[Node]) -> tuple[Node, ...]:
+@lru_cache(maxsize=16)
+def _replay(after: tuple[Node, ...]) -> tuple[Node, ...]:
     """What a chunk leaves of the states; it is a whole one, all its rows are tokens."""
     from mixc.passes.simplify import RULES, all_rows_live, rewrite
 
