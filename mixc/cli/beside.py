@@ -32,7 +32,7 @@ import {name} as emitted
 DEVICE, REAL = "cuda" if ON_GPU else "cpu", torch.float64
 SHAPE = dict(B=2, T={rows} if ON_GPU else 37, H=2)
 SIZES = {sizes}
-# name, role, dims, complex, low, high, bound of the norm, dims of the norm, is it a gate
+# name, role, dims, complex, low, high, (dims, bound) of norms, is it a gate
 ARGUMENTS = {arguments}
 OUTS = {outs}
 STARTS = {starts}
@@ -40,22 +40,23 @@ STARTS = {starts}
 
 {loop}
 
-def drawn(role, dims, is_complex, low, high, norm, over):
+def drawn(role, dims, is_complex, low, high, norms):
     lead = [SHAPE["B"], SHAPE["T"], SHAPE["H"]] if role == "in" else [SHAPE["H"]]
     size = [*lead, *(SIZES[d] for d in dims)]
     x = torch.randn(size, dtype=torch.complex64 if is_complex else torch.float32)
     if is_complex:
-        return x / x.abs().clamp_min(1.0) * min(high, 1.0)
-    if low > -inf and high < inf:
+        x = x / x.abs().clamp_min(1.0)
+    elif low > -inf and high < inf:
         x = low + (high - low) * (0.01 + 0.98 * torch.rand(size))
     elif low > -inf or high < inf:
         x = low + x.abs() if low > -inf else high - x.abs()
-    else:
+    elif not norms:
         for d in dims:
             x = x / SIZES[d] ** 0.5
-    if norm < inf:
+    for over, bound in norms:  # over no dims: of every entry
         axes = [len(lead) + dims.index(d) for d in over]
-        x = x / torch.linalg.vector_norm(x, dim=axes, keepdim=True) * 0.99 * norm
+        size = torch.linalg.vector_norm(x, dim=axes, keepdim=True) if over else x.abs()
+        x = x / (size / (0.99 * bound)).clamp_min(1.0)
     return x
 
 
@@ -116,7 +117,7 @@ def check_script(step: Program, sizes: dict[str, int], consts: dict[str, float],
     arguments = []
     for d in (*step.ins, *step.params):
         lim = limits(d, sizes, consts)
-        within = lim.low, lim.high, lim.norm, lim.over
+        within = lim.low, lim.high, [(over, bound) for over, bound, _ in lim.norms]
         arguments.append((d.name, d.role, d.dims, d.kind == "complex", *within, is_gate(d)))
     begin = {n: (_entries(s), tuple(sizes[x] for x in step.decl(n).dims)) for n, s in starts.items()}
     return _SCRIPT.format(

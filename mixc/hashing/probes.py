@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from mixc.hashing.evaluate import BATCH, Env, evaluate
 from mixc.hashing.values import Value, doubles, numbers
 from mixc.ir.node import Node
 from mixc.ir.program import Decl
+from mixc.ir.region import Region
 
 Array = Any
 
@@ -27,35 +27,6 @@ def uniform(key: str, shape: Sequence[int]) -> Array:
     n = math.prod(shape)
     bits = np.frombuffer(hashlib.shake_128(key.encode()).digest(4 * n), dtype="<u4") >> 2
     return ((bits + 0.5) / 2.0**30).reshape(shape)
-
-
-@dataclass(frozen=True)
-class Region:
-    """Where a declared value may lie: low <= x <= high, and norms over some dims.  One form for every spelling."""
-
-    low: float
-    high: float
-    low_open: bool
-    high_open: bool
-    norms: tuple[tuple[tuple[str, ...], float, bool], ...]  # (over, bound, open), sorted
-
-
-def region(d: Decl, sizes: Mapping[str, int], consts: Mapping[str, float], order: Sequence[str]) -> Region:
-    """The ranges of a declaration as numbers; `order`: the canonical one of the dims."""
-    low, high = (-math.inf, True), (math.inf, True)  # (bound, open)
-    norms: dict[tuple[str, ...], tuple[float, bool]] = {}
-    for r in d.ranges:
-        a = -math.inf if r.low is None else scalar(r.low, sizes, consts)
-        b = math.inf if r.high is None else scalar(r.high, sizes, consts)
-        modulus = r.of == "abs" or (r.of == "norm" and not r.over)
-        if (r.of == "norm" and r.over) or (modulus and d.kind == "complex"):
-            over = tuple(sorted(r.over, key=order.index))
-            norms[over] = min(norms.get(over, (math.inf, False)), (b, r.high_open), key=lambda x: (x[0], not x[1]))
-            continue
-        a, a_open = (-b, r.high_open) if modulus else (a, r.low_open if r.low is not None else True)
-        low = max(low, (a, a_open))
-        high = min(high, (b, r.high_open if r.high is not None else True), key=lambda x: (x[0], not x[1]))
-    return Region(low[0], high[0], low[1], high[1], tuple(sorted((k, *v) for k, v in norms.items())))
 
 
 def scalar(node: Node, sizes: Mapping[str, int], consts: Mapping[str, float]) -> float:
@@ -81,18 +52,20 @@ def draw(key: str, shape: Sequence[int], dims: Sequence[str], r: Region | None, 
     `scale`: the size of what is unbounded, and of the distance from a single bound; a bounded value with a small
     scale stays near the middle, with a large one near an end; with none all is 0, or as near to it as the bound is."""
     parts = [_draw(f"{key}|{part}", shape, r, scale) for part in ("re", "im")[:1 + (kind == "complex")]]
-    for over, bound, _ in r.norms if r is not None else ():
+    for i, (over, bound, _) in enumerate(r.norms if r is not None else ()):
         axes = tuple(BATCH + list(dims).index(d) for d in over)
         size = np.sqrt(_sum_of_squares(parts, axes))
-        v = uniform(f"{key}|norm", [1 if i in axes else n for i, n in enumerate(shape)])
+        v = uniform(f"{key}|norm", [1 if k in axes else n for k, n in enumerate(shape)])
         size[size == 0] = 1.0  # where nothing is drawn
-        parts = [x / size * (bound * (_pushed(v, scale) if scale != 1.0 else 0.2 + 0.75 * v)) for x in parts]
+        to = bound * (_pushed(v, scale) if scale != 1.0 else 0.2 + 0.75 * v)
+        free = i == 0 and r is not None and not r.bounded  # beside other bounds one on a norm only shortens
+        parts = [np.where((size > to) | free, x / size * to, x) for x in parts]
     return parts
 
 
 def _draw(key: str, shape: Sequence[int], r: Region | None, scale: float) -> Array:
     u = uniform(key, shape)
-    if r is None or (r.low == -math.inf and r.high == math.inf):
+    if r is None or not r.bounded:
         return (3 * u - 1.5) * scale
     if r.low > -math.inf and r.high < math.inf:
         return r.low + (r.high - r.low) * (_pushed(u, scale) if scale != 1.0 else u)

@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from mixc.hashing.probes import Region, default_consts, draw, region, uniform
+from mixc.hashing.probes import default_consts, draw, scalar, uniform
 from mixc.hashing.tokens import Port, Ports, Tokens
 from mixc.hashing.values import Value, doubles, numbers
 from mixc.ir.node import Node
 from mixc.ir.program import Decl, Dim, Program
+from mixc.ir.region import Region, region
 
 Array = Any
 Elaborate = Callable[[dict[str, int]], tuple[Program, frozenset[str]]]
@@ -69,7 +70,7 @@ class View:
         self.T = max(T, min(self.tokens.reach + 2, longest))
         self.sees_all = self.tokens.reach + 2 <= self.T
         self.defaults = default_consts(self.program.consts, self.sizes)
-        self.regions = {d.name: region(d, self.sizes, self.defaults, self.order)
+        self.regions = {d.name: region(d, lambda n: scalar(n, self.sizes, self.defaults), self.order)
                         for d in (*self.program.ins, *self.program.params)}
 
     @cached_property

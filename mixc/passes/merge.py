@@ -21,12 +21,13 @@ from itertools import chain, count
 import numpy as np
 import torch
 
-from mixc.hashing.probes import Region, default_consts, draw, region, uniform
+from mixc.hashing.probes import default_consts, draw, scalar, uniform
 from mixc.ir.evaluate import Env, align, evaluate
 from mixc.ir.node import COL, LEVEL, ROW, Node, depends, is_number, postorder
 from mixc.ir.ops import CHOICES
 from mixc.ir.program import Program
 from mixc.ir.ranges import bounds, proving
+from mixc.ir.region import Region, region
 from mixc.passes.simplify import simplify
 from mixc.passes.tangent import without_tangents
 
@@ -176,7 +177,8 @@ def _env(program: Program, roots: Sequence[Node], kind: Kind, dtype: torch.dtype
         if n.op == "pos":
             return torch.arange(kind.pos, kind.pos + ROWS, dtype=dtype).reshape(1, 1, *[ROWS] * len(n.dims))
         d = decls.get(name)
-        r = region(d, sizes, consts, list(sizes)) if d is not None and d.role in ("in", "param") else None
+        ranged = d is not None and d.role in ("in", "param")
+        r = region(d, lambda x: scalar(x, sizes, consts), d.dims) if d is not None and ranged else None
         dims = [x for x in n.dims if x != ROW]
         shape = [kind.many, ROWS if ROW in n.dims else 1, *(every[x] for x in dims)]
         (x,) = draw(f"merge|{kind.name}|{n.op}|{name}", shape, dims, r, 1.0 if n.op == "cot" else kind.scale)
@@ -202,7 +204,7 @@ def _with_ends(x: np.ndarray, r: Region | None, infinite: bool) -> np.ndarray:
     flat = x.reshape(-1).copy()
     if infinite:
         flat[::5] = -math.inf
-    if r is not None and not r.norms and (r.low, r.high) != (-math.inf, math.inf):
+    if r is not None and not r.norms and r.bounded:
         if r.low == -math.inf or not r.low_open:
             flat[::5] = r.low
         if r.high == math.inf or not r.high_open:

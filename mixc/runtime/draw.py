@@ -1,7 +1,8 @@
 """Random inputs out of the declared ranges, as `language.md` says that tests draw them.
 
 Two-sided range: uniform.  One-sided: the bound ± |normal|.  A bound on a norm: any direction, scaled
-into it.  No range: normal of variance 1 / (product of the dims).  The closed ends are drawn too.
+into it; beside other bounds it only shortens.  No range: normal of
+variance 1 / (product of the dims).  The closed ends are drawn too.
 """
 
 from __future__ import annotations
@@ -9,48 +10,19 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 
 from mixc.ir.evaluate import dtype_of
 from mixc.ir.program import Decl, Program
+from mixc.ir.region import Region, region
 from mixc.runtime.checks import const_values, number_of
 
 Tensor = torch.Tensor
 
 
-@dataclass(frozen=True)
-class Limits:
-    """The ranges of one declaration as numbers. `norm`: a bound on the norm over `over`."""
-
-    low: float = -math.inf
-    high: float = math.inf
-    low_open: bool = False
-    high_open: bool = False
-    norm: float = math.inf
-    over: tuple[str, ...] = ()
-
-    @property
-    def bounded(self) -> bool:
-        """A range of values (what a gate has), and not of norms."""
-        return self.low > -math.inf or self.high < math.inf
-
-
-def limits(d: Decl, sizes: Mapping[str, int], consts: Mapping[str, float]) -> Limits:
-    found = Limits()
-    for r in d.ranges:
-        low = -math.inf if r.low is None else number_of(r.low, dict(sizes), dict(consts))
-        high = math.inf if r.high is None else number_of(r.high, dict(sizes), dict(consts))
-        if r.of == "norm":
-            found = Limits(found.low, found.high, found.low_open, found.high_open, high, r.over)
-            continue
-        low_open = r.low_open
-        if r.of == "abs":
-            low, low_open = -high, r.high_open
-        found = Limits(max(found.low, low), min(found.high, high), found.low_open or low_open,
-                       found.high_open or r.high_open, found.norm, found.over)
-    return found
+def limits(d: Decl, sizes: Mapping[str, int], consts: Mapping[str, float]) -> Region:
+    return region(d, lambda n: number_of(n, dict(sizes), dict(consts)), d.dims)
 
 
 def is_gate(d: Decl) -> bool:
@@ -112,33 +84,36 @@ def normal(shape: list[int], seed: int, name: str, dtype: torch.dtype = torch.fl
     return torch.randn(shape, generator=generator(seed, name), dtype=dtype)
 
 
-def _draw(d: Decl, shape: list[int], lim: Limits, g: torch.Generator, gates: float, ends: float,
+def _draw(d: Decl, shape: list[int], lim: Region, g: torch.Generator, gates: float, ends: float,
           dtype: torch.dtype) -> Tensor:
     wide = torch.complex128 if d.kind == "complex" else torch.float64
     target = dtype_of(d.kind, dtype)
     eps = torch.finfo(target).eps
-    if d.kind == "complex" and lim.bounded:  # abs(x) <= high: any phase
+    moduli, norms = [n for n in lim.norms if not n[0]], [n for n in lim.norms if n[0]]
+    if moduli:  # abs(x) <= high: any phase
         phase = torch.rand(shape, generator=g, dtype=torch.float64) * 2 * math.pi
-        real = Limits(0.0, lim.high, False, lim.high_open)
+        real = Region(0.0, moduli[0][1], False, moduli[0][2], ())
         x = torch.polar(_ranged(shape, real, g, gates, ends, eps), phase)
     elif lim.bounded:
         x = _ranged(shape, lim, g, gates, ends, eps)
     else:
         per_token = math.prod(shape[len(shape) - len(d.dims):])
         x = torch.randn(shape, generator=g, dtype=wide) / math.sqrt(per_token)
-    if lim.norm < math.inf:
-        axes = [len(shape) - len(d.dims) + d.dims.index(n) for n in lim.over]
+    for i, (over, bound, _) in enumerate(norms):
+        axes = [len(shape) - len(d.dims) + d.dims.index(n) for n in over]
         size = torch.linalg.vector_norm(x, dim=axes, keepdim=True)
         length = torch.rand(size.shape, generator=g, dtype=torch.float64)
         at_end = torch.rand(size.shape, generator=g, dtype=torch.float64) < 4 * ends  # where delta rules live
-        x = x / size.clamp_min(1e-30) * lim.norm * torch.where(at_end, 1.0, length)
+        to = bound * torch.where(at_end, 1.0, length)
+        free = i == 0 and not moduli and not lim.bounded
+        x = torch.where((size > to) | free, x / size.clamp_min(1e-30) * to, x)
     return x.to(target)
 
 
-def _ranged(shape: list[int], lim: Limits, g: torch.Generator, gates: float, ends: float, eps: float) -> Tensor:
+def _ranged(shape: list[int], lim: Region, g: torch.Generator, gates: float, ends: float, eps: float) -> Tensor:
     low, high = lim.low, lim.high
-    low += 4 * eps * max(abs(low), 1.0) if lim.low_open else 0.0
-    high -= 4 * eps * max(abs(high), 1.0) if lim.high_open else 0.0
+    low += 4 * eps * max(abs(low), 1.0) if lim.low_open and low > -math.inf else 0.0
+    high -= 4 * eps * max(abs(high), 1.0) if lim.high_open and high < math.inf else 0.0
     if low > -math.inf and high < math.inf:
         x = low + (high - low) * torch.rand(shape, generator=g, dtype=torch.float64)
     else:

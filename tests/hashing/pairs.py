@@ -54,6 +54,11 @@ def many_dims(scale: str) -> str:
             + "".join(f"    out o{d}[{d}] = x{d} * {scale if d == 'K' else 'A'}\n" for d in dims) + "}\n")
 
 
+def two_norms(out: str) -> str:
+    return ("mixer f(K, V) {\n    in x[K, V] where norm[K](x) <= 1 and norm[V](x) <= 1\n"
+            f"    out o[K, V] = {out}\n}}\n")
+
+
 def cell(line: str, ins: str = "in x[D]\n    in g[D] where g <= 0", start: str = "", out: str = "h") -> str:
     """A mixer with one vector state h."""
     return f"mixer c(D) {{\n    {ins}\n    state h[D]{start}\n    {line}\n    out o[D] = {out}\n}}\n"
@@ -103,6 +108,7 @@ EQUAL: list[tuple[str, str, str]] = [
     ("softmax", point("softmax[D](x)"), point("exp(x) / sum[D](exp(x))")),
     ("mean", point("x - mean(x)"), point("x - sum(x) / D")),
     ("norm", point("x / norm(x)"), point("x * rsqrt(sum(square(x)))")),
+    ("two norms that are short", two_norms("x"), two_norms("x / maximum(1, norm[K](x)) / maximum(1, norm[V](x))")),
     ("square", point("x ** 2"), point("x * x")),
     ("rsqrt", point("rsqrt(1 + x * x)"), point("1 / sqrt(1 + square(x))")),
     ("sine of a sum", point("sin(x + y)"), point("sin(x) * cos(y) + cos(x) * sin(y)")),

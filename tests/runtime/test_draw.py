@@ -71,3 +71,11 @@ def test_shapes_groups_and_streams() -> None:
 def test_what_counts_as_a_gate() -> None:
     assert [is_gate(d) for d in (G, BETA, KEY, FREE, PARAM, Decl("in", "i"))] == [True, True, False, False, False, True]
     assert math.isfinite(float(many(G).sum()))
+
+
+def test_two_norms_both_hold() -> None:
+    both = Decl("in", "m", ("K", "V"), ranges=(Range("norm", ("K",), high=number(1)),
+                                               Range("norm", ("V",), high=number(0.5))))
+    disc = Decl("in", "z", ("K",), "complex", ranges=(Range("abs", high=number(1)), KEY.ranges[0]))
+    assert many(both).norm(dim=-2).max() <= 1 + 1e-6 and 0.49 < many(both).norm(dim=-1).max() <= 0.5 + 1e-6
+    assert many(disc).abs().max() <= 1 and 0.99 < many(disc).norm(dim=-1).max() <= 1 + 1e-6
