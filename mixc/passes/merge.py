@@ -45,7 +45,8 @@ _EXPONENT = frozenset(("add", "sub", "neg", "where", "minimum", "maximum", "live
 class Kind:
     """One way to draw all inputs. `ends`: some entries lie at the ends of their ranges. `live`: how many rows are
     tokens. `sizes`: of the first dims, others growing: what is equal at one size is not at all (a mean, half a sum).
-    `pos`: of the first row. `many`: how many drawings: what only some sequences of decisions let through is seen."""
+    `pos`: of the first row. `many`: how many drawings: what only some sequences of decisions let through is seen.
+    `rows`: what three states hand on in a ring comes back after three of them, and meets itself after six."""
 
     name: str
     scale: float = 1.0
@@ -54,12 +55,14 @@ class Kind:
     sizes: tuple[int, ...] = (3, 4, 5, 6)  # not 2: of two entries, softmax(-x) are those of softmax(x) exchanged
     pos: int = 0
     many: int = 2
+    rows: int = ROWS
 
 
 NEAR = Kind("near", sizes=(5, 3, 7, 4))
 KINDS = (Kind("fresh", live=4, pos=1), Kind("empty", live=0), Kind("small", 1e-3, live=1, pos=2),
          Kind("large", 30.0, pos=3), Kind("far", 1e3, pos=4095), Kind("none", 0.0), Kind("ends", ends=True, pos=14))
 OFTEN = Kind("often", pos=5, many=48)
+LONG = Kind("long", live=17, rows=19)
 
 
 def merge(program: Program) -> Program:
@@ -76,7 +79,7 @@ def merges(program: Program) -> dict[Node, Node]:
     protecting = _protecting(program, order)
     groups = _candidates(program, order, _exponents(order) | protecting)
     wide: list[Values] = []
-    for kind in (NEAR, *KINDS, OFTEN):
+    for kind in (NEAR, *KINDS, OFTEN, LONG):
         wide.append(_values(program, [n for g in groups for n in g], kind, torch.float64))
         groups = [part for g in groups for part in _parted(g, wide[-1])]
     roots = _decided(program, [n for g in groups for n in g], wide)
@@ -168,26 +171,26 @@ def _env(program: Program, roots: Sequence[Node], kind: Kind, dtype: torch.dtype
     consts = default_consts(program.consts, sizes)
     given = {n: _const(c, f"merge|{kind.name}|{n}", kind) for n, c in consts.items()}
     decls = {d.name: d for d in program.decls}
-    every = {**sizes, ROW: ROWS, COL: ROWS, "_u": ROWS, LEVEL: (ROWS - 1).bit_length()}
+    every = {**sizes, ROW: kind.rows, COL: kind.rows, "_u": kind.rows, LEVEL: (kind.rows - 1).bit_length()}
 
     def leaf(n: Node) -> Tensor:
         name = n.attr("name", "")
         if n.op == "const":
             return given[name].to(dtype)
         if n.op == "pos":
-            return torch.arange(kind.pos, kind.pos + ROWS, dtype=dtype).reshape(1, 1, *[ROWS] * len(n.dims))
+            return torch.arange(kind.pos, kind.pos + kind.rows, dtype=dtype).reshape(1, 1, *[kind.rows] * len(n.dims))
         d = decls.get(name)
         ranged = d is not None and d.role in ("in", "param")
         r = region(d, lambda x: scalar(x, sizes, consts), d.dims) if d is not None and ranged else None
         dims = [x for x in n.dims if x != ROW]
-        shape = [kind.many, ROWS if ROW in n.dims else 1, *(every[x] for x in dims)]
+        shape = [kind.many, kind.rows if ROW in n.dims else 1, *(every[x] for x in dims)]
         (x,) = draw(f"merge|{kind.name}|{n.op}|{name}", shape, dims, r, 1.0 if n.op == "cot" else kind.scale)
         y = torch.from_numpy(_with_ends(x, r, d is not None and d.role == "state" and _starts_infinite(d.init))
                              if kind.ends else x).to(torch.float32).to(dtype)
         return (y if ROW in n.dims else y.squeeze(1)).unsqueeze(1)
 
-    live = (torch.arange(ROWS) < kind.live).reshape(1, 1, ROWS)
-    return Env(leaf, every, dtype=dtype, live=live if kind.live < ROWS else None)
+    live = (torch.arange(kind.rows) < kind.live).reshape(1, 1, kind.rows)
+    return Env(leaf, every, dtype=dtype, live=live if kind.live < kind.rows else None)
 
 
 def _const(default: float, key: str, kind: Kind) -> Tensor:
