@@ -17,7 +17,7 @@ LICENSE = "SPDX-License-Identifier: Apache-2.0"
 
 def called_by(kernels: str, modules: list[Any]) -> list[str]:
     """What kernels may call."""
-    return [library("basics"), scan_prelude(kernels), *map(library, ("spans", "crossings", "rows", "solves")),
+    return [library("basics"), scan_prelude(kernels), *map(library, ("spans", "rows", "solves")),
             *dict.fromkeys(m.prelude() for m in modules)]
 
 

@@ -26,7 +26,7 @@ RESERVED = frozenset([
     "lane", "there", "group", "longest", "late", "begin", "some", "segment", "weights", "HELD", "STARTED", "piece", "pieces", "piece_of",
     "entered", "torch", "math", "os", "run", "block", "operand", "precision", "merged", "add_parts", "over_group", "features_packed",
     "registers", "through", "dict",  "Sequences", "Past", "Guarded", "pieces_of", "FORWARD", "BACKWARD", "FORWARD_STATES", "FORWARD_OUTS",
-    "BACKWARD_STATES", "BACKWARD_GRADS", "INTERPRETED", "BEHIND_FORWARD", "BEHIND_BACKWARD", "BEHIND_STEP", *library.names("spans", "crossings", "rows", "solves", "products"),
+    "BACKWARD_STATES", "BACKWARD_GRADS", "INTERPRETED", "BEHIND_FORWARD", "BEHIND_BACKWARD", "BEHIND_STEP", *library.names("spans", "rows", "solves", "products"),
 ])
 _HOST = library.names("host", "calls", "basics") | {
     "INS", "PARAMS", "STATES", "PAST", "ALIASES", "SIZES", "PLANES", "collections"}

@@ -1,4 +1,4 @@
-"""Products under vector decays, and triangular systems: what the calls of `triton_span` call.
+"""Products under vector decays, sums over what crosses a row, and triangular systems: what `triton_span` calls.
 
 Blocks of 2h rows are cut in the middle, for h = 1, 2, 4, ...: what lies between a row of the later and one of the
 earlier half is a product of two factors, each at most 1, that meet at the cut.  A level is one masked product.
@@ -325,3 +325,20 @@ def unit_inverse(L, rows, PRECISION: tl.constexpr, SMALL: tl.constexpr):
         else:
             X -= exact(exact(X, below(L, rows, 1 << level), PRECISION), X, PRECISION)
     return X
+
+
+@triton.jit
+def either(half, full, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """What is summed up where inputs are halves, or where they are not."""
+    if OPERAND == tl.float32 and PRECISION != "tf32":
+        return full
+    return half
+
+
+@triton.jit
+def with_spans(running, A, x, y, gave, g, rows, REACH: tl.constexpr, EXCL: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """Where inputs are no halves, what `either` has left out of a running sum from the end: x dx - y dy of the products
+    dx, dy of A with y and with x. Behind a row the two are the same; the sum without its own lacks what the row `gave`."""
+    if OPERAND == tl.float32 and PRECISION != "tf32":
+        running += span_between(A, x, y, g, rows, REACH, EXCL, OPERAND, PRECISION) + gave
+    return running
