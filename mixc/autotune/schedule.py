@@ -29,7 +29,9 @@ SEGMENTS = [16, 32, 64, 96, 128, 192, 256]
 KEPT = 0.35  # the most that states kept for the backward may add to the bytes of inputs, outs and gradients
 SPILL = 512  # bytes spilled that count as much as the time itself
 LACKING = 24  # bytes spilled for each register that a thread lacks by the estimate (median of 18; 2 to 100)
+NEAR = 16  # registers that a tile may lack by the estimate, which is as much off, to be compiled where it is tuned
 ESTIMATED = " (estimated)"
+REGISTERS = "registers a thread" + ESTIMATED
 SHARED = "shared memory a block" + ESTIMATED
 OWN_16, OWN_32 = (f"every warp has 16 x {n} results of some product" for n in (16, 32))
 
@@ -167,7 +169,7 @@ class LaunchSpace:
         space.require(warps * target.warp <= 1024, "threads a block")
         if turned:
             space.require(turns * names[f"B{turned}"] <= padded(sizes[turned]), "a program's blocks lie in their dim")
-        space.require(whole(model.registers) <= target.registers_thread, "registers a thread" + ESTIMATED)
+        space.require(whole(model.registers) <= target.registers_thread, REGISTERS)
         space.require(whole(model.shared) <= target.shared_block, SHARED)
         space.require(whole(model.programs()) <= 2 ** 31 - 1, "programs of a grid")
         if "HELD" in kernel.constexprs:
@@ -272,11 +274,18 @@ class LaunchSpace:
         return [[way(loose, model) for loose in self._loosened(space)] for space, model in self.spaces]
 
     def best(self) -> Iterator[Ranked]:
-        """Every point by modelled time; where none keeps the estimates all, by what they should spill too: a compiler
-        may find room."""
-        found = self._merged([self._ranked(space, partial(_rank, model), model) for space, model in self.spaces])
-        first = next(found, None)
-        yield from self._beyond() if first is None else itertools.chain([first], found)
+        """Every point by modelled time, with what it should spill: of those that keep the estimates, or nearly; where
+        there are none, of all.  A compiler may find room."""
+        return self._merged([self._ranked(self._nearly(space, model), partial(_rank_spilling, model), model)
+                             for space, model in self.spaces]) if self._fitting else self._beyond()
+
+    @staticmethod
+    def _nearly(space: Space, model: LaunchModel) -> Space:
+        """The space with as many more registers as the estimate of them is off."""
+        near = Space()
+        near.domains, near.constraints = space.domains, [c for c in space.constraints if c.why != REGISTERS]
+        near.require(whole(model.registers) <= model.target.registers_thread + NEAR, REGISTERS)
+        return near
 
     def _beyond(self) -> Iterator[Ranked]:
         """Points whatever their registers, by modelled time with what they should spill."""

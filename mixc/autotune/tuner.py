@@ -30,7 +30,7 @@ FUSED, SPLIT = ("fwd", "bwd"), ("fwd_states", "fwd_outs", "bwd_states", "bwd_gra
 SHORT = 256  # rows in which a walk is too short for more launches to save time
 SLOW = 3  # times its forward: a backward has two to three times the work
 GAIN = 1.4  # by which others have to be faster: they read inputs again, and each more kernel is one more estimate
-SPILLED = 1.6  # by which those that should spill by the estimate, the spill counted, have to be faster than what fits
+SPILLED = 1.2  # by which those that should spill by the estimate, the spill counted, have to be faster than what fits
 CLOSE = 1.06  # times the best: nearer than that the model cannot tell them apart (its geometric deviation is 1.09)
 WIDTHS = {"bf16": 2, "fp16": 2, "fp32": 4}
 
@@ -93,7 +93,8 @@ class Schedule:
             return [FUSED]
         wanted = {*FUSED, *(SPLIT if idle else ())}
         found = [p for p in self._every_plan() if {*p} <= wanted or (summed and not {*p} & {*SPLIT})
-                 or (slow and (idle or self._takes_less(p, self._seconds(FUSED) / GAIN, fits=True)))]
+                 or (slow and (idle or self._takes_less(p, self._seconds(FUSED) / GAIN, fits=True)
+                               or (not {*p} & {*SPLIT} and self._takes_less(p, self._seconds(FUSED) / SPILLED))))]
         fit = [p for p in found if self._fits(p)] or found
         if idle or fit == found:
             return fit

@@ -11,7 +11,7 @@ from mixc.runtime.load import shipped
 SIZES = (32, 64, 96, 128, 256)
 # by heads, what spills where the model says that it fits, or says that nothing does, as `tuner.py spills` found it
 SPILLS: dict[str, dict[int, str]] = {
-    "abc": {64: "bwd_along_M 96 B", 128: "bwd_for_M 48 B, bwd_along_M 96 B"},
+    "abc": {64: "bwd_along_M 96 B", 128: "bwd_for_K 1440 B"},
     "comba": {64: "bwd_along_K 356 B", 128: "bwd_along_K 88 B"},
     "deltaproduct": {128: "fwd_for_K 512 B"},
     "dplr": {64: "fwd_for_K 8 B, bwd_along_K 192 B", 128: "fwd_for_K 172 B, bwd_for_K 616 B, bwd_along_K 252 B"},
