@@ -124,7 +124,7 @@ def drawn(arg: dict[str, Any], shape: dict[str, int], g: torch.Generator, device
     low, high = lim["low"], lim["high"]
     if arg["kind"] == "complex":
         x = torch.randn(size, generator=g, device=device, dtype=torch.complex64)
-        return x / x.abs().clamp_min(1.0) * (high if high < math.inf else 1.0)
+        return x / x.abs().clamp_min(1.0) * min((bound for over, bound, _ in lim["norms"] if not over), default=1.0)
     if low > -math.inf and high < math.inf:
         x = low + (high - low) * (0.01 + 0.98 * torch.rand(size, generator=g, device=device))
     else:
@@ -132,9 +132,10 @@ def drawn(arg: dict[str, Any], shape: dict[str, int], g: torch.Generator, device
         x = low + x.abs() if low > -math.inf else high - x.abs() if high < math.inf else x
         if low == -math.inf and high == math.inf and arg["dims"]:
             x = x / math.sqrt(math.prod(shape[d] for d in arg["dims"]))
-    if lim["norm"] < math.inf:
-        axes = [len(size) - len(arg["dims"]) + arg["dims"].index(d) for d in lim["over"]]
-        x = x / torch.linalg.vector_norm(x, dim=axes, keepdim=True) * (0.99 * lim["norm"])
+    for i, (over, bound, _) in enumerate(lim["norms"]):
+        axes = [len(size) - len(arg["dims"]) + arg["dims"].index(d) for d in over]
+        factor = 0.99 * bound / torch.linalg.vector_norm(x, dim=axes, keepdim=True)
+        x = x * (factor.clamp_max(1.0) if i else factor)  # the others hold too
     return x
 
 
