@@ -39,6 +39,13 @@ UNITS = (  # of norm 1 at most
     "({x} * rsqrt(sum[{d}](square({x})) + 0.5))", "softmax[{d}]({x})", "({x} / (norm[{d}]({x}) + 0.1))",
     "({x} / (0.5 + sum[{d}](abs({x}))))",
 )
+OVER = {  # what is summed, normed or shared out over a dim that no state has: of a loop, of a window, another name of K
+    "K": ("sum[N](softmax[N](bn) * kn)", "(norm[N](kn) * {x})", "max[N](kn)", "(softmax[N](bn) @ (kn + {x}))",
+          "sum[W](softmax[W](cw) * lag[W](k))", "(norm[W](cw * lag[W](k)) * {x})", "(softmax[W](lag[W](k) @ {x}) @ cw)",
+          "(R @ ({x})[J])", "(R[J, K] @ ({x})[J])", "(softmax[J](R) @ ({x})[J])"),
+    "V": ("sum[N](softmax[N](bn) * vn)", "(norm[N](vn) * {x})", "(softmax[N](kn @ k) @ vn)", "mean[N](vn + {x})",
+          "(softmax[W](sum[K](cw * lag[W](k))) @ lag[W](v))", "(norm[W](lag[W](v)) * {x} * mean(cw))"),
+}
 DECAYS = (  # from 0 to 1, of one number a token
     "{c}", "(1 - {c})", "(1 - {c} * {b})", "exp((0.1 + {c}) * {g})", "exp(-softplus({f}))",
     "exp(-exp({s}) * softplus({f}))",
@@ -132,6 +139,8 @@ class _Writer:
     def vector(self, dim: str, depth: int = 1) -> str:
         """[dim] from inputs and params alone."""
         kind = self.of("leaf", "leaf", "map", "map", "scaled", "sum", "unit", "bigger") if depth else "leaf"
+        if depth and self.chance(6):
+            return self.filled(self.of(*OVER[dim]), x=lambda: self.vector(dim, 0))
         if kind == "leaf":
             found = self.name(*VECTORS[dim])
             return f"lag({found}, {self.of(1, 2)})" if self.used[found].startswith("in") and self.chance(5) else found
@@ -205,7 +214,11 @@ class _Writer:
                 if self.ranks and self.chance(25):
                     return "V", self.filled(self.of(*RANK_READS), S=lambda: state)
                 q = self.vector("K")
-                return "V", self.of(f"({q} @ {state})", f"sum[K]({q} * {state})")
+                shapes = [f"({q} @ {state})", f"sum[K]({q} * {state})"]
+                if state in self.states and self.chance(8):  # under another name of K
+                    shapes = [self.filled(f"((R @ ({q})[J]) @ {state})"), self.filled(f"((R @ {state}[J, V]) @ ({q}))"),
+                              self.filled(f"({state}[J, V] @ (({q}) @ R))")]
+                return "V", self.of(*shapes)
             if kind == "K":
                 return "K", f"({state} @ {self.vector('V')})"
             return "", f"({self.vector('K')} @ {state} @ {self.vector('V')})"
@@ -275,6 +288,10 @@ class _Writer:
     def out(self) -> str:
         """An out: reads of states as they are here, and work around them."""
         dims, value = self.read(self.of(*self.states))
+        sides = {d: [n for n, have in self.states.items() if have == d] for d in (MATRIX, ("K",), ("V",))}
+        if sides[MATRIX] and (vectors := sides["K",] + sides["V",]) and self.chance(25):  # two states multiplied
+            z, S = self.of(*vectors), self.of(*sides[MATRIX])
+            dims, value = "V" if z in sides["K",] else "K", self.of(f"({z} @ {S})", f"({S} @ {z})")
         for _ in range(self.draw(st.integers(0, 2))):
             kind = self.of("map", "product", "quotient", "gate", "skip", "mix", "unit")
             if kind == "map":
@@ -442,7 +459,7 @@ def specs(draw: Any, kind: str = "scalar") -> Spec:
     header += [f"    state {s}[{', '.join(dims)}]{starts[s]}".replace("[]", "") for s, dims in w.states.items()]
     header += ["    state m = -inf"] if w.largest else []
     header += ["    state X[P, K, V]"] if w.beside else []
-    with_dims = {"N": ("kn",), "W": ("cw",), "J = K": ("R",), "P = 2": ("kp", "vp", "qp", "wp", "gp")}
+    with_dims = {"N": ("kn", "vn", "bn"), "W": ("cw",), "J = K": ("R",), "P = 2": ("kp", "vp", "qp", "wp", "gp")}
     dims = [d for d, names in with_dims.items() if set(names) & set(w.used)]
     lines = [f"    {line}" for line in w.lines]
     text = "\n".join([f"mixer m({', '.join(['K', 'V', *dims])}) {{", *header, *lines, "}"])
