@@ -8,8 +8,8 @@ The declarations `In`, `Param`, `State`, `Const` and `Out` are what `@mixc.jit` 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Never
 
 Number = float | complex | str  # a number, or an expression of the language
 
@@ -24,9 +24,10 @@ class Tensor:
     high: float | str | None = None
     where: str | None = None
     complex: bool = False
+    unknown: dict[str, Any] = field(default_factory=dict, compare=False)  # what is refused, where the line is known
 
     def __init__(self, *dims: str, low: float | str | None = None, high: float | str | None = None,
-                 where: str | None = None, complex: bool = False):
+                 where: str | None = None, complex: bool = False, **unknown: Never):
         """
         Args:
             dims: names of the dims after batch, time and head.
@@ -34,7 +35,7 @@ class Tensor:
             where: a range in the language's words, `"norm[K](k) <= 1"`.
             complex: whether the values are complex.
         """
-        for name, value in dict(dims=dims, low=low, high=high, where=where, complex=complex).items():
+        for name, value in dict(dims=dims, low=low, high=high, where=where, complex=complex, unknown=unknown).items():
             object.__setattr__(self, name, value)
 
 
@@ -52,10 +53,11 @@ class State:
 
     dims: tuple[str, ...]
     init: Number | None = None
+    unknown: dict[str, Any] = field(default_factory=dict, compare=False)
 
-    def __init__(self, *dims: str, init: Number | None = None):
-        object.__setattr__(self, "dims", dims)
-        object.__setattr__(self, "init", init)
+    def __init__(self, *dims: str, init: Number | None = None, **unknown: Never):
+        for name, value in dict(dims=dims, init=init, unknown=unknown).items():
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import difflib
 import inspect
 import numbers
 import re
@@ -120,6 +121,9 @@ class _Surface:
         name, span = Name(p.arg, self.d.span(p) if p.annotation is None else self._name_span(p)), self.d.span(p, note)
         if isinstance(said, lang.Const):
             return Declare("const", name, (), span, value=self._part(said.value, note, 0, "value"))
+        if said.unknown:
+            self._unknown(said, note)
+            return None
         odd = next((str(dim) for dim in said.dims if not str(dim).isidentifier()), None)
         if odd is not None:
             kind, apart = type(said).__name__, '", "'.join(re.findall(r"[A-Za-z]\w*", odd)) or "K"
@@ -133,6 +137,14 @@ class _Surface:
             return Declare("state", name, dims, span, value=start)
         return Declare("in" if isinstance(said, lang.In) else "param", name, dims, span, said.complex,
                        self._range(said, name, note))
+
+    def _unknown(self, said: lang.Tensor | lang.State, note: ast.expr) -> None:
+        word, kind = next(iter(said.unknown)), type(said).__name__
+        known = ["init"] if isinstance(said, lang.State) else ["low", "high", "where", "complex"]
+        near = difflib.get_close_matches(word, known, 1)
+        place = next((k.value for k in note.keywords if k.arg == word), note) if isinstance(note, ast.Call) else note
+        self.expr.refuse("MX114", f"`{kind}` takes no `{word}`", place,
+                         f"did you mean `{near[0]}`?" if near else f"it takes dims, and {', '.join(known)}")
 
     def _name_span(self, p: ast.arg) -> Span:
         whole = self.d.span(p)

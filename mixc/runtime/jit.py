@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, overload
 
-from mixc.errors import SpecError
+from mixc.errors import InputError, SpecError
 from mixc.runtime.mixer import Mixer
 
 
@@ -21,6 +21,8 @@ def jit(fn: Callable[..., Any] | None = None, /, *, dims: str | None = None) -> 
     Raises:
         SpecError: what is wrong with it, with spans in the Python file.
     """
+    if dims is not None and not isinstance(dims, str):
+        raise InputError(f'`dims`: expected the header as a text, dims="K, V = 4", got {type(dims).__name__} {dims!r}')
     if fn is None:
         return lambda f: jit_with(f, dims)
     return jit_with(fn, dims)

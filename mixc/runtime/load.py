@@ -6,7 +6,7 @@ import difflib
 import re
 from pathlib import Path
 
-from mixc.errors import Diagnostic, Source, SpecError
+from mixc.errors import Diagnostic, InputError, Source, SpecError
 from mixc.runtime.mixer import Mixer
 
 
@@ -21,6 +21,9 @@ def load(spec: str | Path, name: str | None = None) -> Mixer:
             what is wrong with its text.
         FileNotFoundError: a path that is not there.
     """
+    if not isinstance(spec, (str, Path)):
+        raise InputError("`spec`: expected the name of a shipped mixer or a path, "
+                         f"got {type(spec).__name__} {spec!r:.60}")
     if isinstance(spec, Path) or spec.endswith(".mix") or "/" in spec or "\\" in spec:
         path = Path(spec)
         return from_text(path.read_text(encoding="utf-8"), str(spec), name)
@@ -34,6 +37,8 @@ def loads(text: str, name: str | None = None) -> Mixer:
     Raises:
         SpecError: what is wrong with the text, all at once.
     """
+    if not isinstance(text, str):
+        raise InputError(f"`text`: expected the text of a spec, got {type(text).__name__} {text!r:.60}")
     return from_text(text, "<string>", name)
 
 

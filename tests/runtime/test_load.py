@@ -36,6 +36,16 @@ def test_unknown_names():
         mixc.load("nowhere/x.mix")
 
 
+def test_what_is_no_text():
+    with pytest.raises(mixc.InputError, match="`text`: expected the text of a spec, got NoneType"):
+        mixc.loads(None)
+    for given in (mixc.load, mixc.nn.Mixer):
+        with pytest.raises(mixc.InputError, match="`spec`: expected the name of a shipped mixer or a path, got int 3"):
+            given(3)
+    with pytest.raises(mixc.InputError, match='dims="K, V = 4", got int 3'):
+        mixc.jit(dims=3)
+
+
 @parses
 def test_one_of_several(tmp_path):
     path = tmp_path / "two.mix"
