@@ -157,7 +157,7 @@ class _Walk:
     def assign_state(self, s: Assign, b: Binding, x: Node | None) -> None:
         scope = self.scope
         if x is not None and b.dims is not None:
-            x = fit(scope, as_number(x) or x, b.dims, f"state {b.name}", s.value.span)
+            x = fit(scope, as_number(x) or x, b.dims, f"state {b.name}", s.value.span if s.op is None else s.span)
         if x is None:
             b.node = None if b.dims is None else b.node
             b.versions.append((b.node or number(0.0), s.span))

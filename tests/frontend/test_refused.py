@@ -113,6 +113,7 @@ BAD: list[tuple[str, str, int, int, str, str]] = [
     (last("y = sum[N](k)"), "MX209", 5, 9, "`N` is no dim", "mixer m(K, V, N)"),
     (last("y = sum[T](k)"), "MX208", 5, 9, "(time) is no dim", "a state carries"),
     (last("y = sum[V](k)"), "MX210", 5, 9, "has no dim V", "reduces over K"),
+    (body("z += k\nout o[F] = z + q", "F, D", "in k[D], q[F]\nstate z[F]"), "MX211", 5, 1, "`z += k` is [F, D]", "sum[D]"),
     (last("S = k"), "MX211", 5, 5, "is [K], and state S is [K, V]", "is repeated"),
     (last("out p[V] = S"), "MX211", 5, 12, "is [K, V], and out p is [V]", "sum[K](...)"),
     (last("out p[K] = v"), "MX211", 5, 12, "is [V], and out p is [K]", "did you mean `out p[V]`"),
