@@ -55,7 +55,8 @@ def why_not_chunk(step: Program, states: list[Decl]) -> Blame | None:
                 f"{several} are complex and need each other: {2 * len(states)} coupled states in real and imaginary "
                 f"planes, where at most {MOST} are solved"), states[0].span
     if len(states) > MOST or any(set(s.dims) != set(states[0].dims) for s in states):
-        return f"{several} are coupled: each is read by the next one's update", states[0].span
+        return _other_dims(step, states) or (f"{several} are coupled: each is read by the next one's update",
+                                             states[0].span)
     forms = AffineForms(step, states)
     found: list[Affine] = []
     for s in states:
@@ -69,6 +70,19 @@ def why_not_chunk(step: Program, states: list[Decl]) -> Blame | None:
         if refusal is not None:
             return refusal
     return _two_sides(states, forms, found) or _crossed(states, forms, found) or _endless(states)
+
+
+def _other_dims(step: Program, states: list[Decl]) -> Blame | None:
+    """States of different dims that need each other: the first term by which one reads another."""
+    for s in states:
+        inside = list(postorder([step.result("next", s.name)]))
+        for other in states:
+            term = next((n for n in inside if other.leaf() in n.args), None) if {*other.dims} != {*s.dims} else None
+            if term is not None:
+                had = " and ".join(f"{d.name} [{', '.join(d.dims)}]" if d.dims else f"{d.name}, a number,"
+                                   for d in (s, other))
+                return f"{had} are coupled and differ in their dims: {text_of(term)}", term.span
+    return None
 
 
 def _itself(states: list[Decl]) -> str:

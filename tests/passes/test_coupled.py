@@ -166,3 +166,11 @@ def test_what_is_not_of_the_class_is_refused_with_the_term(name):
     mixer = mixc.loads(TWO.replace(", N[K, V]", "").format(normaliser="", body=body + "\n out o[V] = q @ S"))
     assert set(mixer.form.values()) == {"sequential"}
     assert why in mixer.why["S"]
+
+
+def test_states_of_different_dims_are_refused_with_the_term():
+    """A learner with a bias (TTT): it said that each is read by the other, and not where."""
+    mixer = mixc.loads("mixer ttt(K, V) {\nin q[K], k[K] where norm[K](k) <= 1, v[V], eta where 0 <= eta <= 1\n"
+                       "state W[K, V], b[V]\nloss = 0.5 * sum(square(k @ W + b - v))\ng = grad[W](loss)\n"
+                       "b = b - eta * grad[b](loss)\nW = W - eta * g\nout o[V] = q @ W + b\n}")
+    assert "W [K, V] and b [V] are coupled and differ in their dims: `k @ W + b` (line 4)" in mixer.why["W"]
