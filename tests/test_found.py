@@ -48,6 +48,11 @@ FOUND = {  # what was wrong: the body
         "S += k * v\nout o[V] = mean[V](square(v)) * (q @ S)\nout r[V] = 0.5 * sum(square(v)) * (q @ S)",
     "so are softmax(x) @ softmax(y) and the same of -x and -y":
         "S += k * v\nout o[V] = q @ S\nout r = softmax[V](v) @ softmax[V](u) + softmax[V](-v) @ softmax[V](-u)",
+    "the halvings of a chunk whose decays the loop forms":
+        "Z = Z - (1 - exp(gk)) * Z + b * p * v\nS = S - (1 - av) * S\nZ = exp(-abs(sum[K](S @ u))) * Z\n"
+        "Z = Z + b * k * (0.5 * D - k @ Z)\nout o[V] = (b * q) @ S",
+    "a condition of all rows that the loop chooses by":
+        "S = 0.9 * S + k * u\nZ = exp(gk) * sigmoid(sum[K](S @ u)) * Z + k * v\nout o[V] = q @ Z",
     "a place in a group, and in all, are one at small sizes":
         "S = exp(g) * S + k * v\nout o[V] = (q * cos(index[K])) @ S\nout r[V] = (q * cos(index[K] % 4)) @ S",
     "a decay above 0 that is no scan": "S += (elu(k) + 1) * v\nout o[V] = (elu(q) + 1) @ S",

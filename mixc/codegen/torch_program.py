@@ -160,7 +160,7 @@ class _Function:
         for n in s.kept:
             if w.fixed[n] not in made.saved:
                 made.scratch[w.fixed[n]] = tuple(map(size_of, n.dims))
-        body = [*self._head(), *w.lines, f"    return {_tuple([*texts, *handed])}"]
+        body = [*self._head(w.lines), *w.lines, f"    return {_tuple([*texts, *handed])}"]
         late = self._late({**known, **early})
         made.text = "\n".join([*self._imports(), *self._per_head(), *self.before, *body, *late]) + "\n"
         return made
@@ -228,7 +228,8 @@ class _Function:
 
     def _part(self, name: str, lines: list[str], texts: list[str], args: list[str]) -> list[str]:
         live = ["live"] * self.made.partial
-        args = ["M", *args, *self.made.numbers, *self.made.heads, *live, "C", *self.dims, "dtype", "device", "**_"]
+        args = ["M", *args, *self.made.numbers, *self.made.heads, *live, "C", *_levels(lines), *self.dims, "dtype", "device",
+                "**_"]
         when = {"before": "Numbers a row, for many segments before them", "after": "and after them"}[name]
         return [f"def {name}(*, {', '.join(dict.fromkeys(args))}):", f'    """{when}: [M, C]."""', *lines,
                 f"    return {_tuple(texts)}", "", ""]
@@ -275,6 +276,7 @@ class _Function:
         self.loop_reads += [n for n in dict.fromkeys(nexts) if self.stages.level[n] in (Level.HEAD, Level.SEGMENT)
                             and n not in self.loop_reads]
         w.uses.update(self.loop_reads)
+        w.masks.difference_update(self.loop_reads)  # the loop chooses by conditions that are bools
 
     def _loop(self, w: Writer) -> None:
         s = self.stages
@@ -382,7 +384,7 @@ class _Function:
         dims = next(d.dims for d in self.made.program.decls if d.name == name)
         return dims if role == "sum" else (ROW, *dims)
 
-    def _head(self) -> list[str]:
+    def _head(self, body: list[str]) -> list[str]:
         made = self.made
         name = "backward" if self.reverse else "forward"
         places = ("at", "to", "done") if made.carries else ("at", "to")
@@ -390,7 +392,7 @@ class _Function:
                 *made.received, *made.rows, *self.small_inside, *made.early, *made.numbers, *made.heads, *made.saved,
                 *made.direct]
         args += ["live"] if made.partial else []
-        args += [*made.scratch, "C", *self.dims, "dtype", "device", "**_"]
+        args += [*made.scratch, "C", *_levels(body), *self.dims, "dtype", "device", "**_"]
         lines = [f"def {name}(*, {', '.join(dict.fromkeys(args))}):",
                  f'    """{made.program.name}: {name} of a segment of chunks{", some rows of which are no tokens" * made.partial}.',
                  ""]
@@ -430,6 +432,11 @@ class _Function:
 
 def _tuple(texts: list[str]) -> str:
     return f"({', '.join(texts)}{',' * (len(texts) == 1)})"
+
+
+def _levels(lines: list[str]) -> list[str]:
+    """The number of halvings of a chunk, where it is asked for: of decays that only the loop over chunks knows."""
+    return ["levels"] * any(re.search(r"\blevels\b", line) for line in lines)
 
 
 def _sizes(dims: Dims) -> list[str]:
