@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
-from mixc.ir.node import ROW, Node, depends, fold, make, substitute
+from mixc.ir.node import ROW, Node, depends, fold, is_number, make, substitute
 from mixc.ir.program import Program, Range
 
 INF = math.inf
@@ -112,7 +112,51 @@ def bounds(x: Node) -> Interval:
 
 def _interval(n: Node, a: list[Interval]) -> Interval:
     found = (_here.declared.get(_tensor(n)) if not n.args else None) or RULES.get(n.op, _any)(n, a)
+    if n.op in ("mul", "div") and found.high > 1 and _in_own_sum(n):
+        return Interval(max(found.low, 0.0), 1.0, found.infinite)
     return _by_ends(n, found) if n.op in ("add", "sub") else found
+
+
+def _in_own_sum(n: Node) -> bool:
+    """Is it a value of at least 0 over a sum that has it among what it adds up: b * k^2 / (1 + b * sum(k^2))?"""
+    over, under = _factors(n)
+    if len(under) != 1 or not _nonnegative(over):
+        return False
+    terms = [under[0]]
+    for t in terms:  # which grows
+        terms += t.args if t.op in ("add", "expand") else ()
+    terms = [t for t in terms if t.op not in ("add", "expand")]
+    return any(_sums_up(t, over) for t in terms) and all(bounds(t).low >= 0 for t in terms)
+
+
+def _sums_up(t: Node, over: Counter[Node]) -> bool:
+    """Is t a sum over dims of the product of `over`, what has none of them standing before it?"""
+    factors, below = _factors(t)
+    for s in [f for f in factors if f.op in ("sum", "contract")]:
+        body = Counter(s.args) if s.op == "contract" else _factors(s.args[0])[0]
+        if not below and factors - Counter([s]) + body == over:
+            return True
+    return False
+
+
+def _factors(n: Node) -> tuple[Counter[Node], list[Node]]:
+    """What it is a product of, and what that is divided by."""
+    over, under, left = Counter[Node](), list[Node](), [n]
+    for x in left:  # which grows
+        if x.op in ("mul", "expand"):
+            left += x.args
+        elif x.op == "square":
+            left += [*x.args, *x.args]
+        elif x.op == "div":
+            left.append(x.args[0])
+            under.append(x.args[1])
+        elif not is_number(x, 1.0):
+            over[x] += 1
+    return over, under
+
+
+def _nonnegative(factors: Counter[Node]) -> bool:
+    return all(bounds(x).low >= 0 for x, count in factors.items() if count % 2)
 
 
 _AFFINE = ("add", "sub", "neg", "mul")

@@ -45,6 +45,22 @@ def test_what_is_affine_in_a_value_that_it_reads_twice(value, low, high):
     assert (found.low, found.high) == (low, high)
 
 
+@pytest.mark.parametrize("value,low,high", [
+    ("b * square(k) / (1 + b * sum(square(k)))", 0, 1), ("(b / (1 + b * (k @ k))) * square(k)", 0, 1),
+    ("k * k * b / (b * sum(square(k)) + square(c) + 1e-6)", 0, 1), ("x / (1 + sum(x))", 0, 1),
+    ("x / (1 + sum(x) + sum(k))", -math.inf, math.inf), ("x / (1 + sum(k))", -math.inf, math.inf),
+    ("k / (1 + sum(square(k)))", -math.inf, math.inf), ("2 * x / (1 + sum(x))", 0, math.inf),
+    ("x / (1 - sum(x))", -math.inf, math.inf), ("x * c / (1 + sum(x * c))", -math.inf, math.inf),
+    ("1 - b * square(k) / (1 + b * sum(square(k)))", 0, 1)])
+def test_what_is_divided_by_a_sum_that_it_is_in(value, low, high):
+    step = mixc.loads("mixer m(K) {\nin k[K], c\nin x[K] where x >= 0\nin b where 0 <= b <= 1\nstate S[K]\nS += k\n"
+                      f"out o[K] = {value}\n}}").declared
+    with proving(step):
+        found = bounds(step.result("out", "o"))
+    assert found.low <= low and found.high >= high, "sound"
+    assert (found.low, found.high) == (low, high)
+
+
 def test_a_decay_between_a_floor_and_one_goes_by_its_logarithm():
     """lb + (1 - lb) * sigmoid(f) was not known to be 1 at most: for every entry a product of all pairs of rows."""
     mixer = mixc.loads("mixer m(K, V) {\nin q[K], f[K], v[V]\nparam lb[K] where 0 <= lb <= 1\nstate S[K, V]\n"
