@@ -15,7 +15,8 @@ from mixc.runtime.load import shipped
 from tests.hashing.pairs import EQUAL, GDN, NEAR, point
 from tests.hashing.rewrite import read, rewritten, text
 
-CERTAIN = [(name, a, b) for name, a, b in EQUAL if name != "log of sigmoid"]  # that one has no digits left at 1500
+# one has no digits left at 1500; the other's maxima have no other side where its inputs may lie
+CERTAIN = [(name, a, b) for name, a, b in EQUAL if name not in ("log of sigmoid", "two norms that are short")]
 
 
 @pytest.mark.parametrize("a, b", [p[1:] for p in CERTAIN[::3]], ids=[p[0] for p in CERTAIN[::3]])
