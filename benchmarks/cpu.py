@@ -47,6 +47,7 @@ class Case:
         goals: times faster than the loop, forward and forward+backward (0: none).
         ours: at most these shares of another variant's time: (variant, forward, forward+backward).
         memory: at most so many MB, or (below 1) that share of the loop's.
+        spec: a file of it; empty: the shipped one of that name.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Case:
     others: dict[str, Variant] = field(default_factory=dict)
     against: str = "eager"
     ours: tuple[str, float, float] | None = None
+    spec: str = ""
 
 
 def _lstm_layers(x: Inputs) -> Tensor:
@@ -78,6 +80,7 @@ CASES = {c.name: c for c in (
     Case("kda", _MATRIX, (0, 8), 0.25),
     Case("mamba1", dict(B=2, T=2048, H=1, D=256, N=16), (0, 7.5), 40),
     Case("hgrn", _VECTOR, (0, 9), 5, {"hand": lambda x: vector_scan(x["g"], x["x"])}, ours=("hand", 0, 1.0)),
+    Case("hgrn_of_gates", _VECTOR, (0, 9), 5, spec=str(Path(__file__).with_name("hgrn_of_gates.mix"))),
     Case("min_gru", _VECTOR, (0, 9), 5),
     Case("lstm", dict(B=4, T=512, H=4, D=64), (0, 2), 0,
          {"stacked loop": lambda x: lstm_stacked(**x), "nn.LSTM": _lstm_layers}, "stacked loop", ("nn.LSTM", 0, 1.7)),
@@ -86,7 +89,7 @@ CASES = {c.name: c for c in (
 
 def inputs(case: Case, T: int | None = None) -> tuple[Any, Inputs]:
     s = case.shape | ({"T": T} if T else {})
-    mixer = mixc.load(case.name)
+    mixer = mixc.load(case.spec or case.name)
     dims = {n: size for n, size in s.items() if n not in ("B", "T", "H")}
     x = draw(mixer.declared, B=s["B"], T=s["T"], H=s["H"], sizes=dims, gates=0.1, ends=0.0)
     return mixer, {n: t.requires_grad_() for n, t in x.items()}
