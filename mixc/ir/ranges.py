@@ -156,7 +156,7 @@ def _factors(n: Node) -> tuple[Counter[Node], list[Node]]:
 
 
 def _nonnegative(factors: Counter[Node]) -> bool:
-    return all(bounds(x).low >= 0 for x, count in factors.items() if count % 2)
+    return all(x.kind == "real" and (count % 2 == 0 or bounds(x).low >= 0) for x, count in factors.items())
 
 
 _AFFINE = ("add", "sub", "neg", "mul")

@@ -51,10 +51,11 @@ def test_what_is_affine_in_a_value_that_it_reads_twice(value, low, high):
     ("x / (1 + sum(x) + sum(k))", -math.inf, math.inf), ("x / (1 + sum(k))", -math.inf, math.inf),
     ("k / (1 + sum(square(k)))", -math.inf, math.inf), ("2 * x / (1 + sum(x))", 0, math.inf),
     ("x / (1 - sum(x))", -math.inf, math.inf), ("x * c / (1 + sum(x * c))", -math.inf, math.inf),
-    ("1 - b * square(k) / (1 + b * sum(square(k)))", 0, 1)])
+    ("1 - b * square(k) / (1 + b * sum(square(k)))", 0, 1),
+    ("abs(square(z) / (1 + sum(square(z))))", 0, math.inf)])
 def test_what_is_divided_by_a_sum_that_it_is_in(value, low, high):
-    step = mixc.loads("mixer m(K) {\nin k[K], c\nin x[K] where x >= 0\nin b where 0 <= b <= 1\nstate S[K]\nS += k\n"
-                      f"out o[K] = {value}\n}}").declared
+    step = mixc.loads("mixer m(K) {\nin k[K], c\nin z[K] complex\nin x[K] where x >= 0\nin b where 0 <= b <= 1\n"
+                      f"state S[K]\nS += k\nout o[K] = {value}\n}}").declared
     with proving(step):
         found = bounds(step.result("out", "o"))
     assert found.low <= low and found.high >= high, "sound"
