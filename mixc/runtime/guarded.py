@@ -10,12 +10,14 @@ product as well, so that derivatives of any order keep the rule.  Values are PyT
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
 
 import torch
 
+from mixc.ir.build import number, where
 from mixc.ir.derivatives import RULES as RULES_OF_IR
 from mixc.ir.derivatives import protected
 from mixc.ir.evaluate import Env, Rule, align, compute, elementwise, evaluate
@@ -105,6 +107,14 @@ def apply(op: str, dtype: torch.dtype, *xs: Tensor, attrs: tuple[tuple[str, Any]
     return _Op.apply(rows, value, *xs) if recorded and rows else value(*xs)
 
 
+def _shares(n: Node, c: Node) -> tuple[Node, ...]:
+    """Of logaddexp, by the difference of its operands: a half, where they are equal, to the last bit.  (By its value,
+    which kernels have at hand, it is near that.)"""
+    def share(x: Node, other: Node) -> Node:
+        return c * where(make("eq", x, number(-math.inf)), 0.0, make("sigmoid", x - other))
+    return share(*n.args), share(*n.args[::-1])
+
+
 @cache
 def _differentiated(op: str, attrs: tuple[tuple[str, Any], ...], kinds: tuple[bool, ...], dtype: torch.dtype
                     ) -> tuple[Callable[..., Tensor], list[Derivative]]:
@@ -112,7 +122,8 @@ def _differentiated(op: str, attrs: tuple[tuple[str, Any], ...], kinds: tuple[bo
     xs = [make("saved", name=f"x{i}", dims=(), kind=("real", "complex")[kind]) for i, kind in enumerate(kinds)]
     node = make(op, *xs, **dict(attrs))
     c, y = (make("saved", name=name, dims=(), kind=node.kind) for name in "cy")
-    rows = [protected(row, c) for row in RULES_OF_IR[op](node, c) if row is not None]
+    rule = _shares if op == "logaddexp" else RULES_OF_IR[op]
+    rows = [protected(row, c) for row in rule(node, c) if row is not None]
     rows = rows if any(x.kind == node.kind for x in xs) else []
     assert all(row.op == "guard" and row.args[0] is c for row in rows), op
 

@@ -407,8 +407,7 @@ def test_logaddexp_at_minus_infinity():
     o, _ = pair(a, b, backend="reference")
     assert o.flatten()[:3].tolist() == [-inf, 2.0, 1.0]
     ga, gb = torch.autograd.grad(o.sum(), (a, b))
-    assert ga.flatten().tolist() == pytest.approx([0, 0, 1, 0.5], abs=1e-15)
-    assert gb.flatten().tolist() == pytest.approx([0, 1, 0, 0.5], abs=1e-15)
+    assert ga.flatten().tolist() == [0, 0, 1, 0.5] and gb.flatten().tolist() == [0, 1, 0, 0.5]
 
 
 def test_ties_norms_and_forgetting():
