@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from mixc.autotune.cost import Costs, LaunchModel, Shape
 from mixc.autotune.counts import Counts
 from mixc.autotune.space import Infeasible, Space, Term, ceil_div, divides, maximum, powers_of_two, product
-from mixc.autotune.terms import operation, term
+from mixc.autotune.terms import Constraint, operation, term
 from mixc.autotune.trace import counts_of
 from mixc.codegen.config import Tile, padded
 from mixc.codegen.kernel import Kernel
@@ -282,8 +282,7 @@ class LaunchSpace:
     @staticmethod
     def _nearly(space: Space, model: LaunchModel) -> Space:
         """The space with as many more registers as the estimate of them is off."""
-        near = Space()
-        near.domains, near.constraints = space.domains, [c for c in space.constraints if c.why != REGISTERS]
+        near = space.relaxed(lambda c: c.why != REGISTERS)
         near.require(whole(model.registers) <= model.target.registers_thread + NEAR, REGISTERS)
         return near
 
@@ -305,10 +304,7 @@ class LaunchSpace:
         other's work, so that each spills less; then without a limit on shared memory either."""
         undivided = [Term("var", name=n) == d.hi for n, d in space.domains.items() if n[0] == "B"]
         for kept in ((SHARED,), ()):
-            loose = Space()
-            loose.domains = space.domains
-            loose.constraints = [c for c in space.constraints
-                                 if not c.why.endswith((ESTIMATED, OWN_32)) or c.why in kept]
+            loose = space.relaxed(partial(_kept, kept))
             loose.constraints += [c | whole for c in space.constraints if c.why == OWN_32 for whole in undivided]
             yield loose
 
@@ -359,6 +355,11 @@ class LaunchSpace:
 
     def infeasible(self) -> Infeasible:
         return self.spaces[0][0].infeasible()
+
+
+def _kept(estimates: tuple[str, ...], c: Constraint) -> bool:
+    """Whatever is no estimate, and these."""
+    return c.why in estimates or not c.why.endswith((ESTIMATED, OWN_32))
 
 
 def _rank(model: LaunchModel) -> Term:

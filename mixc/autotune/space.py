@@ -63,6 +63,12 @@ class Space:
         constraint.why = why
         self.constraints.append(constraint)
 
+    def relaxed(self, kept: Callable[[Constraint], bool]) -> Space:
+        """The same variables under those constraints that are kept."""
+        other = Space()
+        other.domains, other.constraints = self.domains, [c for c in self.constraints if kept(c)]
+        return other
+
     def solutions(self, limit: int | None = None) -> Search:
         """Every solution, once. `limit`: nodes to visit at most; `.stopped` says whether that cut it short."""
         return search.everything(self.network(), self.constraints, (), limit)

@@ -92,9 +92,15 @@ class Schedule:
         if not idle and not summed and not slow:
             return [FUSED]
         wanted = {*FUSED, *(SPLIT if idle else ())}
-        found = [p for p in self._every_plan() if {*p} <= wanted or (summed and not {*p} & {*SPLIT})
-                 or (slow and (idle or self._takes_less(p, self._seconds(FUSED) / GAIN, fits=True)
-                               or (not {*p} & {*SPLIT} and self._takes_less(p, self._seconds(FUSED) / SPILLED))))]
+        limit = self._seconds(FUSED) if slow else 0.0
+
+        def wants(plan: tuple[str, ...]) -> bool:
+            split = bool({*plan} & {*SPLIT})
+            if {*plan} <= wanted or (summed and not split):
+                return True
+            return slow and (idle or self._takes_less(plan, limit / GAIN, fits=True)
+                             or (not split and self._takes_less(plan, limit / SPILLED)))
+        found = [p for p in self._every_plan() if wants(p)]
         fit = [p for p in found if self._fits(p)] or found
         if idle or fit == found:
             return fit

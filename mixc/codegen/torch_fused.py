@@ -97,8 +97,9 @@ class _Body:
         scope = defined(made.text, f"mixc {self.program.name} fused")
         turned = {name: [0, *(1 + n.dims.index(d) for d in in_order(n.dims, self.order))]
                   for name, n in (*made.received.items(), *made.heads.items()) if in_order(n.dims, self.order) != n.dims}
+        fixed = [*made.numbers, "C", *(safe(d.name) for d in self.program.dims), "dtype", "device"]
         made.run = Bodies(made, self.states, self.program.reverse, turned, self.places, self.handed.values(),
-                          self.kept.values(), [*made.numbers, "C", *(safe(d.name) for d in self.program.dims), "dtype", "device"], scope)
+                          self.kept.values(), fixed, scope)
         made.per_head = lambda **given: tuple(given[n] for n in made.heads)
         return made
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from mixc.codegen import torch_prelude, torch_scan_prelude, torch_span, torch_span_prelude
 from mixc.codegen.lines import defined
+from mixc.codegen.needed import names_read
 from mixc.codegen.torch_contract import better_transposed
 from mixc.codegen.torch_stages import Level, Stages, affine_updates, origin, small, stages
 from mixc.codegen.torch_values import RESERVED, Dims, Names, Value, argument, safe, size_of
@@ -436,7 +437,7 @@ def _tuple(texts: list[str]) -> str:
 
 def _levels(lines: list[str]) -> list[str]:
     """The number of halvings of a chunk, where it is asked for: of decays that only the loop over chunks knows."""
-    return ["levels"] * any(re.search(r"\blevels\b", line) for line in lines)
+    return ["levels"] * ("levels" in names_read("\n".join(lines)))
 
 
 def _sizes(dims: Dims) -> list[str]:

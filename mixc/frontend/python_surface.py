@@ -15,7 +15,7 @@ import inspect
 import numbers
 import re
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from mixc import lang
@@ -140,7 +140,7 @@ class _Surface:
 
     def _unknown(self, said: lang.Tensor | lang.State, note: ast.expr) -> None:
         word, kind = next(iter(said.unknown)), type(said).__name__
-        known = ["init"] if isinstance(said, lang.State) else ["low", "high", "where", "complex"]
+        known = [f.name for f in fields(said) if f.name not in ("dims", "unknown")]
         near = difflib.get_close_matches(word, known, 1)
         place = next((k.value for k in note.keywords if k.arg == word), note) if isinstance(note, ast.Call) else note
         self.expr.refuse("MX114", f"`{kind}` takes no `{word}`", place,

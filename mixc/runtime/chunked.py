@@ -62,7 +62,11 @@ class _Run:
         """Rows of a state: with dims in memory as bodies that run chunk by chunk read them, or as they are declared."""
         call, dims = self.call, in_order(d.dims, self.shapes.order) if self.shapes.chained else d.dims
         sizes, axes = [call.sizes[n] for n in dims], [1 + dims.index(n) for n in d.dims]
-        return lambda rows: memory.empty((rows, *sizes), call.dtype, call.device).permute(0, *axes)
+
+        def rows(count: int) -> Tensor:
+            made = memory.empty((count, *sizes), call.dtype, call.device)
+            return made if dims == d.dims else made.permute(0, *axes)
+        return rows
 
     def _group(self, steps: Steps, band: Band, flows: list[Any], rows: dict[str, Tensor], of_heads: dict[str, Tensor],
                work: Workspace, put: Put, saved: list[Tensor], places: dict[str, Tensor]) -> None:
