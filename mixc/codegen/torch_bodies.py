@@ -17,6 +17,7 @@ import torch
 
 from mixc.codegen.torch_prelude import once_made
 from mixc.codegen.torch_scan_prelude import carry
+from mixc.codegen.torch_segment import Segment
 
 Tensor = torch.Tensor
 Function = Callable[..., Any]
@@ -109,7 +110,7 @@ class Bodies:
         fixed: arguments that no chunk has for its own.
     """
 
-    def __init__(self, segment: Any, states: list[str], reverse: bool, turned: dict[str, list[int]],
+    def __init__(self, segment: Segment, states: list[str], reverse: bool, turned: dict[str, list[int]],
                  places: dict[tuple[str, str], str], handed: Collection[str], kept: Collection[str],
                  fixed: list[str], functions: dict[str, Any]):
         self.segment, self.states, self.reverse, self.turned = segment, states, reverse, turned

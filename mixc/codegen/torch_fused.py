@@ -15,7 +15,7 @@ from __future__ import annotations
 from mixc.codegen.lines import defined
 from mixc.codegen.needed import names_read
 from mixc.codegen.torch_bodies import Bodies, next_state
-from mixc.codegen.torch_program import Segment
+from mixc.codegen.torch_segment import Segment
 from mixc.codegen.torch_stages import Level, Stages, affine_updates, levels, origin, stages
 from mixc.codegen.torch_values import RESERVED, Dims, Names, Value, argument, safe, size_of
 from mixc.codegen.torch_writer import Writer, in_order

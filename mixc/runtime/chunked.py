@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from mixc.codegen.torch_program import Segment, safe
+from mixc.codegen.torch_segment import Segment
+from mixc.codegen.torch_values import safe
 from mixc.codegen.torch_writer import in_order
 from mixc.ir.evaluate import heads
 from mixc.ir.program import Decl

@@ -7,7 +7,8 @@ from functools import cached_property
 from typing import Any
 
 from mixc.codegen.torch_fused import fused_segment
-from mixc.codegen.torch_program import Segment, needs_single, prepare, scans_matrix, segment
+from mixc.codegen.torch_program import segment
+from mixc.codegen.torch_segment import Segment, needs_single, prepare, scans_matrix
 from mixc.ir.launch import keys_inside
 from mixc.ir.node import COL, LEVEL, ROW, Node, make, postorder, substitute
 from mixc.ir.program import Program, once_a_program

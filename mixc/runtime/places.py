@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mixc.codegen.torch_program import Segment
+from mixc.codegen.torch_segment import Segment
 from mixc.ir.node import ROW, Node
 from mixc.runtime.memory import Frame, Workspace
 from mixc.runtime.segments import Block, Group

@@ -13,7 +13,8 @@ import torch
 
 from mixc.codegen.torch_bodies import APART
 from mixc.codegen.torch_fused import apart
-from mixc.codegen.torch_program import Segment, safe
+from mixc.codegen.torch_segment import Segment
+from mixc.codegen.torch_values import safe
 from mixc.ir.evaluate import Env, evaluate
 from mixc.ir.node import COL, LEVEL, ROW
 from mixc.runtime.call import Call

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import mixc
-from mixc.codegen.torch_program import prepare
+from mixc.codegen.torch_segment import prepare
 from mixc.ir.program import Program
 from mixc.ir.text import print_program, read_program
 from mixc.passes.chunk import chunk
