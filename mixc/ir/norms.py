@@ -28,7 +28,8 @@ def magnitude(x: Node) -> float:
         over = frozenset(d for d in a.dims if d in b.dims and d not in x.dims)
         return safe_product(norm_over(a, over), norm_over(b, over))
     i = bounds(x)
-    return max(abs(i.low), abs(i.high))
+    most = max(abs(i.low), abs(i.high))
+    return min(most, sum(map(magnitude, x.args))) if x.op in ("add", "sub") else most
 
 
 def norm_over(x: Node, over: Dims) -> float:

@@ -108,17 +108,24 @@ class AffineForms:
     """The forms of all nodes that are affine in the states of one group.
 
     Args:
-        states: their declarations, of the same dims."""
+        states: their declarations; those of one have all dims. One that lacks some is read without a query along them,
+            and written without a key: the bias of a matrix."""
 
     def __init__(self, step: Program, states: list[Decl]):
         roots = step.values()
-        self.step, self.states, self.dims = step, states, set(states[0].dims)
+        widest = max(states, key=lambda s: len(s.dims))
+        self.step, self.states, self.order, self.dims = step, states, widest.dims, set(widest.dims)
+        self.shapes = {frozenset(s.dims) for s in states}
         self.nexts = [step.result("next", s.name) for s in states]
         self.leaves = [s.leaf() for s in states]
         self.reads = depends(roots, self.leaves)
         self.ranks = Ranks(roots)
         self.forms: dict[Node, Affine | None] = {}
         self.values: dict[Node, ReadForm | None] = {}
+        self.corrections: set[Node] = set()  # the values that correct a state of all dims
+        for s, update in zip(states, self.nexts, strict=True):
+            if len(self.shapes) > 1 and s.dims == self.order:
+                self.form(update)
 
     def free(self, node: Node) -> bool:
         return node not in self.reads
@@ -138,12 +145,14 @@ class AffineForms:
             return Affine({node: None})
         if self.free(node):
             return Affine({}, {Write(p): None for p in self.outer(node)})
+        if len(self.shapes) > 1 and node in self.corrections:  # one unknown, whatever it corrects
+            return self._correction(node)
         return (self._chosen(node) if node.op == "where" else self._sum(node)) or self._correction(node)
 
     def _sum(self, node: Node) -> Affine | None:
         """A sum of values with such a form, or one times a factor entry by entry."""
         parts = None if node.op == "expand" else terms(node, self.free)
-        if parts is None or (node.op in ("mul", "div") and set(parts[0][0].dims) != self.dims) or (
+        if parts is None or (node.op in ("mul", "div") and set(parts[0][0].dims) != set(node.dims)) or (
                 node.op == "mul" and not set(node.dims) <= self.dims):
             return None
         found = [(self.form(x), c) for x, c in parts]
@@ -211,6 +220,7 @@ class AffineForms:
             return [Write(p) for p in self.outer(node)]
         value = self.value(node)
         if value is not None and not any(self.summed(r) & set(node.dims) for r in value.coefs):
+            self.corrections.add(node)
             return [Write((), value)]
         if node.op in ("sum", "contract"):
             return self._over_ranks(node)
@@ -253,6 +263,8 @@ class AffineForms:
         return self.values[node]
 
     def _value(self, n: Node) -> ReadForm | None:
+        if n in self.leaves and set(n.dims) < self.dims:  # read as it is: nothing is summed
+            return ReadForm(None, {Read(n, None, n): None})
         if n.op in ("contract", "sum"):
             read = self.read(n)
             return self._contracted(n) if read is None else ReadForm(None, dict([self._apart(read)]))
@@ -271,7 +283,7 @@ class AffineForms:
 
     def summed(self, r: Read) -> set[str]:
         """The dims of the state over which a read sums."""
-        return self.dims - set(r.node.dims)
+        return set(r.x.dims) - set(r.node.dims)
 
     @functools.cached_property
     def apart(self) -> frozenset[str]:
@@ -282,9 +294,9 @@ class AffineForms:
         reads = [r for n in self.reads if n.op in ("contract", "sum") and (r := self.read(n)) is not None]
         corrected = {d for w in self.in_order(writes) if w.value for r in w.value.coefs for d in self.summed(r)}
         if found == [frozenset()]:
-            more = map(frozenset, itertools.combinations(self.states[0].dims, max(len(self.dims) - 2, 0)))
+            more = map(frozenset, itertools.combinations(self.order, max(len(self.dims) - 2, 0)))
             found = [a for a in more if not any(self.summed(r) & a for r in reads)] or found
-        place = self.states[0].dims.index
+        place = self.order.index
         return min(found, key=lambda a: (len(corrected & a), sum(len(self.summed(r) & a) for r in reads),
                                          sorted(map(place, a))), default=frozenset())
 
@@ -316,16 +328,21 @@ class AffineForms:
             query = others[0] if others else None
             if self.form(x) is None and n.op == "sum" and x.op == "mul":  # a query with dims of its own
                 for y, c in (x.args, x.args[::-1]):
-                    if self.free(c) and self.form(y) is not None:
+                    if self.free(c) and self._holds(y):
                         return Read(n, c, y)
             while x.op == "mul" and n.op == "sum":  # sum[K](q * S)
                 y, c = x.args if self.free(x.args[1]) else x.args[::-1]
-                if not self.free(c) or self.form(y) is None or set(y.dims) != self.dims:
+                if not self.free(c) or not self._holds(y):
                     break
                 x, query = y, maybe_mul(query, c)
-            if self.form(x) is not None and set(x.dims) == self.dims:
+            if self._holds(x):
                 return Read(n, query, x)
         return None
+
+    def _holds(self, x: Node) -> bool:
+        """Is it a state, decayed and written to?"""
+        return set(x.dims) in self.shapes and (form := self.form(x)) is not None and (
+            set(x.dims) == self.dims or bool(form.decays))
 
     def _contracted(self, n: Node) -> ReadForm | None:
         """sum over more dims of a value that reads the state: (y @ S) @ u is one read, with the query y * u."""

@@ -26,6 +26,7 @@ from mixc.passes.context import context, has_context
 from mixc.passes.planes import Split, is_complex, planes
 from mixc.passes.scan import ScanState
 from mixc.passes.states import States
+from mixc.passes.sums import gather_reads
 
 
 def chunk(stages: Program, by_rows: bool = False) -> Program:
@@ -106,7 +107,8 @@ class _Lift:
         """The states of which the node is a (decayed, updated) copy, if it is one.  What reads several groups is a copy
         of the one that is found last: the others feed its writes."""
         for names, forms in reversed(self.forms.items()):
-            if not forms.free(node) and set(node.dims) == forms.dims and _keeps(forms.form(node)):
+            if not forms.free(node) and set(node.dims) in forms.shapes and _keeps(forms.form(node)) and (
+                    set(node.dims) == forms.dims or self._is_state(node, names)):
                 return names
         return None
 
@@ -123,7 +125,7 @@ class _Lift:
         form = group.forms.form(node)
         assert form is not None
         self._count(names, whole=True)
-        rows = group.rows(form) or group.read(form, None, group.decls[0].dims)
+        rows = group.rows(form) or group.read(form, None, node.dims)
         # behind the end the last token comes again and nothing fades: they would grow
         return make("live", rows, fill=0.0) if names in self.valued else rows
 
@@ -179,7 +181,8 @@ class _Lift:
                 results.append(Result("next", r.name, self._next(r.name)))
         ranks = {new: d for f in self.forms.values() for d, *more in f.ranks.rows for new in more}
         more = [Dim(new, d) for new, d in ranks.items()]
-        return replace(self.step, level="chunk", results=tuple(results), dims=(*self.step.dims, *more))
+        made = replace(self.step, level="chunk", results=tuple(results), dims=(*self.step.dims, *more))
+        return made.with_values(gather_reads(made.values()))
 
     def _next(self, name: str) -> Node:
         if name in self.scans:

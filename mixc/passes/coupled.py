@@ -63,7 +63,7 @@ class Transport:
     """How the states of a group, by number, reach each other: `own` decays, and `paths` by (to, from)."""
 
     def __init__(self, updates: list[Affine], forms: AffineForms, lift: Lift):
-        leaves, dims = forms.leaves, forms.states[0].dims
+        leaves, dims = forms.leaves, forms.order
         self.own: list[Decay] = []
         self.taken: list[dict[int, Node]] = []
         for i, update in enumerate(updates):

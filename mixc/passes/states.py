@@ -7,6 +7,7 @@ that, not the order of rows, gives the masks.  Writes that read the states are s
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from mixc.ir.build import at_col, contract, expand, make, maybe_add, maybe_mul, product, rename, repeated, total
 from mixc.ir.node import COL, ROW, Node, number
@@ -31,7 +32,7 @@ class States:
         found = [forms.form(step.result("next", d.name)) for d in self.decls]
         self.updates = [f for f in found if f is not None]
         assert len(self.updates) == len(found)
-        self.first = set([d for d in self.decls[0].dims if d not in forms.apart][:1])  # a side of outer products
+        self.first = set([d for d in forms.order if d not in forms.apart][:1])  # a side of outer products
         self.transport = Transport(self.updates, forms, lift)
         self.writes = list(dict.fromkeys(w for u in self.updates for w in u.writes))
         self.written: dict[Write, list[Node]] = {}  # the lifted factors of every write
@@ -160,9 +161,10 @@ class Place:
 
     def __init__(self, group: States, x: Affine, query: Node | None, out: Dims):
         self.group, self.x = group, x
-        self.beside = tuple(d for d in group.decls[0].dims if d in group.forms.apart and d not in out)
+        dims = next(iter(x.decays)).dims if x.decays else group.forms.order
+        self.beside = tuple(d for d in dims if d in group.forms.apart and d not in out)
         self.out = (*self.beside, *out)
-        self.summed = group.dims - set(self.out)
+        self.summed = {*dims} - set(self.out)
         self.query = query if query is None else total(
             query, [d for d in query.dims if d not in (ROW, *out) and d not in group.dims])
         self.sources = [(group.forms.leaves.index(leaf), group._factors(d)) for leaf, d in x.decays.items()]
@@ -203,6 +205,8 @@ class Place:
     def _summed_up(self, query: Node | None, state: Node) -> Node:
         """[_t, out...]: the state times the query, dim by dim where that separates."""
         parts = by_dim(query, summed=self.summed)
+        if query is None and not self.summed:
+            return expand(state, (ROW, *self.out))
         if parts is None:
             return contract(repeated(query, (ROW,)), state, (ROW, *self.out))
         for d, (q,) in parts.items():
@@ -285,39 +289,64 @@ class Place:
 def solve_writes(group: States) -> dict[Write, list[Node]]:
     """The factors of every write that reads the state: its value is found from a unit triangular system.
 
-    value_i[t] = b_i[t] + sum_j sum_s N_ij[t, s] value_j[s]; j runs over these writes, s over rows before t, and the
+    value_i[t] = b_i[t] + sum_j sum_s N_ij[t, s] value_j[s]; j runs over these values, s over rows before t, and the
     own row where j was executed before i.  Block elimination in that order; no pivot differs from 1."""
     forms, lift = group.forms, group.lift
     writes = forms.in_order(group.writes)
-    summed = {d for w in writes for r in (w.value.coefs if w.value else ()) for d in forms.summed(r)}
-    dims = tuple(d for d in group.decls[0].dims if d not in summed)
-    keys = {w: [lift(f) for f in w.factors if summed & set(f.dims)] for w in writes}
     reads = [r for w in writes for r in (w.value.coefs if w.value else ())]
+    summed = {d for r in reads for d in forms.summed(r)}
+    dims = tuple(d for d in forms.order if d not in summed)
     seen = [w for r in reads for w in (forms.form(r.x) or Affine()).writes]
     others = [w for w in dict.fromkeys([*group.writes, *seen]) if w.value is None]  # the rest are `writes`
     by_row = {s: t for t, s, _ in forms.ranks.rows}
+    unknowns = _unknowns(writes, summed)
+    keys = {w: [lift(f) for f in w.factors if f not in u.scale] for u in unknowns for w in u.writes}
     b: list[Node | None] = []
     N: list[dict[int, Node]] = []
-    for w in writes:
-        assert w.value is not None
-        scale = product(rename(lift(f), **by_row) for f in w.factors if not summed & set(f.dims))
-        value, row = group.found(w.value, others), dict[int, Node]()
-        for r, c in w.value.coefs.items():
+    for u in unknowns:
+        scale = product(rename(lift(f), **by_row) for f in u.scale)
+        value, row = group.found(u.value, others), dict[int, Node]()
+        for r, c in u.value.coefs.items():
             x = forms.form(r.x)
             assert x is not None
             query, coef = None if r.query is None else lift(r.query), None if c is None else lift(c)
             place = Place(group, x, query, r.node.dims)
-            for j, other in enumerate(writes):
-                found = place.matrix(other, keys[other])
-                if found is not None:
-                    entry = maybe_mul(maybe_mul(coef, scale), found)
-                    assert entry is not None
-                    row[j] = row[j] + entry if j in row else entry
+            for j, other in enumerate(unknowns):
+                for w in other.writes:
+                    found = place.matrix(w, keys[w])
+                    if found is not None:
+                        entry = maybe_mul(maybe_mul(coef, scale), found)
+                        assert entry is not None
+                        row[j] = row[j] + entry if j in row else entry
         assert value is not None
         b.append(repeated(maybe_mul(scale, value), (ROW, *dims)))
         N.append(row)
     values = map(group.as_written, eliminate(N, b, forms.ranks.rows))
-    return {w: [*keys[w], z] for w, z in zip(writes, values, strict=True) if z is not None}
+    return {w: [*keys[w], z] for u, z in zip(unknowns, values, strict=True) if z is not None for w in u.writes}
+
+
+@dataclass(frozen=True)
+class _Unknown:
+    """A value that reads the states, times factors that all writes of it have."""
+
+    writes: list[Write]
+    value: ReadForm
+    scale: list[Node]
+
+
+def _unknowns(writes: list[Write], summed: set[str]) -> list[_Unknown]:
+    """What is solved for: writes of the same value share it, with those of their factors that have no summed dim."""
+    by_value: dict[int, list[Write]] = {}
+    for w in writes:
+        by_value.setdefault(id(w.value), []).append(w)
+    found = []
+    for same in by_value.values():
+        first, *more = same
+        assert first.value is not None
+        scale = [f for f in first.factors if not summed & {*f.dims} and all(
+            w.factors.count(f) == first.factors.count(f) for w in more)]
+        found.append(_Unknown(same, first.value, scale))
+    return found
 
 
 def _present(dims: Dims, *nodes: Node) -> Dims:

@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Callable
 from functools import reduce
 
-from mixc.ir.build import cumsum, renamed_at_once
-from mixc.ir.node import Node, make, postorder, substitute
+from mixc.ir.build import contract, cumsum, expand, product, renamed_at_once
+from mixc.ir.node import COL, ROW, Node, make, number, postorder, substitute
 
 SUMS = ("add", "sub", "neg")
 Term = tuple[bool, Node]  # is it subtracted?
@@ -111,6 +111,54 @@ class _Sums:
                     new = [*(t for t in new if t not in wanted), (minus, both)]
         return None if new is terms else new
 
+    def read_at_once(self, terms: list[Term]) -> list[Term] | None:
+        """With one product of pairs of rows for every value they are multiplied with, and one sum of such pairs for
+        every decay."""
+        new = terms
+        for i, (minus, a) in enumerate(terms):
+            for sub, b in terms[i + 1:]:
+                if self.uses[a] == self.uses[b] == 1 and (minus, a) in new and (sub, b) in new and (
+                        both := self._at_once(a, b, minus != sub)) is not None:
+                    new = [(minus, both) if t == (minus, a) else t for t in new if t != (sub, b)]
+                    a = both
+        return None if new is terms else new
+
+    def _at_once(self, a: Node, b: Node, sub: bool) -> Node | None:
+        if a.dims != b.dims:
+            return None
+        if {*a.dims} == {ROW, COL}:
+            return _pairs(a, b, sub)
+        same = {*a.args} & {*b.args} if a.op == b.op == "contract" else set()
+        if len(same) != 1:
+            return None
+        (x,), (A,), (B,) = same, {*a.args} - same, {*b.args} - same
+        if {*A.dims} != {ROW, COL} or {*B.dims} != {ROW, COL} or max(self.uses[A], self.uses[B]) > 1:
+            return None
+        return contract(_pairs(A, B, sub) or (A - B if sub else A + B), x, a.dims)
+
+
+def _pairs(a: Node, b: Node, sub: bool) -> Node | None:
+    """[_t, _s]: a + b, what masks or decays pairs of rows being one factor of both; None: nothing does."""
+    (of, keep), (more, same) = map(_factors, (a, b))
+    common = [*(of & more).elements()]
+    if keep != same or (keep is None and not any({*f.dims} == {ROW, COL} for f in common)):
+        return None
+    x, y = (product((fs - (of & more)).elements()) or number(1) for fs in (of, more))
+    found = product([expand(x - y if sub else x + y, (ROW, COL)), *common]) or number(1)
+    return found if keep is None else make("mask", found, keep=keep)
+
+
+def _factors(n: Node) -> tuple[Counter[Node], str | None]:
+    """Those of a product, and which pairs of rows it keeps."""
+    if n.op == "mul":
+        (a, keep), (b, same) = map(_factors, n.args)
+        return a + b, keep or same
+    if n.op == "expand":
+        return _factors(n.args[0])
+    if n.op == "mask":
+        return _factors(n.args[0])[0], n.attr("keep")
+    return Counter({n: 1}), None
+
 
 def renamed(n: Node, like: Node) -> Node:
     """The node under the names that `like` gives."""
@@ -124,3 +172,11 @@ def _added(terms: list[Term]) -> Node:
     first = next((i for i, (minus, _) in enumerate(terms) if not minus), 0)
     (minus, x), rest = terms[first], terms[:first] + terms[first + 1:]
     return reduce(lambda a, t: a - t[1] if t[0] else a + t[1], rest, -x if minus else x)
+
+
+# ---------------------------------------------------------------- products with what the same rows wrote
+def gather_reads(roots: list[Node]) -> list[Node]:
+    """A[t, s] x[s] + B[t, s] x[s] = (A + B)[t, s] x[s], and what A and B have in common is one factor: a state and one
+    that lacks its keys are corrected by one value, and read at once."""
+    sums = _Sums(roots)
+    return sums.rewritten(sums.read_at_once)

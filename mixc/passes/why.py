@@ -54,9 +54,11 @@ def why_not_chunk(step: Program, states: list[Decl]) -> Blame | None:
         return (f"{several} is complex" if len(states) == 1 else
                 f"{several} are complex and need each other: {2 * len(states)} coupled states in real and imaginary "
                 f"planes, where at most {MOST} are solved"), states[0].span
-    if len(states) > MOST or any(set(s.dims) != set(states[0].dims) for s in states):
-        return _other_dims(step, states) or (f"{several} are coupled: each is read by the next one's update",
-                                             states[0].span)
+    widest = max(states, key=lambda s: len(s.dims))
+    if any(not {*s.dims} <= {*widest.dims} for s in states) and (other := _other_dims(step, states)) is not None:
+        return other
+    if any(sum({*s.dims} == {*o.dims} for o in states) > MOST for s in states):
+        return f"{several} are coupled: each is read by the next one's update", states[0].span
     forms = AffineForms(step, states)
     found: list[Affine] = []
     for s in states:
@@ -130,7 +132,8 @@ def _two_sides(states: list[Decl], forms: AffineForms, found: list[Affine]) -> B
     sides: dict[frozenset[str], Node] = {}
     for w in forms.in_order(w for f in found for w in f.writes):
         for r in w.value.coefs if w.value is not None else ():
-            sides.setdefault(frozenset(forms.summed(r)), r.node)
+            if forms.summed(r):
+                sides.setdefault(frozenset(forms.summed(r)), r.node)
             if forms.summed(r) & forms.apart:
                 along = ", ".join(d for d in states[0].dims if d in forms.summed(r) & forms.apart)
                 names = ", ".join(s.name for s in states)

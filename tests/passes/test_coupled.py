@@ -169,8 +169,8 @@ def test_what_is_not_of_the_class_is_refused_with_the_term(name):
 
 
 def test_states_of_different_dims_are_refused_with_the_term():
-    """A learner with a bias (TTT): it said that each is read by the other, and not where."""
-    mixer = mixc.loads("mixer ttt(K, V) {\nin q[K], k[K] where norm[K](k) <= 1, v[V], eta where 0 <= eta <= 1\n"
-                       "state W[K, V], b[V]\nloss = 0.5 * sum(square(k @ W + b - v))\ng = grad[W](loss)\n"
-                       "b = b - eta * grad[b](loss)\nW = W - eta * g\nout o[V] = q @ W + b\n}")
-    assert "W [K, V] and b [V] are coupled and differ in their dims: `k @ W + b` (line 4)" in mixer.why["W"]
+    """Two projections that are to agree, none of which has all dims of the other."""
+    mixer = mixc.loads("mixer agree(K, V, M) {\nin q[K], k[K] where norm[K](k) <= 1, v[V] where norm[V](v) <= 1\n"
+                       "state A[K, M], B[V, M]\ne = k @ A - v @ B\nA = A - 0.5 * k * e\n"
+                       "B = B + 0.5 * v * e\nout o[M] = q @ A\n}")
+    assert "A [K, M] and B [V, M] are coupled and differ in their dims: `v @ B` (line 4)" in mixer.why["A"]

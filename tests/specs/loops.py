@@ -43,6 +43,13 @@ def several_memories(x: Tensors, s: Tensors) -> Tensors:
     return {"o": rows(x["w"].softmax(-1), read)}
 
 
+def learner_with_bias(x: Tensors, s: Tensors) -> Tensors:
+    error = rows(x["k"], s["W"]) + s["c"] - x["v"]
+    s["W"] = number(x["g"].exp()) * s["W"] - number(x["b"]) * outer(x["k"], error)
+    s["c"] = x["g"].exp()[..., None] * s["c"] - x["b"][..., None] * error
+    return {"o": rows(x["q"], s["W"]) + s["c"]}
+
+
 def two_erasers(x: Tensors, s: Tensors) -> Tensors:
     S = s["S"]
     s["S"] = (number(x["g"].exp()) * S - number(x["a"]) * outer(x["x"], rows(x["x"], S))
@@ -117,7 +124,7 @@ def scalar_learner(x: Tensors, s: Tensors) -> Tensors:
 
 STEPS: dict[str, Callable[[Tensors, Tensors], Tensors]] = {f.__name__: f for f in (
     two_sided_decay, two_erasers, write_then_forget, crossed, column_strength, signed_delta, reflections, shared_keys,
-    addressed, scalar_learner, several_memories)}
+    addressed, scalar_learner, several_memories, learner_with_bias)}
 
 
 class Loop:
