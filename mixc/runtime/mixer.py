@@ -12,7 +12,7 @@ import torch
 
 from mixc.errors import Diagnostic, InputError, Source, SpecError
 from mixc.ir.program import Program
-from mixc.runtime import arguments, backends, checks, describe, library, quick
+from mixc.runtime import arguments, backends, checks, describe, library, quick, transforms
 from mixc.runtime.call import Call, histories
 
 if TYPE_CHECKING:
@@ -51,9 +51,7 @@ class Mixer:
     def __call__(self, *args: Any, **options: Any) -> tuple[Any, State | None]:
         if torch.compiler.is_compiling():
             return library.call(self, args, options, token=False)
-        if torch._C._are_functorch_transforms_active():
-            raise InputError(f"{self.__name__}: torch.func transforms (grad, vmap, ...) do not go through a mixer; "
-                             "batch is its first axis, and torch.autograd.grad gives gradients")
+        transforms.refuse(self.__name__, args, options)
         return self._eager(args, options)
 
     @property
@@ -95,6 +93,7 @@ class Mixer:
         """
         if torch.compiler.is_compiling():
             return library.call(self, args, {**options, "initial_state": state}, token=True)
+        transforms.refuse(self.__name__, args, options, state)
         return self._eager_step(state, args, options)
 
     def _eager_step(self, state: State | Tensor | None, args: tuple[Any, ...], options: dict[str, Any]

@@ -232,6 +232,31 @@ def test_transforms_of_torch_func_are_refused() -> None:
         torch.func.grad(lambda q: m(q, x["k"], x["v"], x["g"])[0].sum())(x["q"])
     with pytest.raises(mixc.InputError, match=r"torch\.func"):
         torch.func.vmap(lambda q: m(q, x["k"], x["v"], x["g"])[0])(x["q"].expand(3, *x["q"].shape))
+    q, *rest = (y[:, 0] for y in x.values())
+    with pytest.raises(mixc.InputError, match=r"torch\.func"):
+        torch.func.vmap(lambda y: m.step(None, y, *rest)[0])(q.expand(3, *q.shape))
+
+
+@pytest.mark.filterwarnings("ignore:note")
+@pytest.mark.parametrize("name", ["simple_gla", "gated_delta_rule", "hgrn", "lstm"])
+def test_forward_derivatives_go_through_the_reference_alone(name: str) -> None:
+    """Some programs lost the tangent, so that nothing seemed to depend on the input; others failed inside torch."""
+    from torch.autograd import forward_ad
+    m = mixc.load(name)
+    x = inputs(m, grad=False, dtype=torch.float64, ends=0.0)
+    first, value = next(iter(x.items()))
+    change = torch.randn_like(value)
+    with forward_ad.dual_level():
+        dual = {**x, first: forward_ad.make_dual(value, change)}
+        with pytest.raises(mixc.InputError, match="forward derivatives"):
+            m(**dual)
+        ins = {d.name for d in m.declared.ins}
+        with pytest.raises(mixc.InputError, match="forward derivatives"):
+            m.step(None, **{n: y[:, 0] if n in ins else y for n, y in dual.items()})
+        m(**x)  # nothing of this call has a tangent
+        tangent = forward_ad.unpack_dual(outs(m(**dual, backend="reference")[0])[0]).tangent
+    a, b = (outs(m(**{**x, first: value + e * change}, backend="reference")[0])[0] for e in (1e-6, -1e-6))
+    torch.testing.assert_close(tangent, (a - b) / 2e-6, rtol=1e-6, atol=1e-6)
 
 
 # ---------------------------------------------------------------- two processes
