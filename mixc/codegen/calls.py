@@ -19,9 +19,14 @@ PLANES = '''
 
 def _planes(given, only=None):
     """Complex tensors by the names of their real and imaginary parts; `only`: the name of a tensor that comes without."""
+    given = {only: given} if torch.is_tensor(given) and only else {} if given is None else given
+    if not isinstance(given, dict):
+        return given
     found = {}
-    for name, x in ({only: given} if torch.is_tensor(given) else given or {}).items():
+    for name, x in given.items():
         if name in PLANES:
+            if not torch.is_tensor(x) or x.dtype == torch.complex128:
+                raise ValueError(f"`{name}`: expected complex64, got {getattr(x, 'dtype', type(x).__name__)}")
             found |= dict(zip(PLANES[name], (x.real, x.imag) if x.is_complex() else (x, torch.zeros_like(x))))
         else:
             found[name] = x

@@ -93,11 +93,32 @@ def test_steps_without_gradients_are_a_kernel_of_their_own(name):
     ({"mask": torch.zeros(2, 20)}, "`mask`: expected bool"),
     ({"cu_seqlens": torch.tensor([0, 20])}, "`cu_seqlens`"),
     ({"g": torch.ones(2, 20, 2), "check": True}, "`g`: expected g <= 0"),
+    ({"q": None}, r"`q`: expected \[B, T, H, K\] .*, got NoneType"),
+    ({"cu_seqlens": [0, 20]}, "`cu_seqlens`: expected int32"),
+    ({"mask": [True]}, "`mask`: expected bool"),
+    ({"initial_state": {"S": None}}, "`initial_state`: expected a dict of tensors, of S"),
+    ({"initial_state": [torch.zeros(2, 2, 16, 16)]}, "`initial_state`: expected a dict of tensors, of S"),
 ])
 def test_bad_input_is_named(change, words):
     run, _ = emitted("simple_gla")
     with pytest.raises(ValueError, match=words):
         run(**{**inputs("simple_gla"), **change})
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"A": None}, "`A`: expected complex64, got NoneType"),
+    ({"B": torch.zeros(2, 16, dtype=torch.complex128)}, "`B`: expected complex64, got torch.complex128"),
+    ({"initial_state": []}, "`initial_state`: expected a dict of tensors, of "),
+    ({"initial_state": {"h": None}}, "`h`: expected complex64, got NoneType"),
+])
+def test_bad_input_of_complex_values_is_named(change, words):
+    mixer = mixc.loads("mixer m(D) {\nin x[D]\nparam A[D] complex where abs(A) < 1\nparam B[D] complex\n"
+                       "state h[D], n\nh = A * h + B * x\nn = n + 1\nout y[D] = real(h) / n\n}")
+    run = load_text(mixer.emit(config=CONFIG)).m
+    given = {"x": torch.zeros(2, 3, 2, 16), "A": torch.zeros(2, 16) + 0j, "B": torch.zeros(2, 16) + 0j}
+    run(**given)
+    with pytest.raises(ValueError, match=words):
+        run(**{**given, **change})
 
 
 def test_the_file_needs_torch_and_triton_only(tmp_path):
@@ -108,6 +129,9 @@ def test_the_file_needs_torch_and_triton_only(tmp_path):
     env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(tmp_path)}
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env, cwd=tmp_path)
     assert run.returncode == 0, run.stderr[-1500:]
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path,
+                         env={**env, "TRITON_INTERPRET": "0"})
+    assert "ValueError: `q`: expected on a GPU, got cpu" in run.stderr
 
 
 def test_text_is_deterministic():

@@ -9,6 +9,8 @@ def accepted(given, headless):
     """The tensors of a call, each with an axis of heads."""
     known, found = dict(SIZES), {}
     first = next(iter(given))
+    if not INTERPRETED and torch.is_tensor(given[first]) and given[first].device.type == "cpu":
+        raise ValueError(f"`{first}`: expected on a GPU, got cpu; TRITON_INTERPRET=1, set before triton is imported, interprets kernels")
     for name, x in given.items():
         lead = ("B", "T") if name in INS else ()
         dims = (*lead, *(() if headless else ("H",)), *{**INS, **PARAMS}[name])
@@ -36,10 +38,13 @@ def accepted(given, headless):
 
 def accepted_states(given, sizes, count, headless):
     """Initial states and earlier values by name, each with an axis of heads, and how many tokens came before."""
+    given = {} if given is None else given
     if torch.is_tensor(given) and len(STATES) == 1:
         given = {next(iter(STATES)): given}
+    if not isinstance(given, dict) or not all(map(torch.is_tensor, given.values())):
+        raise ValueError(f"`initial_state`: expected a dict of tensors, of {', '.join([*STATES, *PAST])}")
     found = {}
-    for name, x in (given or {}).items():
+    for name, x in given.items():
         if name not in STATES and name not in PAST:
             raise ValueError(f"`initial_state`: no state `{name}`; there are {', '.join([*STATES, *PAST])}")
         depth, axes = PAST.get(name) or (None, STATES.get(name, ()))
@@ -54,15 +59,15 @@ def accepted_states(given, sizes, count, headless):
 def sequences_of(B, T, cu_seqlens, mask, check):
     """First row and length of every sequence (None: dense), and the order of rows that puts live tokens first."""
     if cu_seqlens is not None:
-        if cu_seqlens.ndim != 1 or cu_seqlens.dtype not in (torch.int32, torch.int64) or B != 1:
+        if not torch.is_tensor(cu_seqlens) or cu_seqlens.ndim != 1 or cu_seqlens.dtype not in (torch.int32, torch.int64) or B != 1:
             raise ValueError("`cu_seqlens`: expected int32 or int64 [N+1], and B = 1")
         if check and (cu_seqlens[0] != 0 or cu_seqlens[-1] != T or (cu_seqlens.diff() < 0).any()):
             raise ValueError(f"`cu_seqlens`: expected from 0 to {T}, not decreasing, got {cu_seqlens.tolist()}")
         edges = cu_seqlens.to(torch.int64)
     if mask is None:
         return (None if cu_seqlens is None else (edges[:-1].contiguous(), edges.diff().to(torch.int32))), None
-    if mask.dtype != torch.bool or tuple(mask.shape) != (B, T):
-        raise ValueError(f"`mask`: expected bool {[B, T]}, got {mask.dtype} {list(mask.shape)}")
+    if not torch.is_tensor(mask) or mask.dtype != torch.bool or tuple(mask.shape) != (B, T):
+        raise ValueError(f"`mask`: expected bool {[B, T]}, got {getattr(mask, 'dtype', '')} {list(getattr(mask, 'shape', ()))}")
     live = mask.reshape(-1)
     if cu_seqlens is None:
         edges = torch.arange(B + 1, device=mask.device) * T
@@ -74,7 +79,7 @@ def sequences_of(B, T, cu_seqlens, mask, check):
 
 def _called(given, consts, initial_state, want_final, cu_seqlens, mask, reverse, check):
     """Outs as a tuple, and final states: what NAME does with its arguments."""
-    headless = all(x.ndim == 2 + len(INS[n]) for n, x in given.items() if n in INS)
+    headless = all(torch.is_tensor(x) and x.ndim == 2 + len(INS[n]) for n, x in given.items() if n in INS)
     tensors, sizes = accepted(given, headless)
     B, T = sizes["B"], sizes["T"]
     sequences, order = sequences_of(B, T, cu_seqlens, mask, check)
