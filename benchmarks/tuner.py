@@ -35,8 +35,10 @@ from mixc.autotune import cache, narrow
 from mixc.autotune.compiling import Failed, compile_all
 from mixc.autotune.schedule import Candidate
 from mixc.autotune.tuner import Schedule, label, schedule_of
+from mixc.codegen.apart import parts_at
 from mixc.codegen.config import Config
 from mixc.codegen.offline import Report
+from mixc.codegen.triton_program import whole_shape
 from mixc.errors import SpecError
 from mixc.runtime.load import shipped
 from mixc.targets import find
@@ -57,7 +59,7 @@ def cpu(run: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def schedules(names: list[str], sizes: tuple[int, ...]) -> dict[tuple[str, int], Schedule]:
-    """Those of the shipped specs that have kernels."""
+    """Those of the shipped specs that have kernels, and of their parts."""
     found = {}
     for name in names or sorted(shipped()):
         mixer = mixc.load(name)
@@ -65,7 +67,8 @@ def schedules(names: list[str], sizes: tuple[int, ...]) -> dict[tuple[str, int],
             with contextlib.suppress(SpecError, KeyError):
                 mixer.emit()
                 shape = target_shape(mixer, size)
-                found[name, size] = schedule_of(mixer.declared, find("h100"), shape | SHAPE, "bf16")
+                for p in parts_at(mixer.declared, "h100", whole_shape(mixer.declared, shape | SHAPE), "bf16"):
+                    found[p.name, size] = schedule_of(p, find("h100"), shape | SHAPE, "bf16")
     return found
 
 

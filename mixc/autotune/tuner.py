@@ -359,11 +359,11 @@ def schedule_of(step: Program, target: Target, sizes: Mapping[str, int], dtype: 
 
 def schedules_of(step: Program, target: Target, sizes: Mapping[str, int], dtype: str) -> list[Schedule]:
     """Of every part of a step, but those whose sizes a rule gives, and of what kernels do behind products."""
-    from mixc.codegen.triton_program import kernels
-    from mixc.passes.classify import parts_of
+    from mixc.codegen.apart import parts_at
+    from mixc.codegen.triton_program import kernels, whole_shape
 
     found = []
-    for p in parts_of(step):
+    for p in parts_at(step, target.name, whole_shape(step, sizes), dtype):
         made = kernels(p)
         found += [] if made.by_rule else [schedule_of(p, target, sizes, dtype)]
         if made.behind:

@@ -11,9 +11,11 @@ from mixc.autotune.closed import closed_forms, state_traffic, told
 from mixc.autotune.token_cost import token_cost
 from mixc.autotune.tuner import schedules_of
 from mixc.cli.pictures import over_T, roofline
+from mixc.codegen.apart import parts_at
 from mixc.codegen.derivation import in_order, kernel_lines, lowered, split
 from mixc.codegen.latex import aligned
 from mixc.codegen.mathml import equations, name, written
+from mixc.codegen.triton_program import whole_shape
 from mixc.ir.program import Program
 from mixc.passes.classify import classify, parts_of
 from mixc.targets import Target
@@ -51,7 +53,7 @@ def page(m: Any, target: Target, sizes: dict[str, int]) -> str:
     if made:
         lines = [(f"<msub><mtext>{escape(kind)}</mtext>{name(state)}</msub>", value) for kind, state, value in made]
         parts.append(_section("What was there, and what is added", _math(written(step, lines))))
-    programs = parts_of(step)
+    programs = parts_at(step, target.name, whole_shape(step, sizes), "bf16")
     if len(programs) > 1:
         said, _, *listed = in_order(programs)
         parts.append(_section("What runs in which order", f"<p>{said}</p>" + _listed(

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from mixc.codegen.apart import parts_at
 from mixc.codegen.names import named, own_names, renamed
 from mixc.codegen.refuse import refuse
 from mixc.errors import Diagnostic, InputError, SpecError
@@ -83,6 +84,8 @@ def emit(step: Program, target: str = "h100", shape: Mapping[str, int] | None = 
     real, sizes = _real(step), shape or {}
     program = named(real.program)
     parts = parts_of(program)
+    if len(parts) == 1 and config is None:
+        parts = parts_at(program, target, whole_shape(program, sizes), dtype)
     if len(parts) == 1:
         made = kernels_at(real.program, whole_shape(real.program, sizes))
         return made.text(config or default_config(real.program, target, sizes, dtype), named(step), real, fixed,
@@ -233,21 +236,39 @@ def module(mixer: Mixer, call: Call) -> ModuleType:
     Another length imports nothing, the first long call with few sequences apart."""
     from mixc.codegen.offline import load_text
 
-    p = call.program
-    dtype = next((call.ins[d.name].dtype for d in p.ins if d.dims and not d.exact), call.dtype)
-    few = call.rows.N * call.H < 64 and call.rows.T >= 2048
+    p, dtype, few = call.program, _dtype(call), _few(call)
     found = _modules.setdefault(mixer, {})
     kind = (p, dtype, few, tuple(call.sizes.items()), call.device.type)
     if kind not in found:
-        shape = {"B": 1, "H": 4, "T": 16384} if few else {"B": 8, "H": 16, "T": 2048}
-        name = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "fp32")
-        config = _config(mixer, p, call.device, {**call.sizes, **shape}, name)
+        shape = _shape(call)
+        config = _config(mixer, p, call.device, shape, dtype)
         made = kernels_at(p, call.sizes)
         if (made, config) not in found:
-            last = last_config(made, _target(call.device), {**call.sizes, **shape}, name)
+            last = last_config(made, _target(call.device), shape, dtype)
             found[made, config] = load_text(made.text(config, last=last), p.name)
         found[kind] = found[made, config]
     return found[kind]
+
+
+def parts_of_call(call: Call) -> tuple[Program, ...]:
+    """The programs whose kernels run one after the other; a single token's state is read and written in one."""
+    return parts_of(call.program) if call.rows.T == 1 else parts_at(call.program, _target(call.device), _shape(call), _dtype(call))
+
+
+def _dtype(call: Call) -> str:
+    """That of its tensors, as tuning calls it."""
+    dtype = next((call.ins[d.name].dtype for d in call.program.ins if d.dims and not d.exact), call.dtype)
+    return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "fp32")
+
+
+def _few(call: Call) -> bool:
+    """Has it few sequences, long ones?"""
+    return call.rows.N * call.H < 64 and call.rows.T >= 2048
+
+
+def _shape(call: Call) -> dict[str, int]:
+    """What its sizes are chosen for: another length changes nothing."""
+    return {**call.sizes, **({"B": 1, "H": 4, "T": 16384} if _few(call) else {"B": 8, "H": 16, "T": 2048})}
 
 
 def _config(mixer: Mixer, step: Program, device: torch.device, sizes: dict[str, int], dtype: str) -> Config:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Container
 from dataclasses import replace
 
 from mixc.ir.node import Node, depends, first_below, number, place, postorder, substitute
-from mixc.ir.program import Decl, Program, Range, Result, free
+from mixc.ir.program import Decl, Program, Range, Result, free, once_a_program
 from mixc.ir.ranges import bounds, proving
 
 WIDEST = 1  # dims of what is handed on
@@ -34,20 +34,45 @@ def divided(step: Program, order: list[tuple[str, ...]], parallel: frozenset[str
     with proving(step):
         while True:
             try:
-                return _Parts(step, order, parallel).found(), parallel
+                return _Parts(step, order, parallel, _in_turn(step, order, parallel)).found(), parallel
             except Whole as whole:
                 parallel -= whole.states
 
 
+def _in_turn(step: Program, order: list[tuple[str, ...]], parallel: frozenset[str]) -> dict[str, int]:
+    """The part of every state, as early as it can be: even parts are parallel, odd ones are not."""
+    leaves, part = {d.leaf(): d.name for d in step.states}, dict[str, int]()
+    for names in order:
+        below = postorder([step.result("next", n) for n in names])
+        first = max([part.get(leaves[n], 0) for n in below if n in leaves], default=0)
+        part |= dict.fromkeys(names, first + (first % 2 == (names[0] in parallel)))
+    return part
+
+
+@once_a_program
+def in_two(step: Program) -> tuple[tuple[Program, Program], ...]:
+    """The ways in which states that are all parallel over time may be held by two programs, one after the other.
+
+    Of each group of states that need each other one program has all."""
+    order = [g.states for g in step.groups]
+    found = []
+    with proving(step):
+        for n in range(1, len(order)):
+            part = {s: 2 * (i >= n) for i, names in enumerate(order) for s in names}
+            try:
+                first, second = _Parts(step, order, frozenset(part), part).found()
+            except Whole:
+                continue
+            found.append((first, second))
+    return tuple(found)
+
+
 class _Parts:
-    def __init__(self, step: Program, order: list[tuple[str, ...]], parallel: frozenset[str]):
-        self.step, self.order, self.parallel = step, order, parallel
+    """`part`: of every state; the states of an odd one are not `parallel`."""
+
+    def __init__(self, step: Program, order: list[tuple[str, ...]], parallel: frozenset[str], part: dict[str, int]):
+        self.step, self.order, self.parallel, self.part = step, order, parallel, part
         self.leaves = {d.leaf(): d.name for d in step.states}
-        self.part: dict[str, int] = {}
-        for names in order:  # even parts are parallel, odd ones are not
-            below = postorder([step.result("next", n) for n in names])
-            first = max([self.part.get(self.leaves[n], 0) for n in below if n in self.leaves], default=0)
-            self.part |= dict.fromkeys(names, first + (first % 2 == (names[0] in parallel)))
         self.level: dict[Node, int] = {}  # of what reads a state: the part that can form it
         for n in postorder(step.values()):
             found = [self.level[a] for a in n.args if a in self.level]

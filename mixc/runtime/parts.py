@@ -39,9 +39,9 @@ def mixer_of(part: Program) -> Mixer:
     return Mixer(part)
 
 
-def run(call: Call, parallel: Run, sequential: Run) -> Results:
-    """Outs and final states: of every part by the one or the other."""
-    parts = parts_of(call.program)
+def run(call: Call, parallel: Run, sequential: Run, parts: tuple[Program, ...] = ()) -> Results:
+    """Outs and final states: of every part by the one or the other. `parts`: default: those that there must be."""
+    parts = parts or parts_of(call.program)
     if len(parts) == 1:
         return (parallel if is_parallel(call.program) else sequential)(call)
     known, states = dict(call.ins), dict[str, Tensor]()

@@ -1,0 +1,80 @@
+"""States that one launch would hold, in launches of their own where that is faster by the model.
+
+before: S = exp(g) * S + b * k * (v - k @ S);  Z = 0.99 * Z + k * v;  o = q @ (S + Z)     two matrices on chip
+after:  1. S = ..., S_read = q @ S an out;  2. Z = ..., o = S_read + q @ Z                a chunk, and a cut, for each
+
+Each program reads its own inputs, and the gradients of what both read are added: that costs bytes.  So it is for
+states that together leave no room: two of 128 x 128, whose tiles would be divided, or spill.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from mixc.errors import SpecError
+from mixc.ir.program import Program, once_a_program
+from mixc.passes.classify import classify, parts_of
+from mixc.passes.parts import in_two
+from mixc.passes.planes import is_complex
+from mixc.targets import Target, find
+
+ROOM = 2 ** 14  # entries of states that a program holds with ease: one of 128 x 128
+MOVES = 3  # of a gradient that is the sum of two: both are read, and the sum is written
+
+Sizes = tuple[tuple[str, int], ...]
+
+
+def parts_at(step: Program, target: str, sizes: Mapping[str, int], dtype: str) -> tuple[Program, ...]:
+    """The programs whose kernels run one after the other at these sizes: those of `parts_of`, or more.
+
+    Args:
+        sizes: B, T, H and every dim (see `whole_shape`)."""
+    whole = parts_of(step)
+    if len(whole) > 1 or is_complex(step) or not _crowded(step, sizes):
+        return whole
+    return _fastest(step, target, tuple(sorted(sizes.items())), dtype)[1]
+
+
+_stages = once_a_program(classify)
+
+
+def _crowded(step: Program, sizes: Mapping[str, int]) -> bool:
+    """Have several groups of states as many entries as one program holds at most with ease?"""
+    groups = _stages(step).groups
+    held = sum(math.prod(sizes[d] for d in s.dims[-2:]) for s in step.states if len(s.dims) > 1)
+    return len(groups) > 1 and held >= ROOM and all(g.form in ("chunk", "scan") for g in groups)
+
+
+@once_a_program
+def _fastest(step: Program, target: str, sizes: Sizes, dtype: str) -> tuple[float, tuple[Program, ...]]:
+    """Modelled seconds, and the programs."""
+    known = dict(sizes)
+    best: tuple[float, tuple[Program, ...]] = _alone(step, find(target), known, dtype), (step,)
+    for cut in in_two(_stages(step)) if _crowded(step, known) else ():
+        seconds = _added(cut, find(target), known, dtype) + _alone(cut[0], find(target), known, dtype)
+        if seconds < best[0]:
+            more, rest = _fastest(cut[1], target, sizes, dtype)
+            best = min(best, (seconds + more, (cut[0], *rest)), key=lambda x: x[0])
+    return best
+
+
+def _alone(step: Program, target: Target, sizes: Mapping[str, int], dtype: str) -> float:
+    """Modelled seconds of the kernels of all its states, forward and backward; infinite without such kernels."""
+    from mixc.autotune.tuner import schedule_of
+
+    try:
+        return sum(c.seconds for c in schedule_of(step, target, sizes, dtype).default()[1].values())
+    except SpecError:
+        return math.inf
+
+
+def _added(cut: tuple[Program, Program], target: Target, sizes: Mapping[str, int], dtype: str) -> float:
+    """Seconds that it takes to add the gradients of what both programs read."""
+    from mixc.autotune.cost import COEFFICIENTS
+    from mixc.autotune.tuner import WIDTHS
+
+    first, second = cut
+    values = [math.prod(sizes[d] for d in x.dims) for x in first.ins if x.name in {d.name for d in second.ins}]
+    rows = sizes["B"] * sizes["T"] * sizes["H"]
+    return sum(COEFFICIENTS["start"] + MOVES * rows * n * WIDTHS[dtype] / (target.bandwidth * 1e9) for n in values)
