@@ -37,6 +37,11 @@ def _joined(names, found):
     """The same back, in the order of names."""
     return {n: torch.complex(*(found[part].float() for part in PLANES[n])) if n in PLANES else found[n] for n in names
             if PLANES.get(n, (n,))[0] in found}
+
+
+def _outs_of(names, inner, found):
+    """Outs as a tuple; `inner`: the names that they come by."""
+    return tuple(_joined(names, dict(zip(inner, found))).values())
 '''
 
 
@@ -111,7 +116,7 @@ def call_lines(p: Program) -> list[str]:
     if parts:
         given, start = f"_planes({given})", f"_planes(initial_state, {states[0]!r})" if len(states) == 1 else "_planes(initial_state)"
         inner = [part for o in p.outs for part in parts.get(o.name, (o.name,))]
-        back = [f"    _outs = tuple(_joined({[o.name for o in p.outs]!r}, dict(zip({inner!r}, _outs))).values())",
+        back = [f"    _outs = _outs_of({[o.name for o in p.outs]!r}, {inner!r}, _outs)",
                 f"    _final = _final and _joined({kept!r}, _final)"]
     passed = "{" + ", ".join(f"{c!r}: {c}" for c in consts) + "}"
     keywords = "".join(f"{c}=None, " for c in consts)

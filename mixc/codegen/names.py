@@ -29,7 +29,9 @@ RESERVED = frozenset([
     "BACKWARD_STATES", "BACKWARD_GRADS", "INTERPRETED", "BEHIND_FORWARD", "BEHIND_BACKWARD", "BEHIND_STEP", *library.names("spans", "rows", "solves", "products"),
 ])
 _HOST = library.names("host", "calls", "basics") | {
-    "INS", "PARAMS", "STATES", "PAST", "ALIASES", "SIZES", "PLANES", "collections"}
+    "INS", "PARAMS", "STATES", "PAST", "ALIASES", "SIZES", "PLANES", "collections",
+    "ValueError", "all", "bool", "getattr", "hasattr", "isinstance", "iter", "len", "list", "map", "next", "pow", "reversed",
+    "staticmethod", "tuple", "type", "zip"}  # of Python's, what modules call (and RESERVED holds)
 
 
 def safe(name: str) -> str:
@@ -45,7 +47,7 @@ def named(p: Program) -> Program:
 def class_name(p: Program, name: str) -> str:
     """What the autograd function of a mixer is called: its name in capitals, and as nothing else is called there."""
     dims = [d.name for d in p.dims]
-    used = {*RESERVED, *_HOST, *dims, *(d.name for d in p.decls), *(made for d in dims for made in _of_dim(d))}
+    used = {p.name, *RESERVED, *_HOST, *dims, *(d.name for d in p.decls), *(made for d in dims for made in _of_dim(d))}
     found = camel(name)
     while found in used:
         found += "_"

@@ -113,7 +113,7 @@ def test_the_emitted_module_has_the_names_of_its_spec():
         made.m(**{**x, "dk": x["dk"][0]})
 
 
-@pytest.mark.parametrize("name", ["block", "run", "merged", "tl", "b", "b_k", "sequences", "past"])
+@pytest.mark.parametrize("name", ["block", "run", "merged", "tl", "b", "b_k", "sequences", "past", "len", "Chunk", "zip"])
 def test_a_mixer_may_have_any_name(name):
     mixer = mixc.loads(f"mixer {name}(K, V) {{\n in q[K], called[V]\n state S[K, V]\n S = 0.5 * S + q * called\n"
                        " out o[V] = q @ S\n out Outs = sum(q)\n}")
@@ -122,10 +122,18 @@ def test_a_mixer_may_have_any_name(name):
     assert not bad, "; ".join(bad)
     x = {"q": torch.randn(1, 9, 2, 3), "called": torch.randn(1, 9, 2, 4)}
     made = load_text(mixer.emit(dtype="fp32"), name)
-    o, state = getattr(made, name + "_" if hasattr(made, name + "_") else name)(**x, output_final_state=True)
+    o, state = getattr(made, name + "_" if hasattr(made, name + "__step") else name)(**x, output_final_state=True)
     want, after = mixer(**x, backend="torch", output_final_state=True)
     assert_agree(o.o, want.o)
     assert_agree(state["S"], after["S"])
+
+
+def test_values_may_be_called_as_what_a_call_of_the_module_calls():
+    mixer = mixc.loads("mixer m(D) {\nin tuple[D], zip[D]\nparam dict[D] complex where abs(dict) < 1\nstate list[D]\n"
+                       "list = dict * list + tuple\nout len[D] = list * zip\nout type[D] = real(list)\n}")
+    x = {"tuple": torch.randn(1, 9, 2, 3), "zip": torch.randn(1, 9, 2, 3), "dict": 0.5 * torch.randn(2, 3) + 0.2j}
+    for got, want in zip(load_text(mixer.emit(dtype="fp32")).m(**x)[0], mixer(**x, backend="torch")[0], strict=True):
+        assert_agree(got, want)
 
 
 BY_TOKENS = {
