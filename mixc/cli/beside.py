@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 
 from mixc.codegen.eager import loop_text
@@ -11,7 +13,7 @@ from mixc.runtime.draw import is_gate, limits
 
 Tensor = torch.Tensor
 
-_SCRIPT = '''"""Checks {name}.py against the step of its spec, run token by token in fp64: python {file}
+_SCRIPT = '''"""Checks {module}.py against the step of its spec, run token by token in fp64: python {file}
 
 Needs torch and triton only.  Without a GPU the kernels are interpreted: small, slow, and in fp32 only.
 """
@@ -27,7 +29,7 @@ ON_GPU = torch.cuda.is_available()
 if not ON_GPU:
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported
 
-import {name} as emitted
+import {module} as emitted
 
 DEVICE, REAL = "cuda" if ON_GPU else "cpu", torch.float64
 SHAPE = dict(B=2, T={rows} if ON_GPU else 37, H=2)
@@ -44,9 +46,7 @@ def drawn(role, dims, is_complex, low, high, norms):
     lead = [SHAPE["B"], SHAPE["T"], SHAPE["H"]] if role == "in" else [SHAPE["H"]]
     size = [*lead, *(SIZES[d] for d in dims)]
     x = torch.randn(size, dtype=torch.complex64 if is_complex else torch.float32)
-    if is_complex:
-        x = x / x.abs().clamp_min(1.0)
-    elif low > -inf and high < inf:
+    if low > -inf and high < inf:
         x = low + (high - low) * (0.01 + 0.98 * torch.rand(size))
     elif low > -inf or high < inf:
         x = low + x.abs() if low > -inf else high - x.abs()
@@ -111,6 +111,11 @@ if __name__ == "__main__":
 '''
 
 
+def module_name(mixer: str) -> str:
+    """What the module is imported as: `queue_` for what would stand before a module that torch imports itself."""
+    return mixer + "_" if mixer in sys.stdlib_module_names or mixer in ("torch", "triton", "numpy") else mixer
+
+
 def check_script(step: Program, sizes: dict[str, int], consts: dict[str, float], file: str) -> str:
     """The text of the script, for these sizes of dims (small ones: the loop runs token by token)."""
     loop, constants, starts = loop_text(step, sizes, consts, torch.float64)
@@ -121,7 +126,7 @@ def check_script(step: Program, sizes: dict[str, int], consts: dict[str, float],
         arguments.append((d.name, d.role, d.dims, d.kind == "complex", *within, is_gate(d)))
     begin = {n: (_entries(s), tuple(sizes[x] for x in step.decl(n).dims)) for n, s in starts.items()}
     return _SCRIPT.format(
-        name=step.name, function=named(step).name, file=file,
+        name=step.name, module=module_name(step.name), function=named(step).name, file=file,
         rows=300, sizes=sizes, outs=[d.name for d in step.outs], starts=begin, loop=loop,
         arguments="[\n" + "".join(f"    {a!r},\n" for a in arguments) + "]",
         constants="".join(f"{n} = {_literal(x)}\n" for n, x in constants.items()))
@@ -144,10 +149,10 @@ def readme(step: Program, documentation: str, forms: dict[str, tuple[str, str]],
     tokens = ", ".join(f"{d.name}_t" if d.role == "in" else d.name for d in (*step.ins, *step.params))
     first = documentation.splitlines()[0] if documentation else ""
     documentation = documentation.rpartition("\n\nOptions:")[0]  # the module has fewer
-    called = named(step).name
+    called, module = named(step).name, module_name(step.name)
     lines = [f"# {step.name}", "", first, "",
-             f"`{step.name}.py` was emitted by mixc. It needs torch and triton only:", "",
-             "```python", f"from {step.name} import {called}, {called}_step", "",
+             f"`{module}.py` was emitted by mixc. It needs torch and triton only:", "",
+             "```python", f"from {module} import {called}, {called}_step", "",
              f"o, state = {called}({arguments}, output_final_state=True)",
              f"o_t, state = {called}_step(state, {tokens})", "```", "",
              f"`python check_{step.name}.py` compares it, forward and backward, with the step run token by token.", "",

@@ -22,6 +22,8 @@ Folder = Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="where 
 def compile_file(file: File, target: GPU = "h100", shape: ShapeText = None, dtype: Dtype = "bf16", mixer: Pick = None,
                  out: Folder = Path("out"), json_: Json = False) -> None:
     """Write the standalone module of each mixer, a script that checks it, and a README; torch and triton suffice."""
+    from mixc.cli.beside import module_name
+
     output.dtype_of(dtype)
     gpu = gpu_of(target)
     sizes = output.shape(shape)
@@ -33,7 +35,7 @@ def compile_file(file: File, target: GPU = "h100", shape: ShapeText = None, dtyp
             advance(m.__name__)
             full = complete(m, sizes)
             text: str = m.emit(target=gpu.name, shape=full, dtype=dtype)
-            path = out / f"{m.__name__}.py"
+            path = out / f"{module_name(m.__name__)}.py"
             path.write_text(text, encoding="utf-8")
             at = " ".join(f"{n}={s}" for n, s in full.items())
             pages.append(_page(m, {"made for": gpu.title, "at": at, "of": dtype}))

@@ -152,6 +152,31 @@ def test_the_script_beside_a_module_checks_it(name: str, tmp_path: Path) -> None
     assert done.returncode == 1 and "TOO FAR" in done.stdout, done.stdout + done.stderr
 
 
+def interpreted(script: str, folder: Path) -> None:
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, cwd=folder,
+                          env={"TRITON_INTERPRET": "1", "PATH": ""})
+    assert done.returncode == 0 and "agrees with its step" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_module_of_a_mixer_called_as_one_of_python(tmp_path: Path) -> None:
+    """`queue.py` would be imported in the place of Python's, by torch itself."""
+    path = tmp_path / "q.mix"
+    path.write_text("mixer queue(D) {\n in x[D]\n state S[D]\n S = 0.5 * S + x\n out o[D] = S\n}\n")
+    (made,) = parsed("compile", str(path), "-o", str(tmp_path / "out"))
+    assert made["path"] == str(tmp_path / "out" / "queue_.py")
+    assert "from queue_ import queue, queue_step" in (tmp_path / "out" / "README.md").read_text()
+    interpreted(made["check"], tmp_path / "out")
+
+
+def test_the_script_draws_complex_params_as_tests_do(tmp_path: Path) -> None:
+    """With entries of modulus up to 1 a matrix that goes from state to state drove rounding errors apart."""
+    path = tmp_path / "c.mix"
+    path.write_text("mixer c(D, E = D) {\n in x[D]\n param A[D, E] complex\n state h[D]\n h = A @ h[E] + x\n"
+                    " h = h / (1 + abs(h))\n out y[D] = real(h) + imag(h)\n}\n")
+    (made,) = parsed("compile", str(path), "-o", str(tmp_path))
+    interpreted(made["check"], tmp_path)
+
+
 def test_explain() -> None:
     assert parsed("explain", "simple_gla")["simple_gla"].startswith("# simple_gla")
     assert "simple_gla" in mixc("explain", "simple_gla")
