@@ -3,8 +3,11 @@
 before: S = exp(g) * S + b * k * (v - k @ S);  Z = 0.99 * Z + k * v;  o = q @ (S + Z)     two matrices on chip
 after:  1. S = ..., S_read = q @ S an out;  2. Z = ..., o = S_read + q @ Z                a chunk, and a cut, for each
 
+before: u = silu(k) / norm(silu(k));  S = S + b * u * (v - u @ S)           every program holds all of a key
+after:  1. k_formed = silu(k) / norm(silu(k));  2. S = S + b * k_formed * (v - k_formed @ S)
+
 Each program reads its own inputs, and the gradients of what both read are added: that costs bytes.  So it is for
-states that together leave no room: two of 128 x 128, whose tiles would be divided, or spill.
+states that leave no room: two of 128 x 128, or one and what is formed, whose tiles would be divided, or spill.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from collections.abc import Mapping
 from mixc.errors import SpecError
 from mixc.ir.program import Program, once_a_program
 from mixc.passes.classify import classify, parts_of
-from mixc.passes.parts import in_two
+from mixc.passes.parts import in_front, in_two
 from mixc.passes.planes import is_complex
 from mixc.targets import Target, find
 
@@ -31,7 +34,7 @@ def parts_at(step: Program, target: str, sizes: Mapping[str, int], dtype: str) -
     Args:
         sizes: B, T, H and every dim (see `whole_shape`)."""
     whole = parts_of(step)
-    if len(whole) > 1 or is_complex(step) or not _crowded(step, sizes):
+    if len(whole) > 1 or is_complex(step) or not _cuts(step, sizes):
         return whole
     return _fastest(step, target, tuple(sorted(sizes.items())), dtype)[1]
 
@@ -39,11 +42,13 @@ def parts_at(step: Program, target: str, sizes: Mapping[str, int], dtype: str) -
 _stages = once_a_program(classify)
 
 
-def _crowded(step: Program, sizes: Mapping[str, int]) -> bool:
-    """Have several groups of states as many entries as one program holds at most with ease?"""
-    groups = _stages(step).groups
+def _cuts(step: Program, sizes: Mapping[str, int]) -> list[tuple[Program, Program]]:
+    """The programs that it may be cut into, where its states, parallel over time, have as many entries as one program
+    holds at most with ease."""
     held = sum(math.prod(sizes[d] for d in s.dims[-2:]) for s in step.states if len(s.dims) > 1)
-    return len(groups) > 1 and held >= ROOM and all(g.form in ("chunk", "scan") for g in groups)
+    if held < ROOM or any(g.form == "sequential" for g in _stages(step).groups):
+        return []
+    return [*filter(None, [in_front(step)]), *in_two(_stages(step))]
 
 
 @once_a_program
@@ -51,7 +56,7 @@ def _fastest(step: Program, target: str, sizes: Sizes, dtype: str) -> tuple[floa
     """Modelled seconds, and the programs."""
     known = dict(sizes)
     best: tuple[float, tuple[Program, ...]] = _alone(step, find(target), known, dtype), (step,)
-    for cut in in_two(_stages(step)) if _crowded(step, known) else ():
+    for cut in _cuts(step, known):
         seconds = _added(cut, find(target), known, dtype) + _alone(cut[0], find(target), known, dtype)
         if seconds < best[0]:
             more, rest = _fastest(cut[1], target, sizes, dtype)

@@ -14,11 +14,14 @@ import math
 from collections.abc import Callable, Container
 from dataclasses import replace
 
+from mixc.ir.launch import sums_over
 from mixc.ir.node import Node, depends, first_below, number, place, postorder, substitute
+from mixc.ir.norms import norm_over
 from mixc.ir.program import Decl, Program, Range, Result, free, once_a_program
 from mixc.ir.ranges import bounds, proving
 
 WIDEST = 1  # dims of what is handed on
+FORMED = 3  # rows of which one is formed, where that is worth a program of its own
 
 
 class Whole(Exception):
@@ -67,6 +70,47 @@ def in_two(step: Program) -> tuple[tuple[Program, Program], ...]:
     return tuple(found)
 
 
+@once_a_program
+def in_front(step: Program) -> tuple[Program, Program] | None:
+    """What is formed of the inputs alone, row by row, and then the states: keys that are a sum over a window, or are
+    divided by their norm, are rows as any others. None: nothing is formed that needs more than the entry itself."""
+    values = step.values()
+    stateful = depends(values, [d.leaf() for d in step.states])
+    rows = _formed_rows(values, stateful)
+    if not rows or not step.states:
+        return None
+    with proving(step):
+        parts = _Parts(step, [], frozenset(), dict.fromkeys((s.name for s in step.states), 2))
+        behind = stateful | depends(values, rows)
+        parts.level = {n: 0 if n in rows else 2 for n in postorder(values) if n in behind}
+        first, second = parts.found()
+    return first, second
+
+
+def _formed_rows(values: list[Node], stateful: set[Node]) -> list[Node]:
+    """The rows that are handed on: of what reads no state, up to where nothing is added but factors."""
+    order = list(postorder(values))
+    reads = depends(order, [n for n in order if n.op in ("in", "lag", "window")])
+    below: dict[Node, frozenset[Node]] = {}  # what needs more than an entry, and which rows it is formed of
+    for n in order:
+        own = {n} if n in reads and ((n.op in ("in", "lag", "window") and n.dims) or _sums(n)) else set()
+        below[n] = frozenset(own).union(*(below[a] for a in n.args))
+
+    def worth(n: Node) -> bool:
+        if n in stateful or n not in reads or not n.dims or not _narrow(n) or n.op in ("in", "lag", "window"):
+            return False
+        inner = max((below[a] for a in n.args if a.dims), key=len, default=frozenset())
+        if inner == below[n]:  # it adds no more than a factor
+            return False
+        return any(_sums(x) for x in below[n]) or len(below[n]) >= FORMED
+    return [*dict.fromkeys(first_below(values, worth))]
+
+
+def _sums(n: Node) -> bool:
+    """Does an entry of it need more than one of what it is formed of?"""
+    return n.op not in ("pick", "rename") and any(sums_over(n, d) for a in n.args for d in a.dims)
+
+
 class _Parts:
     """`part`: of every state; the states of an odd one are not `parallel`."""
 
@@ -84,7 +128,7 @@ class _Parts:
         self.taken = step.names
 
     def found(self) -> list[Program]:
-        used = sorted(set(self.part.values()))
+        used = sorted({*self.part.values(), *self.level.values()})
         results: dict[int, list[Result]] = {p: [] for p in used}
         for r in self.step.results:
             results[self.part[r.name] if r.role == "next" else self.level.get(r.value, used[0])].append(r)
@@ -139,11 +183,15 @@ class _Parts:
         return frozenset(s for g in self.order if some & set(g) for s in g) & self.parallel or self.parallel
 
     def _decl(self, n: Node) -> Decl:
-        state = next(self.leaves[x] for x in postorder([n]) if x in self.leaves)
+        order = list(postorder([n]))
+        name = next((f"{self.leaves[x]}_read" for x in order if x in self.leaves), None) or next(
+            f"{x.attr('name')}_formed" for x in order if x.op == "in")
         lies = bounds(n)
         low, high = (None if math.isinf(x) else number(x) for x in (lies.low, lies.high))
         known = (Range(low=low, high=high),) if low or high else ()
-        return Decl("in", free(f"{state}_read", self.taken), n.dims, n.kind, known, span=n.span, exact=True)
+        norms = {d: norm_over(n, frozenset([d])) for d in n.dims if n.kind != "complex"}
+        known = (*known, *(Range("norm", (d,), high=number(most)) for d, most in norms.items() if most < math.inf))
+        return Decl("in", free(name, self.taken), n.dims, n.kind, known, span=n.span, exact=True)
 
     # ------------------------------------------------------------ one part
     def _program(self, place: int, results: list[Result], given: list[Decl], rest: set[str], last: bool) -> Program:
