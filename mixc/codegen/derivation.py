@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from functools import reduce
 
-from mixc.codegen.notation import Spelling, dim_name
+from mixc.codegen.notation import Spelling, dim_name, meanings
 from mixc.ir.build import maybe_mul
 from mixc.ir.node import COL, ROW, Node, number, postorder
 from mixc.ir.program import Decl, Program
@@ -53,7 +53,7 @@ def explain(step: Program) -> str:
 
     stages = classify(step)
     forms = [f"- `{', '.join(g.states)}`: **{g.form}** — {g.why}" for g in stages.groups]
-    lines = [f"# {step.name}", "", step.doc, *_formulas("The step", equations(step)),
+    lines = [f"# {step.name}", *(["", step.doc] if step.doc else []), *_formulas("The step", equations(step)),
              *_section("Form", forms or ["- no state"])]
     parts = [f"{kind}, {state}: {Spelling({}, whole=True).text(n)}" for kind, state, n in split(step)]
     lines += _formulas("What it was split into", parts) if parts else []
@@ -87,7 +87,8 @@ def _runs(step: Program) -> list[str]:
         return ["", "It runs token by token; `mixer.why` names the term that decided it.", *_cell(step, has_kernels(stages))]
     forward = chunk(classify(step))
     backward = differentiate(forward)
-    rows = "Rows t and s of a chunk, x[s] is a value of row s; primed states are what the next chunk receives."
+    rows = "Rows t and s of a chunk, x[s] is a value of row s, x[t=-1] that of the last one; primed states are what the next chunk " \
+        "receives."
     program = "one Triton kernel each, the state on chip; on a CPU the same program in torch"
     runs = ["- forward and backward: " + (_instead(step) or program if has_kernels(stages) else "the same program in torch, on any device"),
             "- kept for the backward: the inputs" + ", and the state at the start of every chunk" * bool(step.states),
@@ -95,8 +96,16 @@ def _runs(step: Program) -> list[str]:
             *(f"- `{k}` {line}" for k, (told, _) in kernel_lines(step).items() for line in told)]
     return [*_formulas("One chunk of tokens", equations(plain(forward, drop_live=True)), rows, ""),
             *_formulas("Its adjoint, from the last chunk to the first", equations(plain(backward, drop_live=True), "d")),
+            *_words(forward, backward),
             *_section("What runs", runs),
             *_section("Bytes and FLOPs of the products", _costs(forward, backward))]
+
+
+def _words(*programs: Program) -> list[str]:
+    from mixc.passes.simplify import plain
+
+    found = meanings([n for p in programs for n in plain(p, drop_live=True).values()])
+    return _section("Words in these", [f"- `{word}`: {text}" for word, text in (x.split(": ", 1) for x in found)]) if found else []
 
 
 def _around(step: Program, kernels: bool) -> list[str]:

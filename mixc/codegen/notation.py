@@ -7,17 +7,21 @@ A value is spelled out down to decays, or, where that fills more than a line, do
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from mixc.ir.brackets import leaf_text
 from mixc.ir.node import COL, ROW, Node, fold, is_number, postorder
+from mixc.ir.ops import OPS
 
 WIDTH = 108
 _INFIX = {"add": (" + ", 1), "sub": (" - ", 1), "mul": (" * ", 2), "div": (" / ", 2),
           "mod": (" % ", 2), "floordiv": (" // ", 2),
           "lt": (" < ", 0), "le": (" <= ", 0), "eq": (" == ", 0), "ne": (" != ", 0)}
 _SILENT = ("expand", "live", "once", "to_number", "stop_gradient")
+_WORDS = ("cumsum", "cumprod", "segsum", "segprod", "crossing", "span_contract", "span_crossing", "solve", "span_solve",
+          "scan", "scan_block", "previous", "place")
 _TRIANGLE = {"incl": "tril({})", "strict": "tril({}, -1)", "excl": "tril({}, -1)", "diag": "diag({})"}
 
 
@@ -86,6 +90,12 @@ class Spelling:
     def _function(self, n: Node, tight: int) -> str:
         if n.op == "rename":
             return f"{self.text(n.args[0], 9)}[{', '.join(dim_name(new) for new in dict(n.attr('to')).values())}]"
+        if n.op == "lag":
+            return f"lag({self.text(n.args[0])}, {n.attr('n')})"
+        if n.op == "window":
+            return f"lag[{n.attr('dim')}]({self.text(n.args[0])})"
+        if n.op == "pick":
+            return f"{self.text(n.args[0], 9)}[{dim_name(n.attr('dim'))}={n.attr('i')}]"
         if n.op == "mask":
             x = self.text(n.args[0], 0 if self.whole else tight)
             return _TRIANGLE[n.attr("keep")].format(x) if self.whole else x
@@ -102,8 +112,7 @@ class Spelling:
             args = f"I - {args[1:]}" if args[0] == "-" else f"I + {args}"
         if "over" in dict(n.attrs):
             return f"{n.op}[{', '.join(map(dim_name, n.attr('over')))}]({args})"
-        more = "".join(f", {k}={dim_name(v) if isinstance(v, str) else v}" for k, v in n.attrs
-                       if v is not False and k != "rows")
+        more = "".join(f", {k}={_attribute(v)}" for k, v in n.attrs if v is not False and k not in ("rows", "dims"))
         return f"{n.op}({args}{more if self.whole else ''})"
 
 
@@ -122,9 +131,23 @@ def span_formula(n: Node, name: str) -> str | None:
 
 def _leaf(n: Node) -> str:
     text = "d" + leaf_text(n).rstrip("'") if n.op == "cot" else leaf_text(n)
+    text = f"index[{', '.join(n.dims)}]" if n.op == "index" else text
     return text + "".join(f"[{i}]" for _, i in n.attr("at", ()))
+
+
+def _attribute(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_attribute, value))}]"
+    return dim_name(value) if isinstance(value, str) else str(value)
+
+
+def meanings(roots: Iterable[Node]) -> list[str]:
+    """What the words in formulas of a chunk mean that the language has not: one line each, as the table of ops says."""
+    used = {n.op for n in postorder(list(roots))}
+    found = [f"{op}: {doc}" for op, doc in ((op, OPS[op].doc) for op in _WORDS if op in used)]
+    return [re.sub(r"_([tsi])\b", r"\1", line) for line in found]
 
 
 def dim_name(d: str) -> str:
     """Of rows: t reads, s wrote."""
-    return {ROW: "t", COL: "s", "_u": "u"}.get(d, d)
+    return {ROW: "t", COL: "s", "_u": "u", "_i": "i"}.get(d, d)

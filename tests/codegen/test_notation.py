@@ -1,7 +1,13 @@
 """Formulas in the comments of kernels."""
 
+import re
+
+import pytest
+
 import mixc
 from mixc.codegen.notation import formula
+from mixc.frontend.names import FUNCTIONS
+from mixc.ir.ops import OPS
 from tests.build import contract
 
 K, V = mixc.load("simple_gla").declared.decl("q").leaf(), mixc.load("simple_gla").declared.decl("v").leaf()
@@ -27,3 +33,25 @@ def test_what_fills_more_than_a_line_is_cut_at_products_that_have_names():
 def test_every_store_of_a_kernel_says_what_it_is():
     text = mixc.load("simple_gla").emit()
     assert "# o = scale * (" in text and "# dq = " in text and "# dS' = " in text
+
+
+LANGUAGE = {*FUNCTIONS, "lag", "tril", "diag"}
+
+
+@pytest.mark.parametrize("name", ["gated_delta_rule", "kda", "deltaproduct", "min_gru", "s5", "max_plus", "short_conv",
+                                  "rotary_linear_attention", "momentum_delta_rule"])
+def test_words_of_formulas_that_the_language_has_not_are_explained(name):
+    """`segsum`, `span_contract` and `crossing` stood there without a word on what they are, `pick(x, dim=t, i=-1)` for
+    x[t=-1], `window(x, dim=W, n=4)` for lag[W](x), `index` for index[P], and _t for t."""
+    text = mixc.load(name).explain()
+    formulas = "".join(part for i, part in enumerate(text.split("```")) if i % 2)
+    told = re.findall(r"^- `(\w+)`: ", text.partition("## Words in these")[2].partition("##")[0], re.MULTILINE)
+    assert set(told) <= set(OPS)
+    assert set(re.findall(r"(?<![\w'])([a-z]\w*)\(", formulas)) - LANGUAGE == set(told)
+    assert not re.search(r"\b_\w|\bindex\b(?!\[)", formulas)
+
+
+def test_lags_and_positions_are_written_as_in_the_language():
+    mixer = mixc.loads("mixer m(D, W = 4) {\nin x[D]\nparam c[W, D]\nstate h[D]\n"
+                       "h = 0.5 * h + norm[W](c * lag[W](x)) * cos(index[D] * pos) - lag(x, 2)\nout y[D] = h\n}")
+    assert "norm[W](c * lag[W](x)) * cos(index[D] * pos) - lag(x, 2)" in mixer.explain()
