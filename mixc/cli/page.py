@@ -12,7 +12,7 @@ from mixc.autotune.token_cost import token_cost
 from mixc.autotune.tuner import schedules_of
 from mixc.cli.pictures import over_T, roofline
 from mixc.codegen.apart import parts_at
-from mixc.codegen.derivation import in_order, kernel_lines, lowered, split
+from mixc.codegen.derivation import apart_from_starts, in_order, kernel_lines, lowered, split
 from mixc.codegen.latex import aligned
 from mixc.codegen.mathml import equations, name, written
 from mixc.codegen.triton_program import whole_shape
@@ -111,8 +111,10 @@ def _derived(step: Program) -> list[str]:
         forward = cell(real)
         kept = "the states of every token, and where the program is torch's the values that nothing gives cheaply."
         titles = "All tokens at once but for the loop over the state", "Its adjoint, from the last token to the first"
+    adjoint, through_starts = apart_from_starts(plain(differentiate(forward), drop_live=True))
+    said = f"<p>{through_starts[:1].upper()}{escape(through_starts[1:])}.</p>" * bool(through_starts)
     return [_section(titles[0], _math(equations(plain(forward, drop_live=True)))),
-            _section(titles[1], _math(equations(plain(differentiate(forward), drop_live=True), adjoint=True))),
+            _section(titles[1], _math(equations(adjoint, adjoint=True)) + said),
             _section("What is kept for the backward", f"<p>{kept[0].upper() + kept[1:]}</p>")]
 
 

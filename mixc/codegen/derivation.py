@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import reduce
 
 from mixc.codegen.notation import Spelling, dim_name, meanings
 from mixc.ir.build import maybe_mul
-from mixc.ir.node import COL, ROW, Node, number, postorder
+from mixc.ir.node import COL, ROW, Node, is_number, number, postorder, source
 from mixc.ir.program import Decl, Program
 from mixc.passes.affine import Affine, AffineForms
 
@@ -94,11 +95,21 @@ def _runs(step: Program) -> list[str]:
             "- kept for the backward: the inputs" + ", and the state at the start of every chunk" * bool(step.states),
             "- decode: the step on one token", *_around(step, has_kernels(stages)),
             *(f"- `{k}` {line}" for k, (told, _) in kernel_lines(step).items() for line in told)]
+    adjoint, through_starts = apart_from_starts(plain(backward, drop_live=True))
+    runs += [f"- {through_starts}"] * bool(through_starts)
     return [*_formulas("One chunk of tokens", equations(plain(forward, drop_live=True)), rows, ""),
-            *_formulas("Its adjoint, from the last chunk to the first", equations(plain(backward, drop_live=True), "d")),
+            *_formulas("Its adjoint, from the last chunk to the first", equations(adjoint, "d")),
             *_words(forward, backward),
             *_section("What runs", runs),
             *_section("Bytes and FLOPs of the products", _costs(forward, backward))]
+
+
+def apart_from_starts(backward: Program) -> tuple[Program, str]:
+    """An adjoint without the zeros of params that no token reads but a state starts at, and what is said of these."""
+    read = {n.attr("name") for n in postorder(backward.inits) if n.op == "param"}
+    zeros = [r for r in backward.results if r.role == "sum" and r.name in read and is_number(source(r.value, ("expand",)), 0.0)]
+    said = f"the gradient to {', '.join(r.name for r in zeros)} comes from the cotangent of the first states, which start there"
+    return replace(backward, results=tuple(r for r in backward.results if r not in zeros)), said if zeros else ""
 
 
 def _words(*programs: Program) -> list[str]:

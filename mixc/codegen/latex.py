@@ -9,7 +9,7 @@ _SIGNS = {
     "α": r"\alpha", "β": r"\beta", "γ": r"\gamma", "δ": r"\delta", "η": r"\eta", "θ": r"\theta", "λ": r"\lambda",
     "μ": r"\mu", "ν": r"\nu", "φ": r"\phi", "σ": r"\sigma", "τ": r"\tau", "ω": r"\omega", "⊤": r"\top", "∞": r"\infty",
     "𝟙": r"\mathbb{1}", "≤": r"\leq", "≥": r"\geq", "<": "<", ">": ">", "≠": r"\neq", "∧": r"\wedge", "∨": r"\vee",
-    "∑": r"\sum", "∏": r"\prod", "−": "-", "‖": r"\Vert", "′": "'", "max": r"\max", "min": r"\min"}
+    "⌊": r"\lfloor", "⌋": r"\rfloor", "∑": r"\sum", "∏": r"\prod", "−": "-", "‖": r"\Vert", "′": "'", "max": r"\max", "min": r"\min"}
 _TIGHT = ((" ,", ","), (" '", "'"), ("{- ", "{-"))
 _SPACES = {"0.15em": r"\,", "1em": r"\quad"}
 
@@ -60,6 +60,8 @@ def _of(e: ElementTree.Element) -> str:
 def _leaf(tag: str, text: str) -> str:
     if text in _SIGNS:
         return _SIGNS[text]
+    if tag == "mi" and text[1:] in ("−1", "+1"):  # a row beside another
+        return text.replace("−", "-")
     if tag == "mi" and len(text) > 1:
         stem = text.rstrip("′")
         return rf"\mathrm{{{_escaped(stem)}}}" + "'" * (len(text) - len(stem))

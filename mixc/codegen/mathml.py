@@ -78,6 +78,7 @@ class Mathematics:
             right = self._scan(n)
         else:
             terms, right = self._terms(n, {}, 1), self._value(n, {}, SUM)
+            right = _brackets(right) if n.op in _RELATIONS else right
             self.names[n] = called
         left = self._named(n, self._rows(n, {}))
         if len(right) > WIDE and len(terms) > 1:
@@ -161,7 +162,8 @@ class Mathematics:
         if n.op == "number":
             shown = f"<mn>{text.removeprefix('-')}</mn>".replace("inf", "∞")
             return f"<mrow><mo>−</mo>{shown}</mrow>" if text[0] == "-" else shown  # one element, also as an exponent
-        return _sub(bar(prime(text)) if n.op == "cot" else name(text), self._rows(n, at))
+        below = [name(at.get(d, d)) for d in n.dims] if n.op == "index" else self._rows(n, at)
+        return _sub(bar(prime(text)) if n.op == "cot" else name(text), below)
 
     def _function(self, n: Node, at: Letters) -> str:
         over = n.attr("over")
@@ -184,9 +186,15 @@ class Mathematics:
         return self._value(n.args[0], {**at, **inner}, PRODUCT)
 
     def _pick(self, n: Node, at: Letters) -> str:
-        i, dim = n.attr("i"), n.attr("dim")
-        where = ("C" if i < 0 else "1") if dim == ROW else str(i + 1) if i >= 0 else str(i)
-        return self._value(n.args[0], {**at, dim: where}, PRODUCT)
+        return self._value(n.args[0], {**at, n.attr("dim"): _place_of(n)}, PRODUCT)
+
+    def _place(self, n: Node, at: Letters) -> str:
+        dim = n.attr("dim")
+        where = name(at.get(dim, {ROW: "t"}.get(dim, dim))) + _o("=") + name(_place_of(n))
+        return f"<mrow><msub><mn>𝟙</mn><mrow>{where}</mrow></msub>{SPACE}{self._value(n.args[0], at, PRODUCT)}</mrow>"
+
+    def _floordiv(self, n: Node, at: Letters) -> str:
+        return f"<mrow>{_o('⌊')}{self._div(n, at)}{_o('⌋')}</mrow>"
 
     def _previous(self, n: Node, at: Letters) -> str:
         t = at.get(ROW, "t")
@@ -351,6 +359,12 @@ class Mathematics:
         A = _matrix([cells[i * k:(i + 1) * k] for i in range(k)])
         b, s = (_matrix([[c] for c in cells[i:i + k]]) for i in (k * k, k * k + k))
         return f"{A}{h}{_o('+')}{b}{_o(',')}<mspace width='1em'/>{start}{_o('=')}{s}"
+
+
+def _place_of(n: Node) -> str:
+    """Of `pick` and `place`: rows from 1 to C, dims from 0 as in the language."""
+    i, dim = n.attr("i"), n.attr("dim")
+    return ("C" if i < 0 else "1") if dim == ROW else str(i + (dim == "_i"))
 
 
 def _of_no_row(at: Letters) -> Letters:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
+from html import unescape
 
 import pytest
 from matplotlib.mathtext import MathTextParser
@@ -147,3 +148,23 @@ def test_latex_of_the_delta_rule() -> None:
     lines = [latex(f) for f in equations(mixc.load("delta_rule").declared)]
     assert lines[-1].startswith("o = ") and r"\sum_{K} q \, S'" in lines[-1]
     assert lines[0] == r"S' = S - \beta \, \left(\sum_{K} k \, S - v\right) \, k"
+
+
+def test_places_positions_and_rows_beside_each_other() -> None:
+    """They were place(...) without a place, floordiv(index, 2) without a dim, and a minus sign that TeX does not know."""
+    m = mixc.loads("mixer m(K, V, W = 3) {\nin q[K], k[K], v[V]\nparam c[W, K], w\nstate S[K, V], h\n"
+                   "a = pos * 100 ** (-2 * (index[K] // 2) / K)\nS = 0.5 * S + sum[W](c * lag[W](k)) * v\n"
+                   "h = maximum(h - 1, w)\nout o[V] = (q * cos(a)) @ S + h\n}")
+    text = unescape(page(m, find("h100"), dict(B=1, T=64, H=1, K=16, V=16, W=3)))
+    assert r"\left\lfloor" not in text and r"\lfloor \frac{{\mathrm{index}}_{K}}{2} \rfloor" in text
+    assert r"{\mathbb{1}}_{W = 2} \, \sum_{t}" in text and "place" not in text
+    assert all(r"\mathrm{t" not in x and "−" not in x for x in re.findall(r"<pre>(\\begin.*?)</pre>", text, re.DOTALL))
+    assert "h_{t-1}" in text.replace("u_{t-1}^{(1)}", "h_{t-1}")
+
+
+def test_params_that_states_start_at_get_no_zero() -> None:
+    m = mixc.loads("mixer m(D) {\nin x[D]\nparam w[D], unread[D]\nstate h[D] = w\nh = 0.5 * h + x\nout y[D] = h\n}")
+    text = m.explain()
+    assert "dw[D] = 0" not in text and "dunread[D] = 0" in text
+    assert "- the gradient to w comes from the cotangent of the first states, which start there" in text
+    assert "The gradient to w comes from" in page(m, find("h100"), dict(B=1, T=64, H=1, D=16))
