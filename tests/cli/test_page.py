@@ -151,15 +151,15 @@ def test_latex_of_the_delta_rule() -> None:
 
 
 def test_places_positions_and_rows_beside_each_other() -> None:
-    """They were place(...) without a place, floordiv(index, 2) without a dim, and a minus sign that TeX does not know."""
+    """They were place(...) without a place, floordiv(index, 2) without a dim, a minus sign that TeX does not know."""
     m = mixc.loads("mixer m(K, V, W = 3) {\nin q[K], k[K], v[V]\nparam c[W, K], w\nstate S[K, V], h\n"
                    "a = pos * 100 ** (-2 * (index[K] // 2) / K)\nS = 0.5 * S + sum[W](c * lag[W](k)) * v\n"
                    "h = maximum(h - 1, w)\nout o[V] = (q * cos(a)) @ S + h\n}")
     text = unescape(page(m, find("h100"), dict(B=1, T=64, H=1, K=16, V=16, W=3)))
-    assert r"\left\lfloor" not in text and r"\lfloor \frac{{\mathrm{index}}_{K}}{2} \rfloor" in text
+    assert r"\lfloor \frac{{\mathrm{index}}_{K}}{2} \rfloor" in text
     assert r"{\mathbb{1}}_{W = 2} \, \sum_{t}" in text and "place" not in text
-    assert all(r"\mathrm{t" not in x and "−" not in x for x in re.findall(r"<pre>(\\begin.*?)</pre>", text, re.DOTALL))
-    assert "h_{t-1}" in text.replace("u_{t-1}^{(1)}", "h_{t-1}")
+    sources = re.findall(r"<pre>(\\begin.*?)</pre>", text, re.DOTALL)
+    assert any("u_{t-1}" in x for x in sources) and not any("−" in x for x in sources)
 
 
 def test_params_that_states_start_at_get_no_zero() -> None:
