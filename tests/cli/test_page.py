@@ -157,7 +157,8 @@ def test_places_positions_and_rows_beside_each_other() -> None:
                    "h = maximum(h - 1, w)\nout o[V] = (q * cos(a)) @ S + h\n}")
     text = unescape(page(m, find("h100"), dict(B=1, T=64, H=1, K=16, V=16, W=3)))
     sources = "".join(re.findall(r"<pre>(\\begin.*?)</pre>", text, re.DOTALL))
-    assert r"\lfloor \frac{{\mathrm{index}}_{K}}{2} \rfloor" in sources and r"{\mathbb{1}}_{W = 2} \, \sum_{t}" in sources
+    assert r"\lfloor \frac{{\mathrm{index}}_{K}}{2} \rfloor" in sources
+    assert r"{\mathbb{1}}_{W = 2} \, \sum_{t}" in sources
     assert "u_{t-1}" in sources and "place" not in sources and "−" not in sources
 
 
