@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mixc.autotune.domain import Domain
-from mixc.autotune.terms import Constraint, Term, variable
+from mixc.autotune.terms import APPLY, Constraint, Term, variable
 
 LIMIT = 131072
 EXACT = 2.0 ** 53
@@ -33,16 +33,23 @@ class Solutions:
         self.shape = tuple(map(len, values))
         if len(values) < len(domains) or math.prod(self.shape) > LIMIT:
             return
-        columns = np.meshgrid(*[np.array(v, float) for v in values], indexing="ij", sparse=True) if values else []
-        self.columns = dict(zip(domains, columns, strict=True))
-        self._table, good = _Table(self.columns), np.array(True)
+        self.values = [np.array(v, float) for v in values]
+        wide = [v for v in self.values if v.size > 1]  # the others are numbers
+        axes = iter(np.meshgrid(*wide, indexing="ij", sparse=True) if wide else [])
+        self._wide = tuple(v.size for v in wide)
+        columns = [next(axes) if v.size > 1 else float(v[0]) for v in self.values]
+        self._table, good = Table(dict(zip(domains, columns, strict=True))), np.array(True)
         with np.errstate(all="ignore"):
             for c in constraints:
                 good = good & self._table.holds(c)
                 if not good.any():
                     break
         if self._table.exact():
-            self.which = np.broadcast_to(good, self.shape)
+            self.which = self._everywhere(good)
+
+    def _everywhere(self, found: Column) -> np.ndarray:
+        """With every axis."""
+        return np.broadcast_to(found, self._wide).reshape(self.shape)
 
     def _costs(self, cost: Callable[[], Term]) -> np.ndarray:
         """Of every point; infinite where it is no solution."""
@@ -50,7 +57,7 @@ class Solutions:
         if not self.which.any():
             return np.full(self.shape, np.inf)
         with np.errstate(all="ignore"):
-            return np.where(self.which, self._table.value(cost()), np.inf)
+            return np.where(self.which, self._everywhere(self._table.value(cost())), np.inf)
 
     def ranked(self, cost: Callable[[], Term]) -> Iterator[tuple[float, Point]]:
         """(cost, solution) by ascending cost, which is asked for only where there is a solution."""
@@ -74,15 +81,15 @@ class Solutions:
         """Those numbered `at`, by ascending cost."""
         at = at[np.argsort(costs[at], kind="stable")]
         places = np.unravel_index(at, self.shape)
-        columns = [self.columns[n].ravel()[i].astype(int).tolist() for n, i in zip(self.names, places, strict=True)]
+        columns = [v[i].astype(int).tolist() for v, i in zip(self.values, places, strict=True)]
         return ((c, dict(zip(self.names, p, strict=True)))
                 for c, p in zip(costs[at].tolist(), zip(*columns, strict=True) if columns else [()], strict=False))
 
 
-class _Table:
+class Table:
     """Values of terms at all points; one that has no value (a division by 0) is nan, and its relation false."""
 
-    def __init__(self, columns: dict[str, np.ndarray]):
+    def __init__(self, columns: dict[str, Column]):
         self._known: dict[Term, Column] = {variable(name): column for name, column in columns.items()}
 
     def exact(self) -> bool:
@@ -97,20 +104,24 @@ class _Table:
         return found
 
     def _computed(self, t: Term) -> Column:
-        if t.op == "const":
+        op = t.op
+        if op == "const":
             return float(t.value)
-        if t.op == "var":  # one that was made by hand
+        if op == "var":  # one that was made by hand
             return self._known[variable(t.name)]
-        if t.op == "where":
+        if op == "where":
             condition, yes, no = t.args
             holds, fails = self.holds(condition), self.holds(~condition)
             return np.where(holds, self.value(yes), np.where(fails, self.value(no), np.nan))
-        a, b = self.value(t.args[0]), self.value(t.args[1])
-        if t.op in ("div", "floordiv", "mod", "cdiv"):
-            b = b or np.nan if isinstance(b, float) else np.where(b, b, np.nan)
-        elif t.op == "pow":
-            b = np.where(np.less(b, 0), np.nan, b) if t.args[1].op != "const" or t.args[1].value < 0 else b
-        return _APPLY[t.op](a, b)
+        x, y = t.args
+        a, b = self.value(x), self.value(y)
+        if op in _DIVISIONS:
+            b = b or np.nan if isinstance(b, float) else b if b.all() else np.where(b, b, np.nan)
+        elif op == "pow":
+            b = np.where(np.less(b, 0), np.nan, b) if y.op != "const" or y.value < 0 else b
+        if isinstance(a, float) and isinstance(b, float) and op in _PLAIN:
+            return _PLAIN[op](a, b)
+        return _APPLY[op](a, b)
 
     def holds(self, c: Constraint) -> np.ndarray:
         if c.op in ("and", "or"):
@@ -123,6 +134,9 @@ class _Table:
         return np.asarray(found if c.op != "ne" else found & (a == a) & (b == b))  # nan is in no other relation
 
 
+_DIVISIONS = frozenset(["div", "floordiv", "mod", "cdiv"])
+# of two numbers: what does the same to nan as to arrays
+_PLAIN: dict[str, Callable[[float, float], float]] = {op: APPLY[op] for op in ("add", "sub", "mul", *_DIVISIONS)}  # type: ignore[misc]
 _APPLY: dict[str, Callable[[Any, Any], np.ndarray]] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "floordiv": np.floor_divide, "mod": np.mod,
     "pow": np.power, "min": np.minimum, "max": np.maximum, "cdiv": lambda x, y: -np.floor_divide(-x, y),

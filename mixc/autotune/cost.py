@@ -20,6 +20,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from math import prod
+from operator import ge
 from typing import Any
 
 from mixc.autotune.counts import Counts, Names, Poly, Size, times
@@ -45,6 +47,8 @@ COEFFICIENTS = {
     "narrow": 0.62,      # of the peak, with fewer rows than `full_rows` (mma.sync on Hopper)
 }
 
+SPILL = 512  # bytes spilled that count as much as the time itself
+LACKING = 24  # bytes spilled for each register that a thread lacks by the estimate (median of 18; 2 to 100)
 
 # registers, fitted to ptxas on sm_90. Of 72 kernels of the examples with heads of 64, 128 and 256, most of them near
 # the limit, 53 are on the right side of 255; 16 spill where this says that they fit, all but one fewer than 900 bytes
@@ -55,6 +59,7 @@ ACCESS = 1.0   # for each load or store in the text
 LEFT = 0.5     # of the left sides of products with fewer rows than four warps have: all warps hold all of them
 INVERSE = 5    # where a triangular matrix of 16 rows is inverted; with the square of the rows
 LEVEL = 2.5    # for each product of a function with levels, times rows over warps: masks and operands
+NEARLY = 20    # registers of a thread, the last that there are
 VECTORS = 11   # of rows, alive at once, that take no more room; the others a register for every 4 rows
 
 
@@ -100,22 +105,42 @@ def _named(dims: tuple[str, ...]) -> Names:
     return tuple(sorted(ROW if d in (ROW, COL, "_u") else d for d in flat(dims) if d != PART))
 
 
-def _largest(alive: list[list[tuple[tuple[str, ...], float]]], known: Mapping[str, float]) -> list[Poly]:
-    """The sizes of what is alive at each statement that may be the largest; `known`: of sides that have one size."""
-    found: dict[tuple[tuple[Names, float], ...], Poly] = {}
+def _alive(alive: list[list[tuple[tuple[str, ...], float]]]) -> list[Poly]:
+    """The sizes of what is alive at each statement."""
+    every: dict[Names, int] = {}
+    places = {dims: every.setdefault(_named(dims), len(every)) for tiles in alive for dims, _ in tiles}
+    found: dict[tuple[float, ...], None] = {}
     for tiles in alive:
-        p: Poly = defaultdict(float)
+        sizes = [0.0] * len(every)
         for dims, part in tiles:
-            names = _named(dims)
-            for n in names:
-                part *= known.get(n, 1.0)
-            p[tuple(n for n in names if n not in known)] += part
-        found[tuple(sorted(p.items()))] = p
-    kept: list[Poly] = []
-    for p in sorted(found.values(), key=lambda p: -sum(p.values())):
-        if not any(all(q.get(n, 0) >= c for n, c in p.items()) for q in kept):
-            kept.append(p)
-    return kept
+            sizes[places[dims]] += part
+        found[tuple(sizes)] = None
+    return [dict(zip(every, sizes, strict=True)) for sizes in found]
+
+
+def _largest(polys: list[Poly], known: Mapping[str, float]) -> list[Poly]:
+    """Those that may be the largest; `known`: of sides that have one size. All have the same names."""
+    every: dict[Names, int] = {}
+    places = list[tuple[float, int]]()  # the known size of a tile, and which names are left
+    for names in polys[0] if polys else ():
+        left = tuple(n for n in names if n not in known)
+        places.append((prod(known[n] for n in names if n in known), every.setdefault(left, len(every))))
+    found: dict[tuple[float, ...], None] = {}
+    for p in polys:
+        sizes = [0.0] * len(every)
+        for c, (size, i) in zip(p.values(), places, strict=True):
+            sizes[i] += c * size
+        found[tuple(sizes)] = None
+    kept: list[tuple[float, ...]] = []
+    for candidate in sorted(found, key=sum, reverse=True):
+        if not any(all(map(ge, larger, candidate)) for larger in kept):
+            kept.append(candidate)
+    return [dict(zip(every, sizes, strict=True)) for sizes in kept]
+
+
+def _counted(c: float) -> float:
+    """As an integer where it is one: rounded to integers it is the same term."""
+    return int(c) if c == int(c) else c
 
 
 class LaunchModel:
@@ -124,17 +149,20 @@ class LaunchModel:
     Args:
         counts: of its trace. names: terms for what the trace left a name: C, blocks, SEGMENT.
         warps, stages: terms. turns: blocks of the dim `turned` that a program takes one after the other.
-        held: does a program of a cell keep the head's weights?"""
+        held: does a program of a cell keep the head's weights? chunk: the rows of a chunk, where there is no choice."""
 
     def __init__(self, kernel: Kernel, counts: Counts, target: Target, shape: Shape, names: Mapping[str, Termlike],
-                 warps: Termlike, stages: Termlike, turns: Termlike = 1, turned: str = "", *, held: bool = False):
+                 warps: Termlike, stages: Termlike, turns: Termlike = 1, turned: str = "", *, held: bool = False,
+                 chunk: int = 0):
         self.kernel, self.counts, self.target, self.shape, self.held = kernel, counts, target, shape, held
         self.cells = kernel.launch.loop == "cells"  # rows are sequences, the loop goes over tokens
         self.turns, self.turned = term(turns), turned
         self.warps, self.stages = term(warps), term(stages)
         self._products_of: dict[Names, Term] = {}
-        C, segment = names["C"], names["SEGMENT"]
+        C, segment = chunk or names["C"], names["SEGMENT"]
+        self.unknown = term(names["C"])  # the rows of a chunk by name
         self.names: dict[str, Any] = dict(names) | {
+            "C": C,
             "chunks": shape.T if self.cells else segment / term(C) if kernel.launch.alone else ceil_div(shape.T, C),
             "keeps": C / term(segment), "replays": (segment / term(C) - 1) * 0.5}
 
@@ -144,7 +172,7 @@ class LaunchModel:
         found = self._products_of.get(names)
         if found is None:
             found = self._products_of[names] = product(self.names[n] for n in names)
-        return found if c == 1 else found * c
+        return found if c == 1 else found * _counted(c)
 
     def poly(self, p: Poly) -> Term:
         return total(self.size((c, n)) for n, c in sorted(p.items()) if c)
@@ -200,31 +228,41 @@ class LaunchModel:
 
         The schedule of statements says what is alive. Two groups of four warps repeat the work of a chunk of 64 rows
         or more in chained products. Fitted to ptxas on sm_90 over the examples' kernels: see benchmarks/tuner.py."""
-        rows = self.names["C"] * product(self.names[f"B{d}"] for d in sorted(self.kernel.ranks))  # of all tokens
-        repeated = where(term(rows) >= 64, where(self.warps > 4, 2, 1), 1)
-        sizes = {ROW: self.names["C"] * repeated} | {d: term(self.names[f"B{d}"]) for d in self.kernel.dims}
-        sizes[WARPS] = where(term(rows) < 64, self.warps, 1) * (LEFT / TILES)
+        more = product(self.names[f"B{d}"] for d in sorted(self.kernel.ranks))
+        rows, unknown = more * self.names["C"], more * self.unknown  # of all tokens
+        values = self._values(self.names["C"], rows, unknown)
+        if values.op == "const":  # numbers round as terms do
+            values = self._values(self.unknown, unknown, unknown)
+        levels = sum(self.counts.nested.values())
+        held = term((CELL if self.cells else HELD) + ACCESS * len(self.counts.memory))
+        if any(n.op == "unit_inverse" for n in self.kernel.launch.body()):
+            held = held + unknown * unknown * (INVERSE / 256)
+        held = held + rows * (max(0, self.kernel.vectors - VECTORS) / 4)
+        return values * TILES / (self.warps * self.target.warp) + rows * (levels * LEVEL) / self.warps + held
+
+    def _values(self, C: Termlike, rows: Term, unknown: Term) -> Term:
+        """The 32-bit numbers of a program's tiles; `rows`: of a chunk of C tokens; `unknown`: the same by name."""
+        repeated = where(rows < 64, 1, where(self.warps > 4, 2, 1))
+        sizes = {ROW: repeated * C} | {d: term(self.names[f"B{d}"]) for d in self.kernel.dims}
+        few = rows.op == "const" and rows.value < 64
+        sizes[WARPS] = (self.warps if few else where(unknown < 64, self.warps, 1)) * (LEFT / TILES)
         wide = 1.0 if self.shape.operand == 2 else 1.5
         scans = [(6 if n.op == "scan" else 2 * n.attr("n") * (n.attr("n") + 1)) * _numbers(n.dims, sizes)
                  for n in self.kernel.launch.body() if n.op in ("scan", "scan_block")]
         kept = [s.dims for s in self.kernel.launch.stores if s.kind == "partial"]  # sums and params: all the time
         if not self.cells:
             kept += [d.dims for d in self.kernel.launch.program.params if safe(d.name) in self.kernel.loads]
-        values = self._peak(sizes) * wide + maximum(0, *scans) + total(_numbers(d, sizes) for d in kept if len(d) > 1)
-        levels = sum(self.counts.nested.values())
-        held = term((CELL if self.cells else HELD) + ACCESS * len(self.counts.memory))
-        if any(n.op == "unit_inverse" for n in self.kernel.launch.body()):
-            held = held + term(rows) * term(rows) * (INVERSE / 256)
-        held = held + term(rows) * (max(0, self.kernel.vectors - VECTORS) / 4)
-        return values * TILES / (self.warps * self.target.warp) + term(rows) * (levels * LEVEL) / self.warps + held
+        return self._peak(sizes) * wide + maximum(0, *scans) + total(_numbers(d, sizes) for d in kept if len(d) > 1)
 
     def _peak(self, sizes: Mapping[str, Term]) -> Term:
         """The most 32-bit numbers that are alive at a statement; statements that others exceed are left out."""
-        known = tuple((n, float(t.value)) for n, t in sizes.items() if t.op == "const")
-        kept = self.kernel.peaks.get(known)
-        if kept is None:
-            kept = self.kernel.peaks[known] = _largest(self.kernel.alive, dict(known))
-        return maximum(0, *[total(product([*(sizes[n] for n in names), c]) for names, c in p.items()) for p in kept])
+        peaks, known = self.kernel.peaks, tuple((n, float(t.value)) for n, t in sizes.items() if t.op == "const")
+        if () not in peaks:
+            peaks[()] = _largest(_alive(self.kernel.alive), {})
+        if known not in peaks:
+            peaks[known] = _largest(peaks[()], dict(known))
+        return maximum(0, *[total(product([*(sizes[n] for n in names), _counted(c)]) for names, c in p.items() if c)
+                            for p in peaks[known]])
 
     @cached_property
     def shared(self) -> Term:
@@ -335,6 +373,18 @@ class LaunchModel:
             out.append(self.sum(sizes) * slow / rates[how])
         return total(out) * self.work()
 
+    @cached_property
+    def cycles(self) -> Term:
+        """Of a program for a block, where it waits for every product and load."""
+        c, products = COEFFICIENTS, self.sum(often for *_, often, _ in self.counts.products)
+        loads = self.sum(often for what, _, _, often in self.counts.memory if what == "load")
+        waiting = loads * where(self.stages > 1, c["load"] / 2, c["load"])
+        return c["cycles"] + c["product"] * products + waiting
+
+    def pressed(self, registers: Any, nearly: Any) -> Any:
+        """Times the time: the rank, with these registers, of which so many are among the last NEARLY or beyond."""
+        return 1 + registers * (COEFFICIENTS["pressure"] / self.target.registers_thread) + nearly * COEFFICIENTS["risk"]
+
     def occupancy(self, registers: Termlike, shared: Termlike) -> Term:
         """Programs that an SM holds at once."""
         t = self.target
@@ -362,14 +412,10 @@ class LaunchModel:
         parts = {k: v / balance for k, v in busy.items()}
         parts |= {"bytes": distinct / bandwidth, "L2": issued / (bandwidth * c["l2"]),
                   "SM bandwidth": issued / (minimum(programs, t.sms) * (bandwidth / t.sms * c["an_sm"]))}
-        products = self.sum(often for *_, often, _ in self.counts.products)
-        loads = self.sum(often for what, _, _, often in self.counts.memory if what == "load")
         waves = ceil_div(programs, resident * t.sms)
-        waiting = loads * where(self.stages > 1, c["load"] / 2, c["load"])
-        parts["latency"] = waves * (c["cycles"] + c["product"] * products + waiting) * self.turns / clock
+        parts["latency"] = waves * self.cycles * self.turns / clock
         after = moved / bandwidth + merging * c["start"]
         longest = maximum(*parts.values())
         time = longest * (1 - c["rest"]) + total(parts.values()) * c["rest"] + after + c["start"]
-        near = maximum(0, self.registers - (t.registers_thread - 20))
-        rank = time * (1 + self.registers * (c["pressure"] / t.registers_thread) + near * c["risk"])
+        rank = time * self.pressed(self.registers, maximum(0, self.registers - (t.registers_thread - NEARLY)))
         return Costs(time, rank, parts, distinct + moved, self.flops(), programs, resident)

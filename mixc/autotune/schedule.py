@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
+from math import inf
 from typing import Any, TypeVar
 
-from mixc.autotune.cost import Costs, LaunchModel, Shape
+from mixc.autotune.cost import LACKING, SPILL, Costs, LaunchModel, Shape
 from mixc.autotune.counts import Counts
+from mixc.autotune.least import Least, least_of
 from mixc.autotune.space import Infeasible, Space, Term, ceil_div, divides, maximum, powers_of_two, product
 from mixc.autotune.terms import Constraint, operation, term
 from mixc.autotune.trace import counts_of
@@ -27,8 +29,6 @@ CHUNKS = [16, 32, 64, 128]
 FEW = [2, 4, 8]  # where tokens have more rows
 SEGMENTS = [16, 32, 64, 96, 128, 192, 256]
 KEPT = 0.35  # the most that states kept for the backward may add to the bytes of inputs, outs and gradients
-SPILL = 512  # bytes spilled that count as much as the time itself
-LACKING = 24  # bytes spilled for each register that a thread lacks by the estimate (median of 18; 2 to 100)
 NEAR = 16  # registers that a tile may lack by the estimate, which is as much off, to be compiled where it is tuned
 ESTIMATED = " (estimated)"
 REGISTERS = "registers a thread" + ESTIMATED
@@ -92,8 +92,10 @@ class LaunchSpace:
         self.name, self.variants, self.target, self.shape = name, variants, target, shape
         self.kernel = variants[0].kernel
         self._made: dict[tuple[int, bool, int], tuple[Space, LaunchModel]] = {}
+        self._floors_of: dict[LaunchModel, dict[int, Least]] = {}
+        self._loose: dict[LaunchModel, list[Callable[[], dict[tuple[int, int], Found]]]] = {}
 
-    def traces(self, of: Variant, held: bool) -> Iterator[tuple[list[int], Counts]]:
+    def traces(self, of: Variant, held: bool) -> dict[tuple[int, ...], Callable[[], Counts]]:
         """Chunk sizes, and the counts of a trace that serves them: one for all where the text allows it. Of a cell the
         rows are sequences, and there is a trace for weights that are held, one for those that are read every token."""
         launch, sizes = of.kernel.launch, dict(self.shape.dims)
@@ -101,9 +103,8 @@ class LaunchSpace:
         chunks = [*(FEW if of.kernel.ranks else ()), *CHUNKS]
         rows = [c for c in chunks if c <= max(16, padded(self.shape.B if cells else self.shape.T))]
         whole = tuple((f"B{d}", padded(sizes[d])) for d in of.kernel.dims if d not in launch.split) if cells else ()
-        found = counts_of(of.text, launch.name, tuple(rows), self.shape.operand, tuple(of.kernel.dims),
-                          (("HELD", held), *whole))
-        return ((list(chunks), counts()) for chunks, counts in found.items())
+        return counts_of(of.text, launch.name, tuple(rows), self.shape.operand, tuple(of.kernel.dims),
+                         (("HELD", held), *whole))
 
     @property
     def turned(self) -> str:
@@ -116,14 +117,16 @@ class LaunchSpace:
     def spaces(self) -> list[tuple[Space, LaunchModel]]:
         return [made for growing in self._growing() for made in growing]
 
-    def _growing(self) -> Iterator[Iterator[tuple[Space, LaunchModel]]]:
-        """The spaces, those of one kernel from few rows a chunk to many; each is made when it is asked for."""
+    def _growing(self, chunk: int = 0) -> Iterator[Iterator[tuple[Space, LaunchModel]]]:
+        """The spaces, those of one kernel from few rows a chunk to many; each is made when it is asked for. `chunk`:
+        those that have so many rows (0: all)."""
         def made(v: Variant, held: bool) -> Iterator[tuple[Space, LaunchModel]]:
-            for rows, counts in self.traces(v, held):
+            for rows, counts in self.traces(v, held).items():
                 key = self.variants.index(v), held, rows[0]
-                if key not in self._made:
-                    self._made[key] = self._space(v, rows, counts, held)
-                yield self._made[key]
+                if chunk in (0, *rows):
+                    if key not in self._made:
+                        self._made[key] = self._space(v, rows, counts(), held)
+                    yield self._made[key]
         for v in self.variants:
             for held in (True, False) if "HELD" in v.kernel.constexprs else (False,):
                 yield made(v, held)
@@ -143,7 +146,7 @@ class LaunchSpace:
                                  if s.kind == "rows" and self.turned not in s.dims) if parts > 1 else 0
         return [s for s in SEGMENTS if s >= 64 or (states and kept <= (KEPT * moved - summed) * s)]
 
-    def _space(self, of: Variant, rows: list[int], counts: Counts, held: bool) -> tuple[Space, LaunchModel]:
+    def _space(self, of: Variant, rows: tuple[int, ...], counts: Counts, held: bool) -> tuple[Space, LaunchModel]:
         kernel = of.kernel
         space, sizes, target = Space(), dict(self.shape.dims), self.target
         names: dict[str, Any] = {"C": space.variable("C", rows), "SEGMENT": space.variable("segment", self.segments())}
@@ -156,7 +159,8 @@ class LaunchSpace:
         warps, stages = space.variable("warps", powers_of_two(1, 8)), space.variable("stages", [1, 2, 3])
         turned = self.turned
         turns: Any = space.variable("turns", powers_of_two(1, padded(sizes[turned]) // 16)) if turned else 1
-        model = LaunchModel(kernel, counts, target, self.shape, names, warps, stages, turns, turned, held=held)
+        model = LaunchModel(kernel, counts, target, self.shape, names, warps, stages, turns, turned, held=held,
+                            chunk=rows[0] if len(rows) == 1 else 0)
         C = names["C"]
         if of.single is not None:
             chunks = (names["SEGMENT"] == C, "a segment is a chunk") if of.single else \
@@ -220,16 +224,25 @@ class LaunchSpace:
     @cached_property
     def least(self) -> float:
         """Seconds that no point takes less than, what spills counted."""
-        return min((found[0] for found in self._fitting.values()), default=0.0) or min(
-            (self._bound(space, model) for space, model in self.spaces), default=0.0)
+        found = min((found[0] for found in self._fitting.values()), default=0.0) or inf
+        for growing in () if self._fitting else self._growing():
+            for space, model in growing:
+                floors = self._floors(space, model).values()
+                found = min(found, *(f.whole for f in floors))
+                if min(f.more for f in floors) >= found:
+                    break
+        return found
 
-    def _bound(self, space: Space, model: LaunchModel) -> float:
-        """As long as the fewest programs move their bytes, with the registers that the smallest tiles lack."""
-        fewest = {n: d.hi if n[0] == "B" or n == "segment" or (n == "C" and model.cells) else d.lo
-                  for n, d in space.domains.items()}
-        lacking = self._least_registers(space, model) - self.target.registers_thread
-        seconds = model.bytes().evaluate(fewest) / (self.target.bandwidth * 1e9)
-        return seconds * (1 + max(0.0, lacking) * (LACKING / SPILL))
+    def _floors(self, space: Space, model: LaunchModel) -> dict[int, Least]:
+        """By rows of a chunk: what no point of one of the spaces takes less than."""
+        if model not in self._floors_of:
+            self._floors_of[model] = least_of(space.domains, model)
+        return self._floors_of[model]
+
+    def floor(self, chunk: int) -> Least:
+        """What no point with so many rows takes less than."""
+        found = [self._floors(space, model)[chunk] for growing in self._growing(chunk) for space, model in growing]
+        return Least({0: min((f.whole for f in found), default=inf)}, min((f.more for f in found), default=inf))
 
     def by_segment(self, chunk: int = 0) -> dict[int, Found]:
         """The best of every segment, with so many rows a chunk (0: any).
@@ -260,18 +273,27 @@ class LaunchSpace:
     def _tight(self, chunk: int) -> dict[int, Found]:
         """The best of every segment where no point keeps the estimates."""
         found = dict[int, Found]()
-        for ways in self._spilling:
-            self._take(found, next(filter(None, (self._of_chunk(way(), chunk) for way in ways)), {}))
+        def known(floors: Iterable[tuple[int, float]]) -> bool:
+            """Has what is found as little?"""
+            return all(segment in found and found[segment][0] <= seconds for segment, seconds in floors)
+        for growing in self._growing(chunk):
+            for space, model in growing:
+                floors = self._floors(space, model).values() if found and not chunk else ()
+                if not floors or not known(x for f in floors for x in f.each.items()):
+                    ways = (self._of_chunk(way(), chunk) for way in self._spilling(space, model))
+                    self._take(found, next(filter(None, ways), {}))
+                elif known((s, f.more) for f in floors for s in self.segments() if s > space.domains["C"].hi):
+                    break
         if not found and not chunk:
             raise self.infeasible()
         return found
 
-    @cached_property
-    def _spilling(self) -> list[list[Callable[[], dict[tuple[int, int], Found]]]]:
-        """For each space, each way to loosen it: by rows of a chunk and of a segment the best point."""
-        def way(loose: Space, model: LaunchModel) -> Callable[[], dict[tuple[int, int], Found]]:
-            return cache(partial(self._least, loose, partial(_rank_spilling, model), model))
-        return [[way(loose, model) for loose in self._loosened(space)] for space, model in self.spaces]
+    def _spilling(self, space: Space, model: LaunchModel) -> list[Callable[[], dict[tuple[int, int], Found]]]:
+        """Each way to loosen a space: by rows of a chunk and of a segment the best point."""
+        if model not in self._loose:
+            self._loose[model] = [cache(partial(self._least, loose, partial(_rank_spilling, model), model))
+                                  for loose in self._loosened(space)]
+        return self._loose[model]
 
     def best(self) -> Iterator[Ranked]:
         """Every point by modelled time, with what it should spill: of those that keep the estimates, or nearly; where

@@ -147,6 +147,8 @@ def _once(key: tuple[Any, ...], op: str, args: tuple[Any, ...] = (), name: str =
 def term(x: object) -> Term:
     if isinstance(x, Term):
         return x
+    if x.__class__ is int or x.__class__ is float:
+        return _once((x.__class__, x), "const", value=x)
     if isinstance(x, (int, float)) and not isinstance(x, bool):
         return _once((type(x), x), "const", value=x)
     raise TypeError(f"{x!r} is no number and no term")
@@ -157,13 +159,20 @@ def variable(name: str) -> Term:
 
 
 def operation(op: str, a: Termlike, b: Termlike) -> Term:
-    """A term; operations on numbers are done at once."""
+    """A term; operations on numbers are done at once, and those that change nothing are not written."""
     a = a if a.__class__ is Term else term(a)
     b = b if b.__class__ is Term else term(b)
     found = _written.get(key := (op, id(a), id(b)))
     if found is not None:
         return found
-    return term(APPLY[op](a.value, b.value)) if a.op == b.op == "const" else _once(key, op, (a, b))
+    if b.op == "const":
+        if a.op == "const":
+            return term(APPLY[op](a.value, b.value))
+        if _NEUTRAL.get(op) == b.value:
+            return a
+    elif a.op == "const" and op != "sub" and _NEUTRAL.get(op) == a.value:
+        return b
+    return _once(key, op, (a, b))
 
 
 def ceil_div(a: Termlike, b: Termlike) -> Term:
@@ -195,6 +204,9 @@ def total(items: Iterable[Termlike]) -> Term:
 
 
 def where(condition: Constraint, yes: Termlike, no: Termlike) -> Term:
+    """One of two terms; a condition on numbers decides at once."""
+    if all(a.__class__ is Term and a.op == "const" for a in condition.args):
+        return term(yes if condition.holds({}) else no)
     key = condition.op, *map(id, condition.args), id(term(yes)), id(term(no))
     return _once(("where", *key), "where", (condition, term(yes), term(no)))
 
@@ -214,6 +226,7 @@ APPLY: dict[str, Callable[..., Number]] = {
     "floordiv": lambda a, b: a // b, "mod": lambda a, b: a % b, "pow": _power, "min": min, "max": max,
     "cdiv": lambda a, b: -(-a // b),
 }
+_NEUTRAL = {"add": 0, "sub": 0, "mul": 1}
 _SIGN = {"add": ("+", 1), "sub": ("-", 1), "mul": ("*", 2), "div": ("/", 2), "floordiv": ("//", 2), "mod": ("%", 2),
          "pow": ("**", 3)}
 

@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from mixc.autotune.compiling import Failed, compile_all
-from mixc.autotune.cost import Shape
-from mixc.autotune.schedule import CHUNKS, SEGMENTS, SPILL, Candidate, LaunchSpace, Variant
+from mixc.autotune.cost import SPILL, Shape
+from mixc.autotune.schedule import CHUNKS, SEGMENTS, Candidate, LaunchSpace, Variant
 from mixc.codegen.config import Config, Tile, hands_on
 from mixc.codegen.file_text import with_called
 from mixc.codegen.module import Module
@@ -111,7 +112,7 @@ class Schedule:
         return any(all(self._space(n).fits(c) for n in plan) for c in _common_chunks(plan))
 
     def _seconds(self, plan: tuple[str, ...]) -> float:
-        return min(self._totals([plan]))[0]
+        return min(self._totals([plan], inf))[0]
 
     def _takes_less(self, plan: tuple[str, ...], limit: float, fits: bool = False) -> bool:
         """`fits`: and keeps the estimates. Its launches are looked at until they take more; the last does most."""
@@ -137,8 +138,9 @@ class Schedule:
             Infeasible: the limits of the target leave none."""
         totals = list[tuple[float, int, tuple[str, ...], int]]()
         for plan in sorted(self.plans, key=self._bound):
-            if not totals or self._bound(plan) <= CLOSE * min(totals)[0]:
-                totals += self._totals([plan])
+            least = min(totals)[0] if totals else inf
+            if self._bound(plan) <= CLOSE * least:
+                totals += self._totals([plan], least)
         totals.sort()
         found = [(seconds, segment, {name: self._space(name).by_segment(chunk)[segment][1]() for name in plan})
                  for seconds, segment, plan, chunk in totals if seconds <= CLOSE * totals[0][0]]
@@ -149,16 +151,26 @@ class Schedule:
         """Seconds that a plan takes at least."""
         return sum(self._space(n).least for n in plan)
 
-    def _totals(self, plans: list[tuple[str, ...]]) -> Iterator[tuple[float, int, tuple[str, ...], int]]:
-        """Seconds of every plan with every segment, and the one chunk that its launches have (0: each its own)."""
+    def _totals(self, plans: list[tuple[str, ...]], least: float = 0.0
+                ) -> Iterator[tuple[float, int, tuple[str, ...], int]]:
+        """Seconds of every plan with every segment, and the one chunk that its launches have (0: each its own).
+        `least`: what others take; what takes more than CLOSE times that, or times what was told, may be left out."""
         for plan in plans:
             spaces = [self._space(name) for name in plan]
             chunks = _common_chunks(plan)
-            for chunk in [c for c in chunks if all(space.fits(c) for space in spaces)] or chunks:
+            fits = [c for c in chunks if all(space.fits(c) for space in spaces)]
+            for before, chunk in zip([0, *chunks], fits or chunks, strict=False):
+                if before and least and not fits:
+                    if sum(space.floor(before).more for space in spaces) > CLOSE * least:
+                        break
+                    if sum(space.floor(chunk).whole for space in spaces) > CLOSE * least:
+                        continue
                 each = [space.by_segment(chunk) for space in spaces]
                 for segment in SEGMENTS:
                     if all(segment in found for found in each):
-                        yield sum(found[segment][0] for found in each), segment, plan, chunk
+                        total = sum(found[segment][0] for found in each)
+                        least = min(least, total)
+                        yield total, segment, plan, chunk
 
     def _ranked(self, name: str) -> Iterator[Candidate]:
         """Candidates of a launch, by their time and that of the best launches beside it with the same segment; of those

@@ -165,6 +165,29 @@ def test_no_point_takes_less_than_the_least(name: str) -> None:
         assert 0 < space.least <= min(rank for rank, _ in space.by_segment().values())
 
 
+@pytest.mark.parametrize("name", ["gated_deltaproduct", "abc", "lightnet", "lstm"])
+def test_no_point_that_spills_takes_less_than_the_floor(name: str) -> None:
+    """With warps, rows of a chunk and of a segment as they are, the rest as good for each part as may be."""
+    s = schedule(name, D=128) if name == "lstm" else schedule(name, K=128, V=128, M=128)
+    s.default()
+    for launch in s._spaces.values():
+        for space, model in launch.spaces:
+            floors = launch._floors(space, model)
+            for way in launch._spilling(space, model):
+                for (C, segment), (seconds, _make) in way().items():
+                    assert 0 < floors[C].each[segment] <= seconds
+                    assert all(floors[fewer].more <= seconds for fewer in floors if fewer < C)
+
+
+def test_more_rows_that_spill_far_more_are_not_tried() -> None:
+    """Nothing keeps the estimates: 16 rows lack a hundred registers, 32 several."""
+    s = schedule("gated_deltaproduct", K=128, V=128)
+    s.default()
+    launch = s._space("fwd_for_K")
+    assert not launch.fits() and {rows for _, _, rows in launch._made} <= {16, 32}
+    assert len(launch._loose) == 1 and len(launch.spaces) > 3
+
+
 def test_a_target_with_no_room_is_refused_in_words(tmp_path: Path) -> None:
     small = form(find("h100")) | {"name": "tiny", "warp": 2048}
     path = tmp_path / "tiny.json"
