@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 from mixc.ir.blocks import PART
 from mixc.ir.launch import ROWS, Launch
@@ -20,6 +21,8 @@ from mixc.ir.node import ALIASES, ROW, Node, flat, postorder, source
 
 _WIDTH, _WIDE = 100, 128  # orders that are followed at once, up to so many statements; of more fewer, as time allows
 _BLOCK = 6  # statements that are moved together, at most
+_FOUND: dict[tuple[Any, ...], tuple[int, ...]] = {}  # of problems: their orders
+_MOST_FOUND = 1 << 10
 
 
 def nominal_sizes(launch: Launch, ranks: Iterable[str] = ()) -> Mapping[str, int]:
@@ -69,7 +72,7 @@ def schedule(roots: list[Node], held: set[Node], size: Callable[[Node], float],
             order.append(n)
     big = [n for n in order if n.args and n not in held and (size(n) >= 1 or any(size(a) >= 1 for a in needs[n]))]
     problem = _Problem(big, needs, held, size, {source(k) for k in kept}, within)
-    path = problem.wide_last(problem.earlier(problem.search()), [wide(n) for n in big])
+    path = problem.wide_last(problem.best(), [wide(n) for n in big])
     made = [big[i] for i in path]
     statements = _with_the_rest(made, order, needs, held, roots)
     return Order(statements, list(zip(made, problem.alive(path), strict=True)), _vectors(statements, needs))
@@ -141,8 +144,16 @@ class _Problem:
                 self.matter[i] |= self.users[j]
         self.steps: list[dict[int, _Step]] = [{} for _ in big]  # `step` of each, by what matters
 
+    def best(self) -> tuple[int, ...]:
+        """The best order found. Launches of several plans form the same again, and so do those of the same spec."""
+        key = tuple(self.needs), tuple(self.size), tuple(self.within), self.forever, self.first
+        if key not in _FOUND:
+            if len(_FOUND) >= _MOST_FOUND:
+                _FOUND.clear()
+            _FOUND[key] = self.earlier(self.search())
+        return _FOUND[key]
+
     def search(self) -> tuple[int, ...]:
-        """The best order found."""
         live, steps, matter = self.live(), self.steps, self.matter
         width = _WIDTH if self.count <= _WIDE else max(_WIDTH * _WIDE**2 // self.count**2, 8)
         beam: list[_Place] = [(live, 0.0, 0, -1, 0, live, 0)]
