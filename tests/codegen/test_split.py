@@ -1,5 +1,6 @@
 """The split schedule: states of all segments first, then every segment alone; equal to the fused one, and to tokens."""
 
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -7,9 +8,10 @@ import torch
 
 import mixc
 from mixc.autotune.tuner import schedule_of
-from mixc.codegen import triton_program
+from mixc.codegen import schedule, triton_program
 from mixc.codegen.config import Config, Tile
 from mixc.codegen.offline import load_text
+from mixc.codegen.schedule import _Problem
 from mixc.codegen.triton_program import kernels
 from mixc.runtime.draw import draw
 from mixc.targets import find
@@ -251,3 +253,16 @@ def test_both_fused_launches_may_keep_a_state_every_32_rows():
     made = schedule_of(step, find("h100"), sizes, "bf16")
     assert made.spaces["fwd"].segments() == made.spaces["bwd"].segments() == [32, 64, 96, 128, 192, 256]
     assert made.default()[0].segment == 32
+
+
+def test_an_order_is_sought_once():
+    """A module made anew forms what the first did: its statements are placed as they were."""
+    text, search = (Path(__file__).parents[2] / "examples" / "gla.mix").read_text(), _Problem.search
+    seen = patch.object(_Problem, "search", autospec=True, side_effect=search)
+    with patch.dict(schedule._FOUND, clear=True), seen as sought:
+        for last, more in (("", True), (" ", False)):
+            before = sought.call_count
+            made = kernels(mixc.loads(text + last).declared)
+            made._written.clear()
+            assert made.kernel("fwd").text and made.kernel("fwd_outs").text
+            assert (sought.call_count > before) == more

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from itertools import pairwise
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from mixc.ir.build import contract, exp
 from mixc.ir.node import make, number
 from mixc.ir.program import Range
 from mixc.ir.risk import guarded_nodes
+from mixc.runtime import guarded
 from mixc.runtime.plan import plan_of
 
 from . import specs
@@ -438,6 +440,18 @@ def test_the_fallback_guards_states_that_may_be_infinite():
     plan = plan_of(specs.gated_delta().declared)
     decayed = [n for n in plan.loop if n.op == "mul"]
     assert decayed and not guarded_nodes(plan.program) & set(decayed), "exp(g) * S needs no guard for g <= 0"
+
+
+def test_finite_cotangents_need_no_mask():
+    """A sum tells that all products are finite; a mask is formed where 0 meets what is not."""
+    x = torch.tensor([0.0, 2.0], dtype=torch.float64, requires_grad=True)
+    with patch.object(guarded, "_zero_where", side_effect=AssertionError("a mask")):
+        grad, = torch.autograd.grad(guarded.apply("log", x.dtype, x.exp()).sum(), x)
+        close(grad, torch.ones_like(x))
+        with pytest.raises(AssertionError, match="a mask"):
+            torch.autograd.grad(guarded.apply("log", x.dtype, x), x, torch.tensor([0.0, 1.0], dtype=x.dtype))
+    grad, = torch.autograd.grad(guarded.apply("log", x.dtype, x), x, torch.tensor([0.0, 1.0], dtype=x.dtype))
+    close(grad, torch.tensor([0.0, 0.5], dtype=x.dtype))
 
 
 def test_exact_angles():
