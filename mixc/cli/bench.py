@@ -27,7 +27,8 @@ def bench(file: File, shape: ShapeText = None, mixer: Pick = None,
 
     if picture is not None and importlib.util.find_spec("matplotlib") is None:
         raise typer.BadParameter("pictures need matplotlib: pip install matplotlib", param_hint="--picture")
-
+    if picture is not None and picture.suffix not in (".png", ".svg", ".pdf"):
+        raise typer.BadParameter(f"`{picture}` must end with .png, .svg or .pdf", param_hint="--picture")
     output.prepare_triton()
     m = output.one_mixer(file, mixer)
     sizes = output.shape(shape, B=2, T=2048, H=4)

@@ -103,13 +103,15 @@ def shape(text: str | None, **otherwise: int) -> dict[str, int]:
 
     Raises:
         typer.BadParameter: what is no NAME=NUMBER."""
-    found = dict(otherwise)
+    found = dict[str, int]()
     for item in filter(None, (text or "").replace(" ", "").split(",")):
         name, _, number = item.partition("=")
         if not name.isidentifier() or not number.isdigit():
             raise typer.BadParameter(f"`{item}` is no NAME=SIZE; write B=8,T=4096,H=16,K=128", param_hint="--shape")
+        if name in found:
+            raise typer.BadParameter(f"`{name}` stands there twice", param_hint="--shape")
         found[name] = int(number)
-    return found
+    return otherwise | found
 
 
 def dims(m: Any, sizes: dict[str, int]) -> dict[str, int]:
@@ -121,10 +123,10 @@ def dims(m: Any, sizes: dict[str, int]) -> dict[str, int]:
     from mixc.runtime import checks
 
     try:
-        checks.shape(m.declared, sizes)
+        found = checks.shape(m.declared, sizes)
     except InputError as error:
         raise typer.BadParameter(str(error), param_hint="--shape") from None
-    return {n: size for n, size in sizes.items() if n not in ("B", "T", "H")}
+    return {n: size for n, size in found.items() if n not in ("B", "T", "H")}
 
 
 def dtype_of(name: str) -> Any:

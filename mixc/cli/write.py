@@ -79,7 +79,7 @@ def gpu_of(name: str) -> targets.Target:
 def complete(m: Any, sizes: dict[str, int]) -> dict[str, int]:
     """Sizes of the usual training shape for what is not given."""
     found = {"B": 8, "T": 4096, "H": 16}
-    output.dims(m, sizes)
+    sizes = {n: sizes[n] for n in found if n in sizes} | output.dims(m, sizes)
     found |= {d.name: d.size or (2 if d.name in m.unrolled else 64) for d in m.declared.dims if d.alias is None}
     return found | sizes
 

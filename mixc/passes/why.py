@@ -50,7 +50,10 @@ def why_not_chunk(step: Program, states: list[Decl]) -> Blame | None:
     """None if the states are affine in each other with separable decays, writes outer products, and are corrected along
     one side; else the term to blame, and where it stands."""
     several = ", ".join(s.name for s in states)
+    forms = AffineForms(step, states)
     if any(s.kind == "complex" for s in states) and not turns(step, states):
+        if (bent := next(filter(None, (_not_affine(forms, step, s, states) for s in states)), None)) is not None:
+            return bent
         return (f"{several} is complex" if len(states) == 1 else
                 f"{several} are complex and need each other: {2 * len(states)} coupled states in real and imaginary "
                 f"planes, where at most {MOST} are solved"), states[0].span
@@ -59,19 +62,24 @@ def why_not_chunk(step: Program, states: list[Decl]) -> Blame | None:
         return other
     if any(sum({*s.dims} == {*o.dims} for o in states) > MOST for s in states):
         return f"{several} are coupled: each is read by the next one's update", states[0].span
-    forms = AffineForms(step, states)
     found: list[Affine] = []
     for s in states:
-        update = step.result("next", s.name)
-        form = forms.form(update)
+        form = forms.form(step.result("next", s.name))
         if form is None:
-            blame = _blame(forms, update)
-            return f"the update of {s.name} is not affine in {_itself(states)}: {text_of(blame)}", blame.span
+            return _not_affine(forms, step, s, states)
         found.append(form)
         refusal = _one_state(s, form, forms.apart)
         if refusal is not None:
             return refusal
     return _two_sides(states, forms, found) or _crossed(states, forms, found) or _endless(states)
+
+
+def _not_affine(forms: AffineForms, step: Program, s: Decl, states: list[Decl]) -> Blame | None:
+    update = step.result("next", s.name)
+    if forms.form(update) is not None:
+        return None
+    blame = _blame(forms, update)
+    return f"the update of {s.name} is not affine in {_itself(states)}: {text_of(blame)}", blame.span
 
 
 def _other_dims(step: Program, states: list[Decl]) -> Blame | None:

@@ -49,11 +49,11 @@ def number_of(node: Node | None, sizes: dict[str, int], consts: dict[str, float]
 
 
 
-def shape(declared: Program, sizes: Any) -> None:
-    """Sizes that tiles are chosen for: B, T, H and dims by name.
+def shape(declared: Program, sizes: Any) -> dict[str, int]:
+    """Sizes that tiles are chosen for: B, T, H and dims by name; a second name of a dim counts as its first.
 
     Raises:
-        InputError: a dim that the spec lacks, one of size 0, or another size for one that is fixed."""
+        InputError: a dim that the spec lacks, one of size 0, a second size for one that is fixed or has two names."""
     if not isinstance(sizes, Mapping):
         raise InputError(f"`shape`: expected a dict, `dict(B=8, T=4096)`, got {type(sizes).__name__} {sizes!r:.60}")
     known = {d.name: d.size for d in declared.dims}
@@ -64,6 +64,11 @@ def shape(declared: Program, sizes: Any) -> None:
             raise InputError(f"`{n}` must be a whole number from 1 on, got {size!r}")
         if known.get(n) not in (None, size):
             raise InputError(f"`{n}` of {declared.name} is {known[n]}")
+    first = {d.name: d.alias or d.name for d in declared.dims}
+    for n, of in first.items():
+        if n in sizes and of in sizes and sizes[n] != sizes[of]:
+            raise InputError(f"`{n}` of {declared.name} is another name of `{of}`, and {sizes[n]} is not {sizes[of]}")
+    return {str(first.get(n, n)): size for n, size in sizes.items()}
 
 
 def kernel_dtype(name: str) -> None:

@@ -226,10 +226,10 @@ class Mixer:
             gpu = find(target)
         except KeyError as error:
             raise SpecError(Diagnostic("MX312", str(error.args[0]))) from None
-        checks.shape(self.declared, shape or {})
+        shape = checks.shape(self.declared, shape or {})
         checks.kernel_dtype(dtype)
         arguments.has_length(self.declared)
-        step = self._as_emitted(shape or {})
+        step = self._as_emitted(shape)
         if (why := refused(step)) is not None:
             raise backends.no_kernels(self, why)
         if isinstance(config, (str, Path)):

@@ -50,10 +50,18 @@ def test_doctor() -> None:
     ("check", "simple_gla", "--shape", "K=five"), ("check", "simple_gla", "--shape", "Q=5"),
     ("bench", "simple_gla", "--shape", "Q=5"), ("compile", "simple_gla", "--shape", "Q=5"),
     ("bench", "simple_gla", "--shape", "K=0"), ("bench", "simple_gla", "--repeat", "0"), ("nonsense",),
+    ("bench", "simple_gla", "--picture", "over_T.nosuch"), ("check", "simple_gla", "--shape", "K=4,K=5"),
+    ("bench", "elman", "--shape", "D=4,E=5"),
     ("check", "simple_gla", "--dtype", "int8"), ("compile", "simple_gla", "--target", "h1000"),
 ])
 def test_wrong_usage(args: tuple[str, ...]) -> None:
     mixc(*args, code=2)
+
+
+def test_a_size_by_the_second_name_of_a_dim() -> None:
+    """It was left out without a word."""
+    report = parsed("bench", "elman", "--shape", "B=1,T=4,H=1,E=5", "--repeat", "1")
+    assert report["shape"]["D"] == report["shape"]["E"] == 5
 
 
 def test_tune_with_nothing_to_tune(tmp_path: Path) -> None:

@@ -200,3 +200,13 @@ def test_what_turns_the_whole_state_turns_pairs_of_rows(declared):
 def test_what_has_no_planes_runs_on_torch():
     mixer = body("in u[D] complex\nstate h[D]\nh = 0.5 * h + tanh(u)\nout o[D] = h")
     check(mixer, 9)
+
+
+@pytest.mark.parametrize("update, term", [
+    ("a * h / (1 + abs(h)) + x", "`abs(h)`"), ("a * h * h + x", "`a * h * h`"), ("a * tanh(h) + x", "`tanh(h)`"),
+    ("R @ h[E] + x", "`R @ h[E]`")])
+def test_the_term_that_makes_a_complex_state_sequential_is_told(update, term):
+    """It said `h is complex`, which scans and chunks are too."""
+    m = mixc.loads("mixer m(D, E = D) {\nin x[D], a[D] complex\nparam R[D, E] complex\nstate h[D]\n"
+                   f"h = {update}\nout y[D] = real(h)\n}}")
+    assert m.why["h"].startswith(f"the update of h is not affine in it: {term} (line 5)")
