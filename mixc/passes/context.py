@@ -18,7 +18,7 @@ from mixc.ir.build import total
 from mixc.ir.node import Node, depends, first_below, make, number, postorder, substitute
 from mixc.ir.norms import norm_over
 from mixc.ir.ops import OPS
-from mixc.ir.program import Decl, Program, Range, free
+from mixc.ir.program import Decl, Program, Range, free, once_a_program
 from mixc.ir.ranges import INF, bounds, proving
 
 _EXACT = ("number", "size", "const", "index", "pos")
@@ -130,6 +130,12 @@ def proved(step: Program, n: Node) -> tuple[Range, ...]:
 
 
 # ---------------------------------------------------------------- windows
+@once_a_program
+def windows_of(step: Program) -> frozenset[str]:
+    """The dims that go over the latest tokens."""
+    return frozenset(n.attr("dim") for n in postorder(step.values()) if n.op == "window")
+
+
 def _summed_windows(values: list[Node], sizes: dict[str, int]) -> dict[Node, Node]:
     """sum[W](c * lag[W](x)) = c[0] * x + c[1] * lag(x, 1) + ..., for windows of known size.  What reads a state stays
     one product: a correction by the last W keys is one of rank W."""

@@ -43,8 +43,6 @@ def torch_backend(mixer: Mixer, call: Call, fused: bool = False) -> Results:
         for note in mixer.notes:
             warnings.warn(str(note), stacklevel=5)
     call = call if all_parallel else differentiable_once(call)
-    if not mixer.form:  # nothing is carried: all tokens at once
-        return sequential.run(call)
     if is_complex(call.program) and planes.real_program(call.program) is None:
         return sequential.run(call)
     def parallel(part: Call) -> Results:

@@ -14,9 +14,8 @@ import torch
 from mixc.codegen.host_values import PastValues
 from mixc.codegen.lines import defined
 from mixc.codegen.past import Guarded, Past
-from mixc.ir.node import postorder
 from mixc.ir.program import Program, once_a_program
-from mixc.passes.context import Context, context, has_context
+from mixc.passes.context import Context, context, has_context, windows_of
 from mixc.runtime.call import Call, counts_tokens
 
 Tensor = torch.Tensor
@@ -26,7 +25,7 @@ Form = Callable[..., list[Tensor]]
 
 def context_of(step: Program, sizes: dict[str, int]) -> tuple[Context, Form] | None:
     """`context(step)`, and what forms its inputs; None where the step needs none."""
-    windows = _windows(step)
+    windows = windows_of(step)
     return _context(step, tuple((d, s) for d, s in sizes.items() if d in windows))
 
 
@@ -46,11 +45,6 @@ def _text(found: Context) -> str:
     names = [*(d.name for d in (*step.ins, *step.params, *step.consts)), *(d.name for d in step.dims)]
     return "\n    ".join([f"def form(past, {', '.join(map(called, names))}):", *PastValues(found, called).lines,
                           f"return [{', '.join(map(called, found.given))}]"]) + "\n"
-
-
-@once_a_program
-def _windows(step: Program) -> set[str]:
-    return {n.attr("dim") for n in postorder(step.values()) if n.op == "window"}
 
 
 def run(call: Call, backend: Callable[[Call], Results]) -> Results:

@@ -19,7 +19,9 @@ _SIDE, _LEVELS = 64, 6  # of every axis; halvings of a chunk
 
 
 def worth_keeping(forward: Program, backward: Program) -> tuple[Node, ...]:
-    """The values to keep, in the order the forward forms them."""
+    """The values to keep, in the order the forward forms them; none where nothing is carried, and all is near."""
+    if not forward.states:
+        return ()
     made = [n for n in postorder(forward.values()) if _counts(n)]
     own = set(postorder(forward.values()))
     again = list(postorder(backward.values()))

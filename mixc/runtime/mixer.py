@@ -213,7 +213,7 @@ class Mixer:
         Args:
             target: a GPU of `mixc targets`, or the path of a form of one's own. dtype: bf16, fp16 or fp32.
             shape: sizes the tiles are chosen for. A dim that a loop goes over, or an exponent names, keeps its size (2
-                where none is given): the module is of these lines.
+                where none is given): the module is of these lines; so does that of a window, if one is given.
             config: these tiles instead (`mixc.codegen.config`), or a file of `mixc tune`.
         Raises:
             SpecError: MX310, a state has no kernels; MX312, no such target.
@@ -240,11 +240,16 @@ class Mixer:
 
     def _as_emitted(self, shape: dict[str, int]) -> Program:
         """The step whose dims have sizes of their own where the step depends on them."""
+        from mixc.passes.context import windows_of
+
         alias = {d.name: d.alias or d.name for d in self.declared.dims}
         sizes = {alias[d]: shape.get(d, shape.get(alias[d], 2)) for d in sorted(self.unrolled)}
-        if not sizes or isinstance(self._spec, Program):
-            return self.declared
-        step = _elaborate(self._spec, {d: sizes.get(alias[d], 2) for d in self.shaped_by[0]}, {})
+        step = self.declared
+        if sizes and not isinstance(self._spec, Program):
+            step = _elaborate(self._spec, {d: sizes.get(alias[d], 2) for d in self.shaped_by[0]}, {})
+        sizes |= {d: shape[d] for d in windows_of(step) if d in shape}
+        if not sizes:
+            return step
         return replace(step, dims=tuple(replace(d, size=sizes.get(d.name, d.size)) for d in step.dims))
 
     def explain(self) -> str:
