@@ -77,10 +77,14 @@ def merges(program: Program) -> dict[Node, Node]:
     """Of every value that goes, the one that stays: an earlier one."""
     order = list(postorder(program.values()))
     protecting = _protecting(program, order)
-    groups = _candidates(program, order, _exponents(order) | protecting)
+    near = _values(program, program.values(), NEAR, torch.float64)
+    groups = _candidates(order, near, _exponents(order) | protecting)
     wide: list[Values] = []
     for kind in (NEAR, *KINDS, OFTEN, LONG):
-        wide.append(_values(program, [n for g in groups for n in g], kind, torch.float64))
+        if not groups:
+            return {}
+        same = kind is NEAR and not any(n.op == "pick" for n in order)  # of which dims are is seen by their sizes
+        wide.append(near if same else _values(program, [n for g in groups for n in g], kind, torch.float64))
         groups = [part for g in groups for part in _parted(g, wide[-1])]
     roots = _decided(program, [n for g in groups for n in g], wide)
     narrow = [_values(program, roots, kind, torch.float32) for kind in (NEAR, *KINDS)] if roots else []
@@ -124,17 +128,20 @@ def _replaced(roots: list[Node], by: Mapping[Node, Node]) -> list[Node]:
 
 
 # ---------------------------------------------------------------- candidates
-def _candidates(program: Program, order: Sequence[Node], left: set[Node]) -> list[list[Node]]:
+def _candidates(order: Sequence[Node], known: Values, left: set[Node]) -> list[list[Node]]:
     """Values that agree on the first probe, those `left` aside and what is made of numbers alone."""
-    known = _values(program, program.values(), NEAR, torch.float64)
-    groups: dict[object, list[Node]] = defaultdict(list)
+    ends: dict[object, list[Node]] = defaultdict(list)  # first by what costs least
     for n in order:
         if n.kind == "real" and n.op not in _NO_VALUE and n not in left:
-            x = known[n]
-            rms = float(x.square().mean().sqrt())
-            if math.isfinite(rms) and rms and float(x.min()) != float(x.max()):
-                first = [float(v) for v in (x.reshape(-1)[0], x.reshape(-1)[-1])]
-                groups[n.dims, f"{rms:.7e}", *(f"{v:.6e}" for v in first)].append(n)
+            flat = known[n].numpy().flat
+            ends[n.dims, f"{flat[0]:.6e}", f"{flat[-1]:.6e}"].append(n)
+    rank = {n: i for i, n in enumerate(order)}
+    groups: dict[object, list[Node]] = defaultdict(list)
+    for n, key in sorted(((n, key) for key, g in ends.items() if len(g) > 1 for n in g), key=lambda x: rank[x[0]]):
+        x = known[n]
+        rms = float(x.square().mean().sqrt())
+        if math.isfinite(rms) and rms and float(x.min()) != float(x.max()):
+            groups[key, f"{rms:.7e}"].append(n)
     return [g for g in groups.values() if len(g) > 1]
 
 
@@ -223,6 +230,8 @@ def _starts_infinite(init: Node | None) -> bool:
 # ---------------------------------------------------------------- judgements
 def _equal(a: Tensor, b: Tensor) -> bool:
     a, b = torch.broadcast_tensors(a, b)
+    if a.numel() and math.isfinite(a.sum().item()) and math.isfinite(b.sum().item()):  # then all of them are
+        return bool((a - b).abs().max() <= _DIGITS * a.abs().max())
     odd = ~torch.isfinite(a)
     if not torch.equal(odd, ~torch.isfinite(b)) or not torch.equal(a[odd].nan_to_num(7.0), b[odd].nan_to_num(7.0)):
         return False

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from unittest.mock import patch
+
 import pytest
 import torch
 
@@ -76,6 +79,14 @@ def test_merged(values: tuple[Node, ...]) -> None:
         a, b = (_values(p, p.values(), kind, torch.float64) for p in (before, after))
         for x, y in zip(before.values(), after.values(), strict=True):
             torch.testing.assert_close(b[y], a[x], rtol=1e-10, atol=1e-12, equal_nan=True)
+
+
+def test_values_that_no_other_is_like_are_probed_once() -> None:
+    with patch.object(importlib.import_module("mixc.passes.merge"), "_values", side_effect=_values) as probed:
+        assert merges(program(X * Y, exp(G) * Y)) == {}
+        assert probed.call_count == 1
+        assert merges(program(*MERGED["distributed"]))
+        assert probed.call_count == 1 + (1 + len(KINDS) + 2) + (1 + len(KINDS))  # often and long too; those in fp32
 
 
 @pytest.mark.parametrize("values", KEPT.values(), ids=KEPT.keys())
