@@ -40,7 +40,7 @@ def command(run: Callable[..., None]) -> Callable[..., None]:
                 for d in error.diagnostics:
                     diagnostic(d)
             raise typer.Exit(1) from None
-        except InputError as error:
+        except (InputError, OSError) as error:  # files that cannot be written, too
             notes.print(f"[bold red]error[/]: {escape(str(error))}")
             raise typer.Exit(1) from None
     return wrapped

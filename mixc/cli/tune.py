@@ -48,18 +48,20 @@ def tune(file: File, target: GPU = "h100", shape: ShapeText = None, dtype: Dtype
             found.append(tuned(part, gpu, sizes, dtype, cut=cut, fresh=fresh, advance=advance, best=best, workers=jobs,
                                limit=limit, budget=budget))
     if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
         write(out, found[0][0])
-    line = f'mixc.load("{m.__name__}").emit(target="{gpu.name}", dtype="{dtype}", config="{out or found[0][1]}")' \
-        if alone else ""
+    path = out or (None if found[0][0].stopped else found[0][1]) if alone else None
+    line = f'mixc.load("{m.__name__}").emit(target="{gpu.name}", dtype="{dtype}", config="{path}")' if path else ""
     if json_:
-        said = [made.as_dict() | {"kept": str(path), "from_cache": kept} for made, path, kept in found]
+        said = [made.as_dict() | {"kept": None if made.stopped else str(where), "from_cache": kept}
+                for made, where, kept in found]
         output.say_json(said[0] | {"line": line} if alone else said)
         return
-    for made, path, kept in found:
+    for made, where, kept in found:
         _show(made.as_dict(), gpu.title)
-        where = "kept in" if not made.stopped else "not kept (time was up before all were compiled); else in"
-        screen.print(f"{'found' if kept else where} {path}", markup=False)
-    if alone:
+        screen.print("not kept: time was up before all were compiled (--budget gives more, -o a file of these)"
+                     if made.stopped else f"{'found' if kept else 'kept in'} {where}", markup=False)
+    if line:
         screen.print(line, style="bold", markup=False)
 
 

@@ -248,6 +248,23 @@ def test_command(compiler: list[Job], tmp_path: Path) -> None:
     assert all(j.constants["HELD"] for j in compiler if j.kernel.startswith("lstm"))
 
 
+def test_no_file_is_named_that_was_not_written(
+        compiler: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is stopped by its budget is not kept, and its path was told all the same, in a line to copy."""
+    make = tuned._make
+    monkeypatch.setattr(tuned, "_make", lambda *a, **k: replace(make(*a, **k), stopped=True))
+    command = ["tune", "simple_gla", "--shape", "B=8,T=2048,H=16,K=64,V=64", "--best", "1"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0 and "not kept" in done.stdout and ".json" not in done.stdout, done.output
+    found = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
+    assert found["kept"] is None and found["line"] == ""
+    out = tmp_path / "new" / "o.json"
+    assert f'config="{out}"' in CliRunner().invoke(app, [*command, "-o", str(out)]).stdout
+    assert tuned.read(out).stopped
+    done = CliRunner().invoke(app, [*command, "-o", str(tmp_path)])
+    assert done.exit_code == 1 and "error: [Errno 21] Is a directory" in done.output, done.output
+
+
 @pytest.mark.slow
 def test_workers_compile_report_errors_and_are_ended_when_late() -> None:
     s = schedule("min_gru", D=64)
