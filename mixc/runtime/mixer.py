@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 Tensor = torch.Tensor
 State = dict[str, Tensor]
 
+LISTED = 16  # values of a window that an emitted file names one by one
+
 
 class Mixer:
     """A sequence mixer made from a spec.  `mixc.load` and `mixc.loads` make one.
@@ -213,7 +215,7 @@ class Mixer:
         Args:
             target: a GPU of `mixc targets`, or the path of a form of one's own. dtype: bf16, fp16 or fp32.
             shape: sizes the tiles are chosen for. A dim that a loop goes over, or an exponent names, keeps its size (2
-                where none is given): the module is of these lines; so does that of a window, if one is given.
+                where none is given): the module is of these lines; so does that of a short window, if it is given.
             config: these tiles instead (`mixc.codegen.config`), or a file of `mixc tune`.
         Raises:
             SpecError: MX310, a state has no kernels; MX312, no such target.
@@ -247,7 +249,7 @@ class Mixer:
         step = self.declared
         if sizes and not isinstance(self._spec, Program):
             step = _elaborate(self._spec, {d: sizes.get(alias[d], 2) for d in self.shaped_by[0]}, {})
-        sizes |= {d: shape[d] for d in windows_of(step) if d in shape}
+        sizes |= {d: shape[d] for d in windows_of(step) if shape.get(d, LISTED + 1) <= LISTED}
         if not sizes:
             return step
         return replace(step, dims=tuple(replace(d, size=sizes.get(d.name, d.size)) for d in step.dims))
