@@ -46,6 +46,7 @@ _INSTEAD = {**slips.STATEMENTS, "while": "the only loop is `for n in N:` over a 
 _INSTEAD |= dict.fromkeys(("raise", "try"), _INSTEAD["assert"])
 _RETURNS = "the last line gives what comes out: `return y`, `return y, z` or `return mixc.outs(y=..., z=...)`"
 _DECLARES = ("In", "Param", "State", "Const", "Out")
+_HEADER = 'a header has names of dims, each perhaps with another name or a size: `@mixc.jit(dims="K, E = K, N = 4")`'
 _SAY = 'write `{0}: In("D")`, `Param("D")` or `State("D")`, or `{0}=Const(0.5)`'
 
 
@@ -75,9 +76,9 @@ class _Surface:
         self.notes: list[Diagnostic] = []
 
     def mixer(self) -> MixerSyntax:
-        for star in (self.d.node.args.vararg, self.d.node.args.kwarg):
+        for star, sign in ((self.d.node.args.vararg, "*"), (self.d.node.args.kwarg, "**")):
             if star is not None:
-                self.expr.refuse("MX114", f"`*{star.arg}` stands for no tensor", star, "name every input")
+                self.expr.refuse("MX114", f"`{sign}{star.arg}` stands for no tensor", star, "name every input")
         doc = self._doc()
         given = self._returned()
         self._rename(given)
@@ -105,10 +106,14 @@ class _Surface:
             said, note = (value, node) if isinstance(value, lang.Const) else (said, note)
         elif node is not None:
             text = self.d.text(node)
-            declared = isinstance(value, lang.In | lang.Param | lang.State)
-            self.expr.refuse("MX114", f"`{p.arg}` has a default", node,
-                             f"what it is stands behind a colon: `{p.arg}: {text}`" if declared else
-                             f"a number for all tokens is written `{p.arg}=Const({text})`")
+            help_ = f"a number for all tokens is written `{p.arg}=Const({text})`"
+            if isinstance(value, lang.In | lang.Param | lang.State):
+                help_ = f"what it is stands behind a colon: `{p.arg}: {text}`"
+            elif isinstance(said, lang.State):
+                help_ = 'where a state starts is said by its declaration, `State("K", init="0.5")`; else it starts at 0'
+            elif said is not None:
+                help_ = "every call gives it; a number for all tokens is a `Const`"
+            self.expr.refuse("MX114", f"`{p.arg}` has a default", node, help_)
             return None
         if isinstance(said, type) and issubclass(said, lang.In | lang.Param | lang.State):
             said = said()
@@ -182,7 +187,9 @@ class _Surface:
         place = self._place(note, position, keyword, value)
         span = place or self.d.span(note)
         if isinstance(value, numbers.Number) and not isinstance(value, bool):
-            return Number(complex(value) if isinstance(value, complex) else float(value), span)  # type: ignore[arg-type]
+            number = value if isinstance(value, complex) else _real(value)
+            return Number(number, span) if number is not None else self.expr.slip(Diagnostic(
+                "MX114", f"`{keyword}` is {value!s:.40}, no number of fp64", span))
         if not isinstance(value, str):
             return self.expr.slip(Diagnostic("MX114", f"`{keyword}` is {type(value).__name__}, no number", span,
                                              'it is a number, or an expression in quotes: "K ** -0.5"'))
@@ -194,12 +201,14 @@ class _Surface:
 
     def _header(self, declared: list[Declare]) -> tuple[DimSyntax, ...]:
         """The dims of the header: as given, or as the signature names them."""
+        if self.given is not None and not self.given.strip():
+            return ()
         if self.given is not None:
             place = self._given_place()
             try:
                 return parse_dims(self.given, place or self.d.name_span, exact=place is not None)
             except SpecError as e:
-                self.slips.extend(e.diagnostics)
+                self.slips.extend(replace(d, help=_HEADER) if d.code == "MX101" else d for d in e.diagnostics)
         first: dict[str, Name] = {}
         for d in declared:
             for name in d.dims:
@@ -323,15 +332,28 @@ class _Surface:
         return list(found.values())
 
     def _capture(self, name: Name, value: Any, found: dict[str, Statement]) -> None:
-        if isinstance(value, numbers.Real) and not isinstance(value, bool):
-            found[name.name] = Declare("const", name, (), name.span, value=Number(float(value), name.span))
+        number = _real(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else None
+        if number is not None:
+            found[name.name] = Declare("const", name, (), name.span, value=Number(number, name.span))
             self.notes.append(Diagnostic(
-                "MX116", f"`{name.name}` is the const {float(value):g}, as it was around {self.d.node.name} when it "
+                "MX116", f"`{name.name}` is the const {number:g}, as it was around {self.d.node.name} when it "
                 "was decorated", name.span, f"a later change is not seen; a call may say `{name.name}=...`", "note"))
+        elif isinstance(value, numbers.Real) and not isinstance(value, bool):
+            self.expr.slip(Diagnostic("MX116", f"`{name.name}` is {value!s:.40} around the function, no number of fp64",
+                                      name.span))
         elif not callable(value) and not inspect.ismodule(value) and not isinstance(value, lang.Value | str):
             self.expr.slip(Diagnostic("MX116", f"`{name.name}` is {type(value).__name__} around the function, no "
                                       "number", name.span, f'what is learned is declared, `{name.name}: Param("D")`; '
                                       "only numbers are taken from around the function"))
+
+
+def _real(value: Any) -> float | None:
+    """A number as fp64 has it; None for NaN, which no text can say, and for what is too large."""
+    try:
+        found = float(value)
+    except OverflowError:
+        return None
+    return None if found != found else found
 
 
 # ---------------------------------------------------------------- the words of help lines

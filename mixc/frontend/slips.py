@@ -21,9 +21,11 @@ STATEMENTS = {
 }
 STATEMENTS |= dict.fromkeys(("elif", "else", "match"), STATEMENTS["if"])
 STATEMENTS |= dict.fromkeys(("yield", "print"), STATEMENTS["return"])
-STATEMENTS |= dict.fromkeys(("lambda", "class", "async", "with"), STATEMENTS["def"]) | {"from": STATEMENTS["import"]}
+STATEMENTS |= dict.fromkeys(("lambda", "class", "async"), STATEMENTS["def"]) | {"from": STATEMENTS["import"]}
 STATEMENTS |= dict.fromkeys(("assert", "raise", "try"), "what must hold of an input is a range: `in g where g <= 0`")
-STATEMENTS |= dict.fromkeys(("break", "continue", "pass", "del", "global", "nonlocal", "await"),
+STATEMENTS |= {"with": "nothing stands around lines: gradients end at `stop_gradient(x)`, and autocast changes nothing",
+               "pass": "leave it out"}
+STATEMENTS |= dict.fromkeys(("break", "continue", "del", "global", "nonlocal", "await"),
                             "lines run from top to bottom, once per token")
 
 _BY_NAME = "dims have names: nothing is transposed, reshaped or repeated by hand; `a @ b` sums over the dims both have"

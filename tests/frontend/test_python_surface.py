@@ -193,11 +193,11 @@ BAD: list[tuple[str, str, int, int, str, str]] = [  # text, code, line, column, 
     (bad("import math"), "MX103", 3, 5, "`import`", "nothing is imported"),
     (bad("from torch import exp"), "MX103", 3, 5, "`from`", "nothing is imported"),
     (bad("while g > 0:\n        y = g"), "MX103", 3, 5, "`while`", "`for n in N:`"),
-    (bad("with g:\n        y = g"), "MX103", 3, 5, "`with`", "give the value a name"),
+    (bad("with g:\n        y = g"), "MX103", 3, 5, "`with`", "stop_gradient(x)"),
     (bad("assert g > 0"), "MX103", 3, 5, "`assert`", "g: In(high=0)"),
     (bad("raise ValueError"), "MX103", 3, 5, "`raise`", "g: In(high=0)"),
     (bad("def h(x): return x"), "MX103", 3, 5, "`def`", "give the value a name"),
-    (bad("pass"), "MX103", 3, 5, "`pass`", "top to bottom"),
+    (bad("pass"), "MX103", 3, 5, "`pass`", "leave it out"),
     (bad("global y"), "MX103", 3, 5, "`global`", "top to bottom"),
     (bad("return g"), "MX103", 3, 5, "`return`", "last line"),
     (bad("for i in range(3):\n        y = g"), "MX103", 3, 5, "range(3)", "`for n in N:`"),
@@ -256,6 +256,16 @@ BAD: list[tuple[str, str, int, int, str, str]] = [  # text, code, line, column, 
      "return y"),
     ("@mixc.jit\ndef f(q: In('K'), v: In('V'), S: State('K', 'V')) -> int:\n" + GOOD, "MX115", 2, 54, "does not say",
      'Out("V", "M")'),
+    ("@mixc.jit\ndef f(q: In('K'), v: In('V'), S: State('K', 'V') = None):\n" + GOOD, "MX114", 2, 52, "default", "init="),
+    ("@mixc.jit\ndef f(v: In('V'), S: State('K', 'V'), q: In('K') = 0):\n" + GOOD, "MX114", 2, 52, "default", "every call"),
+    ("@mixc.jit\ndef f(v: In('V'), S: State('K', 'V'), **q: In('K')):\n" + GOOD, "MX114", 2, 41, "`**q`", "every input"),
+    ("@mixc.jit(dims='')\ndef f(q: In('K'), v: In('V'), S: State('K', 'V')):\n" + GOOD, "MX209", 2, 14, "`K` is no dim",
+     '@mixc.jit(dims="K")'),
+    ("@mixc.jit(dims='K, V, 3')\ndef f(q: In('K'), v: In('V'), S: State('K', 'V')):\n" + GOOD, "MX101", 1, 23, "`3`",
+     "a header has names of dims"),
+    (bad("y = nan * g"), "MX116", 3, 9, "`nan` is nan", ""), (bad("y = huge * g"), "MX116", 3, 9, "no number of fp64", ""),
+    (bad("y = c * g", "q: In('K'), v: In('V'), g: In(), S: State('K', 'V'), c=Const(1e999 - 1e999)"), "MX114", 2, 62,
+     "`value` is nan", ""),
     (bad("y = g", last="return mixc.outs(g)"), "MX115", 5, 12, "by name", "mixc.outs(y="),
     (bad("y = g", last="return mixc.outs(q=g)"), "MX204", 5, 24, "is an input", ""),
 ]
@@ -264,13 +274,19 @@ BAD: list[tuple[str, str, int, int, str, str]] = [  # text, code, line, column, 
 @pytest.mark.parametrize("text, code, line, column, message, help_", BAD, ids=[f"{b[1]}-{i}" for i, b in enumerate(BAD)])
 def test_refused(text: str, code: str, line: int, column: int, message: str, help_: str) -> None:
     with pytest.raises(mixc.SpecError) as e:
-        run(text, "f", helper=len, weight=torch.ones(2))
+        run(text, "f", helper=len, weight=torch.ones(2), nan=float("nan"), huge=10 ** 400)
     found = e.value.diagnostics
     d = next((d for d in found if d.code == code), found[0])
     assert (d.code, d.span and d.span.line, d.span and d.span.column) == (code, line, column), str(e.value)
     assert message in d.message and help_ in (d.help or ""), str(d)
     assert d.code in CODES and "<cell" in str(d)
     assert "{ " not in (d.help or "")  # no braces of the other surface
+
+
+def test_a_header_without_dims() -> None:
+    """It was the end of a text."""
+    made = run("@mixc.jit(dims='')\ndef f(x: In(), s: State()):\n    s = 0.5 * s + x\n    return s\n", "f")
+    assert made.form == {"s": "chunk"} and made.declared.dims == ()
 
 
 def test_several_at_once() -> None:
