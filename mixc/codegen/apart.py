@@ -46,7 +46,12 @@ def _cuts(step: Program, sizes: Mapping[str, int]) -> list[tuple[Program, Progra
     """The programs that it may be cut into, where its states, parallel over time, have as many entries as one program
     holds at most with ease."""
     held = sum(math.prod(sizes[d] for d in s.dims[-2:]) for s in step.states if len(s.dims) > 1)
-    if held < ROOM or any(g.form == "sequential" for g in _stages(step).groups):
+    return cuts(step) if held >= ROOM else []
+
+
+def cuts(step: Program) -> list[tuple[Program, Program]]:
+    """The same of matrices of whatever size."""
+    if all(len(s.dims) < 2 for s in step.states) or any(g.form == "sequential" for g in _stages(step).groups):
         return []
     return [*filter(None, [in_front(step)]), *in_two(_stages(step))]
 

@@ -68,11 +68,24 @@ def explain(step: Program) -> str:
 def in_order(parts: tuple[Program, ...]) -> list[str]:
     """Which parts a step runs in, and what each hands on."""
     lines = ["It runs in parts, one after another; what one hands on goes through memory, a row a token in fp32:", ""]
-    for p in parts:
-        handed = ", ".join(f"`{o.name}[{', '.join(o.dims)}]`" for o in p.outs if o.exact)
-        states = ", ".join(f"`{s.name}`" for s in p.states)
-        lines.append(f"- `{p.name}`: {states}" + (f"; hands on {handed}" if handed else ""))
-    return lines
+    return [*lines, *(f"- `{p.name}`: {_held(p)}" for p in parts)]
+
+
+def _held(part: Program) -> str:
+    """Its states, and what it hands on."""
+    handed = ", ".join(f"`{o.name}[{', '.join(o.dims)}]`" for o in part.outs if o.exact)
+    states = ", ".join(f"`{s.name}`" for s in part.states) or "of the inputs alone"
+    return states + (f"; hands on {handed}" if handed else "")
+
+
+def _apart(step: Program) -> list[str]:
+    """In which parts kernels may run where heads are large."""
+    from mixc.codegen.apart import cuts
+    from mixc.passes.planes import is_complex
+
+    found = [] if is_complex(step) else cuts(step)
+    ways = "; or ".join(f"first {_held(a)}, then {_held(b)}" for a, b in found)
+    return [f"- with heads of 128 and more kernels run one after the other where the model finds that faster: {ways}"] if ways else []
 
 
 def _runs(step: Program) -> list[str]:
@@ -93,7 +106,7 @@ def _runs(step: Program) -> list[str]:
     program = "one Triton kernel each, the state on chip; on a CPU the same program in torch"
     runs = ["- forward and backward: " + (_instead(step) or program if has_kernels(stages) else "the same program in torch, on any device"),
             "- kept for the backward: the inputs" + ", and the state at the start of every chunk" * bool(step.states),
-            "- decode: the step on one token", *_around(step, has_kernels(stages)),
+            "- decode: the step on one token", *_around(step, has_kernels(stages)), *(_apart(step) if has_kernels(stages) else []),
             *(f"- `{k}` {line}" for k, (told, _) in kernel_lines(step).items() for line in told)]
     adjoint, through_starts = apart_from_starts(plain(backward, drop_live=True))
     runs += [f"- {through_starts}"] * bool(through_starts)

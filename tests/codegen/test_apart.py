@@ -82,3 +82,8 @@ def test_the_emitted_file_calls_one_after_the_other():
     assert "(S_read,), final_1 = m_1(q_all, v, g, k, b, " in text and "final_2 = m_2(q, v, k, S_read, " in text
     assert "m_1" not in mixer.emit(target="h100", shape=sizes(64), dtype="bf16")
     assert backends.has_chunk_program(mixer)
+
+
+def test_explain_says_what_may_run_apart():
+    assert "first `S`; hands on `S_read[V]`, then `Z`" in loaded("two timescales").explain()
+    assert "one after the other" not in mixc.load("lru").explain()
