@@ -175,7 +175,8 @@ def measure(name: str, case: Case, size: int, meter: Path, other: dict[str, int]
         variants = json.loads(out.read_text())["variants"]
     for variant, title in PASSES.items():
         v = variants.get(variant, {})
-        found[title] = v.get("total") or {"failed": v.get("errors") or v}
+        wrong = [e.strip().splitlines()[-1] for e in v.get("errors", ())]
+        found[title] = {"failed": wrong or v} if wrong or not v.get("total") else v["total"]
     return found | {"seconds": round(time.monotonic() - start, 1)}
 
 
