@@ -12,8 +12,13 @@ class Source:
     name: str
     text: str
 
+    @property
+    def lines(self) -> list[str]:
+        """As a parser counts them: a form feed or a line separator of Unicode begins none."""
+        return [line.removesuffix("\r") for line in self.text.removesuffix("\n").split("\n")]
+
     def line(self, number: int) -> str:
-        lines = self.text.splitlines()
+        lines = self.lines
         return lines[number - 1] if 0 < number <= len(lines) else ""
 
 

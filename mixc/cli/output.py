@@ -159,7 +159,7 @@ def mixers(file: str, name: str | None = None) -> list[Any]:
         if not path.is_file():
             return [load(file, name)]
     try:
-        source = Source(str(path), path.read_text(encoding="utf-8"))
+        source = Source(str(path), path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise typer.BadParameter(f"{file}: {error}", param_hint="FILE") from None
     found = parse(source)

@@ -32,7 +32,8 @@ def file_text(name: str, doc: str, modules: list[Any], step: Program, calls: str
     Args:
         modules: `sized` ones. step: what the tables of tensors are of, and what looks back at earlier tokens."""
     kernels = [text for m in modules for text in m.kernel_texts()]
-    written, doc = "\n\n".join(kernels), doc.strip()
+    written = "\n\n".join(kernels)
+    doc = doc.strip().replace("\\", r"\\").replace('"""', r'\"\"\"')  # nothing of it is an escape, or ends the docstring
     sizes = "\n".join([*(line for m in modules for line in m.size_lines()), *tables(step)])
     own = "".join([written, "\n\n\n", *(x for m in modules for x in (m.function(), "\n\n")), calls])
     shared = [*map(library, ("host", "calls")), *called_by(written, modules), *map(library, ("pieces", "products")), past_text()]

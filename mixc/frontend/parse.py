@@ -146,10 +146,11 @@ class _Builder(Transformer):  # type: ignore[type-arg]
 
     def _text(self, first: Token, last: Token, doc: str) -> str:
         """The mixer as it is written, with the comment above it."""
-        lines = self.source.text.splitlines()[(first.line or 1) - 1:last.end_line]
+        lines = self.source.lines[(first.line or 1) - 1:last.end_line]
         lines[-1] = lines[-1][:(last.end_column or 1) - 1]
         lines[0] = lines[0][(first.column or 1) - 1:]
-        return "\n".join([*(f"# {line}".rstrip() for line in doc.splitlines()), *lines]) + "\n"
+        comment = [f"# {line}".rstrip() for line in doc.split("\n")] if doc else []
+        return "\n".join([*comment, *lines]) + "\n"
 
     def _doc(self, line: int) -> str:
         """The comment block directly above a line."""

@@ -80,7 +80,7 @@ def explain(e: UnexpectedInput, source: Source, still_open: list[Token]) -> Diag
     if token.type == "$END":
         if still_open:
             return Brackets(still_open[-1], f"this `{still_open[-1]}` is never closed").diagnostic(source)
-        end = max(1, len(source.text.splitlines()))
+        end = len(source.lines)
         return Diagnostic("MX101", "the text ends too early", Span(source, end, 1, len(source.line(end)) + 1))
     span = token_span(source, token)
     opened = [t for t in still_open if t is not token]
@@ -107,6 +107,9 @@ def _character(source: Source, line: int, column: int) -> Diagnostic:
                             char.isalpha() else "operators are ASCII: `*`, `@`, `/`, `-`, `<=`")
     if char.isdigit() or char == ".":
         return Diagnostic("MX111", "this number cannot be read", span, "numbers are written 1, 0.5, 1e-3 or 1j")
+    if not char.isprintable():
+        return Diagnostic("MX111", f"the language does not use U+{ord(char):04X}", span,
+                          "nothing is seen of it: type a space, or the end of a line")
     return Diagnostic("MX111", f"the language does not use `{char}`", span, help_)
 
 

@@ -28,7 +28,7 @@ _LEVEL = {"or": 1, "and": 2, "not": 3, "compare": 4, "+": 5, "-": 5, "*": 6, "/"
 
 def unparse(mixer: MixerSyntax, declared: Program) -> str:
     """The text; `declared` knows the dims of outs that the tree leaves to their values."""
-    doc = [f"# {line}".rstrip() for line in mixer.doc.splitlines()]
+    doc = [f"# {line}".rstrip() for line in mixer.doc.split("\n")] if mixer.doc else []
     header = ", ".join(map(_dim, mixer.dims))
     return "\n".join([*doc, f"mixer {mixer.name}({header}) {{", *_lines(mixer.body, declared, "    "), "}"]) + "\n"
 

@@ -26,9 +26,9 @@ def load(spec: str | Path, name: str | None = None) -> Mixer:
                          f"got {type(spec).__name__} {spec!r:.60}")
     if isinstance(spec, Path) or spec.endswith(".mix") or "/" in spec or "\\" in spec:
         path = Path(spec)
-        return from_text(path.read_text(encoding="utf-8"), str(spec), name)
+        return from_text(path.read_text(encoding="utf-8-sig"), str(spec), name)
     path, found = _shipped(spec)
-    return from_text(path.read_text(encoding="utf-8"), str(path), name or found)
+    return from_text(path.read_text(encoding="utf-8-sig"), str(path), name or found)
 
 
 def loads(text: str, name: str | None = None) -> Mixer:
@@ -46,7 +46,7 @@ def from_text(text: str, filename: str, name: str | None = None) -> Mixer:
     """The mixer `name` (or the only one) of a text that stands in `filename`."""
     from mixc.frontend import parse
 
-    source = Source(filename, text)
+    source = Source(filename, text.removeprefix("\ufeff"))
     mixers = {m.name: m for m in parse(source)}
     if name is None and len(mixers) == 1:
         name = next(iter(mixers))
@@ -83,4 +83,4 @@ def _shipped(name: str) -> tuple[Path, str | None]:
 
 
 def _names(path: Path) -> list[str]:
-    return re.findall(r"^\s*mixer\s+(\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return re.findall(r"^\s*mixer\s+(\w+)", path.read_text(encoding="utf-8-sig"), re.MULTILINE)

@@ -140,6 +140,15 @@ def test_the_file_needs_torch_and_triton_only(tmp_path):
     assert run.returncode == 0, run.stderr[-1500:]  # tools that count launches without a GPU
 
 
+@pytest.mark.parametrize("doc", ['with """ quotes', r"the \underline{step} \N{x} \x", 'ends with a "'])
+def test_a_comment_may_say_anything(doc):
+    """It stands in the docstring of the module, which it ended, or where a backslash was an escape: SyntaxError."""
+    mixer = mixc.loads(f"# {doc}\nmixer m(D) {{\nin x[D]\nstate h[D]\nh = 0.5 * h + x\nout y[D] = h\n}}")
+    assert doc in load_text(mixer.emit(config=CONFIG)).__doc__
+    x = torch.randn(1, 5, 2, 16)
+    same(mixer(x, backend="triton")[0], mixer(x, backend="reference")[0])
+
+
 def test_text_is_deterministic():
     program = "import mixc, hashlib; print(hashlib.sha256(mixc.load('mlstm').emit().encode()).hexdigest())"
     found = {subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,

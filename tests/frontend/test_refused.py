@@ -59,6 +59,8 @@ BAD: list[tuple[str, str, int, int, str, str]] = [
     (last("y := g"), "MX101", 5, 3, "`:`", "is written `x = ...`"),
     (last("y: float = g"), "MX101", 5, 2, "`:`", "no types"),
     (last("for n in range(3) {"), "MX101", 5, 15, "`(`", "`N = 3`"),
+    (last("y =\u00a0k * q"), "MX111", 5, 4, "U+00A0", "a space"),
+    (last("y = k\u2028 * q"), "MX111", 5, 6, "U+2028", "a space"),
     (last("y = k · q"), "MX111", 5, 7, "`·`", "operators are ASCII"),
     (last("out [V] = v"), "MX108", 5, 1, "no name to assign to", "`out o[V] = ...`"),
     (last("y = pos[K] * k"), "MX217", 5, 5, "no dims", "write `pos`"),

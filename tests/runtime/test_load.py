@@ -91,3 +91,18 @@ def test_a_spec_loaded_again_is_not_compiled_again():
     assert a.declared is not b.declared
     assert compiled(a.declared) is compiled(b.declared)
     assert compiled(a.declared) is not compiled(c.declared)
+
+
+def test_texts_of_other_editors(tmp_path):
+    """A mark of the byte order before the text, line ends of two characters, and a form feed, which is no line end."""
+    text = ("# what it does\x0c, in a line\nmixer m(D) {\n in x[D]\x0c\n state h[D]\n h = 0.5 * h + x\n"
+            " out y[D] = h\n}\n")
+    path = tmp_path / "m.mix"
+    path.write_bytes(("\ufeff" + text.replace("\n", "\r\n")).encode())
+    for made in (mixc.load(path), mixc.load(path, "m"), mixc.loads("\ufeff" + text)):
+        again = mixc.loads(made.text)
+        assert again.hash == made.hash and again.text == made.text and again.__doc__ == made.__doc__
+        assert made.__doc__.startswith("what it does\x0c, in a line\n\nArguments")
+    with pytest.raises(mixc.SpecError) as e:
+        mixc.loads(text.replace("+ x", "+ z"))
+    assert (found := e.value.diagnostics[0].span) is not None and found.source.line(found.line) == " h = 0.5 * h + z"
