@@ -13,6 +13,7 @@ import cmath
 import functools
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import cache, partial
 from typing import Any
 
@@ -168,23 +169,23 @@ def contract(a: Tensor, a_dims: Dims, b: Tensor, b_dims: Dims, out: Dims, batch:
 
 def _einsum(a: Tensor, a_dims: Dims, b: Tensor, b_dims: Dims, out: Dims, batch: tuple[int, ...]) -> Tensor:
     n = len(batch)
-    varies = [tuple(size != 1 for size in sizes[:n]) for sizes in (a.shape, b.shape, batch)]
-    if not all(varies[0]):
-        a = a.squeeze([i for i in range(n) if not varies[0][i]])
-    if not all(varies[1]):
-        b = b.squeeze([i for i in range(n) if not varies[1][i]])
-    y = torch.einsum(_equation(a_dims, b_dims, out, *varies), a, b)
-    return y if all(varies[2]) else y.reshape(*batch, *y.shape[sum(varies[2]):])
+    equation, in_a, in_b, whole = _equation(a_dims, b_dims, out, a.shape[:n], b.shape[:n], batch)
+    y = torch.einsum(equation, a.squeeze(in_a) if in_a else a, b.squeeze(in_b) if in_b else b)
+    return y if whole else y.reshape(*batch, *y.shape[y.ndim - len(out):])
 
 
 @functools.lru_cache(maxsize=4096)
-def _equation(a_dims: Dims, b_dims: Dims, out: Dims, *varies: tuple[bool, ...]) -> str:
-    """The einsum of a contraction; a batch axis of size 1 has no letter, so that it is summed or repeated."""
+def _equation(a_dims: Dims, b_dims: Dims, out: Dims, *batches: tuple[int, ...]
+              ) -> tuple[str, list[int], list[int], bool]:
+    """The einsum of a contraction, the batch axes of size 1 of its operands, and whether the result has none.
+
+    Such an axis has no letter, so that it is summed or repeated."""
     letters = {d: chr(ord("A") + i) for i, d in enumerate(dict.fromkeys((*a_dims, *b_dims)))}
-    left, right, result = ("".join(chr(ord("a") + i) for i, yes in enumerate(v) if yes)
-                           + "".join(letters[d] for d in dims) for v, dims in zip(varies, (a_dims, b_dims, out),
-                                                                                 strict=True))
-    return f"{left},{right}->{result}"
+    left, right, result = ("".join(chr(ord("a") + i) for i, size in enumerate(sizes) if size != 1)
+                           + "".join(letters[d] for d in dims)
+                           for sizes, dims in zip(batches, (a_dims, b_dims, out), strict=True))
+    ones = [[i for i, size in enumerate(sizes) if size == 1] for sizes in batches]
+    return f"{left},{right}->{result}", ones[0], ones[1], not ones[2]
 
 
 class _Contract(torch.autograd.Function):
@@ -199,7 +200,8 @@ class _Contract(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         (a, b), (a_dims, b_dims, out) = ctx.saved_tensors, ctx.dims
         need, guarded = ctx.needs_input_grad, ctx.guarded
-        with torch.autocast(g.device.type, enabled=False):
+        cast = torch.is_autocast_enabled(g.device.type)
+        with torch.autocast(g.device.type, enabled=False) if cast else nullcontext():
             da = _cotangent(g, out, b, b_dims, a, a_dims, guarded) if need[0] else None
             db = _cotangent(g, out, a, a_dims, b, b_dims, guarded) if need[2] else None
         return da, None, db, None, None, None, None
