@@ -168,6 +168,11 @@ def _index(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
     return x.reshape(*[1] * env.batch, -1)
 
 
+def _sign(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
+    """The gradient of `torch.sgn` to a real value is a tensor of zeros that nothing may be written into."""
+    return torch.sgn(args[0]) if args[0].is_complex() else torch.sign(args[0])
+
+
 def _scalar(value: float | complex, env: Env) -> torch.Tensor:
     kind = torch.promote_types(env.dtype, torch.complex64) if isinstance(value, complex) else env.dtype
     return torch.full([1] * env.batch, value, dtype=kind, device=env.device)
@@ -405,6 +410,7 @@ _STRUCTURAL: dict[str, Callable[[Node, list[torch.Tensor], Env], torch.Tensor]] 
     "rename": _rename,
     "pick": _pick,
     "place": _place,
+    "sign": _sign,
     "expand": _expand,
     "flatten": _flatten,
     "unflatten": _unflatten,

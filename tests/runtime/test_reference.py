@@ -10,6 +10,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
+import mixc
 from mixc.ir.build import contract, exp
 from mixc.ir.node import make, number
 from mixc.ir.program import Range
@@ -464,3 +465,12 @@ def test_exact_angles():
     want = torch.cos(1_000_004 * 10000.0 ** (-torch.arange(8).double() / 8))
     close(o[0, 1, 0], want.float(), rtol=1e-6, atol=1e-6)
     assert state == {"pos": torch.tensor([1_000_005])}
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_gradients_through_a_sign_may_be_written_into(backend):
+    """torch.sgn of fp64 gave one of zeros that clipping and optimizers cannot change."""
+    mixer = mixc.loads("mixer m(D) {\nin x[D], s\nstate h[D]\nh = tanh(sign(s) * h + x)\nout o[D] = h\n}")
+    x = {"x": torch.randn(1, 3, 1, 4).double().requires_grad_(), "s": torch.randn(1, 3, 1).double().requires_grad_()}
+    mixer(**x, backend=backend)[0].sum().backward()
+    assert torch.equal(x["s"].grad.add_(1.0), torch.ones(1, 3, 1).double())
