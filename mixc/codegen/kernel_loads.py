@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 
 from mixc.codegen.axes import is_rows
@@ -12,13 +12,17 @@ from mixc.codegen.names import safe
 from mixc.codegen.notation import formula, is_decay, span_formula
 from mixc.codegen.operands import fine_products, lasting
 from mixc.codegen.refuse import refuse
-from mixc.codegen.schedule import nominal_sizes, numbers, schedule
+from mixc.codegen.schedule import NOMINAL_WARPS, Operand, Tile, fitted_sizes, nominal_sizes, numbers, schedule
 from mixc.codegen.tiles import Tiles
 from mixc.codegen.written import WARPS
 from mixc.ir.launch import Carry
 from mixc.ir.node import ROW, Node, flat, postorder
 from mixc.ir.program import Decl, Program
 from mixc.passes.beside import one_of, tensor_dims
+
+# as many tiles of what is last among its arguments as a statement needs while it runs: the factors of four levels, and
+# what they multiply; products in three parts
+WITHIN = {"span_contract": 6.0, "span_crossing": 6.0, "unit_inverse": 8.0}
 
 
 class Loads(Addresses):
@@ -28,6 +32,7 @@ class Loads(Addresses):
     program: Program
     header: tuple[str, ...]
     varying: set[Node]
+    by_rows: bool
     carry_of: dict[Node, Carry]
 
     def __init__(self) -> None:
@@ -197,31 +202,31 @@ class Loads(Addresses):
         return f"{self.tiles.index(node.dims[0])}.to(tl.float32)"
 
     def _ordered(self, roots: list[Node], held: set[Node], tiles: Tiles, kept: tuple[Node, ...]) -> list[Node]:
-        @cache
-        def part(n: Node) -> float:
-            """Of a register, for one number of a matrix; loads and operands have half the bits."""
-            return 0.0 if len(n.dims) < 2 else 0.5 if n not in held and (not n.args or n in tiles.operands) else 1.0
+        """The statements; what is alive in between is estimated beside it."""
+        self._estimate(roots, held, tiles, kept)
+        nominal, part = nominal_sizes(self.launch, self.axes.ranks), _parts(held, tiles)
+        size, wide, few = self._sizes(nominal), self._wide(tiles, nominal), self.by_rows and nominal[ROW] < 64
+        def weight(n: Tile) -> float:
+            if isinstance(n, Operand):
+                return n.bits * size(n.dims) * (NOMINAL_WARPS if n.left else 1) if few else 0.0
+            return part(n) * size(n.dims)
         def within(n: Node) -> float:
-            """The factors of four levels, and what they multiply."""
-            return 6.0 * size(n.args[-1].dims) if n.op in ("span_contract", "span_crossing") else 0.0
-        nominal = nominal_sizes(self.launch, self.axes.ranks)
-        @cache
-        def size(dims: tuple[str, ...]) -> int:
-            return numbers(tuple(map(self.axes.size_of, flat(dims))), nominal)
-        def wide(n: Node) -> int | None:
-            """The columns of the product that a statement forms, if its rows are tokens; 0: they are tokens too."""
-            inner = [x for a in n.args if a.op in ("rename", "expand") or tiles.grouped(a) if (x := wide(a)) is not None]
-            if tiles.rows_of_tokens(n):
-                inner.append(0 if is_rows(d := tiles.order(n)[1]) else nominal[d])
-            return max(inner, default=None)
-        @cache
-        def weight(n: Node) -> float:
-            """The left side of products of few rows counts twice: every warp has all of it while they use it."""
-            repeated = n in tiles.lefts and nominal[ROW] < 64 and part(n) < 1
-            return part(n) * size(n.dims) * (2 if repeated else 1)
-        ways: list[Callable[[Node], float]] = [lambda n: part(n) * size(n.dims)]
-        ways += [weight] if tiles.lefts and nominal[ROW] < 64 else []
-        orders = [schedule(roots, held, way, tiles.grouped, kept, within, wide) for way in ways[::-1]]
+            return WITHIN.get(n.op, 0.0) * size(n.args[-1].dims)
+        return schedule(roots, held, weight, tiles.grouped, kept, within, wide, tiles.operands_in).statements
+
+    def _estimate(self, roots: list[Node], held: set[Node], tiles: Tiles, kept: tuple[Node, ...]) -> None:
+        """What estimates of registers read, `alive`: in the orders that they were fitted to, by the sizes of tiles alone or
+        with left sides of products of few rows twice, as every warp has all of one while they use it."""
+        nominal, part = fitted_sizes(self.launch, self.axes.ranks), _parts(held, tiles)
+        size, wide = self._sizes(nominal), self._wide(tiles, nominal)
+        def plain(n: Tile) -> float:
+            return part(n) * size(n.dims)  # type: ignore[arg-type]
+        def weight(n: Tile) -> float:
+            return plain(n) * (2 if n in tiles.lefts and nominal[ROW] < 64 and part(n) < 1 else 1)  # type: ignore[arg-type]
+        def within(n: Node) -> float:
+            return 0.0 if n.op == "unit_inverse" else WITHIN.get(n.op, 0.0) * size(n.args[-1].dims)
+        ways = [weight, plain] if tiles.lefts and nominal[ROW] < 64 else [plain]
+        orders = [schedule(roots, held, way, tiles.grouped, kept, within, wide) for way in ways]
         found = min(orders, key=lambda o: o.cost(weight))
         placed = {*found.statements, *held}
         for n, there in found.alive:
@@ -229,7 +234,24 @@ class Loads(Addresses):
             # of TF32 not twice as much: ptxas does not hold all of them at once
             lefts = {(left.dims, 0.75 if tiles.operand == "tl.float32" or x in tiles.fine else 0.5)
                      for x in formed if (left := tiles.rows_of_tokens(x))}
-            sized = [(m.dims, part(m)) for m in there] + [((*dims, WARPS), bits) for dims, bits in sorted(lefts)]
-            self.alive.append([(tuple(map(self.axes.size_of, flat(dims))), n) for dims, n in sized])
+            sized = [(m.dims, part(m)) for m in there] + [((*dims, WARPS), bits) for dims, bits in sorted(lefts)]  # type: ignore[arg-type]
+            self.alive.append([(tuple(map(self.axes.size_of, flat(dims))), bits) for dims, bits in sized])
         self.vectors = max(self.vectors, found.vectors)
-        return found.statements
+
+    def _sizes(self, nominal: Mapping[str, int]) -> Callable[[tuple[str, ...]], int]:
+        """Of a tile of these dims."""
+        return cache(lambda dims: numbers(tuple(map(self.axes.size_of, flat(dims))), nominal))
+
+    def _wide(self, tiles: Tiles, nominal: Mapping[str, int]) -> Callable[[Node], int | None]:
+        """The columns of the product that a statement forms, if its rows are tokens; 0: they are tokens too."""
+        def wide(n: Node) -> int | None:
+            inner = [x for a in n.args if a.op in ("rename", "expand") or tiles.grouped(a) if (x := wide(a)) is not None]
+            if tiles.rows_of_tokens(n):
+                inner.append(0 if is_rows(d := tiles.order(n)[1]) else nominal[d])
+            return max(inner, default=None)
+        return wide
+
+
+def _parts(held: set[Node], tiles: Tiles) -> Callable[[Node], float]:
+    """Of a register, for one number of a matrix; loads and operands have half the bits."""
+    return cache(lambda n: 0.0 if len(n.dims) < 2 else 0.5 if n not in held and (not n.args or n in tiles.operands) else 1.0)

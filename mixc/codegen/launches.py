@@ -23,6 +23,7 @@ from mixc.passes.beside import of_one
 from mixc.passes.context import Context
 from mixc.passes.entries import entries_apart
 from mixc.passes.partition import fused_backward, fused_forward, of_a_chunk, plans, token_loop
+from mixc.passes.signs import signs_behind
 
 VALUES = 2 ** 20  # the most that a tile of Triton's may have
 LEAST = 16  # tokens of a chunk, where a product has them for a side
@@ -117,7 +118,7 @@ class Launches:
             found = of_a_chunk(found) if key[2] else found
             if not {*self.each} <= {*found.split}:
                 raise refuse(f"programs do not divide {', '.join(self.each)}")
-            self._written[key] = writer(of_one(found, self.each) if self.each else found, turned).write()
+            self._written[key] = writer(signs_behind(of_one(found, self.each) if self.each else found), turned).write()
         return self._written[key]
 
     def no_room(self, sizes: Mapping[str, int]) -> str:

@@ -3,7 +3,9 @@
 A kernel's registers are the tiles that are alive at once, and the compiler hardly moves a statement across a
 product.  So what makes or reads a matrix is placed by a beam search for the least peak (then the least sum) of
 live tiles, and then earlier where that lets tiles die earlier (the search puts off what ends in a vector); a load is
-placed with its first use, and the rest just before what needs it.
+placed with its first use, and the rest just before what needs it.  With few rows the sides of products are tiles of
+their own: what two products read is laid out for both at once and waits in registers, most on the left, where every
+warp holds all.
 """
 
 from __future__ import annotations
@@ -20,14 +22,24 @@ from mixc.ir.launch import ROWS, Launch
 from mixc.ir.node import ALIASES, ROW, Node, flat, postorder, source
 
 _WIDTH, _WIDE = 100, 128  # orders that are followed at once, up to so many statements; of more fewer, as time allows
+NOMINAL_WARPS = 8  # by which statements are ordered
 _BLOCK = 6  # statements that are moved together, at most
 _FOUND: dict[tuple[Any, ...], tuple[int, ...]] = {}  # of problems: their orders
 _MOST_FOUND = 1 << 10
 
 
 def nominal_sizes(launch: Launch, ranks: Iterable[str] = ()) -> Mapping[str, int]:
-    """The blocks by whose sizes statements are ordered, whatever a config's. Rows are handed on where heads are wide;
-    `ranks`: dims that make more rows of a token."""
+    """The blocks by whose sizes statements are ordered, whatever a config's. Rows are handed on where heads are wide,
+    and chunks are short where systems over their tokens are solved; `ranks`: dims that make more rows of a token."""
+    more = dict.fromkeys(ranks, 4) | ({ROW: 16} if ranks else {})
+    ops = {n.op for n in launch.nodes()}
+    if "saved" not in ops:
+        return defaultdict(lambda: 64, ({ROW: 32} if "unit_inverse" in ops else {}) | more)
+    return defaultdict(lambda: 128, {ROW: 16} | dict.fromkeys(launch.split, 64) | more)
+
+
+def fitted_sizes(launch: Launch, ranks: Iterable[str] = ()) -> Mapping[str, int]:
+    """Those of the orders that estimates of registers were fitted to."""
     more = dict.fromkeys(ranks, 4) | ({ROW: 16} if ranks else {})
     if not any(n.op == "saved" for n in launch.nodes()):
         return defaultdict(lambda: 64, more)
@@ -39,24 +51,43 @@ def numbers(dims: tuple[str, ...], sizes: Mapping[str, int]) -> int:
 
 
 @dataclass(frozen=True)
+class Operand:
+    """A side of a product, laid out for it: there from the first product that takes it so to the last. `dims`: its own
+    axis and the summed one; `left`: is it the one whose rows are tokens, of which every warp has all?"""
+
+    node: Node
+    dims: tuple[str, ...]
+    left: bool
+    bits: float
+
+    @property
+    def args(self) -> tuple[Node, ...]:
+        return ()
+
+
+Tile = Node | Operand
+
+
+@dataclass(frozen=True)
 class Order:
     """Statements in order, each that makes or reads a matrix with the tiles that are alive then, and the most vectors
     that are alive at once."""
 
     statements: list[Node]
-    alive: list[tuple[Node, tuple[Node, ...]]]
+    alive: list[tuple[Node, tuple[Tile, ...]]]
     vectors: int
 
-    def cost(self, size: Callable[[Node], float]) -> tuple[float, float]:
+    def cost(self, size: Callable[[Tile], float]) -> tuple[float, float]:
         """Peak and sum of what is alive."""
         found = [sum(map(size, tiles)) for _, tiles in self.alive]
         return max(found, default=0.0), sum(found)
 
 
-def schedule(roots: list[Node], held: set[Node], size: Callable[[Node], float],
+def schedule(roots: list[Node], held: set[Node], size: Callable[[Tile], float],
              inside: Callable[[Node], bool] = lambda n: False, kept: tuple[Node, ...] = (),
              within: Callable[[Node], float] = lambda n: 0.0,
-             wide: Callable[[Node], int | None] = lambda n: None) -> Order:
+             wide: Callable[[Node], int | None] = lambda n: None,
+             operands: Callable[[Node], Iterable[Operand]] = lambda n: ()) -> Order:
     """Every statement below `roots`, ordered.
 
     Args:
@@ -64,14 +95,15 @@ def schedule(roots: list[Node], held: set[Node], size: Callable[[Node], float],
         size: of a node's tile. inside: does a node stand in the expression that uses it?
         kept: roots that stay alive to the end; the others are stored as soon as they are formed.
         within: what a statement needs while it runs, beside what it takes and makes.
-        wide: the columns of the product that a statement forms, if its rows are tokens; 0: they are tokens too."""
+        wide: the columns of the product that a statement forms, if its rows are tokens; 0: they are tokens too.
+        operands: of the products that a statement forms."""
     order, needs = [], dict[Node, set[Node]]()
     for n in postorder(roots):
         needs[n] = set().union(*(needs[a] if _passes(a, inside) and a not in held else {a} for a in n.args))
         if not _passes(n, inside):
             order.append(n)
     big = [n for n in order if n.args and n not in held and (size(n) >= 1 or any(size(a) >= 1 for a in needs[n]))]
-    problem = _Problem(big, needs, held, size, {source(k) for k in kept}, within)
+    problem = _Problem(big, needs, held, size, {source(k) for k in kept}, within, operands)
     path = problem.wide_last(problem.best(), [wide(n) for n in big])
     made = [big[i] for i in path]
     statements = _with_the_rest(made, order, needs, held, roots)
@@ -102,12 +134,12 @@ _Step = tuple[float, float, bool]
 class _Problem:
     """Matrices as bits: what each needs, who uses it, how large it is."""
 
-    def __init__(self, big: list[Node], needs: dict[Node, set[Node]], held: set[Node], size: Callable[[Node], float],
-                 kept: set[Node], within: Callable[[Node], float]):
+    def __init__(self, big: list[Node], needs: dict[Node, set[Node]], held: set[Node], size: Callable[[Tile], float],
+                 kept: set[Node], within: Callable[[Node], float], operands: Callable[[Node], Iterable[Operand]]):
         rank = {n: i for i, n in enumerate(needs)}
         self.count = len(big)
         at = {n: i for i, n in enumerate(big)}
-        tiles: dict[Node, int] = {}  # loads and held tiles, behind the statements
+        tiles: dict[Tile, int] = {}  # loads and held tiles, behind the statements
         reach: dict[Node, set[Node]] = {}
 
         def matrices(n: Node) -> set[Node]:
@@ -124,6 +156,8 @@ class _Problem:
             for a in sorted(matrices(n), key=rank.__getitem__):
                 i = at[a] if a in at else tiles.setdefault(a, self.count + len(tiles))
                 found |= 1 << i
+            for operand in operands(n):
+                found |= 1 << tiles.setdefault(operand, self.count + len(tiles))
             self.needs.append(found)
         self.tiles = [*big, *tiles]
         self.size, self.within = [size(n) for n in self.tiles], [within(n) for n in big]
@@ -235,7 +269,21 @@ class _Problem:
             chain = self._chain(i, behind) if width is not None and width < most else []
             if not any(self.needs_computed[j] >> path[at] & 1 for j in chain):
                 first += [j for j in chain if j not in first]
-        return (*path[:at], *first, *path[at:at + 1], *(i for i in behind if i not in first))
+        path = (*path[:at], *first, *path[at:at + 1], *(i for i in behind if i not in first))
+        return self._behind(path, [i for i in behind if wide[i] is not None and i not in first],
+                            [i for i in path[:at] if wide[i] == most])
+
+    def _behind(self, path: tuple[int, ...], narrow: list[int], widest: list[int]) -> tuple[int, ...]:
+        """The same with the last of `widest` on which none of `narrow` depends behind them, and what depends on it."""
+        for w in reversed(widest if narrow else []):
+            depend, mask = list[int](), 1 << w
+            for i in path[path.index(w):path.index(narrow[-1]) + 1]:
+                if i == w or self.needs_computed[i] & mask:
+                    depend, mask = [*depend, i], mask | 1 << i
+            if not mask & sum(1 << i for i in narrow):
+                last = path.index(narrow[-1]) + 1
+                return (*(i for i in path[:last] if i not in depend), *depend, *path[last:])
+        return path
 
     def _chain(self, i: int, among: list[int]) -> list[int]:
         """A statement behind those of `among` that it needs."""
@@ -262,7 +310,7 @@ class _Problem:
             area += size
         return peak, area
 
-    def alive(self, path: tuple[int, ...]) -> list[tuple[Node, ...]]:
+    def alive(self, path: tuple[int, ...]) -> list[tuple[Tile, ...]]:
         """The tiles that are there while each statement runs; one that is written over another counts once."""
         done, alive, out = 0, self.first, []
         for i in path:

@@ -21,12 +21,13 @@ from mixc.codegen.notation import is_decay
 from mixc.codegen.operands import added, axes_of, dot_axes, entrywise, only_operands, operand_of, sharp, worked_out
 from mixc.codegen.padding import zero_padded
 from mixc.codegen.refuse import entries, refuse
+from mixc.codegen.schedule import Operand
 from mixc.codegen.tile_rules import RULES
 from mixc.codegen.triton_scan import component_name, is_factor_behind, rows_before
 from mixc.ir.blocks import PART
 from mixc.ir.brackets import atom, filled
 from mixc.ir.launch import ROWS, feature_dims
-from mixc.ir.node import COL, ROW, Node, bare, flat, postorder, source
+from mixc.ir.node import ALIASES, COL, ROW, Node, bare, flat, postorder, source
 from mixc.ir.ops import OPS
 from mixc.ir.program import free
 
@@ -208,6 +209,19 @@ class Tiles:
             return None
         row = flat(self.order(node))[0]
         return next(a for a in node.args if row in a.dims) if row in ROWS else None
+
+    def operands_in(self, node: Node) -> list[Operand]:
+        """Of the products whose rows are tokens that a statement forms."""
+        found = [x for a in node.args if a.op in ALIASES or self.grouped(a) for x in self.operands_in(a)]
+        axes = self.dot_axes(node)
+        if axes is None or self.rows_of_tokens(node) is None:
+            return found
+        bits, sides = 0.5 if self.operand_for(node) == "OPERAND" else 1.0, node.args
+        if axes[0] != self.order(node)[0]:
+            sides, axes = sides[::-1], axes[::-1]
+        left, right = (source(a) if feature_dims(a) else a for a in sides)
+        # beside what is not rounded to halves a left side in bf16 stays so: `fine_dot`
+        return [*found, Operand(left, (ROW, axes[1]), True, bits if left.args else 0.5), Operand(right, axes[1:], False, bits)]
 
     def operand_for(self, node: Node) -> str:
         """The dtype that a product rounds its operands to."""

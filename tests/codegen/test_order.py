@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 import mixc
@@ -18,7 +20,8 @@ def text_of(name: str, launches: tuple[str, ...]) -> str:
 
 @pytest.mark.parametrize("name,launch", [
     ("delta_rule", "bwd_along_K"), ("comba", "bwd_along_K"), ("mlstm", "bwd_along_K"), ("titans_linear", "bwd"),
-    ("gated_oja_rule", "fwd"), ("simple_gla", "bwd"), ("gated_delta_rule", "bwd")])
+    ("gated_oja_rule", "fwd"), ("simple_gla", "bwd"), ("gated_delta_rule", "bwd"),
+    ("momentum_delta_rule", "bwd_along_K")])
 def test_the_last_product_with_few_rows_is_wide(name: str, launch: str) -> None:
     """It gives all of them its layout: warps divide the columns, or each forms all."""
     text = text_of(name, ALONG if launch in ALONG else ("fwd", "bwd"))
@@ -41,3 +44,13 @@ def test_a_side_that_has_other_uses_too_is_formed_once() -> None:
     kernel = text_of("lightning_attention2", ("fwd", "bwd")).partition("def lightning_attention2_fwd(")[2]
     assert "= formed(k.to(tl.float32) * tl.sigmoid(k.to(tl.float32))).to(OPERAND)" in kernel
     assert "= formed(q.to(tl.float32) * tl.sigmoid(q.to(tl.float32)))\n" in kernel
+
+
+@pytest.mark.parametrize("name,left", [
+    ("gated_delta_rule", "dv"), ("gated_delta_rule", "do_scale"), ("momentum_delta_rule", "dv")])
+def test_products_with_one_left_side_stand_together(name: str, left: str) -> None:
+    """Laid out for the first it waits in the registers of every warp for the last: of [32, 128] 64 registers each."""
+    kernel = text_of(name, ALONG).partition(f"def {name}_bwd_along_K(")[2].partition("\ndef ")[0]
+    dots = re.findall(r"= dot\((\w+), tl\.trans\((\w+)\), ", kernel)
+    at = [i for i, (a, _) in enumerate(dots) if a == left]
+    assert len({dots[i][1] for i in at}) > 1 and at[-1] - at[0] == len(at) - 1
