@@ -118,7 +118,12 @@ class Launches:
             found = of_a_chunk(found) if key[2] else found
             if not {*self.each} <= {*found.split}:
                 raise refuse(f"programs do not divide {', '.join(self.each)}")
-            self._written[key] = writer(signs_behind(of_one(found, self.each) if self.each else found), turned).write()
+            found = of_one(found, self.each) if self.each else found
+            written = signs_behind(found)
+            self._written[key] = kernel = writer(written, turned).write()
+            if written.roots() != found.roots() or written.replay != found.replay:  # as estimates were fitted
+                fitted = writer(found, turned).write()
+                kernel.alive, kernel.vectors = fitted.alive, fitted.vectors
         return self._written[key]
 
     def no_room(self, sizes: Mapping[str, int]) -> str:
