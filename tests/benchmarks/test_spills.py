@@ -11,7 +11,7 @@ from mixc.runtime.load import shipped
 SIZES = (32, 64, 96, 128, 256)
 # by heads, what spills where the model says that it fits, or says that nothing does, as `tuner.py spills` found it
 SPILLS: dict[str, dict[int, str]] = {
-    "abc": {64: "bwd_along_M 72 B", 128: "bwd_for_K 920 B"},
+    "abc": {64: "bwd_along_M 72 B", 128: "abc_2_1 bwd 284 B, abc_2_2 bwd 272 B"},
     "comba": {64: "bwd_along_K 200 B", 128: "bwd_along_K 56 B"},
     "delta_rule": {64: "bwd 28 B", 128: "fwd_for_K 48 B"},
     "deltaproduct": {128: "fwd_for_K 824 B, bwd_for_K 16 B, bwd_along_K 56 B"},
@@ -20,7 +20,7 @@ SPILLS: dict[str, dict[int, str]] = {
     "gated_deltaproduct": {128: "fwd_for_K 488 B, bwd_along_K 144 B"},
     "gated_oja_rule": {128: "fwd_for_V 16 B, bwd_along_V 120 B"},
     "gdn2": {128: "bwd_along_K 128 B"},
-    "gsa": {64: "bwd_for_K 116 B", 128: "bwd_along_M 136 B"},
+    "gsa": {64: "bwd_for_K 116 B", 128: "gsa_1 bwd 188 B, gsa_2 bwd 336 B"},
     "iplr": {128: "bwd_for_K 24 B"},
     "kda": {128: "bwd_along_K 96 B"},
     "lightnet": {128: "bwd_of_K 132 B"},
@@ -29,7 +29,9 @@ SPILLS: dict[str, dict[int, str]] = {
     "mlstm": {128: "bwd_for_K 60 B, bwd_along_K 56 B"},
     "momentum_delta_rule": {64: "bwd_along_K 336 B", 128: "fwd_for_K 32 B, bwd_along_K 1596 B"},
     "norm_attention": {128: "bwd_for_K 24 B"},
-    "preconditioned_delta_rule": {64: "bwd_along_K 128 B", 128: "fwd_for_K 124 B, bwd_along_K 176 B"},
+    "preconditioned_delta_rule": {64: "bwd_along_K 128 B",
+                                  128: "1: bwd 192 B, 2: fwd_for_K 188 B, bwd_for_K 252 B, bwd_along_K 236 B"},
+    "rotary_linear_attention": {128: "bwd_of_P 2344 B"},
     "rwkv6": {64: "bwd 16 B"},
     "rwkv7": {64: "bwd_along_K 124 B", 128: "bwd_for_K 144 B, bwd_along_K 248 B"},
     "slow_gate": {128: "bwd_of_K 80 B"},
