@@ -182,7 +182,9 @@ class _Lift:
         ranks = {new: d for f in self.forms.values() for d, *more in f.ranks.rows for new in more}
         more = [Dim(new, d) for new, d in ranks.items()]
         made = replace(self.step, level="chunk", results=tuple(results), dims=(*self.step.dims, *more))
-        return made.with_values(gather_reads(made.values()))
+        # of states with all dims too that is fewer products, but more of each waits at once: kernels spilled
+        one_value = any(len(f.shapes) > 1 for f in self.forms.values())
+        return made.with_values(gather_reads(made.values())) if one_value else made
 
     def _next(self, name: str) -> Node:
         if name in self.scans:

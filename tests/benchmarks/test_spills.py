@@ -31,7 +31,6 @@ SPILLS: dict[str, dict[int, str]] = {
     "norm_attention": {128: "bwd_for_K 24 B"},
     "preconditioned_delta_rule": {64: "bwd_along_K 128 B",
                                   128: "1: bwd 192 B, 2: fwd_for_K 188 B, bwd_for_K 252 B, bwd_along_K 236 B"},
-    "rotary_linear_attention": {128: "bwd_of_P 2344 B"},
     "rwkv6": {64: "bwd 16 B"},
     "rwkv7": {64: "bwd_along_K 124 B", 128: "bwd_for_K 144 B, bwd_along_K 248 B"},
     "slow_gate": {128: "bwd_of_K 80 B"},
