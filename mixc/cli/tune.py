@@ -38,7 +38,8 @@ def tune(file: File, target: GPU = "h100", shape: ShapeText = None, dtype: Dtype
     output.dtype_of(dtype)
     gpu, m = gpu_of(target), output.one_mixer(file, mixer)
     sizes, cut = complete(m, output.shape(shape)), "" if schedule is Cuts.auto else schedule.value
-    parts, found = _parts(m, gpu.name, sizes, dtype), []
+    apart = out is None and not cut  # a file, and a cut, are of one program
+    parts, found = _parts(m, gpu.name, sizes, dtype, apart), []
     alone = parts == [m]
     if out is not None and not alone:
         raise typer.BadParameter(f"{m.__name__} runs in parts, and a file holds the config of one mixer; without "
@@ -65,13 +66,15 @@ def tune(file: File, target: GPU = "h100", shape: ShapeText = None, dtype: Dtype
         screen.print(line, style="bold", markup=False)
 
 
-def _parts(m: Any, target: str, sizes: dict[str, int], dtype: str) -> list[Any]:
-    """The mixer, or those of its parts that are tuned."""
+def _parts(m: Any, target: str, sizes: dict[str, int], dtype: str, apart: bool) -> list[Any]:
+    """The mixer, or those of its parts that are tuned; `apart`: also those that may stand apart."""
     from mixc.codegen.apart import parts_at
     from mixc.codegen.triton_program import kernels, whole_shape
+    from mixc.passes.classify import parts_of
     from mixc.runtime.parts import mixer_of
 
-    parts = parts_at(m.declared, target, whole_shape(m.declared, sizes), dtype)
+    step = m.declared
+    parts = parts_at(step, target, whole_shape(step, sizes), dtype) if apart else parts_of(step)
     if len(parts) == 1:
         return [m]
     for p in parts:
