@@ -43,7 +43,10 @@ def sizes(D: int) -> dict[str, int]:
     return {"B": 8, "T": 4096, "H": 16, "K": D, "V": D}
 
 
-@pytest.mark.parametrize("what", SPECS)
+FEW = ("two timescales", "keys of a norm", "two passes")
+
+
+@pytest.mark.parametrize("what", [pytest.param(w, marks=[pytest.mark.slow] * (w not in FEW)) for w in SPECS])
 def test_they_are_apart_where_that_is_faster(what):
     step, target = loaded(what).declared, find("h100")
     assert parts_at(step, "h100", sizes(64), "bf16") == (step,)

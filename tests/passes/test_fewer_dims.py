@@ -126,7 +126,10 @@ def test_kernels_at_every_call(name, cell):
     agrees(load(name), **cell)
 
 
-@pytest.mark.parametrize("name", BODIES)
+FEW = ("bias_of_a_learner", "rates_by_column", "momentum", "written_without_a_key")  # beside those of every call
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in FEW)) for n in BODIES])
 def test_kernels(name):
     """Systems for every column run token by token there."""
     agrees(load(name), size=16, by_token=name in ("rates_by_column", "read_by_columns"))
