@@ -122,11 +122,17 @@ def proved(step: Program, n: Node) -> tuple[Range, ...]:
     if n.kind == "complex":
         return ()
     with proving(step):
-        found, norms = bounds(x), {d: norm_over(x, frozenset([d])) for d in x.dims}
+        found, norms = bounds(x), norm_ranges(x)
     low, high = (min(found.low, 0.0), max(found.high, 0.0)) if looks_back else (found.low, found.high)
     entries = () if found.infinite or low < -1 or high > 1 else (
         Range("x", low=number(0 if low >= 0 else -1), high=number(1)),)
-    return (*entries, *(Range("norm", (d,), high=number(most)) for d, most in norms.items() if most < INF))
+    return (*entries, *norms)
+
+
+def norm_ranges(x: Node) -> tuple[Range, ...]:
+    """The norms of a value over a dim that are bounded."""
+    norms = {d: norm_over(x, frozenset([d])) for d in x.dims}
+    return tuple(Range("norm", (d,), high=number(most)) for d, most in norms.items() if most < INF)
 
 
 # ---------------------------------------------------------------- windows

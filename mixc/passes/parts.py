@@ -16,9 +16,9 @@ from dataclasses import replace
 
 from mixc.ir.launch import sums_over
 from mixc.ir.node import Node, depends, first_below, number, place, postorder, substitute
-from mixc.ir.norms import norm_over
 from mixc.ir.program import Decl, Program, Range, Result, free, once_a_program
 from mixc.ir.ranges import bounds, proving
+from mixc.passes.context import norm_ranges
 
 WIDEST = 1  # dims of what is handed on
 FORMED = 3  # rows of which one is formed, where that is worth a program of its own
@@ -189,8 +189,7 @@ class _Parts:
         lies = bounds(n)
         low, high = (None if math.isinf(x) else number(x) for x in (lies.low, lies.high))
         known = (Range(low=low, high=high),) if low or high else ()
-        norms = {d: norm_over(n, frozenset([d])) for d in n.dims if n.kind != "complex"}
-        known = (*known, *(Range("norm", (d,), high=number(most)) for d, most in norms.items() if most < math.inf))
+        known = (*known, *(() if n.kind == "complex" else norm_ranges(n)))
         return Decl("in", free(name, self.taken), n.dims, n.kind, known, span=n.span, exact=True)
 
     # ------------------------------------------------------------ one part
