@@ -6,6 +6,9 @@ Peaks are dense (no sparsity) in TFLOP/s, with fp32 accumulation; bandwidth in G
 from __future__ import annotations
 
 import json
+import math
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -51,6 +54,9 @@ class Target:
     full_rows: int
     sources: tuple[str, ...]
 
+    def __hash__(self) -> int:
+        return hash((self.name, self.arch, self.sms, self.l2, self.bandwidth))
+
 
 def _peaks(**tflops: float) -> MappingProxyType[str, float]:
     return MappingProxyType(tflops)
@@ -92,12 +98,14 @@ TARGETS: dict[str, Target] = {t.name: t for t in (
 )}
 
 
-def find(name: str) -> Target:
-    """The target of a name ("h100"), of an architecture ("sm_90": the first that has it), of a form (a path that
-    ends in .json, see `form`), or "auto": the GPU of this machine.
+def find(name: str | Target) -> Target:
+    """The target of a name ("h100"), of an architecture ("sm_90": the first that has it), of a form (a path that ends
+    in .json, see `form`), or "auto": the GPU of this machine; of a target itself.
 
     Raises:
         KeyError: no such target, no GPU here, or a form that is not complete; the message says which."""
+    if isinstance(name, Target):
+        return name
     if name == "auto":
         return here()
     if name.endswith(".json"):
@@ -128,7 +136,35 @@ def read(path: Path) -> Target:
         unknown = set(found) - wanted if isinstance(found, dict) else set()
         told = [f"{what} {', '.join(sorted(x))}" for what, x in (("missing", missing), ("unknown", unknown)) if x]
         raise KeyError(f"{path}: {', '.join(told)}; `mixc targets --form h100` prints a whole one")
+    wrong = [f"`{what}`: expected {expected}, got {value!r:.40}" for what, value, expected in _wrong(found)]
+    if wrong:
+        raise KeyError(f"{path}: {'; '.join(wrong)}")
     return Target(**{**found, "peaks": MappingProxyType(found["peaks"]), "sources": tuple(found["sources"])})
+
+
+def _wrong(found: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:
+    """(field, what stands there, what was expected) of a form's entries that nothing could be planned with."""
+    for f in fields(Target):
+        value = found[f.name]
+        if f.type == "int" and not (type(value) is int and value > 0):
+            yield f.name, value, "a whole number from 1 on"
+        elif f.type == "str" and not (isinstance(value, str) and value):
+            yield f.name, value, "words"
+    if not _positive(found["bandwidth"]):
+        yield "bandwidth", found["bandwidth"], "GB/s, a number above 0"
+    peaks = found["peaks"] if isinstance(found["peaks"], dict) else {}
+    if not {"fp32", "tf32", "bf16", "fp16"} <= set(peaks) or not all(map(_positive, peaks.values())):
+        yield "peaks", found["peaks"], "TFLOP/s above 0 of fp32, tf32, bf16 and fp16 at least"
+    if not (isinstance(found["sources"], list) and all(isinstance(s, str) for s in found["sources"])):
+        yield "sources", found["sources"], "a list of words"
+    if isinstance(found["arch"], str) and not re.fullmatch(r"sm_[1-9]\d+|gfx[0-9a-f]+", found["arch"]):
+        yield "arch", found["arch"], "sm_ or gfx and a number, as Triton compiles for"
+    if found["warp"] not in (32, 64):
+        yield "warp", found["warp"], "32 or 64"
+
+
+def _positive(x: Any) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool) and 0 < x < math.inf
 
 
 def here() -> Target:

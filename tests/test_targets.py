@@ -49,3 +49,15 @@ def test_auto_without_a_gpu_names_those_of_the_table() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(KeyError, match="there is none; name one: a100"):
             find("auto")
+
+
+@pytest.mark.parametrize("field, value, words", [
+    ("sms", 0, "whole number from 1 on, got 0"), ("l2", 1.5, "whole number"), ("shared_sm", "much", "whole number"),
+    ("bandwidth", -1, "a number above 0"), ("bandwidth", True, "a number above 0"), ("peaks", {"fp32": 1}, "at least"),
+    ("peaks", {"fp32": 1, "tf32": 1, "bf16": 0, "fp16": 1}, "above 0"), ("sources", "a letter", "a list of words"),
+    ("arch", "hopper", "sm_ or gfx"), ("warp", 48, "32 or 64"), ("name", "", "expected words")])
+def test_a_form_that_nothing_could_be_planned_with(field: str, value: object, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(form(find("a100")) | {field: value}))
+    with pytest.raises(KeyError, match=rf"mine\.json: `{field}`: .*{words}"):
+        find(str(path))

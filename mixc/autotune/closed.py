@@ -169,21 +169,21 @@ def _decided(c: Constraint) -> bool:
     return bool({"lt": a < b, "le": a <= b, "eq": sympy.Eq(a, b)}[c.op])
 
 
-def explained(step: Program) -> str:
-    """The section of `explain`: an H100 at the usual training shape."""
+def explained(step: Program, target: Target, shape: Mapping[str, int]) -> str:
+    """The section of `explain`: at the usual training shape, but for the sizes that `shape` names."""
     from mixc.errors import SpecError
     from mixc.passes.classify import parts_of
-    from mixc.targets import find
 
     parts = parts_of(step)
     if len(parts) > 1:
-        return "".join(explained(p).replace("multiply\n", f"multiply: `{p.name}`\n", 1) for p in parts)
-    target, sizes = find("h100"), {"B": 8, "T": 4096, "H": 16}
-    sizes |= {d.name: d.size or sizes.get(d.alias or "", 64) for d in step.dims}
+        return "".join(explained(p, target, shape).replace("multiply\n", f"multiply: `{p.name}`\n", 1) for p in parts)
+    sizes = {"B": 8, "T": 4096, "H": 16, **shape}
+    sizes |= {d.name: d.size or sizes.get(d.name) or sizes.get(d.alias or "", 64) for d in step.dims}
     try:
         lines = told(closed_forms(step, target), step, sizes, target)
     except SpecError:
         return ""
     at = ", ".join(f"{n} = {s}" for n, s in sizes.items())
-    head = "16-bit tensors, whole blocks, a state kept for the backward every L rows; at " + at + ", C = 32, L = 64:"
+    head = ("16-bit tensors, whole blocks, a state kept for the backward every L rows; "
+            f"on {target.title} at {at}, C = 32, L = 64:")
     return "\n".join(["", "## What the launches move and multiply", "", head, "", *lines, ""])

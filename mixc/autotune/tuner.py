@@ -212,7 +212,7 @@ class Schedule:
                 not config.hands_on or c.tile.chunk == config.tiles[0][1].chunk))] for n in names}
         left = candidates(dict.fromkeys(n for plan in plans for n in plan))
         done, stopped = list[tuple[Candidate, Candidate]](), False
-        counts, all_at_first = ([1, 2, 2, 2], 1) if first else ([min(2, best), best - 2, best, best], 2)
+        counts, all_at_first = ([1, 2, 2, 2], 1) if first else ([min(2, best), max(0, best - 2), best, best], 2)
         for turn, count in enumerate(counts):
             good = {n: {c.segment for _, c in done if c.launch == n and c.good} for n in left}
             wide = turn < all_at_first
@@ -375,7 +375,7 @@ def schedules_of(step: Program, target: Target, sizes: Mapping[str, int], dtype:
     from mixc.codegen.triton_program import kernels, whole_shape
 
     found = []
-    for p in parts_at(step, target.name, whole_shape(step, sizes), dtype):
+    for p in parts_at(step, target, whole_shape(step, sizes), dtype):
         made = kernels(p)
         found += [] if made.by_rule else [schedule_of(p, target, sizes, dtype)]
         if made.behind:

@@ -5,13 +5,14 @@ Exit 0 on success, 1 on an error or when a backend disagrees, 2 on wrong usage.
 
 import sys
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
 from mixc.cli import cache
 from mixc.cli.bench import bench
 from mixc.cli.check import check
-from mixc.cli.machine import doctor, targets
+from mixc.cli.machine import doctor, targets, version
 from mixc.cli.output import command
 from mixc.cli.stages import show
 from mixc.cli.tune import tune
@@ -26,5 +27,19 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "tune": tune, "doctor": doctor,
 }
 app.add_typer(cache.app, name="cache")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"mixc {version('mixc')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(shown: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True,
+                                                 help="print the version")] = False) -> None:
+    """A compiler for sequence mixers."""
+
+
 for name, run in _COMMANDS.items():
     app.command(name)(command(run))

@@ -57,7 +57,8 @@ def doctor(json_: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
+    """Of an installed package."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -66,10 +67,10 @@ def _version(package: str) -> str | None:
 
 def _findings() -> tuple[list[tuple[str, str, str]], list[str]]:
     rows = [("python", platform.python_version(), f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"),
-            ("mixc", _version("mixc") or "not installed", "")]
+            ("mixc", version("mixc") or "not installed", "")]
     wrong = []
     for package, least in NEEDS.items():
-        found = _version(package)
+        found = version(package)
         if found is None:
             rows.append((package, "missing", {"torch": "nothing runs", "triton": 'only backend="torch"'}[package]))
             if package == "torch":

@@ -129,10 +129,16 @@ def dims(m: Any, sizes: dict[str, int]) -> dict[str, int]:
     return {n: size for n, size in found.items() if n not in ("B", "T", "H")}
 
 
-def dtype_of(name: str) -> Any:
+def dtype_of(name: str, *, kernels: bool = False) -> Any:
+    """The dtype of a name; `kernels`: one that tensors of kernels may have.
+
+    Raises:
+        typer.BadParameter: no such dtype."""
     import torch
 
     known = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if kernels:
+        del known["fp64"]
     if name not in known:
         raise typer.BadParameter(f"`{name}`: expected one of {', '.join(known)}", param_hint="--dtype")
     return known[name]

@@ -12,6 +12,7 @@ import typer
 from mixc.cli import output
 from mixc.cli.output import File, Json, Pick, ShapeText, screen
 from mixc.cli.write import GPU, Dtype, complete, gpu_of
+from mixc.targets import Target
 
 CORES = os.cpu_count() or 1
 
@@ -35,11 +36,11 @@ def tune(file: File, target: GPU = "h100", shape: ShapeText = None, dtype: Dtype
          schedule: Cut = Cuts.auto, out: Out = None, fresh: Fresh = False, json_: Json = False) -> None:
     """Search tile sizes: candidates by a cost model, the best compiled for the target, the winner kept."""
     from mixc.autotune.tuned import tuned, write
-    output.dtype_of(dtype)
+    output.dtype_of(dtype, kernels=True)
     gpu, m = gpu_of(target), output.one_mixer(file, mixer)
     sizes, cut = complete(m, output.shape(shape)), "" if schedule is Cuts.auto else schedule.value
     apart = out is None and not cut  # a file, and a cut, are of one program
-    parts, found = _parts(m, gpu.name, sizes, dtype, apart), []
+    parts, found = _parts(m, gpu, sizes, dtype, apart), []
     alone = parts == [m]
     if out is not None and not alone:
         raise typer.BadParameter(f"{m.__name__} runs in parts, and a file holds the config of one mixer; without "
@@ -52,7 +53,7 @@ def tune(file: File, target: GPU = "h100", shape: ShapeText = None, dtype: Dtype
         out.parent.mkdir(parents=True, exist_ok=True)
         write(out, found[0][0])
     path = out or (None if found[0][0].stopped else found[0][1]) if alone else None
-    line = f'mixc.load("{m.__name__}").emit(target="{gpu.name}", dtype="{dtype}", config="{path}")' if path else ""
+    line = f'mixc.load("{m.__name__}").emit(target="{target}", dtype="{dtype}", config="{path}")' if path else ""
     if json_:
         said = [made.as_dict() | {"kept": None if made.stopped else str(where), "from_cache": kept}
                 for made, where, kept in found]
@@ -66,7 +67,7 @@ def tune(file: File, target: GPU = "h100", shape: ShapeText = None, dtype: Dtype
         screen.print(line, style="bold", markup=False)
 
 
-def _parts(m: Any, target: str, sizes: dict[str, int], dtype: str, apart: bool) -> list[Any]:
+def _parts(m: Any, target: Target, sizes: dict[str, int], dtype: str, apart: bool) -> list[Any]:
     """The mixer, or those of its parts that are tuned; `apart`: also those that may stand apart."""
     from mixc.codegen.apart import parts_at
     from mixc.codegen.triton_program import kernels, whole_shape
@@ -99,7 +100,8 @@ def _show(made: dict[str, Any], title: str) -> None:
                ""]
     output.table(columns, rows, f"{made['mixer']} on {title}: {sizes} {made['dtype']}")
     model = "" if made["measured"] else "; no GPU was here to time them: the model chose among those that compile well"
-    screen.print(f"{len(rows)} candidates compiled in {made['seconds']:.0f} s{model}", markup=False)
+    compiled = sum(r["failed"] != "no time was left" for r in made["launches"])
+    screen.print(f"{compiled} candidates compiled in {made['seconds']:.0f} s{model}", markup=False)
     for r in (r for r in made["launches"] if r["chosen"] and r["spill"]):
         output.notes.print(f"{r['launch']}: all candidates spill, the chosen one {r['spill']} bytes; a smaller head, "
                            "or ranges that say more (`where norm[K](k) <= 1`), leave more room", markup=False)

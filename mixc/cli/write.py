@@ -24,7 +24,7 @@ def compile_file(file: File, target: GPU = "h100", shape: ShapeText = None, dtyp
     """Write the standalone module of each mixer, a script that checks it, and a README; torch and triton suffice."""
     from mixc.cli.beside import module_name
 
-    output.dtype_of(dtype)
+    output.dtype_of(dtype, kernels=True)
     gpu = gpu_of(target)
     sizes = output.shape(shape)
     out.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ def compile_file(file: File, target: GPU = "h100", shape: ShapeText = None, dtyp
         for m in found:
             advance(m.__name__)
             full = complete(m, sizes)
-            text: str = m.emit(target=gpu.name, shape=full, dtype=dtype)
+            text: str = m.emit(target=gpu, shape=full, dtype=dtype)
             path = out / f"{module_name(m.__name__)}.py"
             path.write_text(text, encoding="utf-8")
             at = " ".join(f"{n}={s}" for n, s in full.items())
@@ -90,17 +90,18 @@ Page = Annotated[Path | None, typer.Option(metavar="FILE", help="write a page wi
 def explain(file: File, mixer: Pick = None, html: Page = None, target: GPU = "h100", shape: ShapeText = None,
             json_: Json = False) -> None:
     """Explain a mixer: its step, its form and why, the equations, the kernels and their costs."""
+    gpu, at = gpu_of(target), output.shape(shape)
     if html is not None:
         from mixc.cli.page import page
 
         m = output.one_mixer(file, mixer)
-        sizes = complete(m, output.shape(shape))
+        sizes = complete(m, at)
         sizes |= {d.name: sizes[d.alias] for d in m.declared.dims if d.alias}
         html.parent.mkdir(parents=True, exist_ok=True)
-        html.write_text(page(m, gpu_of(target), sizes), encoding="utf-8")
+        html.write_text(page(m, gpu, sizes), encoding="utf-8")
         output.say_json({m.__name__: str(html)}) if json_ else screen.print(f"{m.__name__}: {html}", markup=False)
         return
-    texts = {m.__name__: m.explain() for m in output.mixers(file, mixer)}
+    texts = {m.__name__: m.explain(gpu, complete(m, at)) for m in output.mixers(file, mixer)}
     if json_:
         output.say_json(texts)
         return

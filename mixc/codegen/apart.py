@@ -28,7 +28,7 @@ MOVES = 3  # of a gradient that is the sum of two: both are read, and the sum is
 Sizes = tuple[tuple[str, int], ...]
 
 
-def parts_at(step: Program, target: str, sizes: Mapping[str, int], dtype: str) -> tuple[Program, ...]:
+def parts_at(step: Program, target: str | Target, sizes: Mapping[str, int], dtype: str) -> tuple[Program, ...]:
     """The programs whose kernels run one after the other at these sizes: those of `parts_of`, or more.
 
     Args:
@@ -57,7 +57,7 @@ def cuts(step: Program) -> list[tuple[Program, Program]]:
 
 
 @once_a_program
-def _fastest(step: Program, target: str, sizes: Sizes, dtype: str) -> tuple[float, tuple[Program, ...]]:
+def _fastest(step: Program, target: str | Target, sizes: Sizes, dtype: str) -> tuple[float, tuple[Program, ...]]:
     """Modelled seconds, and the programs."""
     known = dict(sizes)
     best: tuple[float, tuple[Program, ...]] = _alone(step, find(target), known, dtype), (step,)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from mixc.codegen.config import Config
     from mixc.codegen.module import Module
     from mixc.runtime.mixer import Mixer
+    from mixc.targets import Target
 
 # by mixer: the module of each step and config, and the same by kind of call
 _modules: WeakKeyDictionary[Any, dict[Any, ModuleType]] = WeakKeyDictionary()
@@ -72,7 +73,7 @@ def has_kernels(stages: Program) -> bool:
     return refused(stages) is None
 
 
-def emit(step: Program, target: str = "h100", shape: Mapping[str, int] | None = None, dtype: str = "bf16",
+def emit(step: Program, target: str | Target = "h100", shape: Mapping[str, int] | None = None, dtype: str = "bf16",
          config: Config | None = None, fixed: frozenset[str] = frozenset()) -> str:
     """The text of the standalone module of a step whose states have kernels.
 
@@ -212,7 +213,7 @@ def _chunks(stages: Program, inner: Program, step: Program, each: tuple[str, ...
     return made
 
 
-def default_config(step: Program, target: str, shape: Mapping[str, int], dtype: str) -> Config:
+def default_config(step: Program, target: str | Target, shape: Mapping[str, int], dtype: str) -> Config:
     """What the tuner's model chooses, nothing compiled; a dim that `shape` does not name has 64, or the size of its alias."""
     from mixc.autotune.tuner import schedule_of
     from mixc.targets import find
@@ -224,7 +225,7 @@ def default_config(step: Program, target: str, shape: Mapping[str, int], dtype: 
     return schedule_of(step, find(target), sizes, dtype).default()[0]
 
 
-def last_config(made: Module, target: str, shape: Mapping[str, int], dtype: str) -> Config | None:
+def last_config(made: Module, target: str | Target, shape: Mapping[str, int], dtype: str) -> Config | None:
     """As `default_config`, of the kernels behind products, if there are some."""
     sizes = {made.own.get(n, n): size for n, size in shape.items()}
     return None if made.behind is None else default_config(made.behind[0].program, target, sizes, dtype)

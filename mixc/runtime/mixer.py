@@ -18,6 +18,7 @@ from mixc.runtime.call import Call, histories
 if TYPE_CHECKING:
     from mixc.codegen.config import Config
     from mixc.frontend.syntax import MixerSyntax
+    from mixc.targets import Target
 
 Tensor = torch.Tensor
 State = dict[str, Tensor]
@@ -208,12 +209,12 @@ class Mixer:
         """What is no error but worth knowing: a state that runs token by token, and why."""
         return self._staged.notes
 
-    def emit(self, target: str = "h100", shape: dict[str, int] | None = None, dtype: str = "bf16",
+    def emit(self, target: str | Target = "h100", shape: dict[str, int] | None = None, dtype: str = "bf16",
              config: Config | str | Path | None = None) -> str:
         """The standalone module: kernels, launches, autograd function, NAME and NAME_step; torch and triton only.
 
         Args:
-            target: a GPU of `mixc targets`, or the path of a form of one's own. dtype: bf16, fp16 or fp32.
+            target: a GPU of `mixc targets`, a `Target`, or the path of a form of one's own. dtype: bf16, fp16 or fp32.
             shape: sizes the tiles are chosen for. A dim that a loop goes over, or an exponent names, keeps its size (2
                 where none is given): the module is of these lines; so does that of a short window, if it is given.
             config: these tiles instead (`mixc.codegen.config`), or a file of `mixc tune`.
@@ -222,13 +223,7 @@ class Mixer:
             InputError: no such dtype or dim; the file is no config, or one for another target, dtype or shape.
         """
         from mixc.codegen.triton_program import emit, refused
-        from mixc.targets import find
-
-        try:
-            gpu = find(target)
-        except KeyError as error:
-            raise SpecError(Diagnostic("MX312", str(error.args[0]))) from None
-        shape = checks.shape(self.declared, shape or {})
+        gpu, shape = self._gpu(target), checks.shape(self.declared, shape or {})
         checks.kernel_dtype(dtype)
         arguments.has_length(self.declared)
         step = self._as_emitted(shape)
@@ -238,7 +233,16 @@ class Mixer:
             from mixc.autotune.tuned import read
 
             config = read(Path(config)).config_for(self, gpu, shape, dtype)
-        return emit(step, target, shape, dtype, config, self.structural_consts)
+        return emit(step, gpu, shape, dtype, config, self.structural_consts)
+
+    @staticmethod
+    def _gpu(target: str | Target) -> Target:
+        from mixc.targets import find
+
+        try:
+            return find(target)
+        except KeyError as error:
+            raise SpecError(Diagnostic("MX312", str(error.args[0]))) from None
 
     def _as_emitted(self, shape: dict[str, int]) -> Program:
         """The step whose dims have sizes of their own where the step depends on them."""
@@ -254,8 +258,12 @@ class Mixer:
             return step
         return replace(step, dims=tuple(replace(d, size=sizes.get(d.name, d.size)) for d in step.dims))
 
-    def explain(self) -> str:
-        """Markdown: the step, the form of every state and why, the chunk's equations, its adjoint, its costs."""
+    def explain(self, target: str | Target = "h100", shape: dict[str, int] | None = None) -> str:
+        """Markdown: the step, the form of every state and why, the chunk's equations, its adjoint, its costs.
+
+        Args:
+            target, shape: what the costs are told for, as in `emit`."""
+        gpu, sizes = self._gpu(target), checks.shape(self.declared, shape or {})
         from mixc.codegen.derivation import explain
 
         text = explain(self.declared)
@@ -263,7 +271,7 @@ class Mixer:
             return text
         from mixc.autotune.closed import explained
 
-        return text + explained(self.declared)
+        return text + explained(self.declared, gpu, sizes)
 
     def __repr__(self) -> str:
         return describe.representation(self.declared)

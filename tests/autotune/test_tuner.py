@@ -57,6 +57,14 @@ def test_what_spills_or_fails_is_not_chosen(compiler: list[Job]) -> None:
     assert not result.stopped and all(c.seconds > 0 for c in result.chosen.values())
 
 
+def test_one_candidate_of_each_launch_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the first all but one were compiled."""
+    def compiled(jobs: Sequence[Job], *_: object) -> Iterator[tuple[int, Report]]:
+        return ((i, Report(job.kernel, job.arch, 200, 0, 40_000, "wgmma")) for i, job in enumerate(jobs))
+    monkeypatch.setattr(tuner, "compile_all", compiled)
+    assert {n: len(c) for n, c in schedule().tune(best=1).tried.items()} == {"fwd": 1, "bwd": 1}
+
+
 @pytest.mark.parametrize("spill", [True, False])
 def test_where_nothing_compiles_well_the_least_that_compiles_is_chosen_and_told(
         spill: bool, monkeypatch: pytest.MonkeyPatch, compiler: list[Job]) -> None:

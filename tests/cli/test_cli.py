@@ -40,6 +40,21 @@ def test_targets() -> None:
     assert parsed("targets")["mi300x"]["arch"] == "gfx942"
 
 
+def test_version() -> None:
+    assert mixc("--version").startswith("mixc 0.")
+
+
+def test_a_target_of_ones_own(tmp_path: Path) -> None:
+    """Its name was looked for among those of the table."""
+    mine = tmp_path / "mine.json"
+    mine.write_text(json.dumps(json.loads(mixc("targets", "--form", "h100")) | {"name": "mine", "title": "My GPU"}))
+    (made,) = parsed("compile", "simple_gla", "--target", str(mine), "-o", str(tmp_path))
+    assert made["target"] == "mine"
+    assert "on My GPU at B = 2" in mixc("explain", "simple_gla", "--target", str(mine), "--shape", "B=2")
+    mixc("explain", "simple_gla", "--target", str(mine), "--html", str(tmp_path / "page.html"))
+    assert "My GPU" in (tmp_path / "page.html").read_text()
+
+
 def test_doctor() -> None:
     assert "torch" in mixc("doctor")
     assert parsed("doctor")["ok"]
@@ -53,6 +68,8 @@ def test_doctor() -> None:
     ("bench", "simple_gla", "--picture", "over_T.nosuch"), ("check", "simple_gla", "--shape", "K=4,K=5"),
     ("bench", "elman", "--shape", "D=4,E=5"),
     ("check", "simple_gla", "--dtype", "int8"), ("compile", "simple_gla", "--target", "h1000"),
+    ("compile", "simple_gla", "--dtype", "fp64"), ("tune", "simple_gla", "--dtype", "fp64"),
+    ("explain", "simple_gla", "--target", "h1000"), ("explain", "simple_gla", "--shape", "Q=5"),
 ])
 def test_wrong_usage(args: tuple[str, ...]) -> None:
     mixc(*args, code=2)
@@ -71,7 +88,7 @@ def test_tune_with_nothing_to_tune(tmp_path: Path) -> None:
                     "S = maximum(0.9 * S, k * v * w)\nW = tanh(W + k * (R @ ((q @ S) @ w)[E]))\nout o[V] = q @ W\n}\n")
     assert "m_1: a rule gives its sizes" in mixc("tune", str(spec))
     assert parsed("tune", str(spec)) == []
-    assert "expected bf16, fp16 or fp32" in mixc("tune", "gla", "--dtype", "fp64", code=1)
+    assert "expected one of fp32, bf16, fp16" in mixc("tune", "gla", "--dtype", "fp64", code=2)
 
 
 def test_usage_errors_are_plain_in_a_pipe() -> None:
