@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from mixc.errors import InputError
 from mixc.ir.evaluate import dtype_of
 from mixc.ir.program import Program
-from mixc.runtime import arguments
+from mixc.runtime import arguments, functional
 from mixc.runtime.call import counts_tokens, histories
 from mixc.runtime.options import initial, token_mask
 
@@ -58,15 +58,30 @@ registered._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def call(mixer: Mixer, args: tuple[Any, ...], options: dict[str, Any], token: bool) -> tuple[Any, Any]:
-    """A call as one node of a graph.  (Dynamo reads this: it keeps to plain Python.)"""
+    """A call as one node of a graph, or of what a transform of torch.func makes.  (Dynamo reads this: it keeps to plain
+    Python.)"""
     slots = mixer._slots
     registered(slots.key)
-    found = getattr(torch.ops.mixc, slots.key).default(*slots.flat(args, options, token))
+    flat = slots.flat(args, options, token)
+    if not torch._C._are_functorch_transforms_active():
+        found = getattr(torch.ops.mixc, slots.key).default(*flat)
+    elif torch.compiler.is_compiling() and not _batched(flat):
+        raise InputError(f"{mixer.__name__}: a compiled graph has no derivatives of torch.func (grad, vjp, ...) of a "
+                         "mixer: compile what is inside them, or without fullgraph=True, where they run outside of it")
+    elif torch.compiler.is_compiling():
+        found = getattr(torch.ops.mixc, slots.key).default(*flat)
+    else:
+        found = functional.run(_operators[slots.key], flat)
     n = len(slots.outs)
     o = found[0] if n == 1 else mixer._outs_type(*found[:n])
     if not (token or options.get("output_final_state")):
         return o, None
     return o, {name: x for name, x in zip(slots.states, found[n:], strict=True) if slots.kept(name, x, token)}
+
+
+def _batched(flat: list[Any]) -> bool:
+    """Is vmap the innermost transform?  Torch has a rule for that, one call after another, also where it traces."""
+    return any(torch._C._functorch.is_batchedtensor(x) for x in flat if isinstance(x, Tensor))
 
 
 class Slots:
@@ -82,6 +97,8 @@ class Slots:
         self.only = p.states[0].name if len(p.states) == 1 else None
         self.consts = tuple(d.name for d in p.consts)
         self.outs = tuple(d.name for d in p.outs)
+        self.rowwise = (*range(len(p.ins)), *range(len(self.tensors), len(self.tensors) + len(self.states)))
+        self.ragged = len(self.tensors) + len(self.states)  # where cu_seqlens stands; the mask is next
         self.known = {*self.tensors, *self.consts, *arguments.OPTIONS}
 
     def schema(self) -> str:
@@ -141,6 +158,7 @@ class Operator:
         forward.register_fake(self.fake)
         backward.register_fake(self.fake_backward)
         forward.register_autograd(self.pull, setup_context=self.keep)
+        self.call = getattr(torch.ops.mixc, name).default
         self.back = getattr(torch.ops.mixc, f"{name}_backward").default
 
     # ------------------------------------------------------------ what they do

@@ -54,6 +54,8 @@ class Mixer:
     def __call__(self, *args: Any, **options: Any) -> tuple[Any, State | None]:
         if torch.compiler.is_compiling():
             return library.call(self, args, options, token=False)
+        if torch._C._are_functorch_transforms_active():
+            return library.call(self, args, options, token=False)
         transforms.refuse(self.__name__, args, options)
         return self._eager(args, options)
 
@@ -95,6 +97,8 @@ class Mixer:
             (o, state), o without T; the state dict after the token.
         """
         if torch.compiler.is_compiling():
+            return library.call(self, args, {**options, "initial_state": state}, token=True)
+        if torch._C._are_functorch_transforms_active():
             return library.call(self, args, {**options, "initial_state": state}, token=True)
         transforms.refuse(self.__name__, args, options, state)
         return self._eager_step(state, args, options)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from mixc.runtime.call import Call
+from mixc.runtime.functional import TWICE
 
 Tensor = torch.Tensor
 
@@ -36,7 +37,7 @@ class _Refuse(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, c: Tensor) -> Tensor:  # type: ignore[override]
-        raise RuntimeError('a mixer is differentiated twice only on backend="reference"')
+        raise RuntimeError(TWICE)
 
 
 def all_once(*lists: list[Tensor]) -> list[list[Tensor]]:

@@ -15,10 +15,7 @@ from mixc.errors import InputError
 
 
 def refuse(name: str, args: tuple[Any, ...], options: dict[str, Any], state: Any = None) -> None:
-    """Raises inside a transform of torch.func, and for tensors with tangents but on the reference."""
-    if torch._C._are_functorch_transforms_active():
-        raise InputError(f"{name}: torch.func transforms (grad, vmap, ...) do not go through a mixer; "
-                         "batch is its first axis, and torch.autograd.grad gives gradients")
+    """Raises for tensors with tangents but on the reference."""
     if forward_ad._current_level >= 0 and options.get("backend") != "reference" and _tangents((args, options, state)):
         raise InputError(f"{name}: forward derivatives (torch.autograd.forward_ad) go through "
                          "backend=\"reference\" alone")

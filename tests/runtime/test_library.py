@@ -1,4 +1,4 @@
-"""Mixers inside torch's own machinery: operators, compile, export, autocast, checkpointing, hooks, DDP, torch.func."""
+"""Mixers inside torch's own machinery: operators, compile, export, autocast, checkpointing, hooks, DDP."""
 
 from __future__ import annotations
 
@@ -223,18 +223,6 @@ def test_saved_tensors_are_seen_by_hooks(name: str) -> None:
     assert before > len(given)  # the inputs, and what the chunks left
     got = torch.autograd.grad(o.float().square().sum(), list(given.values()), allow_unused=True)
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
-
-
-def test_transforms_of_torch_func_are_refused() -> None:
-    m = mixc.load("simple_gla")
-    x = inputs(m, grad=False)
-    with pytest.raises(mixc.InputError, match=r"torch\.func"):
-        torch.func.grad(lambda q: m(q, x["k"], x["v"], x["g"])[0].sum())(x["q"])
-    with pytest.raises(mixc.InputError, match=r"torch\.func"):
-        torch.func.vmap(lambda q: m(q, x["k"], x["v"], x["g"])[0])(x["q"].expand(3, *x["q"].shape))
-    q, *rest = (y[:, 0] for y in x.values())
-    with pytest.raises(mixc.InputError, match=r"torch\.func"):
-        torch.func.vmap(lambda y: m.step(None, y, *rest)[0])(q.expand(3, *q.shape))
 
 
 @pytest.mark.filterwarnings("ignore:note")
