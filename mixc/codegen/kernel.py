@@ -19,17 +19,19 @@ from mixc.codegen.written import WARPS as WARPS
 from mixc.codegen.written import Kernel as Kernel
 from mixc.ir.launch import Launch, Store, row_dims
 from mixc.ir.node import JOINT, ROW, flat
+from mixc.ir.program import Program
 
 
 class KernelWriter(Stores):
     """Builds the text of a launch; `write()` returns the Kernel.
 
     Args:
-        turned: programs take blocks of this dim in turn; what lacks it is added up where it is stored."""
+        turned: programs take blocks of this dim in turn; what lacks it is added up where it is stored.
+        forward: the program of which the launch is of the backward."""
 
-    def __init__(self, launch: Launch, turned: str = ""):
+    def __init__(self, launch: Launch, turned: str = "", forward: Program | None = None):
         super().__init__()
-        self.launch, self.program, self.turned = launch, launch.program, turned
+        self.launch, self.program, self.turned, self.forward = launch, launch.program, turned, forward
         nodes = launch.nodes()
         self.varying = launch.varying()
         tiled = {d for n in nodes for d in n.dims} | {d for s in launch.stores for d in s.tile}
@@ -48,7 +50,8 @@ class KernelWriter(Stores):
         self.axes = Axes(row_dims(nodes, self.program) if self.by_rows else frozenset(), self.program.inner,
                          frozenset(launch.each), tuple(flat([d]) for d in self.header if JOINT in d))
         fine = self._fine(launch.body(), [(c.leaf, c.next) for c in launch.carries])
-        self.tiles = Tiles(self._emit, self._leaf, taken, launch.body(), launch.roots(), self.header, self.axes, fine)
+        self.tiles = Tiles(self._emit, self._leaf, taken, launch.body(), launch.roots(), self.header, self.axes, fine,
+                           self._names_of(launch.body(), launch.stores, [(c.name, c.next) for c in launch.carries]))
         self.ends = launch.carries  # what has an initial and a final value where its loop begins and ends
         self.carry_of = {c.leaf: c for c in launch.carries}
 

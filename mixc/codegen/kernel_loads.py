@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 
 from mixc.codegen.axes import is_rows
@@ -14,9 +14,10 @@ from mixc.codegen.operands import fine_products, lasting
 from mixc.codegen.refuse import refuse
 from mixc.codegen.schedule import NOMINAL_WARPS, Operand, Tile, fitted_sizes, nominal_sizes, numbers, schedule
 from mixc.codegen.tiles import Tiles
+from mixc.codegen.value_names import ValueNames
 from mixc.codegen.written import WARPS
-from mixc.ir.launch import Carry
-from mixc.ir.node import ROW, Node, flat, postorder
+from mixc.ir.launch import Carry, Store
+from mixc.ir.node import ROW, Node, flat, postorder, source
 from mixc.ir.program import Decl, Program
 from mixc.passes.beside import one_of, tensor_dims
 
@@ -31,6 +32,7 @@ class Loads(Addresses):
     past = "past_row = tl.cast(past * C, tl.int64) * SIGN"  # the first row of an earlier chunk
     program: Program
     header: tuple[str, ...]
+    forward: Program | None
     varying: set[Node]
     by_rows: bool
     carry_of: dict[Node, Carry]
@@ -45,6 +47,12 @@ class Loads(Addresses):
         self.alive: list[list[tuple[tuple[str, ...], float]]] = []
         self.vectors = 0
         self.row, self.held = "row", "held"  # the chunk's first row, and its rows that there are
+
+    def _names_of(self, nodes: list[Node], stores: Iterable[Store], carried: Iterable[tuple[str, Node]]) -> ValueNames:
+        """What values are called; those that are stored or carried on by where they go."""
+        wanted = {source(x): safe(name) + "_next" for name, x in carried}
+        wanted |= {source(s.value): s.name for s in stores if s.kind == "rows" and s.result != "save"}
+        return ValueNames(nodes, wanted, self.program, self.forward)
 
     def _fine(self, nodes: list[Node], carried: list[tuple[Node, Node]]) -> set[Node]:
         """The products of these nodes whose operands are not rounded to the dtype of the inputs."""
@@ -82,7 +90,7 @@ class Loads(Addresses):
 
     def _called(self, tensor: str, node: Node, row: str) -> str:
         """The name of what is loaded of a tensor for the chunk that begins at this row."""
-        here = "_".join([tensor, *(str(i) for _, i in node.attr("at", ())), *([row] if row != "row" else [])])
+        here = "_".join([tensor, *(str(i) for _, i in node.attr("at", ())), *(["past"] if row == "past_row" else [])])
         return here if here == tensor else self.tiles.fresh(here)
 
     def _load_cotangent(self, node: Node) -> str:
@@ -158,8 +166,9 @@ class Loads(Addresses):
         launch, outer = self.launch, self.tiles
         body = list(postorder(launch.replay))
         fine = self._fine(body, list(zip(map(self._start, launch.starts), launch.replay, strict=True)))
-        inner = Tiles(self._emit, self._leaf, (), body, list(launch.replay), self.header, self.axes, fine)
-        inner.taken, inner.rows = outer.taken, outer.rows
+        inner = Tiles(self._emit, self._leaf, (), body, list(launch.replay), self.header, self.axes, fine,
+                      self._names_of(body, (), list(zip(launch.starts, launch.replay, strict=True))))
+        inner.taken, inner.rows, inner.suffix = outer.taken, outer.rows, "_past"
         self.tiles, self.row, self.held = inner, "past_row", "rows"
         inner.names = {self._start(s): names[s] for s in launch.starts}
         inner.names |= {n: name for n, name in outer.names.items() if n not in self.varying}
@@ -178,7 +187,7 @@ class Loads(Addresses):
         self.body += [line for name, value, _ in targets for line in self._formula(name + "'", value)]
         new = [(name, code) for name, code in new if code != name]
         if len(new) > 1:
-            self.body += [f"{name}_next = {code}" for name, code in new]
+            self.body += [f"{name}_next = {code}" for name, code in new if code != name + "_next"]
         self.body += [f"{name} = {name + '_next' if len(new) > 1 else code}" for name, code in new]
 
     def _formula(self, name: str, value: Node) -> list[str]:

@@ -63,11 +63,12 @@ class Launches:
         self._written: dict[tuple[str, str, bool], Kernel] = {}
 
     def _of_loops(self, step: Program, spec: Program, forward: Launch, backward: Launch,
-                  writer: Callable[[Launch], KernelWriter]) -> None:
+                  writer: Callable[[Launch, Program | None], KernelWriter]) -> None:
         """Instead, of a step whose directions are one launch each, from token to token."""
         self.p, self.spec, self.token = step, spec, None
         self.launches = {"fwd": forward, "bwd": backward}
-        self._written = {(n, "", False): writer(launch).write() for n, launch in self.launches.items()}
+        self._written = {(n, "", False): writer(launch, forward.program if launch.reverse else None).write()
+                         for n, launch in self.launches.items()}
         self.starts, self.name = backward.starts, step.name
         self.states, self.outs = step.states, step.outs
 
@@ -120,7 +121,7 @@ class Launches:
                 raise refuse(f"programs do not divide {', '.join(self.each)}")
             found = of_one(found, self.each) if self.each else found
             written = signs_behind(found)
-            self._written[key] = kernel = writer(written, turned).write()
+            self._written[key] = kernel = writer(written, turned, self.p if written.reverse else None).write()
             if written.roots() != found.roots() or written.replay != found.replay:  # as estimates were fitted
                 fitted = writer(found, turned).write()
                 kernel.alive, kernel.vectors = fitted.alive, fitted.vectors

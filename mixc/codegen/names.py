@@ -104,7 +104,7 @@ def renamed(p: Program, to: dict[str, str]) -> Program:
                        for r in d.ranges)
         return replace(d, name=to.get(d.name, d.name), dims=_renamed(d.dims, to), init=d.init and node(d.init), ranges=ranges)
 
-    return replace(p, decls=tuple(map(decl, p.decls)), origin=p.origin and renamed(p.origin, to),
+    return replace(p, decls=tuple(map(decl, p.decls)), locals=tuple((name, node(x)) for name, x in p.locals), origin=p.origin and renamed(p.origin, to),
                    dims=tuple(replace(d, name=to.get(d.name, d.name), alias=to.get(d.alias or "", d.alias)) for d in p.dims),
                    results=tuple(replace(r, name=to.get(r.name, r.name), value=node(r.value)) for r in p.results))
 

@@ -38,7 +38,8 @@ def is_held(n: Node) -> bool:
 def formula(node: Node, names: Mapping[Node, str]) -> str | None:
     """The value's formula, or None where no spelling fits a line."""
     below = [n for n in postorder([node]) if n is not node and n in names and n.args]
-    for stops in ([n for n in below if is_decay(n)], [n for n in below if n.op == "contract" or is_decay(n)]):
+    named = [n for n in below if is_decay(n) or n.op == "unit_inverse"]
+    for stops in (named, [n for n in below if n.op == "contract" or n in named]):
         if _leaves(node, stops) > WIDTH + 1:  # of which at least every other is written, and something between two
             continue
         text = Spelling({n: names[n] for n in stops}).text(node)

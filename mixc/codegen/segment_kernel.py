@@ -9,13 +9,14 @@ from mixc.codegen.kernel import KernelWriter, safe
 from mixc.codegen.lines import indent
 from mixc.ir.launch import Carry, Launch, Store
 from mixc.ir.node import Node, flat
+from mixc.ir.program import Program
 
 
 class SegmentWriter(KernelWriter):
     """As `KernelWriter`, for launches that are `alone`."""
 
-    def __init__(self, launch: Launch, turned: str = ""):
-        super().__init__(launch, turned)
+    def __init__(self, launch: Launch, turned: str = "", forward: Program | None = None):
+        super().__init__(launch, turned, forward)
         self.whole, self.ends = "piece", ()
         self.entering = {c.leaf: c for c in launch.carries if launch.loop == "chunk"}
         self.carry_of = {c.leaf: c for c in launch.carries if launch.loop != "chunk"}

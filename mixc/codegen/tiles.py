@@ -24,6 +24,7 @@ from mixc.codegen.refuse import entries, refuse
 from mixc.codegen.schedule import Operand
 from mixc.codegen.tile_rules import RULES
 from mixc.codegen.triton_scan import component_name, is_factor_behind, rows_before
+from mixc.codegen.value_names import CHANGED, ValueNames
 from mixc.ir.blocks import PART
 from mixc.ir.brackets import atom, filled
 from mixc.ir.launch import ROWS, feature_dims
@@ -42,11 +43,12 @@ class Tiles:
         leaf: the name of a leaf's tile (after loading it).
         axes: which dims make more rows.
         fine: products that meet in a small difference, or whose rounding lasts.
+        called: what a value is called, before a number behind it tells equals apart.
     """
 
     def __init__(self, emit: Callable[[Node, str], None], leaf: Callable[[Node], str], taken: Iterable[str],
-                 nodes: list[Node], roots: list[Node], header: tuple[str, ...], axes: Axes, fine: set[Node]):
-        self.emit, self.leaf, self.axes = emit, leaf, axes
+                 nodes: list[Node], roots: list[Node], header: tuple[str, ...], axes: Axes, fine: set[Node], called: ValueNames):
+        self.emit, self.leaf, self.axes, self.called = emit, leaf, axes, called
         self.block, self.shape, self.aligned = axes.block, axes.shape, axes.aligned
         self.rank = {d: i for i, d in enumerate((ROW, COL, "_u", *header))}
         def place(d: str) -> int:
@@ -77,6 +79,7 @@ class Tiles:
         self.factors: dict[tuple[Node, str], str] = {}  # by logs of decays and reach: what `cut_factors` gives
         self.summed: set[str] = set()  # which running sums of vectors there were
         self.taken = {*taken, *kwlist}  # what `not` forms is no `not`
+        self.suffix = ""  # of all names
         self.raw: set[Node] = set()  # loaded tiles, still in the dtype of their tensor
         self.sides = {source(a) for n in nodes if self.dot_axes(n) for a in n.args}  # of products
         self.lefts = {source(left) for n in nodes if (left := self.rows_of_tokens(n))}
@@ -84,6 +87,14 @@ class Tiles:
     # ------------------------------------------------------------ names
     def fresh(self, base: str) -> str:
         return free(re.sub(r"\W", "_", base), self.taken, "")
+
+    def fresh_for(self, node: Node) -> str:
+        """A name for a value; the tensor's it is stored in, of which no other tile may have it."""
+        name = self.called(node)
+        if node in self.called.wanted and name not in self.names.values():
+            return name
+        name += self.suffix
+        return self.fresh(f"{name}_{CHANGED[node.op]}" if name in self.taken and node.op in CHANGED else name)
 
     def index(self, dim: str) -> str:
         return "rows" if dim in ROWS else f"in_{self.axes.size_of(dim)}"
@@ -126,7 +137,7 @@ class Tiles:
                 if node in self.operands:
                     code = f"{atom(code)}.to(OPERAND)"
                 if node not in self.names:  # or formed together with another
-                    self.names[node] = self.fresh(suggest(node))
+                    self.names[node] = self.fresh_for(node)
                     self.emit(node, f"{self.names[node]} = {code}")
         return self.names[node]
 
@@ -252,34 +263,3 @@ class Tiles:
 
     def mask_of(self, dim: str, axes: tuple[str, ...]) -> str:
         return " & ".join(self.axes.along(self.inside(d), d, axes) for d in flat([dim]))
-
-
-_SUGGEST = {"unit_inverse": "X", "span_contract": "found", "segsum": "span", "segprod": "decay", "cumsum": "running", "cumprod": "running"}
-
-
-def suggest(node: Node) -> str:
-    """A name in the field's words for a value."""
-    if node.op == "flatten":
-        return f"{_origin(node.args[0]) or 'features'}_{''.join(node.attr('of'))}"
-    if node.op == "exp" and node.args[0].op == "segsum":
-        return "D"
-    if node.op == "exp" and node.args[0].op == "cumsum":
-        return "suffix" if node.args[0].attr("reverse") else "prefix"
-    if node.op == "exp" and node.args[0].op == "sum":
-        return "whole"
-    if node.op == "contract":
-        origins = [_origin(a) for a in node.args]
-        return "_".join(o for o in origins if o)[:24] or "product"
-    if node.op == "mul":
-        origins = [_origin(a) for a in node.args]
-        return "_".join(dict.fromkeys(o for o in origins if o))[:24] or "scaled"
-    return _SUGGEST.get(node.op, node.op)
-
-
-def _origin(node: Node) -> str:
-    node = source(node, ("rename", "live", "expand", "neg"))
-    if node.op == "cot":
-        return "d" + node.attr("name").rstrip("'")
-    if node.op in ("in", "param", "state", "const"):
-        return str(node.attr("name"))
-    return {"contract": "", "mul": "", "exp": "D"}.get(node.op, "")

@@ -10,13 +10,14 @@ from mixc.codegen.lines import group, indent, plus, times
 from mixc.codegen.refuse import refuse
 from mixc.ir.launch import Launch, Store
 from mixc.ir.node import ROW, Node, unrenamed
+from mixc.ir.program import Program
 
 
 class CellWriter(KernelWriter):
     """As `KernelWriter`: what differs is that a row is a sequence, and the loop goes over tokens."""
 
-    def __init__(self, launch: Launch):
-        super().__init__(launch)
+    def __init__(self, launch: Launch, forward: Program | None = None):
+        super().__init__(launch, forward=forward)
         self.tiles.through, self.whole = self._through, "group"
 
     def _emit(self, node: Node, line: str) -> None:

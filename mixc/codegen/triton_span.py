@@ -50,7 +50,7 @@ def span_contract_code(tiles: Tiles, node: Node) -> str | None:
             earlier, later = _bare(tiles, pair[0][1], (COL, d)), _bare(tiles, pair[1][1], (ROW, d))
             tiles.pairing = False
             for n, _ in pair:
-                tiles.names[n] = tiles.fresh("found")
+                tiles.names[n] = tiles.fresh_for(n)
             gain = tiles.gains[pair[0][0], pair[1][0]] = tiles.fresh("gain")
             tiles.emit(node, f"{tiles.names[pair[0][0]]}, {tiles.names[pair[1][0]]}, {gain} = span_apply_both("
                              f"{matrix}, {later}, {earlier}, {_decays(tiles, node, d)}, {tiles.operand_for(node)}, PRECISION)")

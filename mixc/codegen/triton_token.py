@@ -10,6 +10,7 @@ from mixc.codegen.kernel import KernelWriter, safe
 from mixc.codegen.lines import indent, plus
 from mixc.ir.launch import Launch
 from mixc.ir.node import Node
+from mixc.ir.program import Program
 
 
 class TokenWriter(KernelWriter):
@@ -17,8 +18,8 @@ class TokenWriter(KernelWriter):
 
     past = "past_row = tl.cast(begin + past, tl.int64) * SIGN"
 
-    def __init__(self, launch: Launch):
-        super().__init__(launch)
+    def __init__(self, launch: Launch, forward: Program | None = None):
+        super().__init__(launch, forward=forward)
         self.tiles.rows = False
         self.again: list[str] = []
 

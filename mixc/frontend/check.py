@@ -100,12 +100,14 @@ class _Walk:
         self.finish()
         states = [d for d in scope.decls.values() if d.role == "state"]
         ends = [scope.names[d.name].node or d.leaf() for d in states]
-        values = scope.unmarked([*self.outs.values(), *ends])
+        called = [(b.name, b.node) for b in scope.names.values() if b.role == "local" and b.node is not None]
+        values = scope.unmarked([*self.outs.values(), *ends, *(x for _, x in called)])
+        locals_ = tuple((name, x) for (name, _), x in zip(called, values[len(self.outs) + len(ends):], strict=True))
         names = [*(("out", o) for o in self.outs), *(("next", d.name) for d in states)]
-        results = tuple(Result(role, n, v) for (role, n), v in zip(names, values, strict=True))
+        results = tuple(Result(role, n, v) for (role, n), v in zip(names, values, strict=False))
         notes = (*mixer.notes, *(d for d in scope.found if d.level == "note"))
         return Program("step", mixer.name, tuple(scope.dims.values()), tuple(scope.decls.values()), results,
-                       doc=mixer.doc, notes=notes, source=mixer.source)
+                       doc=mixer.doc, notes=notes, source=mixer.source, locals=locals_)
 
     def lines(self, body: tuple[Statement, ...]) -> None:
         for s in body:

@@ -113,6 +113,7 @@ class Program:
         origin: the step of complex values whose real and imaginary planes this step has.
         parts: where one program does not hold all states: steps that run one after another (`passes/parts.py`).
         spans: where nodes stand in the text that this was read from.
+        locals: names that the text gives to values, for those who read what is written of them.
     """
 
     level: str
@@ -128,6 +129,7 @@ class Program:
     origin: Program | None = None
     parts: tuple[Program, ...] = ()
     spans: tuple[tuple[Node, Span], ...] = field(default=(), compare=False, repr=False)
+    locals: tuple[tuple[str, Node], ...] = field(default=(), repr=False)
 
     def read_again(self) -> None:
         """Messages are about this text from now on: another one that says the same may have been read since."""

@@ -19,7 +19,7 @@ from mixc.ir.norms import magnitude
 from mixc.ir.program import Program
 from mixc.ir.ranges import bounds, proving
 from mixc.passes.decay import FORGET, by_rows
-from mixc.passes.simplify import rewrite, simplify
+from mixc.passes.simplify import number_of_any_order, rewrite, simplify, two_signs
 from mixc.passes.tangent import without_tangents
 
 DECISIONS = ("lt", "le", "eq", "ne", "sign")
@@ -36,7 +36,8 @@ def solve_by_inverse(n: Node, each: Iterable[str] = ()) -> Node | None:
     small = magnitude(n.args[0]) <= 1
     grows, erases = not small or not _shrinks(n.args[0]), _erases(n.args[0])
     more = ({"rows": ranks} if ranks else {}) | ({} if grows or erases else {"lasts": True})
-    X, y = make("unit_inverse", n.args[0], small=small, grows=grows, **more), n.args[1]
+    (L,), y = rewrite([n.args[0]], (number_of_any_order, two_signs)), n.args[1]
+    X = make("unit_inverse", L, small=small, grows=grows, **more)
     if n.attr("transposed"):
         X = rename(X, **{ROW: COL, COL: ROW}, **{a: b for t, s, _ in ranks for a, b in ((t, s), (s, t))})
     if COL not in y.dims:

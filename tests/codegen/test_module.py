@@ -149,4 +149,4 @@ def test_two_products_that_a_state_is_added_to_are_one() -> None:
     """A chain of products would be laid out along the rows of the state alone, of which 8 warps hold each twice."""
     config = Config(tuple((n, Tile(16)) for n in ("fwd_for_K", "bwd_for_K", "bwd_along_K")))
     body = mixc.load("kda").emit(config=config).split("def kda_bwd_along_K(")[1].split("\nclass ")[0]
-    assert body.count("dot(tl.trans(stack(D_k, D_q, OPERAND)), stack(neg, do_scale, OPERAND)") == 1
+    assert body.count("dot(tl.trans(stack(prefix_k, prefix_q, OPERAND)), stack(") == 1

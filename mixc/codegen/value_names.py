@@ -1,0 +1,153 @@
+"""What the values of a kernel are called: by what they are made of, in the field's words.
+
+    D_k      a decay times k                 q_beta_k    the products of q and beta_k
+    A, X, u  scores under decays, the inverse of a triangular system, its solution
+    dA       what is gained with A: a product of a cotangent and what A was multiplied with (`cotangents`)
+
+A name is made of few words, or is one word for the operation: nobody reads `q_S_plus_A_u_less_v`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mixc.ir.node import COL, ROW, Node, fold, source
+from mixc.ir.ops import OPS
+from mixc.ir.program import Program
+from mixc.passes.cotangents import cotangents
+
+LONGEST = 16
+# what a value is called where the names of its parts are too long, or it has none
+_GENERAL = {"contract": "product", "mul": "scaled", "add": "total", "sub": "rest", "neg": "negative", "where": "chosen", "sum": "sum",
+            "span_contract": "product", "mask": "masked", "live": "masked"}
+_BETWEEN = {"contract": "_", "span_contract": "_", "mul": "_", "guard": "_", "sub": "_less_", "div": "_over_"}
+_BEHIND = {"cumsum": "cumsum", "cumprod": "cumprod", "segsum": "span", "segprod": "decay", "previous": "before", "square": "squared",
+           "max": "max", "min": "min", "prod": "prod", "norm": "norm", "softmax": "softmax", "neg": "negated", "crossing": "crossing",
+           "lt": "bound", "le": "bound"}
+# letters that papers have for a value, and words for where the spec has these letters for others
+_LETTERS = {"A": "scores", "D": "decay", "L": "lower", "X": "inverse", "u": "solved"}
+# what changes nothing of a value but where it is none, or how far it goes: told apart from the value by a word behind
+CHANGED = {"live": "live", "mask": "masked", "where": "bounded", "maximum": "bounded", "minimum": "bounded", "clamp": "bounded"}
+_VIEWS = ("rename", "expand", "stop_gradient", "to_number", "once", "mask")
+
+
+class ValueNames:
+    """Called with a value, gives its name, which others may have too.
+
+    Args:
+        nodes: all values of the kernel.
+        wanted: names of values that have one: what is stored, what is carried on.
+        program: what the kernel is of, whose spec may have names for values.
+        forward: the program of which the kernel forms cotangents."""
+
+    def __init__(self, nodes: list[Node], wanted: Mapping[Node, str], program: Program, forward: Program | None = None):
+        self.wanted, self.known, self.known_forward = dict(wanted), dict[Node, str](), dict[Node, str]()
+        self.looks, self.numbers = dict[Node, int](), dict[tuple[Any, ...], int]()
+        self.locals = {self._look(x): name for name, x in program.locals if x.args}
+        for name, x in program.locals:  # what an activation takes
+            if len(x.args) == 1 and x.args[0].args and OPS[x.op].elementwise:
+                self.locals.setdefault(self._look(x.args[0]), f"{name}_in")
+        used = {*program.names, *(name for name, _ in program.locals)}
+        self.letters = {a: word if a in used else a for a, word in _LETTERS.items()}
+        D = self.letters["D"]
+        self.spans = {"incl": D, "strict": f"{D}_strict", "excl": f"{D}_excl"}
+        self.inverted = {source(n.args[0], _VIEWS) for n in nodes if n.op == "unit_inverse"}
+        self.of = cotangents(nodes, forward) if forward is not None else {}
+        self.right = {source(y, _VIEWS) for n in nodes if (y := _right_side(n)) is not None}
+        self.many = len({self._look(n) for n in nodes if n not in self.of and n not in self.inverted and self._scores(n)}) > 1
+        ends = [] if forward is None else [(r.name, source(r.value)) for r in forward.results]
+        self.ends = {x: name for name, x in reversed(ends) if x.args}
+
+    def __call__(self, node: Node) -> str:
+        name = fold([node], self._named, self.known)[0]
+        return name or _GENERAL.get(node.op, node.op)
+
+    def _named(self, n: Node, parts: list[str]) -> str:
+        """From the names of its arguments; "" where that is much."""
+        if n in self.wanted:
+            return self.wanted[n]
+        made = self._made(n, parts)
+        if n not in self.of or (made and not any(a.args for a in n.args)):
+            return made
+        of = (self.ends.get(b) or fold([b], self._made, self.known_forward)[0] for b in self.of[n])
+        return next((f"d_{name}" if "_" in name else "d" + name for name in of if name), made)
+
+    def _look(self, n: Node) -> int:
+        """A number for what a value is of one token, whatever is done for all of a chunk."""
+        def look(n: Node, parts: list[int]) -> int:
+            if n.op in (*_VIEWS, "live"):
+                return parts[0]
+            attrs = tuple((k, v) for k, v in n.attrs if k not in ("dims", "over", "out"))
+            found = n.op, attrs, tuple(sorted(parts) if n.op in ("add", "mul", "contract") else parts)
+            return self.numbers.setdefault(found, len(self.numbers))
+        return fold([n], look, self.looks)[0]
+
+    def _made(self, n: Node, parts: list[str]) -> str:
+        if self.locals and n.op not in _VIEWS and (name := self.locals.get(self._look(n))):
+            return name
+        if n in self.inverted:
+            return self.letters["L"]
+        name = self._word(n, parts)
+        return name if name and len(name) <= LONGEST else "rhs" if n in self.right else ""
+
+    def _word(self, n: Node, parts: list[str]) -> str:
+        if not n.args:
+            return _leaf(n)
+        if n.op in _VIEWS:
+            return parts[0]
+        if n.op == "live":
+            return parts[0]
+        if n.op == "unit_inverse":
+            return self.letters["X"]
+        if n.op == "exp":
+            return self._decay(n.args[0]) or (f"exp_{parts[0]}" if parts[0] else "")
+        if n.op == "flatten":
+            return f"{parts[0] or 'features'}_{''.join(n.attr('of'))}"
+        if _right_side(n) is not None:
+            return self.letters["u"]
+        if self._scores(n):
+            between = "_".join(p for p in parts[:2] if p not in self.spans.values())
+            return self.letters["A"] + (f"_{between}" if self.many and between else "")
+        if n.op == "sum":
+            return f"{parts[0]}_sum" if parts[0] and n.args[0].op not in ("mul", "guard") else parts[0]
+        if n.op in ("where", "maximum", "minimum", "clamp"):
+            return next((p for a, p in zip(n.args, parts, strict=True) if p and a.kind != "bool" and a.op != "number"), "")
+        if n.op in ("contract", "sub"):  # a read, whatever its decay is
+            parts = [p.removeprefix("prefix_").removeprefix("suffix_") for p in parts]
+        if n.op in _BETWEEN:
+            named = [p for a, p in zip(n.args[:2], parts, strict=False) if a.op != "number"]
+            return _BETWEEN[n.op].join(dict.fromkeys(named) if n.op == "mul" else named) if all(named) else ""
+        if n.op in _BEHIND:
+            named = [p for p in parts if p]
+            after = "_after" if n.attr("reverse") else ""
+            return f"{named[0]}_{_BEHIND[n.op]}{after}" if named else ""
+        return f"{n.op}_{parts[0]}" if len(n.args) == 1 and OPS[n.op].elementwise and parts[0] else ""
+
+    def _scores(self, n: Node) -> bool:
+        """Are they of pairs of rows, under the decay between them?"""
+        decayed = n.op == "span_contract" or (n.op == "mul" and any(a.op == "exp" and a.args[0].op == "segsum" for a in n.args))
+        return decayed and {ROW, COL} <= {*n.dims}
+
+    def _decay(self, log: Node) -> str:
+        """A product of decays, by which rows it is of."""
+        if log.op == "segsum":
+            return self.spans[log.attr("reach")]
+        if log.op == "cumsum":
+            return "suffix" if log.attr("reverse") else "prefix"
+        return "whole" if log.op == "sum" else ""
+
+
+def _right_side(n: Node) -> Node | None:
+    """y, if it is (I + L)^-1 y; with the system transposed it is not."""
+    for a, y in (n.args, n.args[::-1]) if n.op == "contract" else ():
+        x = source(a)
+        if x.op == "unit_inverse" and a.dims[x.dims.index(COL)] not in n.dims:
+            return y
+    return None
+
+
+def _leaf(n: Node) -> str:
+    if n.op == "cot":
+        return "d" + n.attr("name").rstrip("'")
+    return str(n.attr("name", "")) if n.op in ("in", "param", "state", "const", "saved") else ""

@@ -1,0 +1,50 @@
+"""Values of kernels are called by what they are made of, by the spec's own names, cotangents by what they are of."""
+
+import re
+
+import mixc
+
+
+def assigned(text: str, kernel: str) -> set[str]:
+    """The names of a kernel's tiles."""
+    body = re.split(r"\n(?=class |def |@)", text.split(f"def {kernel}(")[1])[0]
+    return {name.strip() for found in re.findall(r"\n +([\w, ]+) = ", body) for name in found.split(",")}
+
+
+def test_a_delta_rule_has_the_names_of_its_papers() -> None:
+    text = mixc.load("gated_delta_rule").emit()
+    forward, backward = assigned(text, "gated_delta_rule_fwd"), assigned(text, "gated_delta_rule_bwd")
+    assert {"k_beta_k", "L", "X", "v_less_k_S", "u", "A", "q_S", "o", "S_next"} <= forward
+    assert {"du", "dA", "dq", "dv", "d_k_beta_k", "d_beta_k", "dbeta", "u_past", "dS_next"} <= backward
+    assert "dL" not in forward | backward  # -dv u^T below the diagonal, which stands in the product with the decays
+
+
+def test_values_have_the_names_that_the_spec_gives_them() -> None:
+    text = mixc.load("lstm").emit()
+    assert {"f_in", "z_in"} <= assigned(text, "lstm_fwd")
+    assert {"o", "f", "i2", "z"} <= assigned(text, "lstm_bwd")  # `i` counts tokens
+
+
+def test_letters_that_the_spec_has_are_not_taken() -> None:
+    body = """mixer letters(K, V) {
+        in A[K], D[K], X[V], L where 0 <= L <= 1, u where u <= 0
+        state S[K, V]
+        S = exp(u) * S
+        S = S + D * (L * (X - D @ S))
+        out o[V] = A @ S
+    }"""
+    made = mixc.loads(body)
+    forward = assigned(made.emit(), "letters_fwd_for_K")
+    assert {"scores_A_D", "inverse", "lower", "solved", "decay"} <= forward
+    assert {"A", "D", "X", "L", "u"} <= forward  # the loaded ones, and no other tile
+    assert not {"A2", "D2", "X2", "L2", "u2"} & forward
+
+
+def test_a_name_of_many_words_is_one_for_the_operation() -> None:
+    body = """mixer long(K, V) {
+        in query_of_this_token[K], key_of_this_token[K], value[V]
+        state S[K, V]
+        S = S + key_of_this_token * value
+        out o[V] = query_of_this_token @ S
+    }"""
+    assert all(len(name) < 25 for name in assigned(mixc.loads(body).emit(), "long_fwd"))
