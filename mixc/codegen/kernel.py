@@ -12,7 +12,7 @@ from functools import cached_property
 from mixc.codegen.axes import Axes, more_rows
 from mixc.codegen.kernel_stores import Stores
 from mixc.codegen.lines import indent, plus, times, wrapped
-from mixc.codegen.names import RESERVED
+from mixc.codegen.names import RESERVED, of_dim, of_value
 from mixc.codegen.names import safe as safe
 from mixc.codegen.tiles import Tiles
 from mixc.codegen.written import WARPS as WARPS
@@ -42,9 +42,9 @@ class KernelWriter(Stores):
         self.dims = [d.name for d in self.program.dims if d.name in dims]
         self.tiled = [d for d in self.dims if d in tiled]  # others are those of tensors alone
         self.consts = [c.name for c in self.program.consts if any(n is c.leaf() for n in nodes)]
-        taken = {*RESERVED, *(d.name for d in self.program.decls), *self.dims, *(f"{x}_{d}" for d in self.dims for x in ("in", "has")),
+        taken = {*RESERVED, *(d.name for d in self.program.decls), *self.dims, *(made for d in self.dims for made in of_dim(d)),
                  *(c.name for c in launch.carries), *(s.name for s in launch.stores),
-                 *("d" + d.name for d in self.program.decls), *(n.attr("name") for n in nodes if n.op == "saved")}
+                 *(made for d in self.program.decls for made in of_value(d.name)), *(n.attr("name") for n in nodes if n.op == "saved")}
         self.header = tuple(d.name for d in self.program.dims)
         self.by_rows = launch.loop not in ("tokens", "cells")
         self.axes = Axes(row_dims(nodes, self.program) if self.by_rows else frozenset(), self.program.inner,

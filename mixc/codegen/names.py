@@ -47,7 +47,7 @@ def named(p: Program) -> Program:
 def class_name(p: Program, name: str) -> str:
     """What the autograd function of a mixer is called: its name in capitals, and as nothing else is called there."""
     dims = [d.name for d in p.dims]
-    used = {p.name, *RESERVED, *_HOST, *dims, *(d.name for d in p.decls), *(made for d in dims for made in _of_dim(d))}
+    used = {p.name, *RESERVED, *_HOST, *dims, *(d.name for d in p.decls), *(made for d in dims for made in of_dim(d))}
     found = camel(name)
     while found in used:
         found += "_"
@@ -57,7 +57,7 @@ def class_name(p: Program, name: str) -> str:
 def own_names(p: Program) -> dict[str, str]:
     """What dims and values are called instead; all others keep their names."""
     dims, names = [d.name for d in p.dims], [d.name for d in p.decls]
-    used = RESERVED | {made for d in dims for made in _of_dim(d)} | {made for n in names for made in _of_value(n)}
+    used = RESERVED | {made for d in dims for made in of_dim(d)} | {made for n in names for made in of_value(n)}
     found: dict[str, str] = {}
     for name in (*dims, *names):
         if name in used or iskeyword("d" + name) or name.endswith(_TOLD):
@@ -65,18 +65,18 @@ def own_names(p: Program) -> dict[str, str]:
             while fresh in used or fresh in (*dims, *names):
                 fresh += "_"
             found[name] = fresh
-            used |= {fresh, *_of_dim(fresh), *_of_value(fresh)}
+            used |= {fresh, *of_dim(fresh), *of_value(fresh)}
     return found
 
 
-def _of_dim(d: str) -> set[str]:
+def of_dim(d: str) -> set[str]:
     """Names that stand for something of a dim: its blocks, places in it, programs along it, and the sizes of these."""
     sizes = {f"{x}_{d}" for x in ("BACKWARD_OF", "FORWARD_FOR", "BACKWARD_FOR", "BACKWARD_ALONG")}
     rows = {f"{x}_by_{d}" for x in ("rows", "live", "held", f"in_{d}", f"has_{d}")}
     return {"B" + d, *rows, *(f"{x}_{d}" for x in ("in", "has", "block", "group", "first", "more", "parts")), *sizes}
 
 
-def _of_value(name: str) -> set[str]:
+def of_value(name: str) -> set[str]:
     """Names that stand for something of a value: its gradient, where it lies, what a state was or becomes."""
     return {"d" + name, *(f"{x}{name}_{end}" for x in ("", "d") for end in _ENDS)}
 

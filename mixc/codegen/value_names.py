@@ -110,7 +110,7 @@ class ValueNames:
             between = "_".join(p for p in parts[:2] if p not in self.spans.values())
             return self.letters["A"] + (f"_{between}" if self.many and between else "")
         if n.op == "sum":
-            return f"{parts[0]}_sum" if parts[0] and n.args[0].op not in ("mul", "guard") else parts[0]
+            return f"{parts[0]}_total" if parts[0] and n.args[0].op not in ("mul", "guard") else parts[0]
         if n.op in ("where", "maximum", "minimum", "clamp"):
             return next((p for a, p in zip(n.args, parts, strict=True) if p and a.kind != "bool" and a.op != "number"), "")
         if n.op in ("contract", "sub"):  # a read, whatever its decay is

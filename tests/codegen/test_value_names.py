@@ -48,3 +48,19 @@ def test_a_name_of_many_words_is_one_for_the_operation() -> None:
         out o[V] = query_of_this_token @ S
     }"""
     assert all(len(name) < 25 for name in assigned(mixc.loads(body).emit(), "long_fwd"))
+
+
+def test_no_tile_is_called_what_a_kernel_has_for_its_own_use() -> None:
+    """A sum of `db` over the chunks is `db_sum`, a block of V is BV, and a local may be called so too."""
+    body = """mixer own(K, V) {
+        in q[K], k[K], v[V], x[V]
+        param b[V]
+        state S[K, V]
+        BV = tanh(v * x)
+        db_sum = sigmoid(b * x)
+        S_next = BV * db_sum
+        S = S + k * S_next
+        out o[V] = q @ S + S_next * db_sum * BV
+    }"""
+    names = assigned(mixc.loads(body).emit(), "own_bwd")
+    assert {"BV2", "db_sum2"} <= names and "BV" not in names
