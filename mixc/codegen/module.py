@@ -27,16 +27,16 @@ class Module(Function):
     behind: tuple[Behind, Module] | None = None  # what stands behind the last products, and its kernels
 
     def text(self, config: Config, public: Program | None = None, seen: Context | None = None,
-             fixed: frozenset[str] = frozenset(), last: Config | None = None) -> str:
+             fixed: frozenset[str] = frozenset(), last: Config | None = None, said: str = "") -> str:
         """The file, its launches with the sizes of `config`.
 
         Args:
             public: what the user calls: complex, perhaps. seen: the step of its parts, and how what it reads of earlier
                 tokens and of positions became inputs of this one. fixed: consts that are as they are declared.
-            last: sizes of the kernels behind products (None: torch does what they do)."""
+            last: sizes of the kernels behind products (None: torch does what they do). said: the spec, for readers."""
         self.sized(config, seen, fixed, last=last)
         calls = "\n".join([*self.run_lines(), "", "", *range_check(public or self.spec), "", "", *call_lines(public or self.spec)])
-        return file_text(self.name, self.p.doc, self.all(), self.seen.step, calls)
+        return file_text(self.name, said or self.p.doc, self.all(), self.seen.step, calls)
 
     def sized(self, config: Config, seen: Context | None = None, fixed: frozenset[str] = frozenset(), prefix: str = "",
               last: Config | None = None) -> None:

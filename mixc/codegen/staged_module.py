@@ -29,13 +29,13 @@ class StagedModule:
         self.inner = renamed(step, self.own)
 
     def text(self, configs: list[Config], public: Program, seen: Context, fixed: frozenset[str],
-             last: list[Config | None]) -> str:
+             last: list[Config | None], said: str = "") -> str:
         """The file.  Args: as of `Module.text`, a config a part."""
         for module, config, behind in zip(self.modules, configs, last, strict=True):
             module.sized(config, fixed=fixed, prefix=module.name.upper() + "_", last=behind)
         runs = [line for m in self.modules for line in (*m.run_lines(m.name), "", "")]
         calls = [*runs, *self._run(seen, fixed), "", "", *range_check(public), "", "", *call_lines(public)]
-        return file_text(self.name, self.step.doc, [x for m in self.modules for x in m.all()], seen.step, "\n".join(calls))
+        return file_text(self.name, said or self.step.doc, [x for m in self.modules for x in m.all()], seen.step, "\n".join(calls))
 
     def called(self, name: str) -> str:
         """What a value of the step, or of a part, is called in `run`."""

@@ -74,12 +74,12 @@ def has_kernels(stages: Program) -> bool:
 
 
 def emit(step: Program, target: str | Target = "h100", shape: Mapping[str, int] | None = None, dtype: str = "bf16",
-         config: Config | None = None, fixed: frozenset[str] = frozenset()) -> str:
+         config: Config | None = None, fixed: frozenset[str] = frozenset(), said: str = "") -> str:
     """The text of the standalone module of a step whose states have kernels.
 
     Args:
         target: of `mixc targets`. shape: B, T, H and dims that the tiles are for (not named: 8, 4096, 16 and 64).
-        config: these sizes instead of those that the model chooses. fixed: consts that the step was unrolled for."""
+        config: these sizes instead of those that the model chooses. fixed: consts that the step was unrolled for. said: the spec, for readers."""
     from mixc.codegen.staged_module import StagedModule
 
     real, sizes = _real(step), shape or {}
@@ -90,13 +90,13 @@ def emit(step: Program, target: str | Target = "h100", shape: Mapping[str, int] 
     if len(parts) == 1:
         made = kernels_at(real.program, whole_shape(real.program, sizes))
         return made.text(config or default_config(real.program, target, sizes, dtype), named(step), real, fixed,
-                         last_config(made, target, sizes, dtype))
+                         last_config(made, target, sizes, dtype), said)
     if config is not None:
         raise InputError(f"`config`: {step.name} runs in {len(parts)} parts, whose sizes the model chooses")
     configs = [default_config(part, target, sizes, dtype) for part in parts]
     modules = [kernels_at(part, whole_shape(part, sizes)) for part in parts]
     last = [last_config(m, target, sizes, dtype) for m in modules]
-    return StagedModule(program, parts, modules).text(configs, named(step), real, fixed, last)
+    return StagedModule(program, parts, modules).text(configs, named(step), real, fixed, last, said)
 
 
 @lru_cache(maxsize=64)

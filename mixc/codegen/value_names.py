@@ -9,6 +9,7 @@ A name is made of few words, or is one word for the operation: nobody reads `q_S
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -151,3 +152,27 @@ def _leaf(n: Node) -> str:
     if n.op == "cot":
         return "d" + n.attr("name").rstrip("'")
     return str(n.attr("name", "")) if n.op in ("in", "param", "state", "const", "saved") else ""
+
+
+_LEGEND = (
+    ("prefix", "prefix[t]", "the decay of the rows of a chunk up to row t"),
+    ("suffix", "suffix[t]", "that of the rows after t"),
+    ("whole", "whole", "that of all its rows"),
+    ("D", "{}[t, s]", "that from row s to row t"),
+    ("A", "{}[t, s]", "what row t reads of what row s wrote, decayed"),
+    ("L", "{}[t, s]", "what row t corrects of what row s wrote"),
+    ("X", "{}", "(I + {L})^-1"),
+    ("u", "{}", "what the rows write, corrected"))
+
+
+def legend(kernels: str) -> list[str]:
+    """What the names in the text of kernels mean, those that are there."""
+    words = set(re.findall(r"\n +(\w+) = (?!tl\.load)", kernels))
+    called = {a: word if word in words else a for a, word in _LETTERS.items()}
+    meant = [(name.format(called.get(a)), text.format(**called)) for a, name, text in _LEGEND
+             if any(w == called.get(a, a) or w.startswith(f"{called.get(a, a)}_") for w in words)]
+    if any(w.endswith("_past") for w in words):
+        meant.append(("x_past", "x of an earlier chunk, formed again"))
+    if any(w.startswith("d_") for w in words):
+        meant.append(("dx, d_x", "the gradient of the loss in x, or a part of it"))
+    return ["In the kernels:", *(f"    {name:<14}{text}" for name, text in meant), ""] if meant else []

@@ -237,7 +237,8 @@ class Mixer:
             from mixc.autotune.tuned import read
 
             config = read(Path(config)).config_for(self, gpu, shape, dtype)
-        return emit(step, gpu, shape, dtype, config, self.structural_consts)
+        said = "" if isinstance(self._spec, Program) else self.text
+        return emit(step, gpu, shape, dtype, config, self.structural_consts, said)
 
     @staticmethod
     def _gpu(target: str | Target) -> Target:

@@ -64,3 +64,12 @@ def test_no_tile_is_called_what_a_kernel_has_for_its_own_use() -> None:
     }"""
     names = assigned(mixc.loads(body).emit(), "own_bwd")
     assert {"BV2", "db_sum2"} <= names and "BV" not in names
+
+
+def test_an_emitted_file_begins_with_its_spec_and_says_what_names_mean() -> None:
+    mixer = mixc.load("gated_delta_rule")
+    head = mixer.emit().split('"""')[1]
+    assert all(line in head for line in mixer.text.splitlines())
+    assert "u             what the rows write, corrected" in head and "scores" not in head
+    assert not any(line != line.rstrip() for line in head.splitlines())
+    assert "In the kernels" not in mixc.load("lstm").emit()
