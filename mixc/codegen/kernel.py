@@ -18,7 +18,7 @@ from mixc.codegen.tiles import Tiles
 from mixc.codegen.written import WARPS as WARPS
 from mixc.codegen.written import Kernel as Kernel
 from mixc.ir.launch import Launch, Store, row_dims
-from mixc.ir.node import JOINT, ROW, flat
+from mixc.ir.node import JOINT, ROW, Node, flat
 from mixc.ir.program import Program
 
 
@@ -60,17 +60,31 @@ class KernelWriter(Stores):
         self.body += self._keep()  # what the segment receives, before anything changes it
         sums = [s for s in launch.stores if s.kind != "rows"]
         pending = list(launch.stores)
-        first = [n for n in launch.nodes() if n.op == "state"] if launch.replay else []
-        for node in first:  # formed again while nothing else is alive
+        for node in self._first():  # formed again while nothing else is alive
             self.tiles.name(node)
-        carried, held = self.carry_of.values(), {*self.carry_of, *first}
-        for node in self._ordered(launch.roots(), held, self.tiles, tuple(c.next for c in carried)):
+        carried = self.carry_of.values()
+        for node in self._ordered(*self._whole()):
             if not self.tiles.inlined(node):
                 self.tiles.name(node)
             pending = self._store_ready(pending)
         self._store_ready(pending, force=True)
         self._assign([(safe(c.name), c.next, c.dims) for c in carried])
         return self._assemble(sums)
+
+    def _first(self) -> list[Node]:
+        return [n for n in self.launch.nodes() if n.op == "state"] if self.launch.replay else []
+
+    def _whole(self) -> tuple[list[Node], set[Node], Tiles, tuple[Node, ...]]:
+        """What `_ordered` takes, of the loop's body."""
+        return self.launch.roots(), {*self.carry_of, *self._first()}, self.tiles, tuple(c.next for c in self.carry_of.values())
+
+    def estimate(self, kernel: Kernel) -> None:
+        """What estimates of registers read, in a kernel that was written without."""
+        if self._first():
+            replay = self.launch.replay
+            self._estimate(list(replay), set(map(self._start, self.launch.starts)), self._again(), replay)
+        self._estimate(*self._whole())
+        kernel.alive, kernel.vectors = self.alive, self.vectors
 
     def _assemble(self, sums: list[Store]) -> Kernel:
         launch = self.launch

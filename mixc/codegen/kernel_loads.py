@@ -46,6 +46,7 @@ class Loads(Addresses):
         self.weights = False  # does it hold matrices of a head, if they fit?
         self.alive: list[list[tuple[tuple[str, ...], float]]] = []
         self.vectors = 0
+        self.estimates = True  # are they found beside the order of statements, or not at all?
         self.row, self.held = "row", "held"  # the chunk's first row, and its rows that there are
 
     def _names_of(self, nodes: list[Node], stores: Iterable[Store], carried: Iterable[tuple[str, Node]]) -> ValueNames:
@@ -161,14 +162,19 @@ class Loads(Addresses):
         self.body = [*body, "if SEGMENT > C:  # the chunks of the segment before this one", *indent(loop)]
         self.body += [f"{names[s]} = {names[s]}.to({s}_starts.dtype.element_ty)" for s in launch.starts]
 
-    def _replay(self, names: dict[str, str]) -> None:
-        """One chunk on, for the states of `starts`."""
+    def _again(self) -> Tiles:
+        """Of what is formed again."""
         launch, outer = self.launch, self.tiles
         body = list(postorder(launch.replay))
         fine = self._fine(body, list(zip(map(self._start, launch.starts), launch.replay, strict=True)))
         inner = Tiles(self._emit, self._leaf, (), body, list(launch.replay), self.header, self.axes, fine,
                       self._names_of(body, (), list(zip(launch.starts, launch.replay, strict=True))))
         inner.taken, inner.rows, inner.suffix = outer.taken, outer.rows, "_past"
+        return inner
+
+    def _replay(self, names: dict[str, str]) -> None:
+        """One chunk on, for the states of `starts`."""
+        launch, outer, inner = self.launch, self.tiles, self._again()
         self.tiles, self.row, self.held = inner, "past_row", "rows"
         inner.names = {self._start(s): names[s] for s in launch.starts}
         inner.names |= {n: name for n, name in outer.names.items() if n not in self.varying}
@@ -212,7 +218,8 @@ class Loads(Addresses):
 
     def _ordered(self, roots: list[Node], held: set[Node], tiles: Tiles, kept: tuple[Node, ...]) -> list[Node]:
         """The statements; what is alive in between is estimated beside it."""
-        self._estimate(roots, held, tiles, kept)
+        if self.estimates:
+            self._estimate(roots, held, tiles, kept)
         nominal, part = nominal_sizes(self.launch, self.axes.ranks), _parts(held, tiles)
         size, wide, few = self._sizes(nominal), self._wide(tiles, nominal), self.by_rows and nominal[ROW] < 64
         def weight(n: Tile) -> float:

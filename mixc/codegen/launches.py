@@ -121,10 +121,11 @@ class Launches:
                 raise refuse(f"programs do not divide {', '.join(self.each)}")
             found = of_one(found, self.each) if self.each else found
             written = signs_behind(found)
-            self._written[key] = kernel = writer(written, turned, self.p if written.reverse else None).write()
-            if written.roots() != found.roots() or written.replay != found.replay:  # as estimates were fitted
-                fitted = writer(found, turned).write()
-                kernel.alive, kernel.vectors = fitted.alive, fitted.vectors
+            made = writer(written, turned, self.p if written.reverse else None)
+            made.estimates = written.roots() == found.roots() and written.replay == found.replay
+            self._written[key] = made.write()
+            if not made.estimates:  # as they were fitted
+                writer(found, turned).estimate(self._written[key])
         return self._written[key]
 
     def no_room(self, sizes: Mapping[str, int]) -> str:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 import mixc
+from mixc.codegen.kernel import KernelWriter
 from mixc.codegen.triton_program import kernels
 from mixc.ir.node import Node, make, postorder
 from mixc.passes.signs import _signs_behind
@@ -37,3 +42,14 @@ def test_no_backward_forms_a_side_twice_for_its_sign() -> None:
     launch = module.launches["bwd_along_K"]
     products = [n for n in postorder(launch.roots()) if n.op == "contract" and len(n.dims) > 1]
     assert any(a.op == "neg" for n in products for a in n.args) and "dot(neg" not in text
+
+
+def test_what_estimates_read_is_found_with_nothing_written_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are fitted to the launch with its signs, the text is of the one without."""
+    written, order = list[str](), KernelWriter._ordered
+    def ordered(self: KernelWriter, *statements: Any) -> list[Node]:
+        written.append(self.launch.name)
+        return order(self, *statements)
+    monkeypatch.setattr(KernelWriter, "_ordered", ordered)
+    kernel = kernels.__wrapped__(mixc.load("gated_delta_rule").declared).kernel("bwd_along_K")
+    assert written.count(kernel.launch.name) == 2 and kernel.alive  # the body, and what is formed again
