@@ -310,7 +310,7 @@ class LaunchModel:
                     width = where(again > 1, 8, where(parts > 1, 4, self._value(name)))
                 return parts * width * (count * self._row(store.dims))
         decl = self._decl(name)
-        return term(0) if decl is None else term(
+        return term(0) if decl is None or self._seen(decl, name) else term(
             (rows if decl.role != "param" else shape.H) * shape.of(decl.dims) * self._value(name))
 
     def _row(self, dims: tuple[str, ...]) -> Term:
@@ -320,6 +320,17 @@ class LaunchModel:
     def _decl(self, name: str) -> Decl | None:
         """What a tensor, or its gradient, is of."""
         return next((d for d in self.kernel.launch.program.decls if name in (safe(d.name), "d" + d.name)), None)
+
+    def _seen(self, decl: Decl, name: str) -> bool:
+        """Are these the rows of an input that is loaded under another name too, some tokens ago?"""
+        if decl.ago is None or name != safe(decl.name):
+            return False
+        return next(n for n in self.kernel.loads if self._input(n) == decl.ago[0]) != name
+
+    def _input(self, name: str) -> str:
+        """The input whose rows a tensor has."""
+        decl = self._decl(name)
+        return decl.ago[0] if decl is not None and decl.ago else name
 
     def _value(self, name: str) -> int:
         """Bytes of a value of a tensor, or of its gradient: what parts hand to each other is in fp32."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 from mixc.codegen.kernel import Kernel, safe
 from mixc.codegen.launches import Launches, count
-from mixc.codegen.lines import indent, join, shape
+from mixc.codegen.lines import indent, join, shape, tuple_text
 from mixc.codegen.names import class_name
 from mixc.codegen.sizes import size_lines
 from mixc.ir.launch import Store
@@ -39,7 +41,8 @@ class Function(Launches):
         return size_lines(self._tensors(), [d for d in self.p.dims if d.name not in self.p.inner])
 
     def _forward_body(self, names: list[str], initial: list[str], consts: list[str]) -> list[str]:
-        lines = [*self._sizes(), "device, count = " + f"{names[0]}.device, seqs.count",
+        lines = [f"{n}, {n}_back = ({safe(x)}, {back}) if {n} is None else ({n}, 0)" for n, (x, back) in self.backs.items()]
+        lines += [*self._sizes(), "device, count = " + f"{names[0]}.device, seqs.count",
                  *(["keep = any(ctx.needs_input_grad)"] if self.starts or self._handed else [])]
         lines += [f"{n} = features_packed({n}, {3 if d.role == 'in' else 1})" if d.role == "in" else f"{n} = {n}.contiguous()"
                   for n, d in zip(names, self._tensors(), strict=True)]
@@ -68,6 +71,8 @@ class Function(Launches):
         saved = [*names, *self._saved()]
         lines += [f"ctx.save_for_backward({', '.join(saved)})",
                   f"ctx.seqs{''.join(', ctx.' + c for c in consts)} = seqs{''.join(', ' + c for c in consts)}"]
+        if self.backs:
+            lines.append(f"ctx.backs = {tuple_text([f'{n}_back' for n in self.backs])}")
         if initial:
             lines += ["ctx.has_initial = (" + "".join(f"{n} is not None and ctx.needs_input_grad[{1 + len(consts) + len(names) + i}], "
                                                        for i, n in enumerate(initial)) + ")"]
@@ -129,6 +134,8 @@ class Function(Launches):
         lines = [f"{', '.join(saved)}{',' if len(saved) == 1 else ''} = ctx.saved_tensors",
                  f"seqs{''.join(', ' + c for c in consts)} = ctx.seqs{''.join(', ctx.' + c for c in consts)}",
                  *self._sizes(), f"device, count = {names[0]}.device, seqs.count"]
+        if self.backs:
+            lines.append(f"{tuple_text([f'{n}_back' for n in self.backs])} = ctx.backs")
         for o in self.outs:
             lines.append(f"d{o.name} = torch.zeros({shape('B, T, H', o.dims)}, dtype={self._out_dtype(o)}, device=device) "
                          f"if d{o.name} is None else d{o.name}.contiguous()")
@@ -140,11 +147,25 @@ class Function(Launches):
             lines += self._blocks(kernel, self._called(name))
             lines += [f"parts_{d} = {count(kernel, d, self._called(name))}" for d in kernel.launch.summed]
             lines += [*self._state_buffers(kernel), *self._gradient_buffers(kernel), *self._launch(kernel, self._called(name))]
-        grads = [f"over_group({self._summed('d' + d.name, d.dims, safe(d.name))}, {safe(d.name)}, 2)" for d in self.p.ins]
+        formed = {d.name: f"over_group({self._summed('d' + d.name, d.dims, safe(d.name))}, {safe(d.name)}, 2)" for d in self.p.ins}
+        lines += self._earlier(formed)
+        grads = list(formed.values())
         grads += [f"over_group({self._param_gradient(d)}, {safe(d.name)}, 0)" for d in self.p.params]
         grads += [f"{self._summed(f'd{s.name}_initial', s.dims)} if ctx.has_initial[{i}] else None"
                   for i, s in enumerate(self.states)]
         lines.append(f"return (None, {'None, ' * len(consts)}\n" + ",\n".join(f"        {g}" for g in grads) + ")")
+        return lines
+
+    def _earlier(self, formed: dict[str, str]) -> list[str]:
+        """The gradients of inputs that kernels have read at earlier rows too: all that came to a row."""
+        by_input = defaultdict[str, list[str]](list)
+        for n, (x, _) in self.backs.items():
+            by_input[x].append(n)
+        lines = list[str]()
+        for x, names in by_input.items():
+            lines += [f"d{n} = {formed[n]}" for n in names]
+            lines.append(f"d{x} = with_later({formed[x]}, seqs, {', '.join(f'(d{n}, {n}_back)' for n in names)})")
+            formed |= {x: f"d{x}"} | {n: f"None if {n}_back else d{n}" for n in names}
         return lines
 
     def _state_buffers(self, kernel: Kernel) -> list[str]:

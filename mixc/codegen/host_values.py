@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import replace
 
 from mixc.codegen.expressions import PLAIN, Expressions
@@ -123,7 +123,7 @@ class PastValues(HostValues):
 
     lead, device, dtype = 3, "past.device", "past.dtype"
 
-    def __init__(self, found: Context, called: Callable[[str], str]):
+    def __init__(self, found: Context, called: Callable[[str], str], backs: Container[str] = ()):
         self.history = looked_back(found.step)
         roots = [*found.given.values(), *(x for x, *_ in self.history.values())]
         super().__init__(roots, called)
@@ -131,6 +131,9 @@ class PastValues(HostValues):
         self.guarded = guarded_nodes(replace(found.step, decls=(*found.step.ins, *found.step.params), results=results))
         self.step, self.followed, self.heard = found.step, set[str](), dict[str, str]()
         for name, node in found.given.items():
+            if called(name) in backs:
+                self.lines.append(f"{called(name)} = {self.back(node)} if {name_of(node)!r} in initial else None")
+                continue
             x = self.value(node) if node.op not in ("lag", "window") else self._own(node)  # inputs stay in their dtype and heads
             self.lines.append(f"{called(name)} = past.full({x if node.kind != 'bool' else self.rounded(x)})")
         for name, (node, *_) in self.history.items():
@@ -177,12 +180,15 @@ def past_text() -> str:
     return "".join("\n\n" + inspect.getsource(c) for c in (Guarded, Past))
 
 
-def past_lines(found: Context, called: Callable[[str], str]) -> list[str]:
-    """Lines that form the inputs which `found.program` has and the step has not, out of B, T, H and what was given."""
+def past_lines(found: Context, called: Callable[[str], str], backs: Container[str] = ()) -> list[str]:
+    """Lines that form the inputs which `found.program` has and the step has not, out of B, T, H and what was given.
+
+    Args:
+        backs: inputs that kernels read at earlier rows of others, where nothing was before the first token."""
     if not has_context(found.step):
         return []
     return ["past = Past(B, T, H, *(sequences or (None, None)), reverse, initial, torch.float32, device)",
-            "with torch.autocast(device.type, enabled=False):", *(f"    {line}" for line in PastValues(found, called).lines)]
+            "with torch.autocast(device.type, enabled=False):", *(f"    {line}" for line in PastValues(found, called, backs).lines)]
 
 
 def depth_text(most: int, windows: tuple[str, ...], size: Callable[[str], str]) -> str:

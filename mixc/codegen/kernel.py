@@ -93,7 +93,7 @@ class KernelWriter(Stores):
                       *self._keeping(), *self._flags(),
                       "OPERAND", "PRECISION", "STAGES"]
         # a length is no specialisation key; strides of rows of numbers vary with it, those of features stay aligned
-        fixed = [*(n for n in ("T", "count") if n in arguments), *(f"{name}_sb" for name, d in self.loaded.items() if d.role == "in" and not d.dims)]
+        fixed = [*(n for n in ("T", "count", *sorted(self.backs)) if n in arguments), *(f"{name}_sb" for name, d in self.loaded.items() if d.role == "in" and not d.dims)]
         head = f"@triton.jit(do_not_specialize={fixed!r})\ndef {launch.name}(\n"
         head += wrapped(arguments) + wrapped([f"{c}: tl.constexpr" for c in constexprs]) + "):\n"
         text = head + "\n".join(indent(self._lines(sums))) + "\n"
@@ -138,7 +138,7 @@ class KernelWriter(Stores):
         out += self._kept_arguments()
         out += [f"{s.name}_part" for s in launch.stored if self.launch.partial_over(s.dims)]
         out += [f"{c.name}_part" for c in self.ends if self.launch.partial_over(c.dims)]
-        return [*out, "starts", "lengths", *self._sequence_arguments(), *self.consts, "T", "H"]
+        return [*out, *sorted(self.backs), "starts", "lengths", *self._sequence_arguments(), *self.consts, "T", "H"]
 
     def _kept_arguments(self) -> list[str]:
         return [*(f"{name}_starts" for name in self.launch.starts), *map(self.launch.kept, self.launch.keeps)]

@@ -43,6 +43,7 @@ class Loads(Addresses):
         self.loaded: dict[str, Decl] = {}
         self.cots: list[str] = []
         self.given: dict[str, tuple[str, ...]] = {}  # rows that another launch stored, and their dims
+        self.backs: dict[str, None] = {}  # how many tokens ago tensors are read
         self.weights = False  # does it hold matrices of a head, if they fit?
         self.alive: list[list[tuple[tuple[str, ...], float]]] = []
         self.vectors = 0
@@ -86,8 +87,20 @@ class Loads(Addresses):
 
     def _load_rows(self, node: Node) -> str:
         tensor = safe(node.attr("name"))
-        self.loaded[tensor] = self.program.decl(node.attr("name"))
-        return self._load_of(tensor, f"{tensor}_st", node)
+        decl = self.loaded[tensor] = self.program.decl(node.attr("name"))
+        return self._load_earlier(tensor, node) if decl.ago else self._load_of(tensor, f"{tensor}_st", node)
+
+    def _load_earlier(self, tensor: str, node: Node) -> str:
+        """Rows of an input `back` tokens ago, 0 where there were none; where it is 0 the tensor has them as they are read."""
+        name, dims, back, rows = self._called(tensor, node, self.row), tensor_dims(node), f"{tensor}_back", self.held
+        at = f"{self.row} * SIGN + {rows}" if ROW in node.dims else f"{self.row} * SIGN"
+        offset = self._row_offset(f"{tensor}_st", dims, rows, node.attr("at", ()))
+        early = f"({at} >= {back})"
+        there = " & ".join([self._axis(node.dims, ROW, early) if ROW in node.dims else early, *self._inside(node.dims)])
+        self.body.append(f"{name} = tl.load({tensor}_ptr + ({self.row} - {back} * SIGN) * {tensor}_st{plus(offset)}, "
+                         f"mask={there}, other=0.0)")
+        self.backs[back] = None
+        return name
 
     def _called(self, tensor: str, node: Node, row: str) -> str:
         """The name of what is loaded of a tensor for the chunk that begins at this row."""

@@ -246,7 +246,17 @@ class Launches:
         launches = [kernel.launch] if kernel is not None and not kernel.given else self.launches.values()
         return sorted({d for launch in launches for d in launch.inverse_over()})
 
+    @property
+    def backs(self) -> dict[str, tuple[str, int]]:
+        """Inputs that are others some tokens ago, and that every kernel can read off these: which, and how many."""
+        kernels, inputs = [k for _, k in (*self.fwd, *self.bwd)] + [self.token] * bool(self.token), {d.name for d in self.p.ins}
+        def alone(n: str) -> bool:
+            return all(f"{n}_back" in k.arguments for k in kernels if k and n in k.loads)
+        return {} if self.around else {n: d.ago for d in self.p.ins if d.ago and d.ago[0] in inputs and alone(n := safe(d.name))}
+
     def _argument(self, a: str, kernel: Kernel) -> str:
+        if a.endswith("_back"):
+            return a if a.removesuffix("_back") in self.backs else "0"
         for decl in self._tensors():
             n = safe(decl.name)
             if a == f"{n}_ptr" and n in kernel.loads:

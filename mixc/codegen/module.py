@@ -89,4 +89,4 @@ class Module(Function):
         """What the kernels read of earlier tokens and of positions."""
         names = self.own | {o.name: safe(d.name) for o, d in zip((*self.spec.ins, *self.spec.params, *self.spec.consts),
                                                                  (*self.inner.ins, *self.inner.params, *self.inner.consts), strict=True)}
-        return past_lines(self.seen, names.__getitem__)
+        return past_lines(self.seen, names.__getitem__, self.backs)

@@ -26,7 +26,7 @@ RESERVED = frozenset([
     "lane", "there", "group", "longest", "late", "begin", "some", "segment", "weights", "HELD", "STARTED", "piece", "pieces", "piece_of",
     "entered", "torch", "math", "os", "run", "block", "operand", "precision", "merged", "add_parts", "over_group", "features_packed",
     "registers", "through", "dict",  "Sequences", "Past", "Guarded", "pieces_of", "FORWARD", "BACKWARD", "FORWARD_STATES", "FORWARD_OUTS",
-    "BACKWARD_STATES", "BACKWARD_GRADS", "INTERPRETED", "BEHIND_FORWARD", "BEHIND_BACKWARD", "BEHIND_STEP", *library.names("spans", "rows", "solves", "products"),
+    "BACKWARD_STATES", "BACKWARD_GRADS", "INTERPRETED", "BEHIND_FORWARD", "BEHIND_BACKWARD", "BEHIND_STEP", *library.names("spans", "rows", "solves", "products", "later"),
 ])
 _HOST = library.names("host", "calls", "basics") | {
     "INS", "PARAMS", "STATES", "PAST", "ALIASES", "SIZES", "PLANES", "collections",
@@ -82,8 +82,8 @@ def of_value(name: str) -> set[str]:
 
 
 # by these ends the arguments of a kernel are told apart
-_TOLD = tuple("_" + end for end in ("ptr", "sb", "st", "sh", "initial", "final", "starts", "ends", "part", "first", "kept", "aside"))
-_ENDS = ("ptr", "rep", "sb", "st", "sh", "initial", "final", "starts", "ends", "part", "sum", "next", "first", "kept", "aside")
+_TOLD = tuple("_" + end for end in ("ptr", "sb", "st", "sh", "initial", "final", "starts", "ends", "part", "first", "kept", "aside", "back"))
+_ENDS = ("ptr", "rep", "sb", "st", "sh", "initial", "final", "starts", "ends", "part", "sum", "next", "first", "kept", "aside", "back")
 
 
 def renamed(p: Program, to: dict[str, str]) -> Program:
@@ -102,7 +102,9 @@ def renamed(p: Program, to: dict[str, str]) -> Program:
     def decl(d: Decl) -> Decl:
         ranges = tuple(replace(r, over=_renamed(r.over, to), low=r.low and node(r.low), high=r.high and node(r.high))
                        for r in d.ranges)
-        return replace(d, name=to.get(d.name, d.name), dims=_renamed(d.dims, to), init=d.init and node(d.init), ranges=ranges)
+        ago = d.ago and (to.get(d.ago[0], d.ago[0]), d.ago[1])
+        return replace(d, name=to.get(d.name, d.name), dims=_renamed(d.dims, to), init=d.init and node(d.init), ranges=ranges,
+                       ago=ago)
 
     return replace(p, decls=tuple(map(decl, p.decls)), locals=tuple((name, node(x)) for name, x in p.locals), origin=p.origin and renamed(p.origin, to),
                    dims=tuple(replace(d, name=to.get(d.name, d.name), alias=to.get(d.alias or "", d.alias)) for d in p.dims),

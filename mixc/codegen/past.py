@@ -40,7 +40,7 @@ class Past:
     def __init__(self, B, T, H, starts, lengths, reverse, initial, dtype, device):
         self.B, self.T, self.H, self.reverse = B, T, H, reverse
         self.initial, self.dtype, self.device = initial, dtype, device
-        self.dense, self.values = starts is None and lengths is None, {}
+        self.dense, self.values, self.joined = starts is None and lengths is None, {}, {}
         N = B if starts is None else starts.shape[0]
         self.lengths = torch.full((N,), T, device=device) if lengths is None else lengths.to(torch.int64)
         self.starts = torch.arange(N, device=device) * T if starts is None else starts
@@ -83,18 +83,28 @@ class Past:
         if old is not None:
             x = x.repeat_interleave(self.H // x.shape[2], 2)
             x = x.to(torch.promote_types(x.dtype, old.dtype))
-        old = x.new_zeros(len(self.starts), depth, *x.shape[2:]) if old is None else old.to(x.dtype)
-        if self.dense:
-            whole = torch.cat([x, old.flip(1)] if self.reverse else [old, x], 1)
-        else:
-            flat = x.flatten(0, 1)
-            flat = torch.where(self.live.view(-1, *[1] * (flat.ndim - 1)), flat, 0.0)
-            whole = torch.cat([flat, old.flatten(0, 1)])
-        self.values[name] = whole, depth
+        self.values[name] = x, old, depth
+
+    def before(self, name):
+        """The values before the first token of each sequence [N, depth, ...], oldest first."""
+        x, old, depth = self.values[name]
+        return x.new_zeros(len(self.starts), depth, *x.shape[2:]) if old is None else old.to(x.dtype)
+
+    def whole(self, name):
+        """What is known by a name, and what came before: in the order of rows, or behind the flat rows."""
+        if name not in self.joined:
+            x, old = self.values[name][0], self.before(name)
+            if self.dense:
+                self.joined[name] = torch.cat([x, old.flip(1)] if self.reverse else [old, x], 1)
+            else:
+                flat = x.flatten(0, 1)
+                flat = torch.where(self.live.view(-1, *[1] * (flat.ndim - 1)), flat, 0.0)
+                self.joined[name] = torch.cat([flat, old.flatten(0, 1)])
+        return self.joined[name]
 
     def ago(self, name, n):
         """The value of n tokens ago: a view, or gathered by sequences; where no token is, a row of nobody else."""
-        whole, depth = self.values[name]
+        whole, depth = self.whole(name), self.values[name][-1]
         if self.dense:
             first = n if self.reverse else depth - n
             return whole[:, first:first + self.T]
@@ -109,10 +119,14 @@ class Past:
     def kept(self):
         """By name the last values [N, depth, H, ...], oldest first, as `initial`."""
         found = {}
-        for name, (whole, depth) in self.values.items():
-            if self.dense:
-                last = whole[:, :depth].flip(1) if self.reverse else whole[:, self.T:]
+        for name, (x, _, depth) in self.values.items():
+            if self.dense and self.reverse:
+                last = torch.cat([x[:, :depth], self.before(name).flip(1)], 1)[:, :depth].flip(1)
+            elif self.dense:
+                some = min(self.T, depth)
+                last = torch.cat([self.before(name), x[:, self.T - some:]], 1)[:, some:]
             else:
+                whole = self.whole(name)
                 first = self.lengths - depth
                 at = first.unsqueeze(1) + torch.arange(depth, device=self.device)
                 row = self.starts.unsqueeze(1) + (self.lengths.unsqueeze(1) - 1 - at if self.reverse else at)

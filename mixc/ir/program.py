@@ -50,6 +50,7 @@ class Decl:
 
     `init`: the initial value of a state (None: 0), or the value of a const.
     `exact`: its values have the precision of the body, whatever the inputs' dtype: what one part hands to the next.
+    `ago`: it is what this other input was so many tokens ago.
     `dims` is the order of the tensor's axes, as declared."""
 
     role: str
@@ -60,6 +61,7 @@ class Decl:
     init: Node | None = None
     span: Span | None = field(default=None, compare=False)
     exact: bool = False
+    ago: tuple[str, int] | None = None
 
     @property
     def open_ended(self) -> bool:

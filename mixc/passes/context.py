@@ -79,10 +79,17 @@ class _Made:
             base = f"{name_of(n)}_window" if n.op == "window" else "position" if n.op == "pos" else f"{n.op}_of_pos"
         name = free(base, self.taken)
         kind = "real" if n.kind == "bool" else n.kind
-        decl = Decl("in", name, n.dims, kind, _ranges(self.step, n), span=n.span)
+        decl = Decl("in", name, n.dims, kind, _ranges(self.step, n), span=n.span, ago=self._ago(n))
         self.decls.append(decl)
         self.given[name] = n
         return make("lt", number(0.5), decl.leaf()) if n.kind == "bool" else decl.leaf()
+
+
+    def _ago(self, n: Node) -> tuple[str, int] | None:
+        """Whose rows it is a shifted view of; an input that may be infinite is read through a filter."""
+        x = n.args[0] if n.op == "lag" else n
+        plain = n.op == "lag" and x.op == "in" and n.kind == "real" and not self.step.decl(x.attr("name")).open_ended
+        return (x.attr("name"), n.attr("n")) if plain else None
 
 
 def name_of(lag: Node) -> str:

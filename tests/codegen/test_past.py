@@ -54,6 +54,15 @@ SPECS = {
         h = tanh(R @ h[E] + u) + 0.1 * lag(f, 2) * cos(pos)
         out o[D] = h
     }""",
+    "convolved": """mixer convolved(K, V, W = 4) {
+        in q[K], k[K], v[V], g where g <= 0
+        in beta where 0 <= beta <= 1
+        param cq[K, W], ck[K, W], cv[V, W]
+        state S[K, V]
+        S = exp(g) * S
+        S = S + beta * silu(sum[W](ck * lag[W](k))) * (silu(sum[W](cv * lag[W](v))) - 0.1 * (k @ S))
+        out o[V] = silu(sum[W](cq * lag[W](q))) @ S
+    }""",
     "memory": """mixer memory(K, V) {
         in q[K], k[K], v[V]
         state S[K, V]
@@ -109,6 +118,20 @@ def check(name, T, B=2, H=2, x=None, begun=True, **options):
     assert_runs_agree(mixer, got, want, torch.float32, partial(run, Plain(mixer), x, initial_state=start, **options))
     assert set(got.states) == set(want.states)
     assert {y.dtype for y in got.outs.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("options", [{}, {"reverse": True}, {"cu_seqlens": torch.tensor([0, 2, 2, 24, 40])},
+                                     {"cu_seqlens": torch.tensor([0, 19, 40]), "reverse": True}], ids=str)
+@pytest.mark.parametrize("name", ["ar_net", "short_conv", "convolved", "depths", "cell"])
+def test_where_nothing_was_before_kernels_look_back_themselves(name, options):
+    check(name, 40, B=1 if "cu_seqlens" in options else 2, begun=False, **options)
+
+
+def test_inputs_some_tokens_ago_are_no_tensors_of_their_own():
+    for name, where in (("short_conv", {"x"}), ("convolved", {"q", "k", "v"}), ("cell", set())):
+        text = spec(name).emit(shape={"W": 3} if name == "short_conv" else None)
+        assert all(f"{x}_lag2 = past.ago('{x}', 2) if '{x}' in initial else None" in text for x in where)
+        assert ("with_later" in text) == bool(where)
 
 
 @pytest.mark.parametrize("name", SPECS)
