@@ -33,16 +33,6 @@ class Sequences:
         ends = torch.cumsum(torch.div(self.lengths + (rows - 1), rows, rounding_mode="floor"), 0)
         return self.count + self.T // rows, torch.nn.functional.pad(ends, (1, 0))[:-1]
 
-    def left(self, rows, device):
-        """How many tokens of its sequence come behind each row (-1: it is of none); None: dense."""
-        if not self.ragged:
-            return None
-        row = torch.arange(rows, device=device)
-        sequence = torch.searchsorted(self.starts.contiguous(), row, right=True).sub_(1).clamp_(min=0)
-        at, length = row - self.starts[sequence], self.lengths[sequence]
-        behind = length - 1 - at if self.sign > 0 else at
-        return torch.where((at >= 0) & (at < length), behind, -1).to(torch.int32)
-
 
 def block(size, limit=1 << 30):
     """The block of a dim: a power of two, at least 16 as tensor cores want it."""

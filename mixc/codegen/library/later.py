@@ -1,5 +1,6 @@
 """Gradients of rows that later rows have read."""
 
+import torch
 import triton
 import triton.language as tl
 
@@ -27,16 +28,28 @@ def add_later(out_ptr, a_ptr, b_ptr, c_ptr, left_ptr, rows, T, a, b, c,
     tl.store(out_ptr + at, total, mask=here)
 
 
+def tokens_left(seqs, rows, device):
+    """How many tokens of its sequence come behind each row (-1: it is of none); None: dense."""
+    if not seqs.ragged:
+        return None
+    row = torch.arange(rows, device=device)
+    sequence = torch.searchsorted(seqs.starts.contiguous(), row, right=True).sub_(1).clamp_(min=0)
+    at, length = row - seqs.starts[sequence], seqs.lengths[sequence]
+    behind = length - 1 - at if seqs.sign > 0 else at
+    return torch.where((at >= 0) & (at < length), behind, -1).to(torch.int32)
+
+
 def with_later(grad, seqs, *later):
     """The gradient of rows x [B, T, ...] that have been read at their token, and `back` tokens later: `later` are the
     gradients of these reads, with `back` (0: of another tensor)."""
     later = [(d, back) for d, back in later if back]
     rows, F = grad.shape[0] * grad.shape[1], grad[0, 0].numel() if grad.numel() else 0
+    left = tokens_left(seqs, rows, grad.device) if later else None
     for i in range(0, len(later) if F else 0, 3):
         none = (grad, seqs.T)  # further back than there are tokens
         (a, one), (b, two), (c, three) = (later[i:i + 3] + [none, none])[:3]
         R, BF = 16, min(128, triton.next_power_of_2(F))
         add_later[(triton.cdiv(rows, R) * triton.cdiv(F, BF),)](
-            grad, a, b, c, seqs.left(rows, grad.device), rows, seqs.T, one, two, three,
+            grad, a, b, c, left, rows, seqs.T, one, two, three,
             F=F, SIGN=seqs.sign, RAGGED=seqs.ragged, R=R, BF=BF)
     return grad
