@@ -27,7 +27,8 @@ def call(scope: Scope, e: Call, args: Args) -> Node | None:
         return _lag(scope, e, args)
     if fn not in FUNCTIONS:
         help_ = instead(fn) or (f"did you mean `{near}`?" if (near := nearest(fn, [*FUNCTIONS, *REDUCTIONS, "lag"]))
-                                else "a product is written `a * b`; section 1 of language.md lists the functions")
+                                else "a product is written `a * b`; section 1 of language.md lists the functions; "
+                                "the lines of one's own stand in the body")
         scope.error("MX212", f"`{fn}` is no function of the language", e.fn.span, help_)
         return None
     if e.dims is not None:

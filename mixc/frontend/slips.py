@@ -54,7 +54,7 @@ _INSTEAD = {
     "neg": "write `-x`", "item": "a value needs no `.item()`", "log2": "write `log(x) / log(2)`",
     "sgn": "write `sign(x)`", "linear": "write `W @ x`, with `param W[D, E]`", "clip": "write `clamp(x, low, high)`",
     "exp2": "write `2 ** x`", "tan": "write `sin(x) / cos(x)`", "logit": "write `log(p / (1 - p))`",
-    "swish": "write `silu(x)`",
+    "swish": "write `silu(x)`", "pi": "write `pi`", "inf": "write `inf`", "e": "write `exp(1)`",
     "layer_norm": "with `y = x - mean[D](x)` write `y * rsqrt(mean[D](square(y)) + 1e-5)`",
     "rms_norm": "write `x * rsqrt(mean[D](square(x)) + 1e-6)`", "masked_fill": "write `where(cond, value, x)`",
 }

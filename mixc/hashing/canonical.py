@@ -44,6 +44,7 @@ def canonical(program: Program, elaborate: Elaborate) -> Canonical:
                           (other, other.evaluate([colours], FAR, far=True))):
             for i in order:
                 h.update(v.attributes[i].encode() + b"\0" + values[0][i])
+        h.update(view.by_position(colours))
         found = Canonical(h.digest(), tuple(d.name for d in dims), tuple(view.entities[i] for i in order))
         if best is None or found.digest < best.digest:
             best = found

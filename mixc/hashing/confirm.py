@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -130,7 +130,7 @@ class Trial:
         if n not in self.nodes:
             return None
         wide = [align(a, x.dims, _union(n)) for a, x in zip(args, n.args, strict=True)]
-        return self.nodes[n], _DECIDING[n.op](n, *wide)
+        return self.nodes[n], (_DECIDING.get(n.op) or _signs)(n, *wide)
 
     def _watch(self, n: Node, args: list[Value]) -> None:
         found = self.decided(n, args)
@@ -164,10 +164,25 @@ def _spellings(roots: list[Node]) -> dict[Node, str]:
     for n in postorder(roots):
         attrs = [(k, v) for k, v in n.attrs if k != "i"]
         digests[n] = hashlib.sha256(repr((n.op, attrs, n.dims, [digests[a] for a in n.args])).encode()).hexdigest()
-    return {n: f"{n.op} {d}" for n, d in digests.items() if n.op in _DECIDING}
+    even = _under_roots(digests)
+    return {n: f"{n.op} {d}" for n, d in digests.items() if n.op in _DECIDING or n in even}
 
 
-def _signs(n: Node, x: Value) -> tuple[Any, Any]:
+def _under_roots(nodes: Iterable[Node]) -> set[Node]:
+    """The even powers that are a factor of what a root, a power or a logarithm is taken of: `sqrt(square(x))` is x on
+    one side of 0 and -x on the other, with no decision in between."""
+    found, left = set[Node](), [n.args[0] for n in nodes if n.op in ("sqrt", "rsqrt", "pow", "log")]
+    while left:
+        n = left.pop()
+        if n.op == "square" or (n.op == "ipow" and n.attr("n") % 2 == 0) or (n.op == "mul" and n.args[0] is n.args[1]):
+            if n.args[0].kind == "real" and any(x.op != "number" for x in postorder(n.args[:1]) if not x.args):
+                found.add(n)
+        elif n.op in ("mul", "div", "neg", "ipow"):
+            left += n.args
+    return found
+
+
+def _signs(n: Node, x: Value, *same: Value) -> tuple[Any, Any]:
     return x < 0, x > 0
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from mixc.hashing.probes import default_consts, draw, scalar, uniform
 from mixc.hashing.tokens import Port, Ports, Tokens
 from mixc.hashing.values import Value, doubles, numbers
-from mixc.ir.node import Node
+from mixc.ir.node import Node, postorder
 from mixc.ir.program import Decl, Dim, Program
 from mixc.ir.region import Region, region
 
@@ -39,6 +39,8 @@ class Probe:
 
 
 PROBES = (Probe(True, False, 0), Probe(False, True, 5), Probe(True, True, 70, (0.0, 1.0)))
+# Where a reset every 8, 64 or 100 tokens is, and one every 16, 128 or 200 is not
+BEFORE = (0, *(2**n - 1 for n in range(3, 16)), *(m * 10**n - 1 for n in (1, 2, 3) for m in (1, 2, 5)))
 # Far from 1, where clamp(x, -50, 50) is not x; with more digits, as 1 - sigmoid(150) has 65 zeros behind the point
 FAR = (Probe(True, False, 0, (2.0, 2.0)), Probe(False, True, 10_000_019, (1.5, 2.0)), Probe(True, True, 3, (-2.0, 2.0)))
 
@@ -100,6 +102,17 @@ class View:
         P = len(fresh) // parts
         quantised = {port: self._quantised(port, v, len(fresh)) for port, v in results.items()}
         return [[self._digest(d, quantised, slice(i * P, (i + 1) * P)) for d in self.entities] for i in range(parts)]
+
+    def by_position(self, colours: Sequence[int]) -> bytes:
+        """A digest of what the same inputs give at positions that people count to; nothing where it is the same."""
+        if all(n.op != "pos" for n in postorder([*self.tokens.outs.values(), *self.tokens.next.values(),
+                                                 *(lag.of for lag in self.tokens.lags)])):
+            return b""
+        ports = {port: np.repeat(x, len(BEFORE), 0) for port, x in self.ports([colours], PROBES[:1], "").items()}
+        ports["pos", ""] = numbers(np.array(BEFORE, dtype=np.float64)[:, None] + np.arange(self.T))
+        found = [b"".join(v for _, v in sorted(zip(colours, values, strict=True)))
+                 for values in self.digests(ports, np.ones(len(BEFORE), dtype=bool), len(BEFORE))]
+        return b"" if len(set(found)) == 1 else b"".join(found)
 
     def _digest(self, d: Decl, results: dict[Port, list[Array]], probes: slice) -> bytes:
         h = hashlib.sha256()

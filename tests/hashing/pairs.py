@@ -150,6 +150,8 @@ NEAR: list[tuple[str, str, str]] = [
     ("a default by one in a million", GLA, GLA.replace("K ** -0.5", "1.000001 * K ** -0.5")),
     ("a const for its value", GLA, GLA.replace("    const scale = K ** -0.5\n", "").replace("scale", "K ** -0.5")),
     ("a number's default for a size's", point("c * x", consts="const c = 2"), point("c * x", consts="const c = D")),
+    ("resets at 64 and at 128", point("where(pos % 64 == 0, x, y)"), point("where(pos % 128 == 0, x, y)")),
+    ("a warm-up of 1000 and of 2000", point("where(pos < 1000, x, y)"), point("where(pos < 2000, x, y)")),
     ("one in a million", GLA, GLA.replace("scale * (q", "1.000001 * scale * (q")),
     ("one in a million in a state", GLA, GLA.replace("+ k * v", "+ 0.999999 * k * v")),
     ("a gradient", GLA, GLA.replace("+ k * v", "+ stop_gradient(k) * v")),
