@@ -344,21 +344,29 @@ class Mathematics:
 
     # ------------------------------------------------------------ scans: the recurrence itself
     def _scan(self, n: Node) -> str:
-        edge = "C+1" if n.attr("reverse") else "0"
-        row = "t+1" if n.attr("reverse") else "t−1"
-        h, start = self._named(n, [name(row)]), self._named(n, [name(edge)])
+        """A step, and what it starts from; backward that comes whole to the last row, whatever stands beside it there."""
+        back, combine = bool(n.attr("reverse")), n.attr("combine", "affine")
+        before = [name(row) for row in (("t+1", "C+1") if back else ("t−1", "0"))]
+        moved, start = self._moved(n, before[0], {}), self._named(n, before[1:])
         if n.op == "scan":
-            a, b, s = (self._value(x, {}, PRODUCT) for x in n.args)
-            combine = n.attr("combine")
-            moved = a + (_o("+") if combine.endswith("+") else SPACE) + h if not is_number(n.args[0], 0.0) else h
-            joined = moved + _o("+") + b if combine == "affine" else name(
-                {"log": "logaddexp"}.get(combine[:3], combine[:3])) + _brackets(moved + _o(",") + b)
-            return f"{joined}{_o(',')}<mspace width='1em'/>{start}{_o('=')}{s}"
-        k = n.attr("n")
-        cells = [self._value(x, {}, SUM) for x in n.args]
-        A = _matrix([cells[i * k:(i + 1) * k] for i in range(k)])
-        b, s = (_matrix([[c] for c in cells[i:i + k]]) for i in (k * k, k * k + k))
-        return f"{A}{h}{_o('+')}{b}{_o(',')}<mspace width='1em'/>{start}{_o('=')}{s}"
+            b, s = (self._value(x, {}, PRODUCT) for x in n.args[1:])
+        else:
+            k = n.attr("n")
+            b, s = (_matrix([[self._value(x, {}, SUM)] for x in n.args[i:i + k]]) for i in (k * k, k * k + k))
+        joined = moved + _o("+") + b if combine == "affine" else name(
+            {"log": "logaddexp"}.get(combine[:3], combine[:3])) + _brackets(moved + _o(",") + b)
+        start = self._moved(n, before[1], {ROW: "C"}) if back else start
+        return f"{joined}{_o(',')}<mspace width='1em'/>{start}{_o('=')}{s}"
+
+    def _moved(self, n: Node, row: str, at: Letters) -> str:
+        """What a scan makes of the value of that row."""
+        h = self._named(n, [row])
+        if n.op == "scan_block":
+            k = n.attr("n")
+            return _matrix([[self._value(x, at, SUM) for x in n.args[i * k:(i + 1) * k]] for i in range(k)]) + h
+        if is_number(n.args[0], 0.0):
+            return h
+        return self._value(n.args[0], at, PRODUCT) + (_o("+") if n.attr("combine").endswith("+") else SPACE) + h
 
 
 def _place_of(n: Node) -> str:

@@ -150,6 +150,16 @@ def test_latex_of_the_delta_rule() -> None:
     assert lines[0] == r"S' = S - \beta \, \left(\sum_{K} k \, S - v\right) \, k"
 
 
+def test_a_scan_of_cotangents_starts_with_all_that_comes_from_behind() -> None:
+    """It said that the value behind the last row is the cotangent: then its factor there, of no token, is left open."""
+    for spec, start in [("mamba1", r"w_{C+1}^{(1)} \, w_{C+1}^{(2)} = \overline{x'}"),
+                        ("second_order", r"d_{C+1} & d_{C+1}\end{pmatrix} z_{C+1}^{(3)} = \begin{pmatrix}\overline{x'}")]:
+        step = mixc.load(spec).declared
+        lines = [latex(f) for f in equations(plain(differentiate(chunk(classify(step))), drop_live=True), adjoint=True)]
+        (line,) = [x for x in lines if r"\quad" in x and "C+1" in x]
+        assert start in line
+
+
 def test_places_positions_and_rows_beside_each_other() -> None:
     """They were place(...) without a place, floordiv(index, 2) without a dim, a minus sign that TeX does not know."""
     m = mixc.loads("mixer m(K, V, W = 3) {\nin q[K], k[K], v[V]\nparam c[W, K], w\nstate S[K, V], h\n"
