@@ -146,6 +146,8 @@ def _time(side: Callable[..., Any], tensors: dict[str, Any], cotangents: dict[st
     with torch.set_grad_enabled(train):
         outs = side(x)
     if train:
-        torch.autograd.backward(list(outs.values()), [cotangents[n].to(o.dtype) for n, o in outs.items()])
+        known = {n: o for n, o in outs.items() if o.requires_grad}  # not a condition
+        if known:
+            torch.autograd.backward(list(known.values()), [cotangents[n].to(o.dtype) for n, o in known.items()])
     sync()
     return time.perf_counter() - start

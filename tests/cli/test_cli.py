@@ -202,6 +202,16 @@ def test_the_script_draws_complex_params_as_tests_do(tmp_path: Path) -> None:
     interpreted(made["check"], tmp_path)
 
 
+def test_an_out_that_is_a_condition_has_no_derivative(tmp_path: Path) -> None:
+    """Autograd refused to pull its cotangent back: in the script beside a module, and in the loop of a bench."""
+    path = tmp_path / "fires.mix"
+    path.write_text("mixer fires(D) {\n in x[D]\n state u[D]\n u = 0.5 * u + x\n out spike[D] = u > 0.3\n"
+                    " u = where(u > 0.3, 0, u)\n}\n")
+    (made,) = parsed("compile", str(path), "-o", str(tmp_path / "out"))
+    interpreted(made["check"], tmp_path / "out")
+    assert "times faster" in mixc("bench", str(path), "--shape", "B=1,T=4,H=1,D=2", "--repeat", "1")
+
+
 def test_explain() -> None:
     assert parsed("explain", "simple_gla")["simple_gla"].startswith("# simple_gla")
     assert "simple_gla" in mixc("explain", "simple_gla")
