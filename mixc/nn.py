@@ -51,8 +51,8 @@ class Mixer(torch.nn.Module):
         wrong = sorted(set(self._init) - {d.name for d in declared.params})
         if wrong:
             raise InputError(f"init: {declared.name} has no param `{wrong[0]}`")
-        if heads is not None and heads < 1:
-            raise InputError(f"heads: expected a whole number from 1 on, or None, got {heads}")
+        if heads is not None and (isinstance(heads, bool) or not isinstance(heads, int) or heads < 1):
+            raise InputError(f"heads: expected a whole number from 1 on, or None, got {heads!r}")
         real = dtype or torch.get_default_dtype()
         for d in declared.params:
             kind = dtype_of(d.kind, real)
@@ -79,7 +79,7 @@ class Mixer(torch.nn.Module):
                 continue
             made = how(p) if callable(how) else how
             if made is not None and made is not p:
-                p.copy_(torch.as_tensor(made))
+                p.copy_(_of_shape(d, made, p))
 
     def _dims(self) -> list[str]:
         return [d.name for d in self.mixer.declared.dims]
@@ -129,6 +129,19 @@ class Mixer(torch.nn.Module):
         """`gated_delta_rule, heads=4, K=64, V=64, scale=0.1`"""
         shown = {"heads": self.heads, **self.sizes, **self._overrides}
         return ", ".join([self.mixer.__name__, *(f"{n}={x}" for n, x in shown.items())])
+
+
+def _of_shape(d: Decl, made: Any, p: Tensor) -> Tensor:
+    """What an init gave: a number, or a tensor of the param's shape."""
+    try:
+        found = torch.as_tensor(made)
+    except (TypeError, ValueError, RuntimeError):
+        found = None
+    if found is None or found.shape not in ((), p.shape):
+        got = type(made).__name__ if found is None else list(found.shape)
+        raise InputError(f"init: expected for {shape(d)} a number, a tensor {list(p.shape)}, or a function that fills "
+                         f"one, got {got}")
+    return found
 
 
 def _sizes(mixer: Function, given: dict[str, Any]) -> dict[str, int]:

@@ -111,7 +111,9 @@ def test_without_heads() -> None:
 
 @pytest.mark.parametrize(("more", "words"), [
     ({"X": 3}, "no dim and no const `X`"), ({"V": 0}, "at least 1"), ({"E": 3}, "expected 4"),
-    ({"init": {"b": 0}}, "no param `b`")])
+    ({"init": {"b": 0}}, "no param `b`"), ({"heads": "2"}, "heads: expected a whole number .* got '2'"),
+    ({"init": {"W": torch.zeros(4)}}, r"expected for W.V, E. a number, a tensor .2, 4, 4., .* got .4."),
+    ({"init": {"W": lambda W: W[0]}}, r"got .4, 4."), ({"init": {"W": "orthogonal"}}, "got str")])
 def test_refused(more: dict, words: str) -> None:
     with pytest.raises(mixc.InputError, match=words):
         made(**more)

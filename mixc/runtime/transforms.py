@@ -15,7 +15,9 @@ from mixc.errors import InputError
 
 
 def refuse(name: str, args: tuple[Any, ...], options: dict[str, Any], state: Any = None) -> None:
-    """Raises for tensors with tangents but on the reference."""
+    """Raises where torch.jit traces, and for tensors with tangents but on the reference."""
+    if torch._C._get_tracing_state():
+        raise InputError(f"{name}: torch.jit.trace does not go through a mixer; torch.export and torch.compile do")
     if forward_ad._current_level >= 0 and options.get("backend") != "reference" and _tangents((args, options, state)):
         raise InputError(f"{name}: forward derivatives (torch.autograd.forward_ad) go through "
                          "backend=\"reference\" alone")

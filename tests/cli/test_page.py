@@ -153,7 +153,7 @@ def test_latex_of_the_delta_rule() -> None:
 def test_a_scan_of_cotangents_starts_with_all_that_comes_from_behind() -> None:
     """It said that the value behind the last row is the cotangent, and left its factor there, of no token, open."""
     for spec, start in [("mamba1", r"w_{C+1}^{(1)} \, w_{C+1}^{(2)} = \overline{x'}"),
-                        ("second_order", r"d_{C+1} & d_{C+1}\end{pmatrix} z_{C+1}^{(3)} = \begin{pmatrix}\overline{x'}")]:
+                        ("second_order", r"d_{C+1}\end{pmatrix} z_{C+1}^{(3)} = \begin{pmatrix}\overline{x'}")]:
         step = mixc.load(spec).declared
         lines = [latex(f) for f in equations(plain(differentiate(chunk(classify(step))), drop_live=True), adjoint=True)]
         (line,) = [x for x in lines if r"\quad" in x and "C+1" in x]

@@ -139,6 +139,12 @@ def test_what_is_refused_says_so() -> None:
         grad(f)(x[0], x[1][..., 1:], *x[2:])
 
 
+def test_a_trace_is_refused() -> None:
+    m = mixer("simple_gla")
+    with pytest.raises(mixc.InputError, match="torch.export and torch.compile do"):
+        torch.jit.trace(lambda *x: m(*x)[0], inputs(m))
+
+
 def test_compiled() -> None:
     """Derivatives around a mixer have no place in a graph, and run outside of one; inside they have, and in a batch."""
     m = mixer("simple_gla")
