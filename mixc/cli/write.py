@@ -56,7 +56,7 @@ def _check(m: Any, out: Path, shape: dict[str, int]) -> str:
     from mixc.cli.beside import check_script
     from mixc.runtime.draw import dim_sizes
 
-    sizes = dim_sizes(m.declared, {n: shape[n] for n in m.unrolled if n in shape}, (24, 20, 3, 4))
+    sizes = dim_sizes(m.declared, {n: shape[n] for n in m.unrolled if n in shape}, (12, 10, 3, 4))
     path = out / f"check_{m.__name__}.py"
     step, consts = m.specialise(sizes, {})
     path.write_text(check_script(step, sizes, consts, path.name), encoding="utf-8")
