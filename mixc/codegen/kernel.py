@@ -7,6 +7,7 @@ knows where the launch came from.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 from mixc.codegen.axes import Axes, more_rows
@@ -17,7 +18,7 @@ from mixc.codegen.names import safe as safe
 from mixc.codegen.tiles import Tiles
 from mixc.codegen.written import WARPS as WARPS
 from mixc.codegen.written import Kernel as Kernel
-from mixc.ir.launch import Launch, Store, row_dims
+from mixc.ir.launch import Carry, Launch, Store, row_dims
 from mixc.ir.node import JOINT, ROW, Node, flat
 from mixc.ir.program import Program
 
@@ -205,8 +206,13 @@ class KernelWriter(Stores):
             code = f"({code} * {self._count(d)} + {self._own(d)})"
         return f"{code}.to(tl.int64)"
 
+    def _said(self, carried: Sequence[Carry]) -> list[str]:
+        """Which end of the sequence what is called initial and final belongs to."""
+        return [f"# the walk is from the end: {c.name}_initial is the cotangent of the final state, {c.name}_final that "
+                "of the initial one" for c in carried[:1] if self.launch.reverse]
+
     def _initial(self, sums: list[Store]) -> list[str]:
-        lines = []
+        lines = self._said(self.ends)
         for c in self.ends:
             size, shape = " * ".join(flat(c.dims)) or "1", self.tiles.shape(self.tile(c.dims))
             zero = f"tl.zeros({shape}, tl.float32)" if c.dims else "0.0"

@@ -2,7 +2,8 @@
 
     o = scale * (prefix * (q @ S) + (D * (q @ k[s])) @ v[s])          [s]: of the row that wrote
 
-A value is spelled out down to decays, or, where that fills more than a line, down to the products that have names.
+A value is spelled out down to decays, or, where that fills more than a line, down to the products that have names,
+or to all that have.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def formula(node: Node, names: Mapping[Node, str]) -> str | None:
     """The value's formula, or None where no spelling fits a line."""
     below = [n for n in postorder([node]) if n is not node and n in names and n.args]
     named = [n for n in below if is_decay(n) or n.op == "unit_inverse"]
-    for stops in (named, [n for n in below if n.op == "contract" or n in named]):
+    for stops in (named, [n for n in below if n.op == "contract" or n in named], below):
         if _leaves(node, stops) > WIDTH + 1:  # of which at least every other is written, and something between two
             continue
         text = Spelling({n: names[n] for n in stops}).text(node)

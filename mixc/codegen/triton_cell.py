@@ -139,7 +139,7 @@ class CellWriter(KernelWriter):
         return lines
 
     def _initial(self, sums: list[Store]) -> list[str]:
-        lines = []
+        lines = self._said(self.launch.carries)
         for c in self.launch.carries:
             shape = self.tiles.shape(self.tile((ROW, *c.dims)))
             lines.append(f"if HAS_INITIAL:\n    {safe(c.name)} = tl.load({self._state_at(f'{c.name}_initial', c.dims)}, "
