@@ -93,10 +93,10 @@ class Loads(Addresses):
     def _load_earlier(self, tensor: str, node: Node) -> str:
         """Rows of an input `back` tokens ago, 0 where there were none; where it is 0 the tensor has them as they are read."""
         name, dims, back, rows = self._called(tensor, node, self.row), tensor_dims(node), f"{tensor}_back", self.held
-        at = f"{self.row} * SIGN + {rows}" if ROW in node.dims else f"{self.row} * SIGN"
         offset = self._row_offset(f"{tensor}_st", dims, rows, node.attr("at", ()))
-        early = f"({at} >= {back})"
-        there = " & ".join([self._axis(node.dims, ROW, early) if ROW in node.dims else early, *self._inside(node.dims)])
+        early = self.axes.along(rows, ROW, self.tile(node.dims), f"({self.row} * SIGN + {{}} >= {back})") if ROW in node.dims else \
+            f"({self.row} * SIGN >= {back})"
+        there = " & ".join([early, *self._inside(node.dims)])
         self.body.append(f"{name} = tl.load({tensor}_ptr + ({self.row} - {back} * SIGN) * {tensor}_st{plus(offset)}, "
                          f"mask={there}, other=0.0)")
         self.backs[back] = None

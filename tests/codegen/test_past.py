@@ -242,3 +242,10 @@ def test_the_file_needs_torch_and_triton_only(name, tmp_path):
     env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-1500:]
+
+
+def test_rows_that_are_more_than_tokens_look_back_too():
+    """Of every token R of them: whether there was such a token is asked of each."""
+    text = mixc.load("mamba3_mimo").emit()
+    compile(text, "emitted", "exec")
+    assert "row * SIGN + held_by_R >= x_lag1_back)[:, None]" in text
