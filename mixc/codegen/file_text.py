@@ -39,7 +39,7 @@ def file_text(name: str, said: str, modules: list[Any], step: Program, calls: st
     said = said.strip().replace("\\", r"\\").replace('"""', r'\"\"\"')  # nothing of it is an escape, or ends the docstring
     doc = [*(line.rstrip() for line in indent(said.splitlines())), "", *legend(written)] if said else legend(written)
     sizes = "\n".join([*(line for m in modules for line in m.size_lines()), *tables(step)])
-    own = "".join([written, "\n\n\n", *(x for m in modules for x in (m.function(), "\n\n")), calls])
+    own = "".join([written.rstrip(), "\n\n\n", *(x for m in modules for x in (m.function(), "\n\n\n")), calls])
     shared = [*map(library, ("host", "calls")), *called_by(written, modules), *map(library, ("pieces", "products", "later")), past_text()]
     brought = needed("".join(shared), f"{sizes}\n{own}")
     read = names_read("\n".join([sizes, brought, own]))

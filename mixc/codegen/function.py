@@ -55,8 +55,9 @@ class Function(Launches):
         lines += [f"{self._room(s)} if keep else None" for s in self._handed]
         if initial:
             lines.append(f"has_initial = {' or '.join(f'{n} is not None' for n in initial)}")
-            lines += [f"if has_initial:\n    {s.name}_initial = {s.name}_final.new_zeros({s.name}_final.shape) "
-                      f"if {s.name}_initial is None else {s.name}_initial.contiguous()" for s in self.states]
+            lines.append("if has_initial:")
+            lines += [self._given(f"{s.name}_initial", f"{s.name}_final.new_zeros({s.name}_final.shape)")
+                      for s in self.states]
         if self.kept_later:
             lines += self._kept_lines()
         whole = self._forward_launches()
@@ -74,10 +75,16 @@ class Function(Launches):
         if self.backs:
             lines.append(f"ctx.backs = {tuple_text([f'{n}_back' for n in self.backs])}")
         if initial:
-            lines += ["ctx.has_initial = (" + "".join(f"{n} is not None and ctx.needs_input_grad[{1 + len(consts) + len(names) + i}], "
-                                                       for i, n in enumerate(initial)) + ")"]
+            first = 1 + len(consts) + len(names)
+            asked = [f"{n} is not None and ctx.needs_input_grad[{first + i}]" for i, n in enumerate(initial)]
+            lines.append(f"ctx.has_initial = {tuple_text(asked)}")
         lines += ["ctx.set_materialize_grads(False)", f"return {', '.join(outs)}"]
         return lines
+
+    def _given(self, name: str, zeros: str) -> str:
+        """What is given of a state where that of some is, as kernels read it."""
+        none = f"{zeros} if {name} is None else " * (len(self.states) > 1)
+        return f"    {name} = {none}{name}.contiguous()"
 
     def _forward_launches(self) -> list[str]:
         if len(self.fwd) > 1:
@@ -153,7 +160,7 @@ class Function(Launches):
         grads += [f"over_group({self._param_gradient(d)}, {safe(d.name)}, 0)" for d in self.p.params]
         grads += [f"{self._summed(f'd{s.name}_initial', s.dims)} if ctx.has_initial[{i}] else None"
                   for i, s in enumerate(self.states)]
-        lines.append(f"return (None, {'None, ' * len(consts)}\n" + ",\n".join(f"        {g}" for g in grads) + ")")
+        lines.append(f"return ({', '.join(['None'] * (1 + len(consts)))},\n" + ",\n".join(f"        {g}" for g in grads) + ")")
         return lines
 
     def _earlier(self, formed: dict[str, str]) -> list[str]:
@@ -175,8 +182,7 @@ class Function(Launches):
             if self._maker(f"d{s.name}_initial") is kernel:
                 lines += [f"d{s.name}_initial = torch.empty({shape(self._parts(kernel, s.dims) + 'count, H', s.dims)}, "
                           "dtype=torch.float32, device=device)",
-                          f"if has_final:\n    d{s.name}_final = torch.zeros_like(d{s.name}_initial) if d{s.name}_final is None "
-                          f"else d{s.name}_final.contiguous()"]
+                          "if has_final:", self._given(f"d{s.name}_final", f"torch.zeros_like(d{s.name}_initial)")]
         kept = [c for c in launch.carries if c.name in launch.keeps]
         return lines + [f"{launch.kept(c.name)} = torch.empty({shape('bound, H', c.dims)}, dtype={self._out_dtype()}, "
                         "device=device)" for c in kept]

@@ -34,6 +34,7 @@ def test_what_fills_more_than_a_line_is_cut_at_products_that_have_names():
 def test_every_store_of_a_kernel_says_what_it_is():
     text = mixc.load("simple_gla").emit()
     assert "# o = scale * (" in text and "# dq = " in text and "# dS' = " in text
+    assert not re.search(r" $|\n{4}", text, re.MULTILINE) and "new_zeros(S" not in text  # there is one state
     assert "# the walk is from the end: dS_initial is the cotangent of the final state" in text
     text = mixc.load("lstm").emit()
     assert all(re.search(rf"# {name} = [^\n]*\n +tl\.store\(\({name}_ptr", text) for name in ("y", "dxi", "dxf", "dxo"))
