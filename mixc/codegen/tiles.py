@@ -186,8 +186,11 @@ class Tiles:
         return self.absorbed(node) or (user is not None and entrywise(node) and (entrywise(user) or user.op == "sum"))
 
     def _inline(self, node: Node) -> bool:
-        """Small expressions used once stand where they are used; large ones get a name."""
-        return self._length(node) <= SHORT
+        """Small expressions used once stand where they are used; large ones get a name, and what is written twice."""
+        length, user = self._length(node), self.user.get(node)
+        if length > 1 and user is not None and user.args[0] is node and user.op not in RULES:
+            return length <= SHORT and (OPS[user.op].triton or "").count("{0}") < 2
+        return length <= SHORT
 
     def _length(self, node: Node) -> float:
         """How many values the expression of a node names; inf: it has a name of its own."""

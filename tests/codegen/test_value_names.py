@@ -73,3 +73,8 @@ def test_an_emitted_file_begins_with_its_spec_and_says_what_names_mean() -> None
     assert "u             what the rows write, corrected" in head and "scores" not in head
     assert not any(line != line.rstrip() for line in head.splitlines())
     assert "In the kernels" not in mixc.load("lstm").emit()
+
+
+def test_what_an_operation_writes_twice_has_a_name() -> None:
+    text = mixc.load("short_conv").emit(shape={"W": 4})
+    assert re.search(r"\n +y = (\w+) \* tl.sigmoid\(\1\)\n", text)
