@@ -12,7 +12,7 @@ from functools import cached_property
 
 from mixc.codegen.axes import Axes, more_rows
 from mixc.codegen.kernel_stores import Stores
-from mixc.codegen.lines import indent, plus, times, wrapped
+from mixc.codegen.lines import indent, masks_below, times, wrapped
 from mixc.codegen.names import RESERVED, of_dim, of_value
 from mixc.codegen.names import safe as safe
 from mixc.codegen.tiles import Tiles
@@ -97,7 +97,7 @@ class KernelWriter(Stores):
         fixed = [*(n for n in ("T", "count", *sorted(self.backs)) if n in arguments), *(f"{name}_sb" for name, d in self.loaded.items() if d.role == "in" and not d.dims)]
         head = f"@triton.jit(do_not_specialize={fixed!r})\ndef {launch.name}(\n"
         head += wrapped(arguments) + wrapped([f"{c}: tl.constexpr" for c in constexprs]) + "):\n"
-        text = head + "\n".join(indent(self._lines(sums))) + "\n"
+        text = head + "\n".join(map(masks_below, "\n".join(indent(self._lines(sums))).split("\n"))) + "\n"
         return Kernel(launch, text, arguments, constexprs, list(self.loaded), self.dims, self.cots, self.alive,
                       self.vectors, self.given, self.turned, self.axes.ranks & {*self.dims},
                       self.axes.narrow(self.program.dims) & {*self.dims})
@@ -214,10 +214,10 @@ class KernelWriter(Stores):
     def _initial(self, sums: list[Store]) -> list[str]:
         lines = self._said(self.ends)
         for c in self.ends:
-            size, shape = " * ".join(flat(c.dims)) or "1", self.tiles.shape(self.tile(c.dims))
+            shape = self.tiles.shape(self.tile(c.dims))
             zero = f"tl.zeros({shape}, tl.float32)" if c.dims else "0.0"
-            load = self._for_one(f"tl.load({c.name}_initial + (seq * H + head) * ({size}){plus(self._flat(c.dims))}"
-                                 f"{self._guard(c.dims, False)}).to(tl.float32)", c)
+            address = self._state_at(f"{c.name}_initial", "seq * H + head", c.dims)
+            load = self._for_one(f"tl.load({address}{self._guard(c.dims, False)}).to(tl.float32)", c)
             lines.append(f"if HAS_INITIAL:\n    {safe(c.name)} = {load}\nelse:\n    {safe(c.name)} = {zero}")
         return [*lines, *self._sums(sums)]
 

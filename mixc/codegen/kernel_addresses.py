@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mixc.codegen.axes import Axes
-from mixc.codegen.lines import group, sizes
+from mixc.codegen.lines import group, plus, sizes
 from mixc.codegen.tiles import Tiles
 from mixc.ir.launch import Launch
 from mixc.ir.node import COL, ROW, flat
@@ -44,6 +44,23 @@ class Addresses:
         axes = apart_from(dims, at)
         terms = [f"{self._axis(axes, ROW, rows)} * SIGN * {group(stride)}"] if ROW in dims else []
         return " + ".join(filter(None, [*terms, self._flat(tuple(d for d in dims if d != ROW), axes, at)]))
+
+    def _rows_at(self, pointer: str, row: str, stride: str, dims: tuple[str, ...], rows: str = "rows", at: Entry = ()) -> str:
+        """Addresses of a tile's rows, from the one that begins the chunk on."""
+        columns = [d for d in dims if d != ROW]
+        offset, wide = self._row_offset(stride, dims, rows, at), f"{rows}[:, None] * SIGN * {group(stride)} + "
+        if len(columns) == 1 and offset == f"{wide}{self.tiles.index(columns[0])}[None, :]":
+            return f"rows_at({pointer}, {row}, {rows}, {stride}, {self.tiles.index(columns[0])}, SIGN)"
+        return f"{pointer} + {row} * {group(stride)}{plus(offset)}"
+
+    def _state_at(self, pointer: str, number: str, dims: tuple[str, ...]) -> str:
+        """Addresses of a tile of the state of so many that lie one after the other."""
+        offset, whole = self._flat(dims), flat(dims)
+        if len(whole) == 2:
+            (d, e), (rows, columns) = whole, map(self.tiles.index, whole)
+            if offset == f"{rows}[:, None] * {e} + {columns}[None, :]":
+                return f"state_at({pointer}, {number}, {rows}, {columns}, {d}, {e})"
+        return f"{pointer} + ({number}) * ({' * '.join(whole) or '1'}){plus(offset)}"
 
     def _inside(self, dims: tuple[str, ...]) -> list[str]:
         """What holds where a tile's entries are within their dims, those of rows aside."""

@@ -7,7 +7,7 @@ from functools import cache
 
 from mixc.codegen.axes import is_rows
 from mixc.codegen.kernel_addresses import Addresses
-from mixc.codegen.lines import group, indent, plus
+from mixc.codegen.lines import indent, plus
 from mixc.codegen.names import safe
 from mixc.codegen.notation import formula, is_decay, span_formula
 from mixc.codegen.operands import fine_products, lasting
@@ -93,12 +93,11 @@ class Loads(Addresses):
     def _load_earlier(self, tensor: str, node: Node) -> str:
         """Rows of an input `back` tokens ago, 0 where there were none; where it is 0 the tensor has them as they are read."""
         name, dims, back, rows = self._called(tensor, node, self.row), tensor_dims(node), f"{tensor}_back", self.held
-        offset = self._row_offset(f"{tensor}_st", dims, rows, node.attr("at", ()))
+        address = self._rows_at(f"{tensor}_ptr", f"({self.row} - {back} * SIGN)", f"{tensor}_st", dims, rows, node.attr("at", ()))
         early = self.axes.along(rows, ROW, self.tile(node.dims), f"({self.row} * SIGN + {{}} >= {back})") if ROW in node.dims else \
             f"({self.row} * SIGN >= {back})"
         there = " & ".join([early, *self._inside(node.dims)])
-        self.body.append(f"{name} = tl.load({tensor}_ptr + ({self.row} - {back} * SIGN) * {tensor}_st{plus(offset)}, "
-                         f"mask={there}, other=0.0)")
+        self.body.append(f"{name} = tl.load({address}, mask={there}, other=0.0)")
         self.backs[back] = None
         return name
 
@@ -120,9 +119,8 @@ class Loads(Addresses):
         may stand there."""
         name, dims = self._called(tensor, node, self.row), tensor_dims(node)
         stride, masked = stride or self._row_stride(dims), self.row == "row" and behind is not None
-        offset = self._row_offset(stride, dims, "rows" if masked else self.held, node.attr("at", ()))
-        self.body.append(f"{name} = tl.load({tensor}_ptr + {self.row} * {group(stride)}{plus(offset)}"
-                         f"{self._guard(node.dims, rows=masked)})")
+        address = self._rows_at(f"{tensor}_ptr", self.row, stride, dims, "rows" if masked else self.held, node.attr("at", ()))
+        self.body.append(f"{name} = tl.load({address}{self._guard(node.dims, rows=masked)})")
         return name
 
     def _load_param(self, node: Node) -> str:
@@ -216,12 +214,11 @@ class Loads(Addresses):
 
     def _kept(self, tensor: str, dims: tuple[str, ...]) -> str:
         """What is kept of this segment, loaded."""
-        return f"tl.load({tensor} + {self._segment_of(dims)}{plus(self._flat(dims))}{self._guard(dims, False)})"
+        return f"tl.load({self._state_at(tensor, self._segment_number(), dims)}{self._guard(dims, False)})"
 
-    def _segment_of(self, dims: tuple[str, ...]) -> str:
-        """Where the state of this chunk's segment is kept."""
-        size = " * ".join(flat(dims)) or "1"
-        return f"((first_segment + {self._segment()}).to(tl.int64) * H + head) * ({size})"
+    def _segment_number(self) -> str:
+        """Which of the states that are kept is this chunk's segment's."""
+        return f"(first_segment + {self._segment()}).to(tl.int64) * H + head"
 
     def _segment(self) -> str:
         return "chunk // (SEGMENT // C)"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from mixc.codegen.kernel_addresses import apart_from
 from mixc.codegen.kernel_loads import Loads
-from mixc.codegen.lines import group, indent, plus
+from mixc.codegen.lines import indent
 from mixc.codegen.names import safe
 from mixc.ir.launch import Store
-from mixc.ir.node import ROW, flat, source
+from mixc.ir.node import ROW, source
 
 
 class Stores(Loads):
@@ -20,7 +20,7 @@ class Stores(Loads):
     def _store_rows(self, s: Store) -> list[str]:
         dims = ((ROW,) if self.by_rows else ()) + s.dims
         stride = self._row_stride(dims)
-        target = f"{s.name}_ptr + row * {group(stride)}{plus(self._row_offset(stride, dims, at=s.at))}"
+        target = self._rows_at(f"{s.name}_ptr", "row", stride, dims, at=s.at)
         axes = apart_from(dims, s.at)
         value, mask = self.tiles.whole(s.value, self.tile(axes)), self._mask(axes, rows=True)
         line = f"tl.store({target}, {value}{self._earlier(target, mask, s.dims)}{mask})"
@@ -51,9 +51,8 @@ class Stores(Loads):
         return waiting
 
     def _store_state(self, name: str, pointer: str, where: str | None, dims: tuple[str, ...]) -> str:
-        size = " * ".join(flat(dims)) or "1"
-        at = self._segment_of(dims) if where is None else f"({where}) * ({size})"
-        target, mask = f"{pointer} + {at}{plus(self._flat(dims))}", self._mask(dims, False)
+        target = self._state_at(pointer, self._segment_number() if where is None else where, dims)
+        mask = self._mask(dims, False)
         earlier = self._earlier(target, mask, dims) if pointer.endswith("_final") else ""
         return f"tl.store({target}, {name}{earlier}{mask})"
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import cmath
 import keyword
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mixc.ir.node import COL, flat
+
+WIDTH = 120
 
 
 def literal(value: float | complex) -> str:
@@ -25,6 +28,14 @@ def group(code: str) -> str:
 
 def times(dims: tuple[str, ...]) -> str:
     return f" * ({' * '.join(sizes(dims))})" if dims else ""
+
+
+def masks_below(line: str) -> str:
+    """A long line of a load or store: its mask on a line of its own."""
+    call, mask = re.search(r"tl\.(?:load|store)\(", line), line.rfind(", mask=")
+    if len(line) <= WIDTH or call is None or mask < 0:
+        return line
+    return f"{line[:mask]},\n{' ' * call.end()}{line[mask + 2:]}"
 
 
 def wrapped(names: list[str]) -> str:

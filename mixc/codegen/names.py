@@ -17,7 +17,7 @@ from mixc.ir.program import Decl, Program
 
 # names that a kernel's text uses itself; a user's name that equals one gets an underscore
 RESERVED = frozenset([
-    "tl", "triton", "inside", "dot", "fine_dot", "halves", "stack", "formed", "span_sum", "running_sum", "sum_crossing", "log_and_sign", "odd", "span_product", "running_product",
+    "tl", "triton", "inside", "rows_at", "state_at", "dot", "fine_dot", "halves", "stack", "formed", "span_sum", "running_sum", "sum_crossing", "log_and_sign", "odd", "span_product", "running_product",
     "whole_product", "softplus", "logsigmoid", "log1p", "expm1", "tanh", "atan2", "logaddexp", "sign", "mod", "pid", "seq", "head",
     "B", "C", "T", "H", "rows", "live", "held", "row", "row_at", "chunk", "chunks", "first", "length", "batch",
     "token", "starts", "lengths", "segment_at", "first_segment", "past", "past_row", "i", "SIGN", "RAGGED", "SEGMENT", "KEEP", "HAS_INITIAL",

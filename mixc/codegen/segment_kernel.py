@@ -8,7 +8,7 @@ from __future__ import annotations
 from mixc.codegen.kernel import KernelWriter, safe
 from mixc.codegen.lines import indent
 from mixc.ir.launch import Carry, Launch, Store
-from mixc.ir.node import Node, flat
+from mixc.ir.node import Node
 from mixc.ir.program import Program
 
 
@@ -37,8 +37,8 @@ class SegmentWriter(KernelWriter):
         """What was carried to this segment."""
         return self._for_one(self._kept(self.launch.kept(c.name), c.dims), c)
 
-    def _segment_of(self, dims: tuple[str, ...]) -> str:
-        return f"(piece * H + head) * ({' * '.join(flat(dims)) or '1'})"
+    def _segment_number(self) -> str:
+        return "piece * H + head"
 
     # ------------------------------------------------------------ arguments
     def _kept_arguments(self) -> list[str]:

@@ -69,12 +69,13 @@ class CellWriter(KernelWriter):
         """The state before the token: as the forward left it after the token before, or the initial one."""
         name, dims = node.attr("name"), tuple(d for d in node.dims if d != ROW)
         earlier = self._at(f"{name}_kept", self._row_stride(dims), dims, "(row - SIGN)")
-        first = f"tl.load({self._state_at(f'{name}_first', dims)}, mask={self._masked(dims, 'starting')}, other=0.0)"
+        first = f"tl.load({self._ends_at(f'{name}_first', dims)}, mask={self._masked(dims, 'starting')}, other=0.0)"
         self.body += [f"{safe(name)} = tl.load({earlier}, mask={self._masked(dims, 'later')}, other=0.0).to(tl.float32)",
                       f"if STARTED:\n    {safe(name)} = tl.where(row_at > 0, {safe(name)}, {first})"]
         return safe(name)
 
-    def _state_at(self, pointer: str, dims: tuple[str, ...]) -> str:
+    def _ends_at(self, pointer: str, dims: tuple[str, ...]) -> str:
+        """Addresses of a state where a sequence begins or ends."""
         wide, size = (ROW, *dims), " * ".join(dims) or "1"
         return f"{self._axis(wide, ROW, f'({pointer} + (seq * H + head) * ({size}))')}{plus(self._flat(dims, wide))}"
 
@@ -142,7 +143,7 @@ class CellWriter(KernelWriter):
         lines = self._said(self.launch.carries)
         for c in self.launch.carries:
             shape = self.tiles.shape(self.tile((ROW, *c.dims)))
-            lines.append(f"if HAS_INITIAL:\n    {safe(c.name)} = tl.load({self._state_at(f'{c.name}_initial', c.dims)}, "
+            lines.append(f"if HAS_INITIAL:\n    {safe(c.name)} = tl.load({self._ends_at(f'{c.name}_initial', c.dims)}, "
                          f"mask={self._masked(c.dims, 'there')}, other=0.0).to(tl.float32)\n"
                          f"else:\n    {safe(c.name)} = tl.zeros({shape}, tl.float32)")
         return [*lines, *self._sums(sums)]
@@ -158,7 +159,7 @@ class CellWriter(KernelWriter):
                 *indent(inner + self.body)]
 
     def _final(self, sums: list[Store]) -> list[str]:
-        lines = [f"if STORE_FINAL:\n    tl.store({self._state_at(f'{c.name}_final', c.dims)}, {safe(c.name)}, "
+        lines = [f"if STORE_FINAL:\n    tl.store({self._ends_at(f'{c.name}_final', c.dims)}, {safe(c.name)}, "
                  f"mask={self._masked(c.dims, 'there')})" for c in self.launch.carries]
         return [*lines, *self._stored(sums)]
 

@@ -108,8 +108,8 @@ class ValueNames:
         if _right_side(n) is not None:
             return self.letters["u"]
         if self._scores(n):
-            between = "_".join(p for p in parts[:2] if p not in self.spans.values())
-            return self.letters["A"] + (f"_{between}" if self.many and between else "")
+            named = [p for p in parts[:2] if p not in self.spans.values()]
+            return "_".join([self.letters["A"], *(named if self.many and all(named) else [])])
         if n.op == "sum":
             return f"{parts[0]}_total" if parts[0] and n.args[0].op not in ("mul", "guard") else parts[0]
         if n.op in ("where", "maximum", "minimum", "clamp"):

@@ -78,3 +78,11 @@ def test_an_emitted_file_begins_with_its_spec_and_says_what_names_mean() -> None
 def test_what_an_operation_writes_twice_has_a_name() -> None:
     text = mixc.load("short_conv").emit(shape={"W": 4})
     assert re.search(r"\n +y = (\w+) \* tl.sigmoid\(\1\)\n", text)
+
+
+def test_lines_of_kernels_are_no_longer_than_a_page_is_wide() -> None:
+    text = mixc.load("kda").emit()
+    body = text[text.index("def kda_fwd("):text.index("class Kda(")]
+    assert "k = tl.load(rows_at(k_ptr, row, held, k_st, in_K, SIGN), mask=has_K[None, :], other=0.0)\n" in body
+    assert "tl.store(state_at(S_final, seq * H + head, in_K, in_V, K, V), S, mask=" in body
+    assert not any(len(line) > 130 for line in body.splitlines() if "tl.load(" in line or "tl.store(" in line)

@@ -51,6 +51,18 @@ def stack(x, y, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def rows_at(ptr, row, rows, stride, columns, SIGN: tl.constexpr):
+    """Addresses of a tile: the rows of a chunk that begins at `row`, as far apart as `stride`, and columns."""
+    return ptr + row * stride + rows[:, None] * SIGN * stride + columns[None, :]
+
+
+@triton.jit
+def state_at(ptr, number, rows, columns, R: tl.constexpr, N: tl.constexpr):
+    """Addresses of a tile of matrix [R, N] `number` of those that lie one after the other."""
+    return ptr + number * (R * N) + rows[:, None] * N + columns[None, :]
+
+
+@triton.jit
 def inside(index, SIZE: tl.constexpr, BLOCK: tl.constexpr):
     """Which entries of a block lie in their dim: all, where blocks divide it."""
     if SIZE % BLOCK == 0:
