@@ -130,7 +130,8 @@ class _Shapes:
     def _kind(self, d: Decl, x: Any, tensors: dict[str, Any]) -> None:
         want = self.text(d, headless=False)
         if not isinstance(x, Tensor):
-            raise InputError(f"`{d.name}`: expected a tensor {want}, got {type(x).__name__} {x!r:.60}")
+            got = " ".join(repr(x).split())
+            raise InputError(f"`{d.name}`: expected a tensor {want}, got {type(x).__name__} {got:.60}")
         allowed = COMPLEX if d.kind == "complex" else REAL
         if x.dtype not in allowed:
             names = ", ".join(str(t).removeprefix("torch.") for t in allowed)

@@ -21,6 +21,9 @@ def _dtype(x: Tensor) -> str:
 
 
 def dense(name: str, x: Tensor, want: str) -> None:
+    if x.is_nested:
+        raise InputError(f"`{name}`: expected a dense tensor {want}, got a nested one; sequences lie one after the "
+                         "other along T, with `cu_seqlens`")
     if x.layout != torch.strided:
         raise InputError(f"`{name}`: expected a dense tensor {want}, got one of layout "
                          f"{str(x.layout).removeprefix('torch.')}; `.to_dense()` makes one")

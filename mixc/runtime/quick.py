@@ -26,23 +26,26 @@ Stepper = Callable[..., tuple[Tensor, ...]]
 
 def key(args: tuple[Any, ...], options: dict[str, Any], state: Any = None) -> tuple[Any, ...] | None:
     """What a call has but the values of its tensors; None where values must be looked at.  `state`: of a step."""
-    found: list[Any] = []
-    for x in args:
-        if not isinstance(x, Tensor):
-            return None
-        found.append((x.shape, x.dtype, x.device, x.layout))
-    for name, x in options.items():
-        if isinstance(x, Tensor):
-            if name in ("cu_seqlens", "mask", "initial_state") or not x.ndim:
+    try:
+        found: list[Any] = []
+        for x in args:
+            if not isinstance(x, Tensor):
                 return None
-            found.append((name, x.shape, x.dtype, x.device, x.layout))
-        elif isinstance(x, _PLAIN):
-            if name == "check" and x:
+            found.append((x.shape, x.dtype, x.device, x.layout))
+        for name, x in options.items():
+            if isinstance(x, Tensor):
+                if name in ("cu_seqlens", "mask", "initial_state") or not x.ndim:
+                    return None
+                found.append((name, x.shape, x.dtype, x.device, x.layout))
+            elif isinstance(x, _PLAIN):
+                if name == "check" and x:
+                    return None
+                found.append((name, type(x), x))
+            elif name != "initial_state" or not _state_key(found, x):
                 return None
-            found.append((name, type(x), x))
-        elif name != "initial_state" or not _state_key(found, x):
-            return None
-    return tuple(found) if state is None or _state_key(found, state) else None
+        return tuple(found) if state is None or _state_key(found, state) else None
+    except RuntimeError:  # a nested tensor has no shape
+        return None
 
 
 def _state_key(found: list[Any], state: Any) -> bool:

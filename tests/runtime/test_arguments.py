@@ -45,6 +45,7 @@ BAD = {
     "bools": (other(g=ARGS["g"] > 0), "`g`: .*got bool"),
     "complex": (other(v=ARGS["v"] + 0j), "`v`: .*got complex64"),
     "device": (other(v=ARGS["v"].to("meta")), "`v`: expected on cpu, as `q`, got meta"),
+    "numpy": (other(v=ARGS["v"].numpy()), r"got ndarray array\(\[[^\n]*$"),
     "sparse": (other(v=ARGS["v"].to_sparse()), r"`v`: expected a dense tensor \[B, T, H, V\], got one of layout sp"),
     "cu batch": (other(cu_seqlens=torch.tensor([0, 5])), "`cu_seqlens`: .*B = 1, .*got B = 2"),
     "cu list": (other(cu_seqlens=[0, 5]), "`cu_seqlens`: .*got list"),
@@ -75,6 +76,15 @@ BAD = {
     "norm": (other(k=ARGS["k"] * 2, check=True), r"`k`: expected norm\[K\]\(k\) <= 1, got"),
     "nan": (other(g=ARGS["g"] * float("nan"), check=True), "`g`: expected g <= 0, got nan"),
 }
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_tensors_are_refused(layout: torch.layout) -> None:
+    """Such a strided one has no shape: torch failed, "internal error"."""
+    nested = torch.nested.nested_tensor([torch.ones(2, 3)], layout=layout)
+    with pytest.raises(InputError, match=r"`v`: expected a dense .* got a nested one; .*cu_seqlens"):
+        MIXER(**other(v=nested))
 
 
 @pytest.mark.parametrize("case", BAD)
