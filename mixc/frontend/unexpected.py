@@ -105,6 +105,9 @@ def _character(source: Source, line: int, column: int) -> Diagnostic:
     char = source.line(line)[column - 1:column] or "?"
     help_ = _CHARACTERS.get(char, None if char.isascii() else "names are ASCII: write `beta` for a Greek letter" if
                             char.isalpha() else "operators are ASCII: `*`, `@`, `/`, `-`, `<=`")
+    called = re.search(r"(\w+)\s*\($", source.line(line)[:column - 1])  # einsum("k,v->kv", k, v)
+    if char in "'\"" and called:
+        help_ = slips.instead(called[1]) or help_
     if char.isdigit() or char == ".":
         return Diagnostic("MX111", "this number cannot be read", span, "numbers are written 1, 0.5, 1e-3 or 1j")
     if not char.isprintable():

@@ -53,6 +53,7 @@ BAD: list[tuple[str, str, int, int, str, str]] = [
     (last("y = softmax(k, dim=-1)"), "MX109", 5, 16, "no keywords", "`softmax[K](x)`"),
     (last("k @ S"), "MX110", 5, 1, "goes nowhere", "give it a name"),
     (last("y = g & beta"), "MX111", 5, 7, "`&`", "write `and`"),
+    (last("y = einsum('k,k->', q, k)"), "MX111", 5, 12, "`'`", "write `a @ b`"),
     (last("β = g"), "MX111", 5, 1, "`β`", "ASCII"),
     (last("y = g; z = k"), "MX111", 5, 6, "`;`", "own line"),
     (last("y = g +\nk"), "MX101", 5, 8, "end of the line", "in ( )"),
