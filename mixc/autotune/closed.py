@@ -15,9 +15,8 @@ from typing import Any
 import sympy
 
 from mixc.autotune.cost import LaunchModel, Shape
+from mixc.autotune.schedule import Variant
 from mixc.autotune.terms import Constraint, Term, term, total
-from mixc.autotune.trace import counts_of
-from mixc.codegen.file_text import with_called
 from mixc.codegen.names import own_names
 from mixc.ir.launch import sums_over
 from mixc.ir.node import bare, postorder
@@ -58,8 +57,7 @@ def closed_forms(step: Program, target: Target) -> list[Closed]:
     shape: Any = _Symbolic(names["B"], names["T"], names["H"], dims)
     out = []
     for launch, kernel in module.kernels.items():
-        text = with_called(kernel, module)
-        found = counts_of(text, kernel.launch.name, (FALLBACK, 2 * FALLBACK), 2, tuple(kernel.dims))
+        found = Variant(kernel, module).counts((FALLBACK, 2 * FALLBACK), 2)
         held_for, count = next(iter(found.items()))
         counts = count()
         chunk = None if len(held_for) > 1 else FALLBACK

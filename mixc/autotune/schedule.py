@@ -21,6 +21,7 @@ from mixc.autotune.space import Infeasible, Space, Term, ceil_div, divides, maxi
 from mixc.autotune.terms import Constraint, operation, term
 from mixc.autotune.trace import counts_of
 from mixc.codegen.config import Tile, padded
+from mixc.codegen.file_text import with_called
 from mixc.codegen.kernel import Kernel
 from mixc.codegen.offline import Report
 from mixc.targets import Target
@@ -74,12 +75,20 @@ Key = TypeVar("Key")
 
 @dataclass(frozen=True)
 class Variant:
-    """A kernel of a launch, and its text with what it may call. `single`: where a segment is one chunk, or where it
-    is several (None: either)."""
+    """A kernel of a launch, and its module, which has what it may call. `single`: where a segment is one chunk, or
+    where it is several (None: either)."""
 
     kernel: Kernel
-    text: str
+    module: Any
     single: bool | None = None
+
+    def counts(self, *asked: Any) -> dict[tuple[int, ...], Callable[[], Counts]]:
+        """`counts_of` its text, found once. `asked`: rows, operand, and values of constexpr arguments."""
+        kernel = self.kernel
+        if asked not in kernel.counted:
+            text, (rows, operand, *known) = with_called(kernel, self.module), asked
+            kernel.counted[asked] = counts_of(text, kernel.launch.name, rows, operand, tuple(kernel.dims), *known)
+        return kernel.counted[asked]
 
 
 class LaunchSpace:
@@ -103,8 +112,7 @@ class LaunchSpace:
         chunks = [*(FEW if of.kernel.ranks else ()), *CHUNKS]
         rows = [c for c in chunks if c <= max(16, padded(self.shape.B if cells else self.shape.T))]
         whole = tuple((f"B{d}", padded(sizes[d])) for d in of.kernel.dims if d not in launch.split) if cells else ()
-        return counts_of(of.text, launch.name, tuple(rows), self.shape.operand, tuple(of.kernel.dims),
-                         (("HELD", held), *whole))
+        return of.counts(tuple(rows), self.shape.operand, (("HELD", held), *whole))
 
     @property
     def turned(self) -> str:

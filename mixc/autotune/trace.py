@@ -241,7 +241,6 @@ def _side(sizes: list[Size], rows: tuple[int, ...]) -> Size:
     raise NeedsSize
 
 
-@lru_cache(maxsize=256)
 def counts_of(text: str, kernel: str, rows: tuple[int, ...], operand: int, dims: tuple[str, ...],
               known: tuple[tuple[str, Any], ...] = ()) -> dict[tuple[int, ...], Callable[[], Counts]]:
     """The counts of a kernel of a module, with a name for the rows of a chunk, or for a number of them, by those of

@@ -19,7 +19,6 @@ from mixc.autotune.compiling import Failed, compile_all
 from mixc.autotune.cost import SPILL, Shape
 from mixc.autotune.schedule import CHUNKS, SEGMENTS, Candidate, LaunchSpace, Variant
 from mixc.codegen.config import Config, Tile, hands_on
-from mixc.codegen.file_text import with_called
 from mixc.codegen.module import Module
 from mixc.codegen.offline import Job, job_of, write_text
 from mixc.errors import InputError
@@ -63,7 +62,7 @@ class Schedule:
         if launch not in self._spaces:
             several = (False, True) if self.module.kernel(launch).launch.alone else (None,)
             kernels = [self.module.kernel(launch, single=bool(s)) for s in several]
-            variants = [Variant(k, with_called(k, self.module), s) for k, s in zip(kernels, several, strict=True)]
+            variants = [Variant(k, self.module, s) for k, s in zip(kernels, several, strict=True)]
             self._spaces[launch] = LaunchSpace(launch, variants, self.target, self.shape)
         return self._spaces[launch]
 

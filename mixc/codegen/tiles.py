@@ -54,6 +54,7 @@ class Tiles:
         def place(d: str) -> int:
             return self.rank.get(d, -1)
         self.dot_axes = cache(lambda node: dot_axes(node, axes, place))
+        self.grouped = cache(self._grouped)
         self._of = cache(lambda dims: axes.of(tuple(sorted(dims, key=place))))
         self.uses = Counter(a for n in nodes for a in n.args)
         self.uses.update(roots)
@@ -180,7 +181,7 @@ class Tiles:
         return (node in self.added or node in self.stacked or node in self.crossed or (node in self.before and self.uses[node] == 1) or (
             node in self.reduced and self.uses[node] == 1 and OPS[node.op].elementwise))
 
-    def grouped(self, node: Node) -> bool:
+    def _grouped(self, node: Node) -> bool:
         """Does the node belong to the statement that uses it: formed with it, entry by entry, or never?"""
         user = self.user.get(node)
         return self.absorbed(node) or (user is not None and entrywise(node) and (entrywise(user) or user.op == "sum"))

@@ -31,6 +31,7 @@ class Kernel:
     ranks: frozenset[str] = frozenset()  # dims that make more rows of a token
     narrow: frozenset[str] = frozenset()  # dims whose blocks have no least size: these, and such as stand in one with others
     peaks: dict[Any, Any] = field(default_factory=dict, repr=False)  # what a model found of `alive`, by known sizes
+    counted: dict[Any, Any] = field(default_factory=dict, repr=False)  # and of the text, by what it was asked for
 
     def block(self, dim: str, size: int, tile: Tile | None = None) -> int:
         """The block of a dim of this size, whole where no tile is given."""

@@ -14,11 +14,14 @@ from mixc.ir.node import Node
 
 _BINDS = {**dict.fromkeys("&|<>=!", 0), **dict.fromkeys("+-", 1), **dict.fromkeys("*/%@", 2)}
 ATOM = 3
+_OPERATOR = re.compile(r" [&|<>=!+\-*/%@]")
 
 
 def binds(code: str) -> int:
     """How tightly the loosest operator of an expression binds: 0 comparisons, 1 sums, 2 products, 3 it has none."""
     depth, found = 0, 2 if code[:1] in "-~" else ATOM
+    if not _OPERATOR.search(code):
+        return found
     for i, ch in enumerate(code):
         depth += (ch in "([") - (ch in ")]")
         if depth == 0 and ch in _BINDS and i > 0 and code[i - 1] == " ":

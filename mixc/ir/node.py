@@ -225,9 +225,16 @@ def fold(roots: Iterable[Node], f: Callable[[Node, list[T]], T], known: MutableM
     """Of every root f(node, what it gave for the node's arguments); `known` is read and filled, nothing is looked at
     below what it holds."""
     roots, known = list(roots), {} if known is None else known
-    for node in postorder(roots, known):
-        if node not in known:
-            known[node] = f(node, [known[a] for a in node.args])
+    for root in roots:
+        stack = [] if root in known else [root]
+        while stack:
+            node = stack[-1]
+            if node not in known:
+                if left := [a for a in node.args if a not in known]:
+                    stack += reversed(left)
+                    continue
+                known[node] = f(node, [known[a] for a in node.args])
+            stack.pop()
     return [known[r] for r in roots]
 
 

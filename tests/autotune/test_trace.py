@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+import mixc
 from mixc.autotune.shapes import NeedsSize, Tile
 from mixc.autotune.trace import Trace, counts_of
+from mixc.autotune.tuner import schedule_of
+from mixc.targets import find
 
 KERNEL = '''
 @triton.jit
@@ -104,3 +109,16 @@ def test_a_trace_within_a_trace_counts_for_itself() -> None:
         Tile(((1, ("C",)),)) + 1.0
     assert len(one.counts.products) == before
     assert one.counts.poly["alu"][("C",)] == 1
+
+
+def test_the_text_of_a_kernel_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the sizes of heads, and however many kernels were counted since."""
+    counted, count = list[str](), counts_of
+    def counting(text: str, kernel: str, *asked: Any) -> Any:
+        counted.append(text)
+        return count(text, kernel, *asked)
+    monkeypatch.setattr("mixc.autotune.schedule.counts_of", counting)
+    spec = mixc.loads("mixer once(K, V) { in q[K], k[K], v[V]\nstate S[K, V]\nS = 0.75 * S + k * v\nout o[V] = q @ S }")
+    for size in (64, 32, 64):
+        schedule_of(spec.declared, find("h100"), {"B": 8, "T": 2048, "H": 16, "K": size, "V": size}, "bf16").default()
+    assert counted and len(counted) == len({*counted})
