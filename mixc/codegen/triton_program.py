@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from mixc.codegen.apart import parts_at
-from mixc.codegen.names import named, own_names, renamed
+from mixc.codegen.names import named, own_names, renamed, safe
 from mixc.codegen.refuse import refuse
 from mixc.errors import Diagnostic, InputError, SpecError
 from mixc.ir.node import postorder
@@ -246,9 +246,19 @@ def module(mixer: Mixer, call: Call) -> ModuleType:
         made = kernels_at(p, call.sizes)
         if (made, config) not in found:
             last = last_config(made, _target(call.device), shape, dtype)
-            found[made, config] = load_text(made.text(config, last=last), p.name)
+            found[made, config] = loaded = load_text(made.text(config, last=last), p.name)
+            loaded.alone = frozenset(  # type: ignore[attr-defined]
+                d.name for d, own in zip(p.ins, made.p.ins, strict=False) if safe(own.name) in made.backs)
         found[kind] = found[made, config]
     return found[kind]
+
+
+def read_alone(mixer: Mixer, call: Call) -> frozenset[str]:
+    """The inputs some tokens ago that the kernels of a call read off these inputs; a token looks back at what was given."""
+    if call.rows.T == 1 or is_complex(call.program) or len(parts_of_call(call)) > 1:
+        return frozenset()
+    found: frozenset[str] = module(mixer, call).alone
+    return found
 
 
 def parts_of_call(call: Call) -> tuple[Program, ...]:
@@ -306,8 +316,11 @@ def run(mixer: Mixer, call: Call) -> tuple[dict[str, torch.Tensor], dict[str, to
         raise InputError('the Triton kernels compute in fp32, an input is fp64; use backend="torch"')
     emitted, p, rows = module(mixer, call), call.program, call.rows
     flat = rows.starts is not None or rows.lens is not None
-    ins = []
+    ins = list[torch.Tensor | None]()
     for d in p.ins:
+        if call.ins[d.name] is None:  # some tokens ago of another, which kernels read
+            ins.append(None)
+            continue
         x = rows.gather(call.ins[d.name])
         ins.append(x.reshape(1, rows.B * rows.T, *x.shape[2:]) if flat else x)
     params = [call.params[d.name] for d in p.params]

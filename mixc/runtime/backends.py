@@ -79,7 +79,7 @@ def triton_backend(mixer: Mixer, call: Call) -> Results:
     Raises:
         SpecError: MX310, no kernels for this form; MX311, no GPU or no triton here.
     """
-    from mixc.codegen.triton_program import parts_of_call, refused, run
+    from mixc.codegen.triton_program import parts_of_call, read_alone, refused, run
 
     if not has_chunk_program(mixer):
         raise no_kernels(mixer, refused(mixer._staged))
@@ -96,7 +96,9 @@ def triton_backend(mixer: Mixer, call: Call) -> Results:
             mine = owner if part is call else parts.mixer_of(part.program)
             return _of_planes(part, lambda real: run(mine, real))
         return parts.run(call, of_part, of_part, parts_of_call(call))
-    return same.run(kernels, call) if same is not None else context.run(call, lambda c: kernels(mixer, c))
+    if same is not None:
+        return same.run(kernels, call)
+    return context.run(call, lambda c: kernels(mixer, c), lambda c: read_alone(mixer, c))
 
 
 def _interpreted() -> bool:

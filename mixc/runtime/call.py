@@ -25,6 +25,7 @@ class Call:
         sizes: of every dim, other names of a size included.
         consts: of every const, re-evaluated under the call's own.
         ins: [B, T, G, dims...], in the caller's order of rows, dtype and strides; G divides H.
+            (None: what kernels read some tokens ago off another; see `context.run`.)
         params: [G, dims...].
         states0: the initial states that were given, [N, H, dims...]; others start as declared.
         lags0: the histories that were given, [N, n, H, dims...], oldest first; others are 0.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import torch
 
@@ -34,25 +35,39 @@ def _context(step: Program, sizes: tuple[tuple[str, int], ...]) -> tuple[Context
     if not has_context(step):
         return None
     found = context(step, dict(sizes))
-    return found, defined(_text(found), f"what {step.name} looks back at", {"torch": torch, "Guarded": Guarded})["form"]
+    return found, _form(found, frozenset())
 
 
-def _text(found: Context) -> str:
-    """form(past, *ins, *params, *consts, *sizes): what `found.given` holds, in order."""
+@cache
+def _form(found: Context, alone: frozenset[str]) -> Form:
+    given = {"torch": torch, "Guarded": Guarded}
+    return defined(_text(found, alone), f"what {found.step.name} looks back at", given)["form"]
+
+
+def _text(found: Context, alone: frozenset[str]) -> str:
+    """form(past, *ins, *params, *consts, *sizes): what `found.given` holds, in order; None: what kernels read alone."""
     def called(name: str) -> str:
         return name + "_"  # unlike all other names there
     step = found.step
     names = [*(d.name for d in (*step.ins, *step.params, *step.consts)), *(d.name for d in step.dims)]
-    return "\n    ".join([f"def form(past, {', '.join(map(called, names))}):", *PastValues(found, called).lines,
+    return "\n    ".join([f"def form(past, {', '.join(map(called, names))}):", "initial = past.initial",
+                          *PastValues(found, called, set(map(called, alone))).lines,
                           f"return [{', '.join(map(called, found.given))}]"]) + "\n"
 
 
-def run(call: Call, backend: Callable[[Call], Results]) -> Results:
-    """Outs and final states, histories and `pos`, as of a backend that knows none of them."""
+def run(call: Call, backend: Callable[[Call], Results],
+        alone: Callable[[Call], frozenset[str]] | None = None) -> Results:
+    """Outs and final states, histories and `pos`, as of a backend that knows none of them.
+
+    Args:
+        alone: which inputs some tokens ago it reads off the inputs themselves (None: none). It is given None in their
+            place, where nothing was before the first token."""
     made = context_of(call.program, call.sizes)
     if made is None:
         return backend(call)
     (found, form), step, rows = made, call.program, call.rows
+    if alone is not None and not call.lags0.keys() >= {ago[0] for d in found.program.ins if (ago := d.ago)}:
+        form = _form(found, alone(replace(call, program=found.program, lags0={}, pos0=None)))
     with torch.autocast(call.device.type, enabled=False):
         initial = call.lags0 | ({} if call.pos0 is None else {"pos": call.pos0})
         past = Past(rows.B, rows.T, call.H, rows.starts, rows.lens, False, initial, call.dtype, call.device)
@@ -60,7 +75,8 @@ def run(call: Call, backend: Callable[[Call], Results]) -> Results:
         numbers = [*(call.consts[d.name] for d in step.consts), *(call.sizes[d.name] for d in step.dims)]
         formed = form(past, *tensors, *numbers)
         kept = past.kept() | ({"pos": past.counted()} if counts_tokens(step) else {}) if call.want_state else {}
-    ins = call.ins | dict(zip(found.given, formed if rows.plain else map(rows.scatter, formed), strict=True))
-    given = {d.name: ins[d.name] for d in found.program.ins}
-    outs, states = backend(replace(call, program=found.program, ins=given, lags0={}, pos0=None))
+    given = [x if x is None or rows.plain else rows.scatter(x) for x in formed]
+    ins = call.ins | dict(zip(found.given, given, strict=True))
+    outs, states = backend(replace(call, program=found.program, ins={d.name: ins[d.name] for d in found.program.ins},
+                                   lags0={}, pos0=None))
     return outs, states | kept

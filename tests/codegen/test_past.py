@@ -127,6 +127,24 @@ def test_where_nothing_was_before_kernels_look_back_themselves(name, options):
     check(name, 40, B=1 if "cu_seqlens" in options else 2, begun=False, **options)
 
 
+@pytest.mark.parametrize("options", [{}, {"cu_seqlens": torch.tensor([0, 2, 2, 24, 40])}, {"reverse": True},
+                                     {"mask": torch.arange(40).reshape(1, 40) % 3 > 0}], ids=str)
+def test_kernels_of_a_call_look_back_themselves(options, monkeypatch):
+    from mixc.codegen import triton_program
+
+    found, ask = list[frozenset[str]](), triton_program.read_alone
+    monkeypatch.setattr(triton_program, "read_alone", lambda *given: found.append(ask(*given)) or found[-1])
+    for name, alone in (("convolved", {f"{x}_lag{n}" for x in "qkv" for n in (1, 2, 3)}),
+                        ("depths", {"k_lag2", "v_lag1", "v_lag2"})):
+        mixer, x = spec(name), tensors(name, 40, B=1)
+        assert_runs_agree(mixer, run(mixer, x, backend="triton", **options), run(mixer, x, wide=True, **options))
+        assert found.pop() == alone
+    start = state_of("convolved", tensors("convolved", 40, B=1), 1)  # with a history they are given what was
+    x = tensors("convolved", 40, B=1)
+    assert_runs_agree(spec("convolved"), run(spec("convolved"), x, backend="triton", initial_state=start),
+                      run(spec("convolved"), x, wide=True, initial_state=start))
+
+
 def test_inputs_some_tokens_ago_are_no_tensors_of_their_own():
     for name, where in (("short_conv", {"x"}), ("convolved", {"q", "k", "v"}), ("cell", set())):
         text = spec(name).emit(shape={"W": 3} if name == "short_conv" else None)
