@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import reduce
 
-from mixc.codegen.notation import Spelling, dim_name, meanings
+from mixc.codegen.notation import WIDTH, Spelling, dim_name, meanings
 from mixc.ir.build import maybe_mul
 from mixc.ir.node import COL, ROW, Node, is_number, number, postorder, source
 from mixc.ir.program import Decl, Program
@@ -16,16 +16,34 @@ from mixc.passes.affine import Affine, AffineForms
 
 def spelled(results: Mapping[Node, str]) -> list[str]:
     """An equation a value, under its name; what is used more than once has a line and a name of its own."""
-    uses = Counter(a for n in postorder(list(results)) for a in n.args)
+    return _spelled(list(results), results)[0]
+
+
+def _spelled(roots: list[Node], results: Mapping[Node, str]) -> tuple[list[str], dict[Node, str]]:
+    """The equations of `results`, and of what is used more than once below the roots, and all names."""
+    uses = Counter(a for n in postorder(roots) for a in n.args)
     names: dict[Node, str] = {}
     lines = []
-    for n in postorder(list(results)):
+    for n in postorder(roots):
         if n in results or (n.args and uses[n] > 1 and n.op not in ("rename", "expand", "live")):
             called = results.get(n) or f"x{sum(n not in results for n in names) + 1}"
             axes = f"[{', '.join(map(dim_name, n.dims))}]" if n.dims else ""
             lines.append(f"{called}{axes} = {Spelling(names, whole=True).text(n, top=True)}")
             names[n] = called
-    return lines
+    return lines, names
+
+
+def split_lines(step: Program) -> list[str]:
+    """`split` as text; where that would fill more than a line, what is used more than once has a name."""
+    made = split(step)
+
+    def told(names: Mapping[Node, str]) -> list[str]:
+        return [f"{kind}, {state}: {Spelling(names, whole=True).text(n)}" for kind, state, n in made]
+    lines = told({})
+    if all(len(line) <= WIDTH for line in lines):
+        return lines
+    before, names = _spelled([n for *_, n in made], {})
+    return [*before, *told(names)]
 
 
 def equations(p: Program, prefix: str = "") -> list[str]:
@@ -56,7 +74,7 @@ def explain(step: Program) -> str:
     forms = [f"- `{', '.join(g.states)}`: **{g.form}** — {g.why}" for g in stages.groups]
     lines = [f"# {step.name}", *(["", step.doc] if step.doc else []), *_formulas("The step", equations(step)),
              *_section("Form", forms or ["- no state"])]
-    parts = [f"{kind}, {state}: {Spelling({}, whole=True).text(n)}" for kind, state, n in split(step)]
+    parts = split_lines(step)
     lines += _formulas("What it was split into", parts) if parts else []
     if stages.parts:
         lines += ["", *in_order(stages.parts)]

@@ -60,3 +60,13 @@ def test_lags_and_positions_are_written_as_in_the_language():
     mixer = mixc.loads("mixer m(D, W = 4) {\nin x[D]\nparam c[W, D]\nstate h[D]\n"
                        "h = 0.5 * h + norm[W](c * lag[W](x)) * cos(index[D] * pos) - lag(x, 2)\nout y[D] = h\n}")
     assert "norm[W](c * lag[W](x)) * cos(index[D] * pos) - lag(x, 2)" in mixer.explain()
+
+
+def test_what_is_written_again_and_again_has_a_name_in_the_split():
+    """Three steps of an iteration, each spelled out in the next, filled a thousand letters."""
+    mixer = mixc.loads("mixer m(K, V, L = K, N = 3) {\nin q[K], k[K], v[V]\nstate G[K, L], S[K, V], z[K]\n"
+                       "G += k * k[L]\nS += k * v\nz = q\n"
+                       "for n in N { z = z - 0.3 * (G @ z[L] - q) }\nout o[V] = z @ S\n}")
+    split = mixer.explain().partition("## What it was split into")[2].partition("## One chunk")[0]
+    assert "written, z: x3 - 0.3 * (" in split and max(map(len, split.splitlines())) < 100
+    assert "written, S: k * v" in mixc.load("simple_gla").explain()
