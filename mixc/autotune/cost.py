@@ -16,7 +16,7 @@ what a compile reports takes their place.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -353,8 +353,15 @@ class LaunchModel:
         return self.sum(out) * self.work()
 
     def merges(self) -> tuple[Term, Term]:
-        """Bytes and launches of the torch operations that add up partial sums of gradients behind the launch."""
+        """Bytes and launches of what adds up gradients behind the launch: partial sums, and those of rows that later
+        rows read."""
         moved, launches = [term(0)], [term(0)]
+        later = Counter(d.ago[0] for s in self.kernel.launch.stored if (d := self._decl(s.name)) is not None and d.ago)
+        for name, count in later.items():
+            dims = self.kernel.launch.program.decl(name).dims
+            values = self.shape.B * self.shape.T * self.shape.H * self.shape.of(dims)
+            moved.append(term((count + 2) * values * self.shape.operand))
+            launches.append(term(-(-count // 3)))
         for store in self.kernel.launch.stored:
             over = [d for d in self.kernel.launch.summed if d in self.kernel.dims and d not in store.dims]
             if over and store.kind == "rows":
