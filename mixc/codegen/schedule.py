@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+from mixc.codegen.beam import Beam
 from mixc.ir.blocks import PART
 from mixc.ir.launch import ROWS, Launch
 from mixc.ir.node import ALIASES, ROW, Node, flat, postorder, source
@@ -125,10 +126,7 @@ def _passes(n: Node, inside: Callable[[Node], bool]) -> bool:
     return n.op in (*ALIASES, "number", "size", "const") or (bool(n.args) and inside(n))
 
 
-# peak, sum of live sizes, rank of the path before, last statement, done, size of live tiles, place of the path before
-_Place = tuple[float, float, int, int, int, float, int]
-# what a statement adds to the size of live tiles, the most that it adds meanwhile, and whether it frees what it takes
-_Step = tuple[float, float, bool]
+_Step = tuple[float, float]  # what a statement adds to the size of live tiles, and the most that it adds meanwhile
 
 
 class _Problem:
@@ -171,7 +169,6 @@ class _Problem:
         self.forever = sum(1 << at[k] for k in kept if k in at)
         self.mortal = [[j for j in tiles_of if not self.forever >> j & 1] for tiles_of in self.taken]
         self.first = sum(1 << i for n, i in tiles.items() if n in held)
-        self.waiting = [_bits(m & self.computed) for m in self.users]  # the statements that take a tile
         self.matter = [0] * self.count  # what statement i changes depends on which of these are done
         for i, tiles_of in enumerate(self.taken):
             for j in tiles_of:
@@ -188,54 +185,8 @@ class _Problem:
         return _FOUND[key]
 
     def search(self) -> tuple[int, ...]:
-        live, steps, matter = self.live(), self.steps, self.matter
         width = _WIDTH if self.count <= _WIDE else max(_WIDTH * _WIDE**2 // self.count**2, 8)
-        beam: list[_Place] = [(live, 0.0, 0, -1, 0, live, 0)]
-        ranks, each = [0], [[i for i in range(self.count) if not self.needs_computed[i]]]  # which may be next
-        ways: list[list[tuple[int, int]]] = []  # of every length: the last statement, and where the path before is
-        for _ in range(self.count):
-            found: dict[int, _Place] = {}
-            known = found.get
-            for at, (peak, area, _, _, done, size, _) in enumerate(beam):
-                rank = ranks[at]
-                ready: list[tuple[int, _Step]] = []
-                for i in each[at]:
-                    step = steps[i].get(done & matter[i]) or self.step(i, done)
-                    if step[2]:  # nothing is gained by waiting
-                        ready = [(i, step)]
-                        break
-                    ready.append((i, step))
-                for i, (more, most, _) in ready:
-                    key, after, most = done | 1 << i, size + more, size + most
-                    if most < peak:
-                        most = peak
-                    old = known(key)
-                    if old is None or most <= old[0]:
-                        place = most, area + after, rank, i, key, after, at
-                        if old is None or place < old:
-                            found[key] = place
-            beam = sorted(found.values())[:width]
-            ways.append([(p[3], p[6]) for p in beam])
-            each = [self._ready(each[at], i, done) for _, _, _, i, done, _, at in beam]
-            ranks = [0] * len(beam)
-            for rank, (_, _, at) in enumerate(sorted((p[2], p[3], at) for at, p in enumerate(beam))):
-                ranks[at] = rank
-        path, at = [], 0
-        for way in reversed(ways):
-            i, at = way[at]
-            path.append(i)
-        return tuple(reversed(path))
-
-    def _ready(self, before: list[int], i: int, done: int) -> list[int]:
-        """The statements that may be next behind i, of those that might have been in its place."""
-        found = [j for j in before if j != i]
-        count = len(found)
-        for j in self.waiting[i]:
-            if not self.needs_computed[j] & ~done:
-                found.append(j)
-        if len(found) > count:
-            found.sort()
-        return found
+        return Beam(self.taken, self.size, self.within, _bits(self.forever), _bits(self.first)).best(width)
 
     def earlier(self, path: tuple[int, ...]) -> tuple[int, ...]:
         """The same with blocks of statements that end in what no other needs, as early as makes peak or sum less."""
@@ -303,7 +254,7 @@ class _Problem:
         size = peak = self.live()
         done, area = 0, 0.0
         for i in path:
-            more, most, _ = self.steps[i].get(done & self.matter[i]) or self.step(i, done)
+            more, most = self.steps[i].get(done & self.matter[i]) or self.step(i, done)
             if size + most > peak and (peak := size + most) > limit:
                 return peak, math.inf
             size, done = size + more, done | 1 << i
@@ -337,7 +288,7 @@ class _Problem:
         loads = sum(self.size[j] for j in absent)
         more = loads + made - sum(self.size[j] for j in self._dying(i, done))
         most, more = max(more, loads + self.within[i]), more if self._stays(i) else more - made
-        found = self.steps[i][done & self.matter[i]] = more, most, more <= 0 and most <= 0
+        found = self.steps[i][done & self.matter[i]] = more, most
         return found
 
 
