@@ -10,7 +10,7 @@ from mixc.codegen.kernel_addresses import Addresses
 from mixc.codegen.lines import indent, plus
 from mixc.codegen.names import safe
 from mixc.codegen.notation import formula, is_decay, span_formula
-from mixc.codegen.operands import fine_products, lasting
+from mixc.codegen.operands import fine_products, lasting, turned_products
 from mixc.codegen.refuse import refuse
 from mixc.codegen.schedule import NOMINAL_WARPS, Operand, Tile, fitted_sizes, nominal_sizes, numbers, schedule
 from mixc.codegen.tiles import Tiles
@@ -58,7 +58,7 @@ class Loads(Addresses):
 
     def _fine(self, nodes: list[Node], carried: list[tuple[Node, Node]]) -> set[Node]:
         """The products of these nodes whose operands are not rounded to the dtype of the inputs."""
-        return (fine_products(nodes) if self.launch.fine else set()) | lasting(nodes, carried)
+        return (fine_products(nodes) if self.launch.fine else set()) | lasting(nodes, carried) | turned_products(nodes)
 
     def _emit(self, node: Node, line: str) -> None:
         lines = self.body if node in self.varying else self.before

@@ -9,7 +9,7 @@ from typing import Any
 
 from mixc.codegen.axes import Axes
 from mixc.ir.launch import PRODUCTS, ROWS, feature_dims, sides
-from mixc.ir.node import ALIASES, ROW, Node, depends, flat, postorder, source
+from mixc.ir.node import ALIASES, COL, ROW, Node, depends, flat, postorder, source
 from mixc.ir.ops import OPS
 
 
@@ -34,6 +34,18 @@ def fine_products(nodes: list[Node]) -> set[Node]:
         cotangents = [a for a in n.args if a in linear]
         return not cotangents or (ROW in n.dims and len(cotangents) == 1 and ROW in cotangents[0].dims)
     return {n for n in nodes if n.op in PRODUCTS and meets(n)}
+
+
+def turned_products(nodes: list[Node]) -> set[Node]:
+    """The products of a backward by which the two sides of pairs of rows that turn get their cotangents: what a phase gets
+    is the difference of both, row by row, and small where rows see few others."""
+    turned = depends(nodes, [n for n in nodes if n.op in ("cos", "sin") and ROW in n.dims])
+    linear = depends(nodes, [n for n in nodes if n.op == "cot"])
+
+    def of_pairs(n: Node) -> bool:
+        a, b = n.args[:2]
+        return any({ROW, COL} <= {*x.dims} and x in linear and y in turned and y not in linear for x, y in ((a, b), (b, a)))
+    return {n for n in nodes if n.op in PRODUCTS and of_pairs(n)} if turned and linear else set()
 
 
 def lasting(nodes: list[Node], carried: list[tuple[Node, Node]]) -> set[Node]:
