@@ -41,7 +41,7 @@ def file_text(name: str, said: str, modules: list[Any], step: Program, calls: st
     sizes = "\n".join([*(line for m in modules for line in m.size_lines()), *tables(step)])
     own = "".join([written.rstrip(), "\n\n\n", *(x for m in modules for x in (m.function(), "\n\n\n")), calls])
     shared = [*map(library, ("host", "calls")), *called_by(written, modules), *map(library, ("pieces", "products", "later")), past_text()]
-    brought = needed("".join(shared), f"{sizes}\n{own}")
+    brought = needed(shared, f"{sizes}\n{own}")
     read = names_read("\n".join([sizes, brought, own]))
     head = [f'"""{name}: kernels emitted by mixc from a one-token step.', "", *doc, LICENSE, '"""',
             *(f"import {x}" for x in ("collections", "math", "os") if x in read), "", "import torch", "import triton",

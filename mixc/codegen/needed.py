@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 
 _NAME, _WORDS = re.compile(r"(?<![\w.])[^\W\d]\w*"), re.compile(r'""".*?"""|#[^\n]*', re.DOTALL)
 
 
-def needed(library: str, text: str) -> str:
-    """The definitions of `library` that `text` reads, by way of each other too, and what is done there at once."""
-    parts, wanted, found = _parts(library), names_read(text), set[int]()
+def needed(libraries: Iterable[str], text: str) -> str:
+    """The definitions of `libraries` that `text` reads, by way of each other too, and what is done there at once."""
+    parts, wanted, found = [p for x in libraries for p in _parts(x)], names_read(text), set[int]()
     while more := {i for i, (defined, _, _) in enumerate(parts) if i not in found and (not defined or defined & wanted)}:
         found |= more
         wanted = wanted.union(*(parts[i][1] for i in more))

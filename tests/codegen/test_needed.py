@@ -64,5 +64,14 @@ def d():
     return b()
 '''
     whole = "\n\nimport os\n\n\nA = 1\n\n\n# of b\n@wrap\ndef b():\n    return c\n\n\ndef c():\n    return A\n"
-    assert needed(library, "x = d") == f"{whole}\n\ndef d():\n    return b()\n"
-    assert needed(library, "c()") == "\n\nimport os\n\n\nA = 1\n\n\ndef c():\n    return A\n"
+    assert needed([library], "x = d") == f"{whole}\n\ndef d():\n    return b()\n"
+    assert needed([library], "c()") == "\n\nimport os\n\n\nA = 1\n\n\ndef c():\n    return A\n"
+
+
+def test_a_library_is_parsed_once(monkeypatch):
+    """Whatever stands beside it."""
+    parsed, parse = [], ast.parse
+    monkeypatch.setattr(ast, "parse", lambda text: parsed.append(text) or parse(text))
+    a, b, c = (f"\n\ndef {n}():\n    return {n * 2}  # in a file of this test's own\n" for n in "abc")
+    assert needed([a, b], "a()") == a and needed([a, c], "c()") == c
+    assert parsed == [a, b, c]
