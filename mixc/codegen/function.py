@@ -154,7 +154,8 @@ class Function(Launches):
             lines += self._blocks(kernel, self._called(name))
             lines += [f"parts_{d} = {count(kernel, d, self._called(name))}" for d in kernel.launch.summed]
             lines += [*self._state_buffers(kernel), *self._gradient_buffers(kernel), *self._launch(kernel, self._called(name))]
-        formed = {d.name: f"over_group({self._summed('d' + d.name, d.dims, safe(d.name))}, {safe(d.name)}, 2)" for d in self.p.ins}
+        formed = {d.name: f"over_group({self._summed('d' + d.name, d.dims, safe(d.name))}, {safe(d.name)}, 2)" if not d.table else "None"
+                  for d in self.p.ins}
         lines += self._earlier(formed)
         grads = list(formed.values())
         grads += [f"over_group({self._param_gradient(d)}, {safe(d.name)}, 0)" for d in self.p.params]
@@ -202,7 +203,7 @@ class Function(Launches):
     def _gradient_buffers(self, kernel: Kernel) -> list[str]:
         """What a kernel forms: gradients of the ins a row a token and head, of the params one a sequence and head."""
         lines = [self._room(s) for s in kernel.launch.stores if s.result == "save"]
-        ins, params = ([d for d in of if self._maker(f"d{d.name}") is kernel] for of in (self.p.ins, self.p.params))
+        ins, params = ([d for d in of if not d.table and self._maker(f"d{d.name}") is kernel] for of in (self.p.ins, self.p.params))
         for d in ins:
             n, parts = safe(d.name), self._parts(kernel, d.dims)
             lead = f"{parts}B, T, H"

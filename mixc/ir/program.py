@@ -50,6 +50,7 @@ class Decl:
 
     `init`: the initial value of a state (None: 0), or the value of a const.
     `exact`: its values have the precision of the body, whatever the inputs' dtype: what one part hands to the next.
+    `table`: it is formed of positions and numbers alone, so that nothing asks for its gradient.
     `ago`: it is what this other input was so many tokens ago.
     `dims` is the order of the tensor's axes, as declared."""
 
@@ -62,6 +63,7 @@ class Decl:
     span: Span | None = field(default=None, compare=False)
     exact: bool = False
     ago: tuple[str, int] | None = None
+    table: bool = False
 
     @property
     def open_ended(self) -> bool:

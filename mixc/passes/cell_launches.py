@@ -45,7 +45,7 @@ def cell_launches(step: Program) -> CellLaunches:
     carries = tuple(Carry("d" + s.name, cotangent_of_state(s.name, (ROW, *s.dims)), bwd.result("next", s.name), s.dims)
                     for s in step.states)
     stores = [Store("rows", "d" + d.name, finite_gradient(bwd, d, wide), d.dims, "grad")
-              for d, wide in zip(step.ins, fwd.ins, strict=True)]
+              for d, wide in zip(step.ins, fwd.ins, strict=True) if not d.table]
     products = list[Product]()
     for d in step.params:
         rest = list[Node]()

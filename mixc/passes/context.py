@@ -79,7 +79,8 @@ class _Made:
             base = f"{name_of(n)}_window" if n.op == "window" else "position" if n.op == "pos" else f"{n.op}_of_pos"
         name = free(base, self.taken)
         kind = "real" if n.kind == "bool" else n.kind
-        decl = Decl("in", name, n.dims, kind, _ranges(self.step, n), span=n.span, ago=self._ago(n))
+        decl = Decl("in", name, n.dims, kind, _ranges(self.step, n), span=n.span, ago=self._ago(n),
+                    table=n.op not in ("lag", "window"))
         self.decls.append(decl)
         self.given[name] = n
         return make("lt", number(0.5), decl.leaf()) if n.kind == "bool" else decl.leaf()

@@ -24,7 +24,7 @@ def cotangent_of_state(name: str, dims: tuple[str, ...]) -> Node:
 
 
 def differentiate(forward: Program) -> Program:
-    """Results: "grad" for every input, "sum" for every param, "next" for every state (its cotangent)."""
+    """Results: "grad" for every input (0 for tables), "sum" for every param, "next" for every state (its cotangent)."""
     row = (ROW,) if forward.level == "chunk" else ()  # the axes of a cell are all named
     roots = [(forward.result("out", o.name), make("cot", name=o.name, dims=(*row, *o.dims))) for o in forward.outs]
     roots += [(forward.result("next", s.name), cotangent_of_state(s.name, s.dims)) for s in forward.states]
@@ -32,6 +32,7 @@ def differentiate(forward: Program) -> Program:
     wanted = [*ins, *(d.leaf() for d in forward.params), *(d.leaf() for d in forward.states)]
     with proving(forward):
         found = gradient(roots, wanted)
+    found[:len(ins)] = [None if d.table else c for d, c in zip(forward.ins, found, strict=False)]
     roles = ["grad"] * len(ins) + ["sum"] * len(forward.params) + ["next"] * len(forward.states)
     names = [d.name for d in (*forward.ins, *forward.params, *forward.states)]
     results = [Result(role, name, expand(number(0), leaf.dims) if c is None else c)

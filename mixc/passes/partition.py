@@ -208,7 +208,7 @@ def _outs(program: Program) -> tuple[Store, ...]:
 
 @lru_cache(maxsize=8)
 def _gradients(forward: Program, backward: Program) -> tuple[Store, ...]:
-    grads = ((d, backward.result("grad", d.name)) for d in forward.ins)
+    grads = ((d, backward.result("grad", d.name)) for d in forward.ins if not d.table)
     rows = (s for d, value in grads for s in _by_rows("d" + d.name, value, d.dims, "grad", forward))
     sums = (Store("partial", "d" + d.name, backward.result("sum", d.name), d.dims, "sum") for d in forward.params)
     return (*rows, *sums)

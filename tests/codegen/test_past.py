@@ -267,3 +267,9 @@ def test_rows_that_are_more_than_tokens_look_back_too():
     text = mixc.load("mamba3_mimo").emit()
     compile(text, "emitted", "exec")
     assert "row * SIGN + held_by_R >= x_lag1_back)[:, None]" in text
+
+
+def test_tables_of_positions_have_no_gradients():
+    text = spec("rotary_linear_attention").emit()
+    assert "cos_of_pos_ptr" in text and "dcos_of_pos" not in text and "dsin_of_pos" not in text
+    assert "dpos_of" not in spec("position_in_window").emit() and "dposition" not in spec("cell").emit()
