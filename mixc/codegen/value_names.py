@@ -1,8 +1,8 @@
 """What the values of a kernel are called: by what they are made of, in the field's words.
 
-    D_k      a decay times k                 q_beta_k    the products of q and beta_k
-    A, X, u  scores under decays, the inverse of a triangular system, its solution
-    dA       what is gained with A: a product of a cotangent and what A was multiplied with (`cotangents`)
+    prefix_k   a decay times k                 q_beta_k    the products of q and beta_k
+    A, X, u    scores under decays, the inverse of a triangular system, its solution
+    dA         the cotangent of A: a product of one and what A was multiplied with (`cotangents`)
 
 A name is made of few words, or is one word for the operation: nobody reads `q_S_plus_A_u_less_v`.
 """
