@@ -12,7 +12,7 @@ from functools import cached_property
 
 from mixc.codegen.axes import Axes, more_rows
 from mixc.codegen.kernel_stores import Stores
-from mixc.codegen.lines import indent, masks_below, times, wrapped
+from mixc.codegen.lines import indent, masks_below, times, without_unread, wrapped
 from mixc.codegen.names import RESERVED, of_dim, of_value
 from mixc.codegen.names import safe as safe
 from mixc.codegen.tiles import Tiles
@@ -97,7 +97,8 @@ class KernelWriter(Stores):
         fixed = [*(n for n in ("T", "count", *sorted(self.backs)) if n in arguments), *(f"{name}_sb" for name, d in self.loaded.items() if d.role == "in" and not d.dims)]
         head = f"@triton.jit(do_not_specialize={fixed!r})\ndef {launch.name}(\n"
         head += wrapped(arguments) + wrapped([f"{c}: tl.constexpr" for c in constexprs]) + "):\n"
-        text = head + "\n".join(map(masks_below, "\n".join(indent(self._lines(sums))).split("\n"))) + "\n"
+        body = without_unread("\n".join(indent(self._lines(sums))).split("\n"))
+        text = head + "\n".join(map(masks_below, body)) + "\n"
         return Kernel(launch, text, arguments, constexprs, list(self.loaded), self.dims, self.cots, self.alive,
                       self.vectors, self.given, self.turned, self.axes.ranks & {*self.dims},
                       self.axes.narrow(self.program.dims) & {*self.dims})

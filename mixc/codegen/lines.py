@@ -5,6 +5,7 @@ from __future__ import annotations
 import cmath
 import keyword
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -36,6 +37,23 @@ def masks_below(line: str) -> str:
     if len(line) <= WIDTH or call is None or mask < 0:
         return line
     return f"{line[:mask]},\n{' ' * call.end()}{line[mask + 2:]}"
+
+
+_WORD = re.compile(r"[^\W\d]\w*")
+_BOUND = re.compile(r"\s+([^\W\d]\w*) = ")
+
+
+def without_unread(lines: list[str]) -> list[str]:
+    """Lines of a function without those that bind a name that none of the others has: what several statements read in
+    their own words may have been named for one that then did not."""
+    count = Counter(word for line in lines for word in _WORD.findall(line))
+    kept = list(lines)
+    for i in reversed(range(1, len(lines))):
+        bound = _BOUND.match(lines[i])
+        if bound and count[bound[1]] == 1 and not lines[i - 1].endswith(":"):
+            count.subtract(_WORD.findall(lines[i]))
+            del kept[i]
+    return kept
 
 
 def wrapped(names: list[str]) -> str:

@@ -44,6 +44,10 @@ def test_what_a_file_defines_is_read(name):
     unread = {n for n in defined(tree) if n not in read | tables and not n.startswith(name)}
     assert not unread
     assert read - {"RuntimeError"} <= bound(tree) | set(dir(builtins))
+    for kernel in (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name.startswith(name)):
+        assigned = [t for n in ast.walk(kernel) if isinstance(n, ast.Assign) for t in n.targets]
+        alone = {t.id for t in assigned if isinstance(t, ast.Name)}
+        assert alone <= {n.id for n in ast.walk(kernel) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
 
 
 def test_what_is_needed():
