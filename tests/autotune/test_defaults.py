@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from mixc.autotune.schedule import NEAR, SEGMENTS
 from mixc.codegen.config import Tile
 from mixc.errors import InputError
 from mixc.runtime.load import shipped
-from mixc.targets import find, form
+from mixc.targets import find
 from tests.autotune.schedules import SIZES, schedule, schedules
 
 CONSTANT = """
@@ -188,9 +188,6 @@ def test_more_rows_that_spill_far_more_are_not_tried() -> None:
     assert len(launch._loose) == 1 and len(launch.spaces) > 3
 
 
-def test_a_target_with_no_room_is_refused_in_words(tmp_path: Path) -> None:
-    small = form(find("h100")) | {"name": "tiny", "warp": 2048}
-    path = tmp_path / "tiny.json"
-    path.write_text(json.dumps(small))
+def test_a_target_with_no_room_is_refused_in_words() -> None:
     with pytest.raises(InputError, match=r"threads a block"):
-        schedule(target=str(path)).default()
+        schedule(target=replace(find("h100"), name="tiny", warp=2048)).default()
