@@ -72,7 +72,8 @@ class ValueNames:
         if n not in self.of or (made and not any(a.args for a in n.args)):
             return made
         of = (self.ends.get(b) or fold([b], self._made, self.known_forward)[0] for b in self.of[n])
-        return next((f"d_{name}" if "_" in name else "d" + name for name in of if name), made)
+        none = "" if made in self.letters.values() else made  # it is no `A` itself
+        return next((f"d_{name}" if "_" in name else "d" + name for name in of if name), none)
 
     def _look(self, n: Node) -> int:
         """A number for what a value is of one token, whatever is done for all of a chunk."""
@@ -114,6 +115,8 @@ class ValueNames:
             return f"{parts[0]}_total" if parts[0] and n.args[0].op not in ("mul", "guard") else parts[0]
         if n.op in ("where", "maximum", "minimum", "clamp"):
             return next((p for a, p in zip(n.args, parts, strict=True) if p and a.kind != "bool" and a.op != "number"), "")
+        if n.op == "sub" and (of := _grain(n)) is not None:
+            return f"{parts[0]}_{of}" if parts[0] else ""
         if n.op in ("contract", "sub"):  # a read, whatever its decay is
             parts = [p.removeprefix("prefix_").removeprefix("suffix_") for p in parts]
         if n.op in _BETWEEN:
@@ -137,6 +140,14 @@ class ValueNames:
         if log.op == "cumsum":
             return "suffix" if log.attr("reverse") else "prefix"
         return "whole" if log.op == "sum" else ""
+
+
+def _grain(n: Node) -> str | None:
+    """Of a phase that is taken apart (`decay.Turn`): is it the multiple of the grain, or what is left?"""
+    x, y = n.args[0], source(n.args[1], _VIEWS)
+    if y.op == "mod" and y.args[0] is x:
+        return "coarse"
+    return "fine" if y.op == "sub" and y.args[0] is x and _grain(y) == "coarse" else None
 
 
 def _right_side(n: Node) -> Node | None:
