@@ -9,11 +9,11 @@ or to all that have.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 
 from mixc.ir.brackets import leaf_text
-from mixc.ir.node import COL, ROW, Node, fold, is_number, postorder
+from mixc.ir.node import COL, ROW, Node, is_number, postorder
 from mixc.ir.ops import OPS
 
 WIDTH = 108
@@ -38,20 +38,27 @@ def is_held(n: Node) -> bool:
 
 def formula(node: Node, names: Mapping[Node, str]) -> str | None:
     """The value's formula, or None where no spelling fits a line."""
-    below = [n for n in postorder([node]) if n is not node and n in names and n.args]
-    named = [n for n in below if is_decay(n) or n.op == "unit_inverse"]
-    for stops in (named, [n for n in below if n.op == "contract" or n in named], below):
-        if _leaves(node, stops) > WIDTH + 1:  # of which at least every other is written, and something between two
+    made = {n: name for n, name in names.items() if n.args and n is not node}
+    named = {n: name for n, name in made.items() if is_decay(n) or n.op == "unit_inverse"}
+    for stops in (named, named | {n: name for n, name in made.items() if n.op == "contract"}, made):
+        if not _few(node, stops):
             continue
-        text = Spelling({n: names[n] for n in stops}).text(node)
+        text = Spelling(stops).text(node)
         if len(text) <= WIDTH:
             return text
     return None
 
 
-def _leaves(node: Node, stops: list[Node]) -> int:
-    """How many names a spelling has."""
-    return fold([node], lambda n, below: sum(below) or 1, dict.fromkeys(stops, 1))[0]
+def _few(node: Node, stops: Container[Node]) -> bool:
+    """Has a spelling so few names that it may fit a line? At least every other is written, and something between two."""
+    left, stack = WIDTH + 1, [node]
+    while stack and left >= 0:
+        n = stack.pop()
+        if n.args and n not in stops:
+            stack += n.args
+        else:
+            left -= 1
+    return left >= 0
 
 
 @dataclass(frozen=True)

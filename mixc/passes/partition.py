@@ -305,11 +305,14 @@ def _chooses(n: Node) -> bool:
 
 def _needed(carries: tuple[Carry, ...], roots: list[Node]) -> tuple[Carry, ...]:
     """What of `carries` the roots read, and what is needed to carry that on."""
-    below, found = set[Node](), tuple[Carry, ...]()
-    while roots:
-        below.update(postorder(roots, below))
+    below, found, left = set[Node](), tuple[Carry, ...](), list(roots)
+    while left:
+        while left:
+            if (n := left.pop()) not in below:
+                below.add(n)
+                left += n.args
         found = tuple(c for c in carries if c.leaf in below)
-        roots = [c.next for c in found if c.next not in below]
+        left = [c.next for c in found if c.next not in below]
     return found
 
 

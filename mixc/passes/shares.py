@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mixc.ir.launch import splittable
+from mixc.ir.launch import sums_over
 from mixc.ir.node import COL, ROW, Node, depends, make, postorder, source
 from mixc.ir.ops import OPS
 
@@ -38,13 +38,14 @@ class Along:
     def __init__(self, roots: list[Node], carried: list[Node], d: str,
                  leaf: Callable[[Node], Node | None] | None = None, pairs: bool = False, needs: bool = False):
         self.d, self.leaf, self.pairs, self.needs = d, leaf, pairs, needs
-        self.linear = depends(roots, [n for n in postorder(roots) if n.op == "cot"])
+        order = list(postorder(roots))
+        self.linear = depends(order, [n for n in order if n.op == "cot"])
         self._whole, known = set[Node](), -1
         while known < len(self._whole):  # what is to be whole may have been taken as a share before that was found
             known = len(self._whole)
             self.formed, self.handed = dict[Node, Node](), dict[Node, Node]()
             self._shares = {n for n in carried if d not in n.dims}
-            for n in postorder(roots):
+            for n in order:
                 self._add(n)
 
     def _add(self, n: Node) -> None:
@@ -82,7 +83,7 @@ class Along:
         shares = [i for i, a in enumerate(n.args) if a in self._shares]
         summed = self.d not in n.dims and any(self.d in a.dims for a in n.args)
         if not shares and not summed:
-            return self._of(n, ()) if splittable([n], [self.d]) else None
+            return None if sums_over(n, self.d) else self._of(n, ())
         if self.d in n.dims or (summed and shares):
             return None
         joint = self._jointly(n, shares, summed)
