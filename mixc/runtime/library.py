@@ -27,12 +27,13 @@ from mixc.ir.evaluate import dtype_of
 from mixc.ir.program import Program
 from mixc.runtime import arguments, functional
 from mixc.runtime.call import counts_tokens, histories
-from mixc.runtime.options import initial, token_mask
+from mixc.runtime.options import flag, initial, token_mask
 
 if TYPE_CHECKING:
     from mixc.runtime.mixer import Mixer
 
 Tensor = torch.Tensor
+ROWS = ("cu_seqlens", "mask", "reverse", "output_final_state")
 FLAGS = {"reverse": "bool", "token": "bool", "check": "bool", "backend": "str"}
 _mixers: WeakValueDictionary[str, Mixer] = WeakValueDictionary()
 _operators: dict[str, Operator] = {}
@@ -109,9 +110,7 @@ class Slots:
 
     def flat(self, args: tuple[Any, ...], options: dict[str, Any], token: bool) -> list[Any]:
         """The operator's arguments for those of a call."""
-        for name in options:
-            if name not in self.known:
-                raise InputError(f"{self.title} has no argument `{name}`")
+        self.check(args, options, token)
         tensors = [args[i] if i < len(args) else options.get(n) for i, n in enumerate(self.tensors)]
         start = options.get("initial_state")
         if isinstance(start, Tensor):
@@ -121,11 +120,34 @@ class Slots:
             if name not in self.states:
                 raise InputError(f"`initial_state`: {self.title} has no state `{name}`")
         consts = [options.get(n) for n in self.consts]
+        reverse, check = flag(options, "reverse"), flag(options, "check")
         return [*tensors, *[start.get(n) for n in self.states], options.get("cu_seqlens"), options.get("mask"),
                 *[None if c is None or isinstance(c, Tensor) else float(c) for c in consts],
                 *[c if isinstance(c, Tensor) else None for c in consts],
-                bool(options.get("reverse", False)), token, bool(options.get("check", False)),
-                options.get("backend", "auto")]
+                reverse, token, check, options.get("backend", "auto")]
+
+    def check(self, args: tuple[Any, ...], options: dict[str, Any], token: bool) -> None:
+        """What an eager call refuses before it looks at a tensor, and an operator would not see, or not name."""
+        if len(args) > len(self.tensors):
+            raise InputError(f"{self.title} takes {len(self.tensors)} tensors ({', '.join(self.tensors)}), "
+                             f"got {len(args)} by position")
+        for name, x in [*zip(self.tensors, args, strict=False), *options.items()]:
+            if name not in self.known:
+                raise InputError(f"{self.title} has no argument `{name}`")
+            if token and name in ROWS:
+                raise InputError(f"{self.title}.step has no argument `{name}`: "
+                                 "one token has neither rows nor direction")
+            if name in self.consts and isinstance(x, bool | str | complex | list | tuple | dict):
+                raise InputError(f"`{name}` is a const: expected a number, got {type(x).__name__} {x!r:.60}")
+            if name in (*self.tensors, "cu_seqlens", "mask") and not isinstance(x, Tensor | None):
+                raise InputError(f"`{name}`: expected a tensor, got {type(x).__name__}")
+            if name == "initial_state" and not isinstance(x, dict | Tensor | None):
+                raise InputError(f"`initial_state`: expected a dict by name ({', '.join(self.states)}), "
+                                 f"got {type(x).__name__}")
+        for name in self.tensors[:len(args)]:
+            if name in options:
+                raise InputError(f"`{name}` is given twice: by position and by keyword")
+        flag(options, "output_final_state")
 
     def kept(self, name: str, x: Tensor, token: bool) -> bool:
         """Is there such a state?  A window of one token has no history."""

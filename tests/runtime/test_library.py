@@ -154,6 +154,26 @@ def test_bad_calls_say_what_is_wrong() -> None:
             torch.compile(lambda y: m(**y)[0], fullgraph=True, backend="eager")({**x, **change})
 
 
+@pytest.mark.parametrize("call, words", [
+    (lambda m, y, q: m(*y, 1.0), "takes 4 tensors .* got 5 by position"),
+    (lambda m, y, q: m(*y, q=q), "`q` is given twice"),
+    (lambda m, y, q: m(*y, reverse="no"), "`reverse`: expected True or False"),
+    (lambda m, y, q: m(*y, output_final_state="no"), "`output_final_state`: expected True or False"),
+    (lambda m, y, q: m(*y, scale="1"), "`scale` is a const: expected a number, got str"),
+    (lambda m, y, q: m(*y, cu_seqlens=[0, 5]), "`cu_seqlens`: expected a tensor, got list"),
+    (lambda m, y, q: m(*y, initial_state=[q]), "`initial_state`: expected a dict by name"),
+    (lambda m, y, q: m.step(None, *(x[:, 0] for x in y), mask=q), "step has no argument `mask`"),
+    (lambda m, y, q: m.step(None, *(x[:, 0] for x in y), reverse=True), "step has no argument `reverse`")])
+def test_what_an_eager_call_refuses_no_graph_takes(call: Any, words: str) -> None:
+    """An operator saw no sixth tensor and no second one of a name, took "no" for on, and left a mask of a step out."""
+    m = mixc.load("simple_gla")
+    y = tuple(inputs(m, grad=False).values())
+    with pytest.raises(Exception, match=words):
+        torch.compile(lambda *x: call(m, x, x[0])[0], fullgraph=True, backend="eager")(*y)
+    with pytest.raises(mixc.InputError, match=words):
+        torch.func.vmap(lambda *x: call(m, x, x[0])[0])(*(x[None] for x in y))
+
+
 # ---------------------------------------------------------------- the rest of torch
 def test_export() -> None:
     m = mixc.load("simple_gla")
