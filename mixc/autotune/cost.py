@@ -357,10 +357,11 @@ class LaunchModel:
         rows read."""
         moved, launches = [term(0)], [term(0)]
         later = Counter(d.ago[0] for s in self.kernel.launch.stored if (d := self._decl(s.name)) is not None and d.ago)
-        for name, count in later.items():
-            dims = self.kernel.launch.program.decl(name).dims
-            values = self.shape.B * self.shape.T * self.shape.H * self.shape.of(dims)
-            moved.append(term((count + 2) * values * self.shape.operand))
+        read = {x: (count + 2, count) for x, count in later.items()}  # tensors, and how many are added to what is there
+        read |= {x: (2 + (taps.own is None), len(taps.entries)) for x, taps in self.kernel.taps.items()}
+        for x, (tensors, count) in read.items():
+            values = self.shape.B * self.shape.T * self.shape.H * self.shape.of(self.kernel.launch.program.decl(x).dims)
+            moved.append(term(tensors * values * self.shape.operand))
             launches.append(term(-(-count // 3)))
         for store in self.kernel.launch.stored:
             over = [d for d in self.kernel.launch.summed if d in self.kernel.dims and d not in store.dims]

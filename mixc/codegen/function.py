@@ -170,6 +170,19 @@ class Function(Launches):
         for n, (x, _) in self.backs.items():
             by_input[x].append(n)
         lines = list[str]()
+        for x, taps in self.taps.items():
+            w, rows, G = safe(taps.param), f"d{x}_later", safe(x)
+            own = "None" if taps.own is not None else self._summed(f"d{x}", self.p.decl(x).dims, G)
+            summed = self._summed(rows, self.p.decl(x).dims, G)
+            lines += [f"{rows} = {summed}"] if summed != rows else []
+            pairs = [(i, f"{n}_back" if n in self.backs else "0") for n, i in taps.entries.items()]
+            lines.append(f"d{x} = with_taps({own}, seqs, {rows}, {w}, {taps.axis}, {taps.own}, "
+                         f"{', '.join(f'({i}, {back})' for i, back in pairs)})")
+            formed[x] = f"over_group(d{x}, {G}, 2)"
+            for (n, i), (_, back) in zip(taps.entries.items(), pairs, strict=True):
+                alone = f"over_group({rows} * tap_of({w}, {taps.axis}, {i}, H), {G}, 2)"
+                formed[n] = alone if back == "0" else f"None if {back} else {alone}"
+            by_input.pop(x, None)
         for x, names in by_input.items():
             lines += [f"d{n} = {formed[n]}" for n in names]
             lines.append(f"d{x} = with_later({formed[x]}, seqs, {', '.join(f'(d{n}, {n}_back)' for n in names)})")
@@ -204,13 +217,15 @@ class Function(Launches):
         """What a kernel forms: gradients of the ins a row a token and head, of the params one a sequence and head."""
         lines = [self._room(s) for s in kernel.launch.stores if s.result == "save"]
         ins, params = ([d for d in of if not d.table and self._maker(f"d{d.name}") is kernel] for of in (self.p.ins, self.p.params))
-        for d in ins:
+        ins = [d for d in ins if not any(d.name in t.entries or (d.name == x and t.own is not None) for x, t in self.taps.items())]
+        later = [(d, f"{d.name}_later") for d in self.p.ins if d.name in kernel.taps]
+        for d, name in [*((d, d.name) for d in ins), *later]:
             n, parts = safe(d.name), self._parts(kernel, d.dims)
             lead = f"{parts}B, T, H"
             whole = f"{n}.shape[2] == H" + (f" and {parts[:-2]} == 1" if parts else "")
             added = kernel.turned and kernel.turned not in d.dims
             dtype = "torch.float32" if added else f"{n}.dtype if {whole} else torch.float32"
-            lines.append(f"d{d.name} = {self._fresh(lead, d, dtype)}")
+            lines.append(f"d{name} = {self._fresh(lead, d, dtype)}")
         for d in params:
             lead = f"{self._parts(kernel, d.dims)}{'bound' if kernel.launch.alone else 'count'}, H"
             lines.append(f"d{d.name} = torch.empty({shape(lead, d.dims)}, dtype=torch.float32, device=device)")

@@ -24,6 +24,7 @@ from mixc.passes.context import Context
 from mixc.passes.entries import entries_apart
 from mixc.passes.partition import fused_backward, fused_forward, of_a_chunk, plans, token_loop
 from mixc.passes.signs import signs_behind
+from mixc.passes.taps import Taps, taps_apart
 
 VALUES = 2 ** 20  # the most that a tile of Triton's may have
 LEAST = 16  # tokens of a chunk, where a product has them for a side
@@ -120,10 +121,11 @@ class Launches:
             if not {*self.each} <= {*found.split}:
                 raise refuse(f"programs do not divide {', '.join(self.each)}")
             found = of_one(found, self.each) if self.each else found
-            written = signs_behind(found)
+            written, taps = taps_apart(signs_behind(found)) if not self.around else (signs_behind(found), {})
             made = writer(written, turned, self.p if written.reverse else None)
             made.estimates = written.roots() == found.roots() and written.replay == found.replay
             self._written[key] = made.write()
+            self._written[key].taps = taps
             if not made.estimates:  # as they were fitted
                 writer(found, turned).estimate(self._written[key])
         return self._written[key]
@@ -253,6 +255,11 @@ class Launches:
         def alone(n: str) -> bool:
             return all(f"{n}_back" in k.arguments for k in kernels if k and n in k.loads)
         return {} if self.around else {n: d.ago for d in self.p.ins if d.ago and d.ago[0] in inputs and alone(n := safe(d.name))}
+
+    @property
+    def taps(self) -> dict[str, Taps]:
+        """Of inputs whose gradients kernels store unweighed, what they are weighed with."""
+        return {x: taps for _, k in self.bwd for x, taps in k.taps.items()}
 
     def _argument(self, a: str, kernel: Kernel) -> str:
         if a.endswith("_back"):

@@ -83,7 +83,7 @@ def of_value(name: str) -> set[str]:
 
 # by these ends the arguments of a kernel are told apart
 _TOLD = tuple("_" + end for end in ("ptr", "sb", "st", "sh", "initial", "final", "starts", "ends", "part", "first", "kept", "aside", "back"))
-_ENDS = ("ptr", "rep", "sb", "st", "sh", "initial", "final", "starts", "ends", "part", "sum", "next", "first", "kept", "aside", "back")
+_ENDS = ("ptr", "rep", "sb", "st", "sh", "initial", "final", "starts", "ends", "part", "sum", "next", "first", "kept", "aside", "back", "later")
 
 
 def renamed(p: Program, to: dict[str, str]) -> Program:

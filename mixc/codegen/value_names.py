@@ -184,6 +184,8 @@ def legend(kernels: str) -> list[str]:
              if any(w == called.get(a, a) or w.startswith(f"{called.get(a, a)}_") for w in words)]
     if any(w.endswith("_past") for w in words):
         meant.append(("x_past", "x of an earlier chunk, formed again"))
+    if any(w.endswith("_later") for w in words):
+        meant.append(("dx_later", "what x gets at its token and later, but for the weights"))
     if any(w.startswith("d_") for w in words):
         meant.append(("dx, d_x", "the gradient of the loss in x, or a part of it"))
     return ["In the kernels:", *(f"    {name:<14}{text}" for name, text in meant), ""] if meant else []

@@ -30,6 +30,7 @@ class Kernel:
     turned: str = ""  # the dim of which a program takes TURNS blocks one after the other
     ranks: frozenset[str] = frozenset()  # dims that make more rows of a token
     narrow: frozenset[str] = frozenset()  # dims whose blocks have no least size: these, and such as stand in one with others
+    taps: dict[str, Any] = field(default_factory=dict)  # by input, what rows that it stores are weighed with (`passes/taps`)
     peaks: dict[Any, Any] = field(default_factory=dict, repr=False)  # what a model found of `alive`, by known sizes
     counted: dict[Any, Any] = field(default_factory=dict, repr=False)  # and of the text, by what it was asked for
 

@@ -149,7 +149,10 @@ def test_inputs_some_tokens_ago_are_no_tensors_of_their_own():
     for name, where in (("short_conv", {"x"}), ("convolved", {"q", "k", "v"}), ("cell", set())):
         text = spec(name).emit(shape={"W": 3} if name == "short_conv" else None)
         assert all(f"{x}_lag2 = past.ago('{x}', 2) if '{x}' in initial else None" in text for x in where)
-        assert ("with_later" in text) == bool(where)
+        assert ("with_taps" in text) == bool(where)
+        assert not any(f"d{x}_lag1" in text for x in where)
+    text = spec("depths").emit()
+    assert "with_later" in text and "with_taps" not in text
 
 
 @pytest.mark.parametrize("name", SPECS)
