@@ -98,6 +98,8 @@ class _Printer:
     def decl(self, d: Decl) -> str:
         text = f"{d.role} {d.name}" + (f"[{', '.join(d.dims)}]" if d.dims else "")
         text += f" {d.kind}" if d.kind != "real" else ""
+        text += f" ago {d.ago[0]} {d.ago[1]}" if d.ago else ""
+        text += " table" if d.table else ""
         text += f" = {_bare(self.text[d.init])}" if d.init is not None else ""
         return text + (" where " + "; ".join(map(self.range, d.ranges)) if d.ranges else "")
 
@@ -207,12 +209,13 @@ def _read_value(text: str, values: dict[str, Node]) -> Node:
 def _read_decl(role: str, text: str, values: dict[str, Node]) -> Decl:
     text, _, ranges = text.partition(" where ")
     head, _, init = text.partition(" = ")
-    found = re.fullmatch(r"([\w'@]+)(?:\[([\w, ]+)\])?(?: (\w+))?", head)
+    found = re.fullmatch(r"([\w'@]+)(?:\[([\w, ]+)\])?(?: (?!ago |table\b)(\w+))?(?: ago (\w+) (\d+))?( table)?", head)
     if not found:
         raise ValueError("no declaration")
     return Decl(role, found[1], _listed(found[2]), found[3] or "real",
                 tuple(_read_range(r, values) for r in ranges.split("; ")) if ranges else (),
-                _read(_parsed(init), values) if init else None)
+                _read(_parsed(init), values) if init else None,
+                ago=(found[4], int(found[5])) if found[4] else None, table=bool(found[6]))
 
 
 def _read_range(text: str, values: dict[str, Node]) -> Range:
