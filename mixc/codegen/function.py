@@ -38,14 +38,16 @@ class Function(Launches):
         return "\n".join(body)
 
     def _sizes(self) -> list[str]:
-        return size_lines(self._tensors(), [d for d in self.p.dims if d.name not in self.p.inner])
+        given = [d for d in self._tensors() if safe(d.name) not in self.backs]
+        return size_lines(given, [d for d in self.p.dims if d.name not in self.p.inner])
 
     def _forward_body(self, names: list[str], initial: list[str], consts: list[str]) -> list[str]:
-        lines = [f"{n}, {n}_back = ({safe(x)}, {back}) if {n} is None else ({n}, 0)" for n, (x, back) in self.backs.items()]
-        lines += [*self._sizes(), "device, count = " + f"{names[0]}.device, seqs.count",
+        lines = [*self._sizes(), "device, count = " + f"{names[0]}.device, seqs.count",
                  *(["keep = any(ctx.needs_input_grad)"] if self.starts or self._handed else [])]
         lines += [f"{n} = features_packed({n}, {3 if d.role == 'in' else 1})" if d.role == "in" else f"{n} = {n}.contiguous()"
-                  for n, d in zip(names, self._tensors(), strict=True)]
+                  for n, d in zip(names, self._tensors(), strict=True) if n not in self.backs]
+        lines += [f"{n}, {n}_back = ({safe(x)}, {back}) if {n} is None else (features_packed({n}, 3), 0)"
+                  for n, (x, back) in self.backs.items()]
         for o in self.outs:
             lines.append(f"{o.name} = {self._fresh('B, T, H', o, self._out_dtype(o))}")
         for s in self.states:
@@ -69,7 +71,7 @@ class Function(Launches):
         else:
             lines += whole
         outs = [o.name for o in self.outs] + [f"{s.name}_final" for s in self.states]
-        saved = [*names, *self._saved()]
+        saved = [*(f"None if {n}_back else {n}" if n in self.backs else n for n in names), *self._saved()]
         lines += [f"ctx.save_for_backward({', '.join(saved)})",
                   f"ctx.seqs{''.join(', ctx.' + c for c in consts)} = seqs{''.join(', ' + c for c in consts)}"]
         if self.backs:
@@ -143,6 +145,7 @@ class Function(Launches):
                  *self._sizes(), f"device, count = {names[0]}.device, seqs.count"]
         if self.backs:
             lines.append(f"{tuple_text([f'{n}_back' for n in self.backs])} = ctx.backs")
+            lines += [f"{n} = {safe(x)} if {n}_back else {n}" for n, (x, _) in self.backs.items()]
         for o in self.outs:
             lines.append(f"d{o.name} = torch.zeros({shape('B, T, H', o.dims)}, dtype={self._out_dtype(o)}, device=device) "
                          f"if d{o.name} is None else d{o.name}.contiguous()")
