@@ -22,7 +22,7 @@ from mixc.ir.launch import sums_over
 from mixc.ir.node import bare, postorder
 from mixc.ir.program import Program
 from mixc.passes.around import projection
-from mixc.passes.context import has_context
+from mixc.passes.context import context
 from mixc.targets import Target
 
 BLOCK = 16  # the least block of a dim
@@ -108,7 +108,8 @@ def told(forms: list[Closed], step: Program, sizes: Mapping[str, int], target: T
                   f"  - FLOPs `{f.flops}`{fixed}",
                   f"  - lower bound on bytes `{f.bound}`" + (f" + {more / 1e6:.0f} MB of states" if more else "")
                   + f"; at this shape {moved / 1e6:.0f} MB, {moved / (bound + more):.2f} times the bound"]
-    if has_context(step):
+    seen = context(step)
+    if any(d.name in seen.given and d.ago is None for d in seen.program.ins):  # others kernels read themselves
         lines.append("- before them torch forms what is read of earlier tokens and of positions; "
                      "neither the bytes nor the bound count that")
     return lines + products_told(step)

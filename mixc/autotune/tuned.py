@@ -156,7 +156,7 @@ def tuned(mixer: Mixer, target: Target, sizes: Mapping[str, int], dtype: str, *,
     key, found = _kept(mixer, key_of(mixer, target, sizes, dtype) | ({"cut": cut} if cut else {}))
     if found is not None and not fresh:
         return found, cache.path_of(key), True
-    made = _make(mixer, mixer.declared, key, target, sizes, advance=advance, **options)
+    made = _make(mixer, mixer.as_emitted(dict(sizes)), key, target, sizes, advance=advance, **options)
     if not made.stopped:
         cache.put(key, made.as_dict())
     return made, cache.path_of(key), False

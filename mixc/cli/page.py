@@ -53,7 +53,8 @@ def page(m: Any, target: Target, sizes: dict[str, int]) -> str:
     if made:
         lines = [(f"<msub><mtext>{escape(kind)}</mtext>{name(state)}</msub>", value) for kind, state, value in made]
         parts.append(_section("What was there, and what is added", _math(written(step, lines))))
-    programs = parts_at(step, target, whole_shape(step, sizes), "bf16")
+    emitted = m.as_emitted(sizes)
+    programs = parts_at(emitted, target, whole_shape(emitted, sizes), "bf16")
     if len(programs) > 1:
         said, _, *listed = in_order(programs)
         parts.append(_section("What runs in which order", f"<p>{said}</p>" + _listed(

@@ -230,7 +230,7 @@ class Mixer:
         gpu, shape = self._gpu(target), checks.shape(self.declared, shape or {})
         checks.kernel_dtype(dtype)
         arguments.has_length(self.declared)
-        step = self._as_emitted(shape)
+        step = self.as_emitted(shape)
         if (why := refused(step)) is not None:
             raise backends.no_kernels(self, why)
         if isinstance(config, (str, Path)):
@@ -249,8 +249,8 @@ class Mixer:
         except KeyError as error:
             raise SpecError(Diagnostic("MX312", str(error.args[0]))) from None
 
-    def _as_emitted(self, shape: dict[str, int]) -> Program:
-        """The step whose dims have sizes of their own where the step depends on them."""
+    def as_emitted(self, shape: dict[str, int]) -> Program:
+        """The step that kernels of these sizes are of: dims that it depends on have sizes of their own."""
         from mixc.passes.context import windows_of
 
         alias = {d.name: d.alias or d.name for d in self.declared.dims}
@@ -276,7 +276,7 @@ class Mixer:
             return text
         from mixc.autotune.closed import explained
 
-        return text + explained(self.declared, gpu, sizes)
+        return text + explained(self.as_emitted(sizes), gpu, sizes)
 
     def __repr__(self) -> str:
         return describe.representation(self.declared)

@@ -276,3 +276,10 @@ def test_tables_of_positions_have_no_gradients():
     text = spec("rotary_linear_attention").emit()
     assert "cos_of_pos_ptr" in text and "dcos_of_pos" not in text and "dsin_of_pos" not in text
     assert "dpos_of" not in spec("position_in_window").emit() and "dposition" not in spec("cell").emit()
+
+
+def test_explain_and_tune_are_of_the_kernels_that_emit_writes():
+    """A window of a known size is read as single rows some tokens ago, and so it is told."""
+    mixer = mixc.load("short_conv")
+    assert "bytes `4*D*H*(B*T + 2)`" in mixer.explain(shape={"W": 4})
+    assert [d.name for d in mixer.as_emitted({"W": 4}).dims if d.size == 4] == ["W"]
