@@ -114,6 +114,8 @@ class Slots:
         tensors = [args[i] if i < len(args) else options.get(n) for i, n in enumerate(self.tensors)]
         start = options.get("initial_state")
         if isinstance(start, Tensor):
+            if self.only is None:
+                raise InputError(f"`initial_state`: expected a dict by name ({', '.join(self.states)}), got one tensor")
             start = {self.only: start}
         start = start or {}
         for name in start:

@@ -174,6 +174,13 @@ def test_what_an_eager_call_refuses_no_graph_takes(call: Any, words: str) -> Non
         torch.func.vmap(lambda *x: call(m, x, x[0])[0])(*(x[None] for x in y))
 
 
+def test_one_tensor_for_several_states_is_refused_in_a_graph() -> None:
+    m = mixc.load("momentum_delta_rule")
+    x = inputs(m, grad=False)
+    with pytest.raises(Exception, match=r"expected a dict by name \(S, M\), got one tensor"):
+        torch.compile(lambda y: m(**y, initial_state=y["q"])[0], fullgraph=True, backend="eager")(x)
+
+
 # ---------------------------------------------------------------- the rest of torch
 def test_export() -> None:
     m = mixc.load("simple_gla")
