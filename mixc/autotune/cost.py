@@ -356,7 +356,9 @@ class LaunchModel:
         """Bytes and launches of what adds up gradients behind the launch: partial sums, and those of rows that later
         rows read."""
         moved, launches = [term(0)], [term(0)]
-        later = Counter(d.ago[0] for s in self.kernel.launch.stored if (d := self._decl(s.name)) is not None and d.ago)
+        inputs = {d.name for d in self.kernel.launch.program.ins}  # a part may have one some tokens ago, and not it
+        later = Counter(d.ago[0] for s in self.kernel.launch.stored
+                        if (d := self._decl(s.name)) is not None and d.ago and d.ago[0] in inputs)
         read = {x: (count + 2, count) for x, count in later.items()}  # tensors, and how many are added to what is there
         read |= {x: (2 + (taps.own is None), len(taps.entries)) for x, taps in self.kernel.taps.items()}
         for x, (tensors, count) in read.items():

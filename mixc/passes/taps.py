@@ -35,6 +35,8 @@ def taps_apart(launch: Launch) -> tuple[Launch, dict[str, Taps]]:
         if launch.reverse and s.name in decls and (ago := decls[s.name].ago) is not None:
             groups[ago[0]].append((decls[s.name].name, s))
     for x, lags in groups.items():
+        if f"d{x}" not in decls:  # it is an input of another part
+            continue
         all_of = {d.name for d in launch.program.ins if d.ago is not None and d.ago[0] == x}
         weighed = {n: w for n, s in lags if (w := _weighed(s)) is not None}
         if len(weighed) < 2 or {*weighed} != all_of or len({(w.rows, w.param, w.dim) for w in weighed.values()}) > 1:

@@ -283,3 +283,12 @@ def test_explain_and_tune_are_of_the_kernels_that_emit_writes():
     mixer = mixc.load("short_conv")
     assert "bytes `4*D*H*(B*T + 2)`" in mixer.explain(shape={"W": 4})
     assert [d.name for d in mixer.as_emitted({"W": 4}).dims if d.size == 4] == ["W"]
+
+
+def test_a_part_may_have_an_input_some_tokens_ago_without_the_input():
+    mixer = mixc.loads("mixer m(K, V) {\nin k[K], v[V], q[K]\nstate y[K], S[K, V]\n"
+                       "y = tanh(0.5 * y * square(y) + lag(k, 2))\nS = 0.9 * S + (y + lag(k, 1) + lag(k, 2)) * v\n"
+                       "out o[V] = (q + lag(k, 1)) @ S\n}")
+    x = draw(mixer.declared, B=2, T=40, H=1, sizes=dict(K=5, V=4), dtype=torch.float32, seed=1)
+    assert_runs_agree(mixer, run(mixer, x, backend="triton"), run(mixer, x, wide=True))
+    assert mixer.emit()
