@@ -178,14 +178,12 @@ class Function(Launches):
             own = "None" if taps.own is not None else self._summed(f"d{x}", self.p.decl(x).dims, G)
             summed = self._summed(rows, self.p.decl(x).dims, G)
             lines += [f"{rows} = {summed}"] if summed != rows else []
-            pairs = [(i, f"{n}_back" if n in self.backs else "0") for n, i in taps.entries.items()]
             lines.append(f"d{x} = with_taps({own}, seqs, {rows}, {w}, {taps.axis}, {taps.own}, "
-                         f"{', '.join(f'({i}, {back})' for i, back in pairs)})")
+                         f"{', '.join(f'({i}, {n}_back)' for n, i in taps.entries.items())})")
             formed[x] = f"over_group(d{x}, {G}, 2)"
-            for (n, i), (_, back) in zip(taps.entries.items(), pairs, strict=True):
-                alone = f"over_group({rows} * tap_of({w}, {taps.axis}, {i}, H), {G}, 2)"
-                formed[n] = alone if back == "0" else f"None if {back} else {alone}"
-            by_input.pop(x, None)
+            formed |= {n: f"None if {n}_back else over_group({rows} * tap_of({w}, {taps.axis}, {i}, H), {G}, 2)"
+                       for n, i in taps.entries.items()}
+            del by_input[x]
         for x, names in by_input.items():
             lines += [f"d{n} = {formed[n]}" for n in names]
             lines.append(f"d{x} = with_later({formed[x]}, seqs, {', '.join(f'(d{n}, {n}_back)' for n in names)})")
@@ -220,7 +218,8 @@ class Function(Launches):
         """What a kernel forms: gradients of the ins a row a token and head, of the params one a sequence and head."""
         lines = [self._room(s) for s in kernel.launch.stores if s.result == "save"]
         ins, params = ([d for d in of if not d.table and self._maker(f"d{d.name}") is kernel] for of in (self.p.ins, self.p.params))
-        ins = [d for d in ins if not any(d.name in t.entries or (d.name == x and t.own is not None) for x, t in self.taps.items())]
+        unstored = {n for x, t in self.taps.items() for n in (*t.entries, *([x] if t.own is not None else []))}
+        ins = [d for d in ins if d.name not in unstored]
         later = [(d, f"{d.name}_later") for d in self.p.ins if d.name in kernel.taps]
         for d, name in [*((d, d.name) for d in ins), *later]:
             n, parts = safe(d.name), self._parts(kernel, d.dims)

@@ -39,13 +39,16 @@ def fine_products(nodes: list[Node]) -> set[Node]:
 def turned_products(nodes: list[Node]) -> set[Node]:
     """The products of a backward by which the two sides of pairs of rows that turn get their cotangents: what a phase gets
     is the difference of both, row by row, and small where rows see few others."""
-    turned = depends(nodes, [n for n in nodes if n.op in ("cos", "sin") and ROW in n.dims])
+    turns = [n for n in nodes if n.op in ("cos", "sin") and ROW in n.dims]
+    if not turns:
+        return set()
+    turned = depends(nodes, turns)
     linear = depends(nodes, [n for n in nodes if n.op == "cot"])
 
     def of_pairs(n: Node) -> bool:
         a, b = n.args[:2]
         return any({ROW, COL} <= {*x.dims} and x in linear and y in turned and y not in linear for x, y in ((a, b), (b, a)))
-    return {n for n in nodes if n.op in PRODUCTS and of_pairs(n)} if turned and linear else set()
+    return {n for n in nodes if n.op in PRODUCTS and of_pairs(n)}
 
 
 def lasting(nodes: list[Node], carried: list[tuple[Node, Node]]) -> set[Node]:

@@ -96,9 +96,7 @@ class ValueNames:
     def _word(self, n: Node, parts: list[str]) -> str:
         if not n.args:
             return _leaf(n)
-        if n.op in _VIEWS:
-            return parts[0]
-        if n.op == "live":
+        if n.op in (*_VIEWS, "live"):
             return parts[0]
         if n.op == "unit_inverse":
             return self.letters["X"]
