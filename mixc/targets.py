@@ -167,13 +167,18 @@ def _positive(x: Any) -> bool:
     return isinstance(x, int | float) and not isinstance(x, bool) and 0 < x < math.inf
 
 
-def here() -> Target:
-    """The GPU of this machine: the row of its name or architecture, with what the device itself reports."""
+def here(device: Any = 0) -> Target:
+    """A GPU of this machine: the row of its name or architecture, with what the device itself reports.
+
+    Args:
+        device: as torch names it.
+    Raises:
+        KeyError: there is none, or no row for it."""
     import torch
 
     if not torch.cuda.is_available():
         raise KeyError("`auto` reads the GPU of this machine, and there is none; name one: " + ", ".join(TARGETS))
-    p: Any = torch.cuda.get_device_properties(0)
+    p: Any = torch.cuda.get_device_properties(device)
     return reported(p, arch_of(p))
 
 

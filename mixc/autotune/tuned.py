@@ -22,16 +22,19 @@ from mixc.ir.text import print_program
 from mixc.targets import Target
 
 if TYPE_CHECKING:
+    import torch
+
     from mixc.runtime.mixer import Mixer
 
-FORM = "mixc config 3"
+FORM = "mixc config 4"
 LOG = logging.getLogger("mixc")
 SHORT = 64  # tokens: up to here a sequence is a chunk or two
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """A config and what it was made for. `launches`: a row a compiled candidate, the chosen one of a launch marked."""
+    """A config and what it was made for. `launches`: a row a compiled candidate, the chosen one of a launch marked;
+    `timed`: a row a config that ran on the GPU (none: no such GPU was there, the model chose)."""
 
     mixer: str
     hash: str
@@ -43,9 +46,9 @@ class Tuned:
     shape: dict[str, int]
     config: Config
     launches: list[dict[str, Any]]
+    timed: list[dict[str, Any]]
     seconds: float
     stopped: bool
-    measured: bool  # False: the model chose, no GPU was there
     versions: dict[str, str]
 
     def as_dict(self) -> dict[str, Any]:
@@ -100,7 +103,8 @@ class Tuned:
 
     def _tiles_named(self, to: Mapping[str, str]) -> Tuned:
         launches = [{**r, "tile": Tile.of(r["tile"]).named(to).as_dict()} for r in self.launches]
-        return replace(self, launches=launches, config=self.config.named(to))
+        timed = [{**r, "config": Config.of(r["config"]).named(to).as_dict()} for r in self.timed]
+        return replace(self, launches=launches, timed=timed, config=self.config.named(to))
 
     def refuse(self, target: Target, sizes: Mapping[str, int], dtype: str) -> None:
         """Raises:
@@ -153,10 +157,13 @@ def tuned(mixer: Mixer, target: Target, sizes: Mapping[str, int], dtype: str, *,
     Raises:
         SpecError: the mixer has no kernels.
         InputError: no candidate compiled well, or none is feasible."""
+    from mixc.autotune.timing import device_of
+
     key, found = _kept(mixer, key_of(mixer, target, sizes, dtype) | ({"cut": cut} if cut else {}))
-    if found is not None and not fresh:
+    device = device_of(target)
+    if found is not None and not fresh and (found.timed or device is None):
         return found, cache.path_of(key), True
-    made = _make(mixer, mixer.as_emitted(dict(sizes)), key, target, sizes, advance=advance, **options)
+    made = _make(mixer, mixer.as_emitted(dict(sizes)), key, target, sizes, device, advance=advance, **options)
     if not made.stopped:
         cache.put(key, made.as_dict())
     return made, cache.path_of(key), False
@@ -176,16 +183,23 @@ def _kept(mixer: Mixer, key: dict[str, Any]) -> tuple[dict[str, Any], Tuned | No
 
 
 def _make(mixer: Mixer, step: Program, key: Mapping[str, Any], target: Target, sizes: Mapping[str, int],
+          device: torch.device | None = None, budget: float = 50.0, advance: Callable[[str], None] = lambda label: None,
           **options: Any) -> Tuned:
+    """`device`: where what compiles well is checked and timed, as long again (`budget`; None: nowhere)."""
+    from mixc.autotune.timing import Bench, Timed, timed
     from mixc.autotune.tuner import row, schedule_of
 
     schedule = schedule_of(step, target, sizes, key["dtype"], key.get("cut", ""))
-    result = schedule.tune(**options)
+    result, ran = schedule.tune(budget=budget, advance=advance, **options), list[Timed]()
+    names = {inner: outer for outer, inner in schedule.module.own.items()}
+    if device is not None:
+        bench = Bench(mixer, target, {**sizes, **_sizes(mixer, sizes)}, key["dtype"], device, names)
+        result, ran = timed(result, bench, budget, advance)
     launches = [row(c, result) for tried in result.tried.values() for c in tried]
     made = Tuned(mixer.__name__, key["mixer"], _spec(mixer), target.name, key["dtype"], _sizes(mixer, sizes),
-                 key["bucket"], dict(sizes), result.config, launches, result.seconds, result.stopped, False,
-                 cache.versions())
-    return made._tiles_named({inner: outer for outer, inner in schedule.module.own.items()})
+                 key["bucket"], dict(sizes), result.config, launches, [t.as_dict() for t in ran], result.seconds,
+                 result.stopped, cache.versions())
+    return made._tiles_named(names)
 
 
 def first(mixer: Mixer, step: Program, target: Target, sizes: Mapping[str, int], dtype: str, limit: float = 40.0,

@@ -36,13 +36,29 @@ WIDTHS = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 
 @dataclass(frozen=True)
+class Way:
+    """A candidate of every launch of a plan. `worth`: less is better, see `_worth`."""
+
+    worth: tuple[float, float]
+    segment: int
+    chosen: dict[str, Candidate]
+
+    @property
+    def seconds(self) -> float:
+        """Modelled."""
+        return sum(c.seconds for c in self.chosen.values())
+
+
+@dataclass(frozen=True)
 class Tuning:
-    """What a search found. `tried` are the candidates that were compiled, by launch."""
+    """What a search found. `tried`: the candidates that were compiled, by launch; `ways`: the best of them for every
+    plan and segment, best first."""
 
     config: Config
     chosen: dict[str, Candidate]
     default: dict[str, Candidate]
     tried: dict[str, list[Candidate]]
+    ways: list[Way]
     seconds: float
     stopped: bool
 
@@ -234,10 +250,11 @@ class Schedule:
             if stopped:
                 break
         compiled = [c for _, c in done]
-        chosen, segment = self._choose(compiled, first)
+        ways = self._ways(compiled, first)
         tried = {name: sorted((c for c in compiled if c.launch == name), key=lambda c: (not c.good, c.seconds))
                  for name in self.spaces}
-        return Tuning(config_of(chosen, segment), chosen, default, tried, time.monotonic() - start, stopped)
+        return Tuning(config_of(ways[0].chosen, ways[0].segment), ways[0].chosen, default, tried, ways,
+                      time.monotonic() - start, stopped)
 
     def _path(self, c: Candidate) -> Path:
         """A file of a module that has the candidate's kernel."""
@@ -273,31 +290,30 @@ class Schedule:
             done.append((c, found))
         return done, any(c.failed == "no time was left" for _, c in done)
 
-    def _choose(self, done: Iterable[Candidate], least: bool = False) -> tuple[dict[str, Candidate], int]:
-        """The segment whose launches take least, among what compiled well, else among what compiled, the spill counted;
-        `least`: among all."""
-        done = list(done)
-        chosen = self._least(done, lambda c: c.good or least) or self._least(done, lambda c: not c.failed)
-        if chosen is None:
+    def _ways(self, done: list[Candidate], least: bool = False) -> list[Way]:
+        """Of every plan and segment the candidates that take least, among what compiled well, else among what compiled,
+        the spill counted; `least`: among all.
+
+        Raises:
+            InputError: no candidate of some launch compiled."""
+        found = self._ways_of([c for c in done if c.good or least]) or self._ways_of([c for c in done if not c.failed])
+        if not found:
             told = [f"{c.launch} {label(c)}: {c.failed or f'spills {c.spill} bytes'}"
                     for c in done if not c.good]
             raise InputError("no candidate of some launch compiled\n" + "\n".join(f"  {t}" for t in told[:12]))
-        return chosen
+        return found
 
-    def _least(self, done: list[Candidate], may: Callable[[Candidate], bool]
-               ) -> tuple[dict[str, Candidate], int] | None:
+    def _ways_of(self, done: list[Candidate]) -> list[Way]:
         found = []
-        ways = [(plan, chunk) for plan in self.plans for chunk in _common_chunks(plan)]
-        for (plan, chunk), segment in itertools.product(ways, SEGMENTS):
-            good = {name: min((c for c in done if c.launch == name and c.segment == segment and may(c)
-                               and chunk in (0, c.tile.chunk)), key=_worth, default=None) for name in plan}
-            chosen = {name: c for name, c in good.items() if c is not None}
-            if len(chosen) == len(good):
-                found.append((tuple(map(sum, zip(*map(_worth, chosen.values()), strict=True))), segment, chosen))
-        if not found:
-            return None
-        _, segment, chosen = min(found, key=lambda f: f[:2])
-        return chosen, segment
+        plans = [(plan, chunk) for plan in self.plans for chunk in _common_chunks(plan)]
+        for (plan, chunk), segment in itertools.product(plans, SEGMENTS):
+            may = {name: [c for c in done if c.launch == name and c.segment == segment and chunk in (0, c.tile.chunk)]
+                   for name in plan}
+            if all(may.values()):
+                chosen = {name: min(own, key=_worth) for name, own in may.items()}
+                failed, seconds = (sum(x) for x in zip(*map(_worth, chosen.values()), strict=True))
+                found.append(Way((failed, seconds), segment, chosen))
+        return sorted(found, key=lambda way: way.worth)
 
 
 def _sum(chosen: dict[str, Candidate], what: str) -> float:

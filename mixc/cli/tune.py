@@ -89,8 +89,7 @@ def _show(made: dict[str, Any], title: str) -> None:
     rows = []
     for r in made["launches"]:
         tile = r["tile"]
-        blocks = " ".join(f"{d}={b}" + (f" x {tile['turns']}" if d == tile.get("turned") else "")
-                          for d, b in tile["blocks"].items())
+        blocks = " ".join(_blocks(tile))
         spills = f"spills {r['spill']} B" * bool(r["spill"])
         state = ", ".join(filter(None, ("chosen" * r["chosen"], r["failed"], spills)))
         rows.append((r["launch"], tile["chunk"], blocks or "-", tile["warps"], tile["stages"], r["segment"],
@@ -99,9 +98,34 @@ def _show(made: dict[str, Any], title: str) -> None:
     columns = ["launch", "C", "blocks", "warps", "stages", "segment", "MB", "regs", "KB", "occ.", "model us", "binds",
                ""]
     output.table(columns, rows, f"{made['mixer']} on {title}: {sizes} {made['dtype']}")
-    model = "" if made["measured"] else "; no GPU was here to time them: the model chose among those that compile well"
+    chose = ("no GPU was here to time them" if not made["timed"] else "none gave what it should here"
+             if all(r["failed"] for r in made["timed"]) else "")
+    model = f"; {chose}: the model chose among those that compile well" if chose else ""
     compiled = sum(r["failed"] != "no time was left" for r in made["launches"])
     screen.print(f"{compiled} candidates compiled in {made['seconds']:.0f} s{model}", markup=False)
+    _show_timed(made)
     for r in (r for r in made["launches"] if r["chosen"] and r["spill"]):
         output.notes.print(f"{r['launch']}: all candidates spill, the chosen one {r['spill']} bytes; a smaller head, "
                            "or ranges that say more (`where norm[K](k) <= 1`), leave more room", markup=False)
+
+
+def _show_timed(made: dict[str, Any]) -> None:
+    """Configs that ran, the fastest first; of each launch what is not as in the chosen one."""
+    own = made["config"]["tiles"]
+    rows = []
+    for r in sorted(made["timed"], key=lambda r: r["microseconds"] or float("inf")):
+        tiles = r["config"]["tiles"]
+        other = [f"{name} {_tile(tile)}" for name, tile in tiles.items() if tile != own.get(name)]
+        took = f"{r['microseconds']:.0f}" if r["microseconds"] else "-"
+        chosen = "chosen" * (r["config"] == made["config"])
+        rows.append((took, r["config"]["segment"], chosen or ", ".join(other) or "the same tiles", r["failed"]))
+    if rows:
+        output.table(["us", "segment", "instead", ""], rows, "timed here, forward and backward")
+
+
+def _tile(tile: dict[str, Any]) -> str:
+    return " ".join([f"C={tile['chunk']}", *_blocks(tile), f"warps={tile['warps']}", f"stages={tile['stages']}"])
+
+
+def _blocks(tile: dict[str, Any]) -> list[str]:
+    return [f"{d}={b}" + (f" x {tile['turns']}" if d == tile.get("turned") else "") for d, b in tile["blocks"].items()]

@@ -289,22 +289,25 @@ def _config(mixer: Mixer, step: Program, device: torch.device, sizes: dict[str, 
     if device.type != "cuda" or not looks or kernels_at(step, sizes).by_rule:
         return default_config(step, target, sizes, dtype)
     from mixc.autotune.tuned import first
-    from mixc.targets import find
 
-    return first(mixer, step, find(target), sizes, dtype)
+    return first(mixer, step, target, sizes, dtype)
 
 
-def _target(device: torch.device) -> str:
-    """The target whose limits are nearest to the device's; without a GPU the one that the kernels are written for."""
+def _target(device: torch.device) -> Target:
+    """The device, as `mixc tune --target auto` names it, or the target whose limits are nearest to one without a table;
+    without a GPU the one that the kernels are written for."""
+    from mixc.targets import TARGETS, here
+
     if device.type != "cuda":
-        return "h100"
-    if torch.version.hip:
-        return "mi300x"
-    from mixc.targets import TARGETS
-
+        return TARGETS["h100"]
+    try:
+        return here(device)
+    except KeyError:
+        if torch.version.hip:
+            return TARGETS["mi300x"]
     major, minor = torch.cuda.get_device_capability(device)
     arch = [t for t in TARGETS.values() if t.arch.startswith("sm_") and int(t.arch[3:]) <= major * 10 + minor]
-    return max(arch, key=lambda t: int(t.arch[3:]), default=TARGETS["a100"]).name
+    return max(arch, key=lambda t: int(t.arch[3:]), default=TARGETS["a100"])
 
 
 def run(mixer: Mixer, call: Call) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -167,13 +168,33 @@ def test_on_a_gpu_a_module_has_the_config_of_its_first_build(compiler: list[Job]
                                                              monkeypatch: pytest.MonkeyPatch) -> None:
     step = mixc.load("simple_gla")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(triton_program, "_target", lambda device: "h100")
+    monkeypatch.setattr(triton_program, "_target", lambda device: find("h100"))
     made = triton_program._config(step, step.declared, torch.device("cuda"), SIZES, "bf16")
     assert len(compiler) > 2 and {t.warps for _, t in made.tiles} <= {1, 2, 4}
     default = schedule().default()[0]
     assert triton_program._config(step, step.declared, torch.device("cpu"), SIZES, "bf16") == default
     monkeypatch.setenv("MIXC_FIRST_BUILD", "0")
     assert triton_program._config(step, step.declared, torch.device("cuda"), SIZES, "bf16") == default
+
+
+def test_on_a_gpu_a_module_is_of_the_device_as_tuning_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `mixc tune --target auto` kept is found: an H200 is no H100, and one with fewer SMs is of its own."""
+    def device(**limits: object) -> None:
+        h200 = {"name": "NVIDIA H200", "major": 9, "minor": 0, "multi_processor_count": 132}
+        found = SimpleNamespace(**h200 | limits)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (found.major, found.minor))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    gpu = torch.device("cuda", 0)
+    device()
+    assert triton_program._target(gpu) == find("auto") == find("h200")
+    device(multi_processor_count=60)
+    assert triton_program._target(gpu) == find("auto") != find("h200")
+    device(name="NVIDIA T4", major=7, minor=5)
+    assert triton_program._target(gpu) == find("a100")
+    device(name="NVIDIA Thor", major=11)
+    assert triton_program._target(gpu) == find("b200")
+    assert triton_program._target(torch.device("cpu")) == find("h100")
 
 
 def test_a_file_is_used_where_it_was_made_for_and_refused_elsewhere(compiler: list[Job], tmp_path: Path) -> None:
