@@ -63,11 +63,7 @@ def closed_forms(step: Program, target: Target) -> list[Closed]:
         chunk = None if len(held_for) > 1 else FALLBACK
         given: dict[str, Any] = {"C": names["C"] if chunk is None else chunk, "SEGMENT": names["L"]}
         model = LaunchModel(kernel, counts, target, shape, given | {f"B{d}": dims[d] for d in kernel.dims}, 4, 1)
-        pointers = dict.fromkeys(p for _, p, _, _ in counts.memory)
-        rows = {f"{s.name}_ptr" for s in kernel.launch.stores if s.result == "save" and not kernel.launch.reverse}
-        kept = [p for p in pointers if p.endswith(("_starts", "_kept")) or p in rows]
-        saved, bound = (total(model.extent(p) for p in group)
-                        for group in (kept, [p for p in pointers if p not in kept]))
+        bound, saved = (total(map(model.extent, group)) for group in model.pointers)
         out.append(Closed(launch, _sympy(model.bytes()), _sympy(model.flops()), _sympy(saved), _sympy(bound), chunk,
                           tuple(d for d, own in module.own.items() if own in kernel.launch.split)))
     last = closed_forms(module.behind[0].program, target) if module.behind else []

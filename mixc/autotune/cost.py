@@ -282,6 +282,14 @@ class LaunchModel:
         return widest + ahead * operand * maximum(self.stages - 1, 0)
 
     # ------------------------------------------------------------ bytes
+    @cached_property
+    def pointers(self) -> tuple[list[str], list[str]]:
+        """Tensors that others read, or write, once; and what is kept for the backward."""
+        launch, found = self.kernel.launch, dict.fromkeys(p for _, p, _, _ in self.counts.memory)
+        rows = {f"{s.name}_ptr" for s in launch.stores if s.result == "save" and not launch.reverse}
+        kept = [p for p in found if p.endswith(("_starts", "_kept")) or p in rows]
+        return [p for p in found if p not in kept], kept
+
     def extent(self, pointer: str) -> Term:
         """Distinct bytes behind a pointer argument."""
         shape, program = self.shape, self.kernel.launch.program

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from mixc.autotune.cost import LACKING, SPILL, Costs, LaunchModel, Shape
 from mixc.autotune.counts import Counts
 from mixc.autotune.least import Least, least_of
-from mixc.autotune.space import Infeasible, Space, Term, ceil_div, divides, maximum, powers_of_two, product
+from mixc.autotune.space import Infeasible, Space, Term, ceil_div, divides, maximum, powers_of_two, product, total
 from mixc.autotune.terms import Constraint, operation, term
 from mixc.autotune.trace import counts_of
 from mixc.codegen.config import Tile, padded
@@ -42,7 +42,8 @@ class Candidate:
     """A point of a launch's space, and what the model says of it.
 
     Attributes:
-        seconds: modelled; binds: the longest part; registers, shared: estimated, or the compile's own (`report`)."""
+        seconds: modelled; binds: the longest part; registers, shared: estimated, or the compile's own (`report`).
+        times: its bytes over those of its tensors, each moved once."""
 
     launch: str
     tile: Tile
@@ -51,6 +52,7 @@ class Candidate:
     binds: str
     parts: tuple[tuple[str, float], ...]
     bytes: float
+    times: float
     flops: float
     programs: int
     occupancy: int
@@ -357,9 +359,18 @@ class LaunchSpace:
         turns = point.get("turns", 1)
         tile = Tile(point["C"], tuple((d, point[f"B{d}"]) for d in split), point["warps"], point["stages"], turns,
                     self.turned if turns > 1 else "")
+        moved = number(costs.bytes)
         return Candidate(self.name, tile, point["segment"], number(costs.time), max(parts, key=parts.__getitem__),
-                         tuple(parts.items()), number(costs.bytes), number(costs.flops), int(number(costs.programs)),
-                         int(number(costs.occupancy)), number(model.registers), number(model.shared))
+                         tuple(parts.items()), moved, moved / self._bound, number(costs.flops),
+                         int(number(costs.programs)), int(number(costs.occupancy)), number(model.registers),
+                         number(model.shared))
+
+    @cached_property
+    def _bound(self) -> float:
+        """Bytes of its tensors, each moved once; nothing kept, no sum in parts."""
+        space, model = next(iter(self._made.values()))
+        whole = {n: d.lo if n == "turns" else d.hi for n, d in space.domains.items()}
+        return float(total(map(model.extent, model.pointers[0])).evaluate(whole))
 
     def point(self, tile: Tile, segment: int) -> tuple[dict[str, int], LaunchModel]:
         """Where a tile lies, and the model there."""

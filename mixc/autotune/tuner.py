@@ -359,11 +359,11 @@ def label(c: Candidate) -> str:
 
 
 def row(c: Candidate, result: Tuning) -> dict[str, Any]:
-    """A candidate as the table shows it; bytes over what inputs and outputs take once."""
+    """A candidate as the table shows it."""
     return {"launch": c.launch, "tile": c.tile.as_dict(), "segment": c.segment, "microseconds": c.seconds * 1e6,
-            "binds": c.binds, "bytes": c.bytes, "flops": c.flops, "programs": c.programs, "occupancy": c.occupancy,
-            "registers": c.registers, "shared": c.shared, "spill": c.spill if c.report else None,
-            "failed": c.failed, "chosen": result.chosen.get(c.launch) is c}
+            "binds": c.binds, "bytes": c.bytes, "times": c.times, "flops": c.flops, "programs": c.programs,
+            "occupancy": c.occupancy, "registers": c.registers, "shared": c.shared,
+            "spill": c.spill if c.report else None, "failed": c.failed, "chosen": result.chosen.get(c.launch) is c}
 
 
 def schedule_of(step: Program, target: Target, sizes: Mapping[str, int], dtype: str, cut: str = "") -> Schedule:

@@ -93,10 +93,10 @@ def _show(made: dict[str, Any], title: str) -> None:
         spills = f"spills {r['spill']} B" * bool(r["spill"])
         state = ", ".join(filter(None, ("chosen" * r["chosen"], r["failed"], spills)))
         rows.append((r["launch"], tile["chunk"], blocks or "-", tile["warps"], tile["stages"], r["segment"],
-                     f"{r['bytes'] / 1e6:.0f}", f"{r['registers']:.0f}", f"{r['shared'] / 1024:.0f}", r["occupancy"],
-                     f"{r['microseconds']:.0f}", r["binds"], state))
-    columns = ["launch", "C", "blocks", "warps", "stages", "segment", "MB", "regs", "KB", "occ.", "model us", "binds",
-               ""]
+                     f"{r['bytes'] / 1e6:.0f}", f"{r['times']:.2f}", f"{r['registers']:.0f}",
+                     f"{r['shared'] / 1024:.0f}", r["occupancy"], f"{r['microseconds']:.0f}", r["binds"], state))
+    columns = ["launch", "C", "blocks", "warps", "stages", "segment", "MB", "x", "regs", "KB", "occ.", "model us",
+               "binds", ""]
     output.table(columns, rows, f"{made['mixer']} on {title}: {sizes} {made['dtype']}")
     chose = ("no GPU was here to time them" if not made["timed"] else "none gave what it should here"
              if all(r["failed"] for r in made["timed"]) else "")

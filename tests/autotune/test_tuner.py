@@ -270,6 +270,10 @@ def test_command(compiler: list[Job], tmp_path: Path) -> None:
     assert "chosen" in done.stdout and "spills 96 B" in done.stdout and "no GPU was here" in done.stdout
     assert f'config="{out}"' in done.stdout and tuned.read(out).target == "h100"
     found = json.loads(run.invoke(app, [*command, "--json"]).stdout)
+    forward = next(r for r in found["launches"] if r["launch"] == "fwd")
+    rows, segments = 8 * 2048 * 16 * 2, -(-2048 // forward["segment"])
+    kept = 8 * 16 * segments * 64 * 64 * 2  # beside rows of q, k, v, g and o
+    assert forward["times"] == pytest.approx(1 + kept / (rows * (4 * 64 + 1)), rel=1e-3)
     assert found["from_cache"] and found["form"] == tuned.FORM
     assert run.invoke(app, ["tune", "simple_gla", "--target", "h1000"]).exit_code == 2
     cell = run.invoke(app, ["tune", "lstm", "--best", "2"])
