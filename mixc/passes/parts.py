@@ -25,29 +25,40 @@ FORMED = 3  # rows of which one is formed, where that is worth a program of its 
 
 
 class Whole(Exception):
-    """`states`, parallel over time by themselves, share a matrix of every token with a loop."""
+    """`part` needs all of a `state` of an earlier one, a matrix of every token; `states`: those that are parallel over
+    time by themselves, and no longer where both stand in one loop."""
 
-    def __init__(self, states: frozenset[str]):
-        self.states = states
+    def __init__(self, state: str, part: int, states: frozenset[str]):
+        self.state, self.part, self.states = state, part, states
 
 
 def divided(step: Program, order: list[tuple[str, ...]], parallel: frozenset[str]
             ) -> tuple[list[Program], frozenset[str]]:
-    """The parts, and which of the states `parallel` can be so; `order`: the groups of states as they are found."""
+    """The parts, and which of the states `parallel` can be so; `order`: the groups of states as they are found.
+
+    A state waits for a later part that needs all of it, as for the rows that it is read with, if that part does not
+    wait for the state in turn."""
+    after: dict[str, int] = {}
     with proving(step):
         while True:
+            part = _in_turn(step, order, parallel, after)
             try:
-                return _Parts(step, order, parallel, _in_turn(step, order, parallel)).found(), parallel
+                return _Parts(step, order, parallel, part).found(), parallel
             except Whole as whole:
-                parallel -= whole.states
+                after = {**after, whole.state: whole.part}
+                if max(_in_turn(step, order, parallel, after).values()) > 2 * len(order):
+                    after, parallel = {}, parallel - whole.states
 
 
-def _in_turn(step: Program, order: list[tuple[str, ...]], parallel: frozenset[str]) -> dict[str, int]:
-    """The part of every state, as early as it can be: even parts are parallel, odd ones are not."""
+def _in_turn(step: Program, order: list[tuple[str, ...]], parallel: frozenset[str], after: dict[str, int]
+             ) -> dict[str, int]:
+    """The part of every state, as early as it can be: even parts are parallel, odd ones are not; `after`: the first
+    part that a state may stand in."""
     leaves, part = {d.leaf(): d.name for d in step.states}, dict[str, int]()
     for names in order:
         below = postorder([step.result("next", n) for n in names])
-        first = max([part.get(leaves[n], 0) for n in below if n in leaves], default=0)
+        first = max([*(part.get(leaves[n], 0) for n in below if n in leaves), *(after.get(n, 0) for n in names)],
+                    default=0)
         part |= dict.fromkeys(names, first + (first % 2 == (names[0] in parallel)))
     return part
 
@@ -161,7 +172,8 @@ class _Parts:
             found = first_below(roots, self._hands(part, handed, found))
         whole = first_below(roots, lambda n: n in self.leaves and self.part[self.leaves[n]] < part, found)
         if whole:
-            raise Whole(self._parallel_of(self.leaves[whole[0]], roots))
+            state = self.leaves[whole[0]]
+            raise Whole(state, part, self._parallel_of(state, roots))
         return found
 
     def _hands(self, part: int, handed: Container[Node], found: Container[Node]) -> Callable[[Node], bool]:

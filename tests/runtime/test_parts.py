@@ -42,11 +42,14 @@ SPECS = {
                                  "out o[D] = h", ["h", "S"], ["h_read", ""]),
     "no_input_before_the_last": ("param R[D, E]\nin x[D], z[D]\nstate h[D] = tanh(0.3), s[D]\nh = tanh(R @ h[E])\n"
                                  "s = 0.5 * s + x * h\nout o[D] = s * z", ["h", "s"], ["h_read", ""]),
+    "read_with_what_a_cell_holds": ("in z[K]\nstate P[K]\n" + READS + "P = P / (1 + P) + square(z)\n"
+                                    "out o[D] = (q / (P + 1)) @ S", ["P", "S"], ["P_read", ""]),
     "a_matrix_stays": (CELL + "state n[K]\n" + READS + "n = exp(g) * n + k\n"
                        "h = tanh(R @ h[E] + (q + n) @ S * (n @ (S @ h)))\nout o[D] = h", ["n", "h S"], ["n_read", ""]),
 }
 INTERPRETED = ("memory_feeds_cell", "cell_feeds_memory", "between_two", "turning_feeds_cell", "looks_back",
-               "a_const_of_positions", "nothing_read_of_the_last", "no_input_before_the_last")
+               "a_const_of_positions", "nothing_read_of_the_last", "no_input_before_the_last",
+               "read_with_what_a_cell_holds")
 
 
 def load(name):
@@ -79,6 +82,11 @@ def test_parts_and_what_they_hand_on(name):
     assert [" ".join(s.name for s in p.states) for p in parts] == states
     assert [" ".join(o.name for o in p.outs if o.exact) for p in parts] == handed
     assert all(len(o.dims) <= 1 for p in parts for o in p.outs if o.exact)
+
+
+def test_no_state_waits_for_what_waits_for_it():
+    mixer = mixc.loads("mixer m(K, D) {\nstate h[D]\n" + READS + "h = tanh(0.5 * h + q @ S)\nout o[K] = S @ h\n}")
+    assert not classify(mixer.declared).parts and set(mixer.form.values()) == {"sequential"}
 
 
 @pytest.mark.parametrize("name", SPECS)
