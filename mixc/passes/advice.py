@@ -81,7 +81,7 @@ def _forms(step: Program, names: list[str], changes: dict[Node, Node]) -> list[s
     """Of these states, were the step so changed; none: nothing would be carried."""
     from mixc.passes.classify import classify
 
-    found = classify(step.with_values(substitute(step.values(), changes)))
+    found = classify(step.with_values(substitute(step.values(), changes)), advise=False)
     if not any(n.op == "state" for n in postorder([found.result("next", n) for n in names])):
         return []
     return [g.form for g in found.groups if set(g.states) & set(names)]
@@ -90,10 +90,18 @@ def _forms(step: Program, names: list[str], changes: dict[Node, Node]) -> list[s
 def _without(step: Program, names: list[str], products: list[Node]) -> str | None:
     if not products:
         return None
-    first = text_of(products[0])
     if is_linear(step, names):
-        return f"{first} is linear: in the basis that diagonalises its weights (complex where they turn) it is a scan"
-    forms = _forms(step, names, {n: expand(number(0), n.dims) for n in products})
+        return (f"{text_of(products[0])} is linear: in the basis that diagonalises its weights (complex where they "
+                "turn) it is a scan")
+    nothing = {n: expand(number(0), n.dims) for n in products}
+    forms = _forms(step, names, nothing)
+    for n in products[::-1] if forms and "sequential" not in forms else ():  # those alone that must go
+        fewer = _forms(step, names, {p: zero for p, zero in nothing.items() if p is not n})
+        if fewer and "sequential" not in fewer:
+            del nothing[n]
+            forms = fewer
+    products = [*nothing]
+    first = text_of(products[0])
     more = {1: "", 2: " and another product like it"}.get(len(products), f" and {len(products) - 1} products like it")
     if not forms:
         return f"without {first}{more}, nothing would be carried"

@@ -26,8 +26,9 @@ from mixc.passes.scan import is_scan, reason
 from mixc.passes.why import text_of, turns, why_chunk, why_not_chunk
 
 
-def classify(step: Program) -> Program:
-    """The program at level "stages": groups in topological order, notes for what is sequential."""
+def classify(step: Program, advise: bool = True) -> Program:
+    """The program at level "stages": groups in topological order, notes for what is sequential; `advise`: with what
+    would help."""
     step.read_again()
     step = reads_apart(step, components(step))
     if is_complex(step):
@@ -40,7 +41,7 @@ def classify(step: Program) -> Program:
         if whole is not None:
             return replace(step, level="stages", groups=Split(whole).groups())
     with proving(step):
-        groups = _fed(step, [_group(step, names) for names in components(step)])
+        groups = _fed(step, [_group(step, names, advise) for names in components(step)])
     parts = _parts(step, groups)
     groups = [g for part in parts for g in part.groups] if parts else _whole(step, groups)
     notes = tuple(_note(step, g) for g in groups if g.form == "sequential")
@@ -109,7 +110,7 @@ def _by_planes(step: Program) -> tuple[Group, ...] | None:
     return tuple(groups)
 
 
-def _group(step: Program, names: list[str]) -> Group:
+def _group(step: Program, names: list[str], advise: bool = True) -> Group:
     states = [step.decl(name) for name in names]
     scan = scan_words(step, states)
     if scan is not None and not (len(states) > 1 and coupled_by_scalars(step, states)):
@@ -119,7 +120,7 @@ def _group(step: Program, names: list[str]) -> Group:
         return Group(tuple(names), "chunk", why_chunk(step, states))
     if scan is not None:
         return Group(tuple(names), "scan", _advised(scan, lags_apart(step, names)))
-    return Group(tuple(names), "sequential", _advised(refusal[0], advice(step, names)))
+    return Group(tuple(names), "sequential", _advised(refusal[0], advice(step, names) if advise else None))
 
 
 def _fed(step: Program, groups: list[Group]) -> list[Group]:
