@@ -123,6 +123,18 @@ def test_a_term_that_only_rare_sequences_of_positions_let_through(rows):
         assert not bad, "; ".join(bad)
 
 
+@pytest.mark.parametrize("rows", ["plain", "reverse", "step"])
+def test_levels_in_one_state(rows):
+    """The same tree with a dim of levels, told apart by a power of two: `%` refused it as no integer."""
+    mixer = mixc.loads("mixer levels(K, V, L = 5) {\nin q[K], k[K], v[V], g where g <= 0, w[L]\nstate S[L, K, V]\n"
+                       "S = exp(g) * where(pos % 2 ** (index[L] + 1) == 0, 0, S) + (index[L] == 0) * k * v\n"
+                       "out o[V] = (w * q) @ S\n}")
+    assert mixer.form == {"S": "chunk"}
+    cell = dict(length=35, size=3, heads="2", gates=1.0, dtype=torch.float64, rows=rows, start=True)
+    bad = [str(f) for f in cells.compare(mixer, cell, "torch") if not f.ok]
+    assert not bad, "; ".join(bad)
+
+
 def test_a_learned_factor_before_a_token_s():
     """Its dims stood before the time axis."""
     mixer = mixc.loads("mixer m(K, V) {\nin q[K], k[K], v[V], d[K] where 0 <= d <= 1\nparam p[K] where 0 <= p <= 1\n"

@@ -10,6 +10,7 @@ from mixc.frontend.names import VALUES, WORDS
 from mixc.frontend.scope import Scope, is_scalar, shown
 from mixc.frontend.syntax import Binary, Call, Compare, Expr, Index, Name, Number, Unary, spelled
 from mixc.ir.node import Node, make, number, postorder
+from mixc.ir.ranges import bounds
 
 _ARITHMETIC = {"+": "add", "-": "sub", "*": "mul", "/": "div"}
 _EXACT = {"number", "pos", "index", "size", "const", "add", "sub", "mul", "neg", "mod", "floordiv", "ipow", "rename",
@@ -71,11 +72,16 @@ def _binary(scope: Scope, e: Binary, a: Node, b: Node) -> Node | None:
     if e.op == "@":
         return _contraction(scope, e, a, b)
     for x, side in ((a, e.left), (b, e.right)):
-        if not all(n.op in _EXACT for n in postorder([x])) or x.kind == "complex":
+        if not all(n.op in _EXACT or _power_of_two(n) for n in postorder([x])) or x.kind == "complex":
             scope.error("MX216", f"`{e.op}` works on exact integers, and `{spelled(side)}` may be anything", side.span,
-                        "it takes pos, index[K], loop indices and numbers")
+                        "it takes pos, index[K], loop indices, numbers, and 2 to the power of those")
             return None
     return make("mod" if e.op == "%" else "floordiv", a, b, span=e.span)
+
+
+def _power_of_two(n: Node) -> bool:
+    """Exact in whatever it is formed."""
+    return n.op == "pow" and n.args[0] is number(2) and bounds(n.args[1]).nonnegative
 
 
 def _power(scope: Scope, e: Binary, a: Node, b: Node) -> Node | None:

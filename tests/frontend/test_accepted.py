@@ -50,6 +50,7 @@ def value(expression: str) -> torch.Tensor:
     ("K * V", 9.0), ("mean[K](x)", 0.5), ("sum(x * x)", 5.25), ("max(x)", 2.0), ("min[K](x)", -1.0), ("x @ x", 5.25),
     ("norm[K](x)", 5.25 ** 0.5), ("norm(2 - 5)", 3.0), ("sum[K](softmax[K](x))", 1.0), ("softmax(3)", 1.0),
     ("sum(x * x[V])", 2.25), ("sum(index[K] % 2)", 1.0), ("sum(index[V] // 2 * 2)", 2.0), ("clamp(3, 0, 1)", 1.0),
+    ("sum(5 % 2 ** (index[K] + 1))", 7.0), ("6 // 2 ** (2 - 1)", 3.0),
     ("logaddexp(-inf, 2)", 2.0), ("maximum(1, 2) - minimum(1, 2)", 1.0), ("(\n 1 +\n 2\n)", 3.0),
     ("stop_gradient(sign(-2))", -1.0), ("(-3) ** 2", 9.0), ("sum(abs(x) ** 2.0)", 5.25), ("4 ** 0.5", 2.0),
 ])

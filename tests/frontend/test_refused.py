@@ -140,6 +140,7 @@ BAD: list[tuple[str, str, int, int, str, str]] = [
     (last("y = g > 0 and k"), "MX214", 5, 15, "is a number", "k > 0"),
     (last("y = g % 2"), "MX216", 5, 5, "may be anything", "pos"),
     (last("y = pos // g"), "MX216", 5, 12, "may be anything", "pos"),
+    (last("y = pos % 2 ** (1 - index[K])"), "MX216", 5, 11, "may be anything", "2 to the power"),
     # ------------------------------------------------ lag and grad
     (last("y = lag(S, 1)"), "MX215", 5, 9, "is a state", "an input, or a local"),
     (last("z = q @ S\ny = lag(z, 1)"), "MX215", 6, 9, "reads a state", "state old"),
