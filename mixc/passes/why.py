@@ -61,7 +61,9 @@ def why_not_chunk(step: Program, states: list[Decl]) -> Blame | None:
     if any(not {*s.dims} <= {*widest.dims} for s in states) and (other := _other_dims(step, states)) is not None:
         return other
     if any(sum({*s.dims} == {*o.dims} for o in states) > MOST for s in states):
-        return f"{several} are coupled: each is read by the next one's update", states[0].span
+        bent = next(filter(None, (_not_affine(forms, step, s, states) for s in states)), None)
+        return bent or (f"{several} are {len(states)} coupled states, each of which is read by the next one's update, "
+                        f"where at most {MOST} are solved", states[0].span)
     found: list[Affine] = []
     for s in states:
         form = forms.form(step.result("next", s.name))

@@ -114,6 +114,14 @@ def test_why_names_the_product_and_what_would_make_it_parallel():
     assert mixc.loads(text).why["z"].endswith("without `w * y` (line 5), it would be a scan")
 
 
+def test_why_says_how_many_coupled_states_are_solved():
+    four = "w, i, j, k are 4 coupled states, each of which is read by the next one's update, where at most 3 are solved"
+    text = ("mixer m(D) {\nin a[D], b[D]\nstate w[D] = 1, i[D], j[D], k[D]\nv = w\nw = a * w - b * k\n"
+            "k = a * k - b * j\nj = a * j - b * i\ni = a * i - b * v\nout o[D] = w\n}")
+    assert mixc.loads(text).why["w"] == four
+    assert "`tanh(b * k)` (line 5)" in mixc.loads(text.replace("- b * k", "- tanh(b * k)")).why["j"]
+
+
 @pytest.mark.parametrize("update,told", [
     ("maximum(d * S, x)", "; if `d` were known to be >= 0 (as `where` declares it) it would be a scan"),
     ("minimum(tanh(d) * S + x, d)", ""),  # affine inside, which no scan of minima is
