@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mixc.errors import Span
 from mixc.frontend.expressions import numeral
 from mixc.frontend.names import IMPLIED, refusal
@@ -9,6 +11,7 @@ from mixc.frontend.scope import Binding, Scope, is_scalar, shown
 from mixc.frontend.syntax import Binary, Call, Compare, Declare, DimSyntax, Expr, Name, Number, spelled
 from mixc.ir.node import Node, make, number, postorder
 from mixc.ir.program import Decl, Dim, Range
+from mixc.ir.region import region
 
 _KINDS = {"in": "an input", "param": "a param", "state": "a state", "const": "a const", "dim": "a dim", "out": "an out",
           "local": "a local", "loop": "a loop index"}
@@ -75,6 +78,9 @@ def declare(scope: Scope, s: Declare) -> None:
     kind = "complex" if is_complex and s.role != "const" else "real"
     ranges = _ranges(scope, s, s.where, dims, kind) if s.where is not None else ()
     decl = Decl(s.role, s.name.name, dims, kind, tuple(ranges), init, s.span)
+    if s.where is not None and _empty(decl):
+        scope.error("MX223", f"nothing lies in `{spelled(s.where)}`", s.where.span,
+                    "its ranges hold together: no value is in all of them")
     b.node = decl.leaf()
     scope.bind(b)
     scope.decls[decl.name] = decl
@@ -176,6 +182,13 @@ def _ranges(scope: Scope, s: Declare, where: Expr, dims: tuple[str, ...], kind: 
         return []
     r = _interval(scope, where, at[0], of, over)
     return [r] if r is not None else []
+
+
+def _empty(d: Decl) -> bool:
+    """Is there no value that all ranges of numbers hold?"""
+    known = tuple(r for r in d.ranges if all(b is None or b.op == "number" for b in (r.low, r.high)))
+    r = region(replace(d, ranges=known), lambda n: n.attr("value"), d.dims)
+    return len(known) > 1 and (r.low > r.high or (r.low == r.high and (r.low_open or r.high_open)))
 
 
 def _subject(scope: Scope, e: Expr, name: str, dims: tuple[str, ...]) -> tuple[str, tuple[str, ...]] | None:

@@ -171,6 +171,8 @@ class Scope:
             help_ = f"it is declared on line {self.declared_below[e.name]}: a declaration reads those above it"
         elif e.name in ("e", "j", "i"):
             help_ = "numbers are written `1j`, `exp(1)`"
+        elif e.name in ("eps", "epsilon", "EPS"):
+            help_ = f"write the number, or declare it: `const {e.name} = 1e-6`"
         else:
             help_ = f"did you mean `{near}`?" if near else "inputs are declared above: `in x[D]`"
         self.error("MX201", f"`{e.name}` is not defined", e.span, help_)

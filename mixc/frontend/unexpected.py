@@ -89,12 +89,12 @@ def explain(e: UnexpectedInput, source: Source, still_open: list[Token]) -> Diag
     line = source.line(span.line)
     first = line.split()[0] if line.split() else ""
     word = first.split("(")[0].rstrip(":")
-    if str(token) in slips.STATEMENTS:
+    if str(token) in slips.STATEMENTS and (opened or token not in ("def", "class")):
         return slips.statement(str(token), span)
     before = re.search(r"(\w+)\s+$", line[:span.column - 1])
     if before and before[1] in slips.STATEMENTS and before[1] not in ("for", word):  # `f = lambda x`
         return slips.statement(before[1], Span(source, span.line, before.start() + 1, before.end(1) + 1))
-    if word in slips.STATEMENTS and word != "for":
+    if word in slips.STATEMENTS and word != "for" and opened:
         start = line.index(word) + 1
         return slips.statement(word, Span(source, span.line, start, start + len(word)))
     return _token(token, span, word, opened, source)
@@ -132,6 +132,7 @@ def _token(token: Token, span: Span, word: str, opened: list[Token], source: Sou
     elif token.type == "COLON":
         line = source.line(span.line)
         help_ = ("an assignment is written `x = ...`" if line[span.column:].startswith("=") else
+                 f"values have no types: {_FORMS[word]}" if word in _DECLARE.values() else
                  "values have no types: write `x = ...`" if re.match(r"\s*\w+\s*$", line[:span.column - 1]) else
                  "blocks stand in braces: `for n in N { ... }`")
     elif token == "=" and re.search(r"\[[^\]]*$", source.line(span.line)[:span.column - 1]):
@@ -142,6 +143,8 @@ def _token(token: Token, span: Span, word: str, opened: list[Token], source: Sou
         help_ = "a statement ends with its line, except inside brackets: put the expression in ( )"
     elif token.type in ("IN", "PARAM", "CONST", "STATE", "FOR", "OUT", "MIXER"):
         help_ = f"`{token}` starts a line of its own"
+    elif word in _DECLARE:
+        help_ = _FORMS[_DECLARE[word]]
     elif token.type in ("NAME", "NUMBER", "LPAR") and word not in ("in", "param", "const", "state", "out", "for"):
         help_ = "an operator is missing before it; a product is written `a * b`"
     else:
@@ -149,6 +152,9 @@ def _token(token: Token, span: Span, word: str, opened: list[Token], source: Sou
     return Diagnostic("MX101", f"{shown} does not belong here", span, help_)
 
 
+_DECLARE = {**dict.fromkeys(("in", "input", "inputs", "ins"), "in"), "out": "out", "outputs": "out", "output": "out",
+            **dict.fromkeys(("param", "params", "parameter", "parameters", "weight"), "param"), "state": "state",
+            "states": "state", **dict.fromkeys(("const", "consts", "constant", "let", "var"), "const")}
 _FORMS = {
     "in": "inputs are declared `in q[K], g where g <= 0`", "param": "params are declared `param A[D, N]`",
     "const": "consts are declared `const scale = K ** -0.5`", "state": "states are declared `state S[K, V] = 0`",
