@@ -69,7 +69,7 @@ class Trace(Operations):
 
     def __init__(self, text: str, kernel: str, C: int | tuple[int, ...], operand: int, dims: list[str],
                  known: tuple[tuple[str, Any], ...] = ()):
-        self.functions, self.names = functions(text), _Names(self)
+        self.functions, self.names, self.kernel = functions(text), _Names(self), kernel
         self.C, self.operand, self.dims, self.counts = C, operand, dims, Counts()
         self.later: list[tuple[_Run, Any, Size, bool]] = []  # what needs the number of rows, and what it gives
         self.weight, self.known = ONE, dict(known)
@@ -121,6 +121,8 @@ class Trace(Operations):
         """What a call of one of the text's functions does."""
         text = self.functions[name]
         fn = self._defined(text)
+        if name.startswith(self.kernel):  # a part of it
+            return fn
         names, defaults = _arguments(fn), fn.__defaults__ or ()
         before = dict(zip(names[len(names) - len(defaults):], defaults, strict=True))
         return lambda *args, **words: self._call(

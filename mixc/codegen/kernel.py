@@ -97,8 +97,12 @@ class KernelWriter(Stores):
         fixed = [*(n for n in ("T", "count", *sorted(self.backs)) if n in arguments), *(f"{name}_sb" for name, d in self.loaded.items() if d.role == "in" and not d.dims)]
         head = f"@triton.jit(do_not_specialize={fixed!r})\ndef {launch.name}(\n"
         head += wrapped(arguments) + wrapped([f"{c}: tl.constexpr" for c in constexprs]) + "):\n"
-        body = without_unread("\n".join(indent(self._lines(sums))).split("\n"))
-        text = head + "\n".join(map(masks_below, body)) + "\n"
+        lines, before = "\n".join(indent(self._lines(sums))), ""
+        if self.again:
+            before, lines = self.again.in_place(launch.name, lines.split("\n"), arguments, constexprs)
+        body = without_unread(lines.split("\n"))
+        text = f"{before}\n\n{head}" * bool(before) or head
+        text += "\n".join(map(masks_below, body)) + "\n"
         return Kernel(launch, text, arguments, constexprs, list(self.loaded), self.dims, self.cots, self.alive,
                       self.vectors, self.given, self.turned, self.axes.ranks & {*self.dims},
                       self.axes.narrow(self.program.dims) & {*self.dims})
@@ -162,11 +166,11 @@ class KernelWriter(Stores):
         own = {f"d{n}": self.program.decl(n).dims for n in self.cots} | self.given
         lines += [f"{name}_ptr += (first * H + head){times(dims)}" for name, dims in own.items()]
         for s in self.launch.stored:
-            if s.kind == "rows":
-                line = f"{s.name}_ptr += (first * H + head){times(s.dims)}"
-                lines.append(f"if KEEP:\n    {line}" if self._only_kept(s) else line)
-            if parts := self.launch.partial_over(s.dims):
-                lines.append(f"{s.name}_ptr += {self._part(parts)} * {s.name}_part  # a partial sum over {', '.join(parts)}")
+            parts = self.launch.partial_over(s.dims)
+            terms = [f"(first * H + head){times(s.dims)}"] * (s.kind == "rows") + [f"{self._part(p)} * {s.name}_part" for p in [parts] if p]
+            if terms:
+                line = f"{s.name}_ptr += {' + '.join(terms)}" + (f"  # a partial sum over {', '.join(parts)}" if parts else "")
+                lines.append(f"if KEEP:\n    {line}" if s.kind == "rows" and self._only_kept(s) else line)
         for c in self.ends:
             if parts := self.launch.partial_over(c.dims):
                 lines.append(f"{c.name}_final += {self._part(parts)} * {c.name}_part")
@@ -213,14 +217,14 @@ class KernelWriter(Stores):
                 "of the initial one" for c in carried[:1] if self.launch.reverse]
 
     def _initial(self, sums: list[Store]) -> list[str]:
-        lines = self._said(self.ends)
+        given, zero = [], []
         for c in self.ends:
-            shape = self.tiles.shape(self.tile(c.dims))
-            zero = f"tl.zeros({shape}, tl.float32)" if c.dims else "0.0"
             address = self._state_at(f"{c.name}_initial", "seq * H + head", c.dims)
             load = self._for_one(f"tl.load({address}{self._guard(c.dims, False)}).to(tl.float32)", c)
-            lines.append(f"if HAS_INITIAL:\n    {safe(c.name)} = {load}\nelse:\n    {safe(c.name)} = {zero}")
-        return [*lines, *self._sums(sums)]
+            given.append(f"{safe(c.name)} = {load}")
+            zero.append(f"{safe(c.name)} = " + (f"tl.zeros({self.tiles.shape(self.tile(c.dims))}, tl.float32)" if c.dims else "0.0"))
+        chosen = ["if HAS_INITIAL:", *indent(given), "else:", *indent(zero)] if given else []
+        return [*self._said(self.ends), *chosen, *self._sums(sums)]
 
     def _loop(self) -> list[str]:
         if self.launch.loop == "tokens":
@@ -246,6 +250,5 @@ class KernelWriter(Stores):
                 "    first_segment = seq * tl.cdiv(length, SEGMENT)"]
 
     def _final(self, sums: list[Store]) -> list[str]:
-        lines = [f"if STORE_FINAL:\n    {self._store_state(safe(c.name), f'{c.name}_final', 'seq * H + head', c.dims)}"
-                 for c in self.ends]
-        return [*lines, *self._stored(sums)]
+        lines = [self._store_state(safe(c.name), f"{c.name}_final", "seq * H + head", c.dims) for c in self.ends]
+        return [*(["if STORE_FINAL:", *indent(lines)] if lines else []), *self._stored(sums)]

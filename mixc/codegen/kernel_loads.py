@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 
+from mixc.codegen.again import CALL, Again
 from mixc.codegen.axes import is_rows
 from mixc.codegen.kernel_addresses import Addresses
 from mixc.codegen.lines import indent, plus
@@ -29,7 +30,6 @@ WITHIN = {"span_contract": 6.0, "span_crossing": 6.0, "unit_inverse": 8.0}
 class Loads(Addresses):
     """The values of a launch, written into `before` its loop or into the loop's `body`."""
 
-    past = "past_row = tl.cast(past * C, tl.int64) * SIGN"  # the first row of an earlier chunk
     program: Program
     header: tuple[str, ...]
     forward: Program | None
@@ -48,7 +48,8 @@ class Loads(Addresses):
         self.alive: list[list[tuple[tuple[str, ...], float]]] = []
         self.vectors = 0
         self.estimates = True  # are they found beside the order of statements, or not at all?
-        self.row, self.held = "row", "held"  # the chunk's first row, and its rows that there are
+        self.held = "held"  # the chunk's rows that there are
+        self.again: Again | None = None
 
     def _names_of(self, nodes: list[Node], stores: Iterable[Store], carried: Iterable[tuple[str, Node]]) -> ValueNames:
         """What values are called; those that are stored or carried on by where they go."""
@@ -92,18 +93,18 @@ class Loads(Addresses):
 
     def _load_earlier(self, tensor: str, node: Node) -> str:
         """Rows of an input `back` tokens ago, 0 where there were none; where it is 0 the tensor has them as they are read."""
-        name, dims, back, rows = self._called(tensor, node, self.row), tensor_dims(node), f"{tensor}_back", self.held
-        address = self._rows_at(f"{tensor}_ptr", f"({self.row} - {back} * SIGN)", f"{tensor}_st", dims, rows, node.attr("at", ()))
-        early = self.axes.along(rows, ROW, self.tile(node.dims), f"({self.row} * SIGN + {{}} >= {back})") if ROW in node.dims else \
-            f"({self.row} * SIGN >= {back})"
+        name, dims, back, rows = self._called(tensor, node), tensor_dims(node), f"{tensor}_back", self.held
+        address = self._rows_at(f"{tensor}_ptr", f"(row - {back} * SIGN)", f"{tensor}_st", dims, rows, node.attr("at", ()))
+        early = self.axes.along(rows, ROW, self.tile(node.dims), f"(row * SIGN + {{}} >= {back})") if ROW in node.dims else \
+            f"(row * SIGN >= {back})"
         there = " & ".join([early, *self._inside(node.dims)])
         self.body.append(f"{name} = tl.load({address}, mask={there}, other=0.0)")
         self.backs[back] = None
         return name
 
-    def _called(self, tensor: str, node: Node, row: str) -> str:
-        """The name of what is loaded of a tensor for the chunk that begins at this row."""
-        here = "_".join([tensor, *(str(i) for _, i in node.attr("at", ())), *(["past"] if row == "past_row" else [])])
+    def _called(self, tensor: str, node: Node) -> str:
+        """The name of what is loaded of a tensor."""
+        here = "_".join([tensor, *(str(i) for _, i in node.attr("at", ()))])
         return here if here == tensor else self.tiles.fresh(here)
 
     def _load_cotangent(self, node: Node) -> str:
@@ -117,16 +118,16 @@ class Loads(Addresses):
     def _load_of(self, tensor: str, stride: str | None, node: Node, behind: float | None = None) -> str:
         """Rows of a tensor (no stride: of the module's own, [B, T, H, dims...]); behind the end 0, or the last one, if any
         may stand there."""
-        name, dims = self._called(tensor, node, self.row), tensor_dims(node)
-        stride, masked = stride or self._row_stride(dims), self.row == "row" and behind is not None
-        address = self._rows_at(f"{tensor}_ptr", self.row, stride, dims, "rows" if masked else self.held, node.attr("at", ()))
+        name, dims = self._called(tensor, node), tensor_dims(node)
+        stride, masked = stride or self._row_stride(dims), self.held == "held" and behind is not None
+        address = self._rows_at(f"{tensor}_ptr", "row", stride, dims, "rows" if masked else self.held, node.attr("at", ()))
         self.body.append(f"{name} = tl.load({address}{self._guard(node.dims, rows=masked)})")
         return name
 
     def _load_param(self, node: Node) -> str:
         name = safe(node.attr("name"))
         self.loaded[name] = self.program.decl(node.attr("name"))
-        dims, called = tensor_dims(node), self._called(name, node, "row")
+        dims, called = tensor_dims(node), self._called(name, node)
         size = " * ".join(flat(dims))
         base = f"{name}_ptr + (head // {name}_rep)" + (f" * ({size})" if size else "")
         offset = self._flat(dims, at=node.attr("at", ()))
@@ -166,37 +167,38 @@ class Loads(Addresses):
 
     def _form_again(self, names: dict[str, str]) -> None:
         """The states at the start of this chunk, from those at the start of its segment."""
-        launch = self.launch
-        body, self.body = self.body, []
-        self._replay(names)
-        loop = ["for past in tl.range(chunk // (SEGMENT // C) * (SEGMENT // C), chunk, num_stages=1):", *indent(self.body)]
-        self.body = [*body, "if SEGMENT > C:  # the chunks of the segment before this one", *indent(loop)]
-        self.body += [f"{names[s]} = {names[s]}.to({s}_starts.dtype.element_ty)" for s in launch.starts]
+        self._replay(names, "tl.cast(past * C, tl.int64) * SIGN")
+        loop = ["for past in tl.range(chunk // (SEGMENT // C) * (SEGMENT // C), chunk, num_stages=1):", f"    {CALL}"]
+        self.body += ["if SEGMENT > C:  # the chunks of the segment before this one", *indent(loop)]
+        self.body += [f"{names[s]} = {names[s]}.to({s}_starts.dtype.element_ty)" for s in self.launch.starts]
 
     def _again(self) -> Tiles:
         """Of what is formed again."""
         launch, outer = self.launch, self.tiles
         body = list(postorder(launch.replay))
         fine = self._fine(body, list(zip(map(self._start, launch.starts), launch.replay, strict=True)))
-        inner = Tiles(self._emit, self._leaf, (), body, list(launch.replay), self.header, self.axes, fine,
+        inner = Tiles(self._emit, self._leaf, outer.taken, body, list(launch.replay), self.header, self.axes, fine,
                       self._names_of(body, (), list(zip(launch.starts, launch.replay, strict=True))))
-        inner.taken, inner.rows, inner.suffix = outer.taken, outer.rows, "_past"
+        inner.rows = outer.rows
         return inner
 
-    def _replay(self, names: dict[str, str]) -> None:
-        """One chunk on, for the states of `starts`."""
-        launch, outer, inner = self.launch, self.tiles, self._again()
-        self.tiles, self.row, self.held = inner, "past_row", "rows"
+    def _replay(self, names: dict[str, str], row: str, what: str = "chunk") -> None:
+        """The function that takes the states of `starts` one chunk (`what`) on, which begins at `row`."""
+        launch, outer, inner, body = self.launch, self.tiles, self._again(), self.body
+        self.tiles, self.held, self.body = inner, "rows", []
         inner.names = {self._start(s): names[s] for s in launch.starts}
         inner.names |= {n: name for n, name in outer.names.items() if n not in self.varying}
-        self.body.append(self.past)
         for node in self._ordered(list(launch.replay), set(inner.names), inner, tuple(launch.replay)):
             if not inner.inlined(node):
                 inner.name(node)
-        self._assign(list(zip(names.values(), launch.replay, (self.program.decl(s).dims for s in launch.starts), strict=True)))
+        dims = [self.program.decl(s).dims for s in launch.starts]
+        given = [inner.cleaned(x, self.tile(d), d) for x, d in zip(launch.replay, dims, strict=True)]
+        self.body += [x for s, n in zip(names.values(), launch.replay, strict=True) for x in self._formula(s + "'", n)]
+        self.again = Again([*names.values()], self.body, given, row, what)
         outer.names |= {n: name for n, name in inner.names.items() if n not in self.varying}
+        outer.taken |= {name for n, name in inner.names.items() if n not in self.varying}
         outer.raw |= inner.raw - self.varying
-        self.tiles, self.row, self.held = outer, "row", "held"
+        self.tiles, self.held, self.body = outer, "held", body
 
     def _assign(self, targets: list[tuple[str, Node, tuple[str, ...]]]) -> None:
         """Carried tiles get their next values, all at once; what is no part of a block stays 0, as it is loaded."""

@@ -20,7 +20,7 @@ RESERVED = frozenset([
     "tl", "triton", "inside", "rows_at", "state_at", "dot", "fine_dot", "halves", "stack", "formed", "span_sum", "running_sum", "sum_crossing", "log_and_sign", "odd", "span_product", "running_product",
     "whole_product", "softplus", "logsigmoid", "log1p", "expm1", "tanh", "atan2", "logaddexp", "sign", "mod", "pid", "seq", "head",
     "B", "C", "T", "H", "rows", "live", "held", "row", "row_at", "chunk", "chunks", "first", "length", "batch",
-    "token", "starts", "lengths", "segment_at", "first_segment", "past", "past_row", "i", "SIGN", "RAGGED", "SEGMENT", "KEEP", "HAS_INITIAL",
+    "token", "starts", "lengths", "segment_at", "first_segment", "past", "i", "SIGN", "RAGGED", "SEGMENT", "KEEP", "HAS_INITIAL",
     "STORE_FINAL", "OPERAND", "PRECISION", "STAGES", "print", "range", "float", "int", "min", "max", "abs", "any",
     "ctx", "seqs", "device", "count", "tile", "keep", "bound", "has_initial", "has_final", "parts", "initial",
     "lane", "there", "group", "longest", "late", "begin", "some", "segment", "weights", "HELD", "STARTED", "piece", "pieces", "piece_of",

@@ -80,7 +80,6 @@ class Tiles:
         self.factors: dict[tuple[Node, str], str] = {}  # by logs of decays and reach: what `cut_factors` gives
         self.summed: set[str] = set()  # which running sums of vectors there were
         self.taken = {*taken, *kwlist}  # what `not` forms is no `not`
-        self.suffix = ""  # of all names
         self.raw: set[Node] = set()  # loaded tiles, still in the dtype of their tensor
         self.sides = {source(a) for n in nodes if self.dot_axes(n) for a in n.args}  # of products
         self.lefts = {source(left) for n in nodes if (left := self.rows_of_tokens(n))}
@@ -94,7 +93,6 @@ class Tiles:
         name = self.called(node)
         if node in self.called.wanted and name not in self.names.values():
             return name
-        name += self.suffix
         return self.fresh(f"{name}_{CHANGED[node.op]}" if name in self.taken and node.op in CHANGED else name)
 
     def index(self, dim: str) -> str:

@@ -6,6 +6,7 @@ them aside in memory of its own, in a second it reads them from the end.
 
 from __future__ import annotations
 
+from mixc.codegen.again import CALL
 from mixc.codegen.kernel import KernelWriter, safe
 from mixc.codegen.lines import indent, plus
 from mixc.ir.launch import Launch
@@ -16,12 +17,9 @@ from mixc.ir.program import Program
 class TokenWriter(KernelWriter):
     """As `KernelWriter`: what differs is that there are no rows, and where the backward finds the states."""
 
-    past = "past_row = tl.cast(begin + past, tl.int64) * SIGN"
-
     def __init__(self, launch: Launch, forward: Program | None = None):
         super().__init__(launch, forward=forward)
         self.tiles.rows = False
-        self.again: list[str] = []
 
     def _load_param(self, node: Node) -> str:
         return self._weights(node, "0")
@@ -44,9 +42,7 @@ class TokenWriter(KernelWriter):
 
     def _load_start(self, node: Node) -> str:
         names = {s: safe(s) for s in self.launch.starts}
-        body, self.body = self.body, [f"tl.store({self._aside(s, 'past')}, {name})" for s, name in names.items()]
-        self._replay(names)
-        self.again, self.body = self.body, body
+        self._replay(names, "tl.cast(begin + past, tl.int64) * SIGN", "token")
         for s, name in names.items():
             self.body.append(f"{name} = tl.load({self._aside(s, '(row_at - begin)')})")
             self.tiles.names[self.program.decl(s).leaf()] = name
@@ -68,11 +64,12 @@ class TokenWriter(KernelWriter):
         if not self.launch.reverse:
             return [*self._first_segment(), "for row_at in tl.range(0, length, num_stages=STAGES):",
                     *indent([row, *self.body])]
+        aside = [f"tl.store({self._aside(s, 'past')}, {safe(s)})" for s in self.launch.starts]
         kept = [f"{safe(s)} = {self._kept(f'{s}_starts', self.program.decl(s).dims)}" for s in self.launch.starts]
         back = ["row_at = begin + some - 1 - i", row, *self.body]
         inner = ["segment = tl.cdiv(length, SEGMENT) - 1 - late", "begin = segment * SEGMENT",
                  "some = tl.minimum(SEGMENT, length - begin)", *kept,
-                 "for past in tl.range(0, some, num_stages=1):  # the states of the segment again", *indent(self.again),
+                 "for past in tl.range(0, some, num_stages=1):  # the states of the segment again", *indent([*aside, CALL]),
                  "tl.debug_barrier()  # all that was put aside is there",
                  "for i in tl.range(0, some, num_stages=1):", *indent(back),
                  "tl.debug_barrier()"]

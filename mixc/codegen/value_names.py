@@ -180,8 +180,6 @@ def legend(kernels: str) -> list[str]:
     called = {a: word if word in words else a for a, word in _LETTERS.items()}
     meant = [(name.format(called.get(a)), text.format(**called)) for a, name, text in _LEGEND
              if any(w == called.get(a, a) or w.startswith(f"{called.get(a, a)}_") for w in words)]
-    if any(w.endswith("_past") for w in words):
-        meant.append(("x_past", "x of an earlier chunk, formed again"))
     if any(w.endswith("_later") for w in words):
         meant.append(("dx_later", "what x gets at its token and later, but for the weights"))
     if any(w.startswith("d_") for w in words):

@@ -15,7 +15,8 @@ def test_a_delta_rule_has_the_names_of_its_papers() -> None:
     text = mixc.load("gated_delta_rule").emit()
     forward, backward = assigned(text, "gated_delta_rule_fwd"), assigned(text, "gated_delta_rule_bwd")
     assert {"k_beta_k", "L", "X", "v_less_k_S", "u", "A", "q_S", "o", "S_next"} <= forward
-    assert {"du", "dA", "dq", "dv", "d_k_beta_k", "d_beta_k", "dbeta", "u_past", "dS_next"} <= backward
+    assert {"du", "dA", "dq", "dv", "d_k_beta_k", "d_beta_k", "dbeta", "dS_next"} <= backward
+    assert {"u", "S_next"} <= assigned(text, "gated_delta_rule_bwd_chunk_on")
     assert "dL" not in forward | backward  # -dv u^T below the diagonal, which stands in the product with the decays
 
 
