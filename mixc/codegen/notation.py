@@ -20,7 +20,7 @@ WIDTH = 108
 _INFIX = {"add": (" + ", 1), "sub": (" - ", 1), "mul": (" * ", 2), "div": (" / ", 2),
           "mod": (" % ", 2), "floordiv": (" // ", 2),
           "lt": (" < ", 0), "le": (" <= ", 0), "eq": (" == ", 0), "ne": (" != ", 0)}
-_SILENT = ("expand", "live", "once", "to_number", "stop_gradient")
+_SILENT = ("expand", "live", "once", "to_number")
 _WORDS = ("cumsum", "cumprod", "segsum", "segprod", "crossing", "span_contract", "span_crossing", "solve", "span_solve",
           "scan", "scan_block", "previous", "place")
 _TRIANGLE = {"incl": "tril({})", "strict": "tril({}, -1)", "excl": "tril({}, -1)", "diag": "diag({})"}

@@ -23,6 +23,7 @@ from mixc.passes.affine import Affine, AffineForms
 from mixc.passes.block import Block, BlockState, Scanned
 from mixc.passes.classify import classify, of_complex
 from mixc.passes.context import context, has_context
+from mixc.passes.detached import detached, in_place
 from mixc.passes.planes import Split, is_complex, planes
 from mixc.passes.scan import ScanState
 from mixc.passes.states import States
@@ -37,6 +38,9 @@ def chunk(stages: Program, by_rows: bool = False) -> Program:
     chunk receives; `state` leaves are what the previous chunk left."""
     if has_context(stages):
         stages = context(stages).program
+    if (cut := detached(stages)) is not None:
+        values, given = (chunk(classify(replace(p, level="step", groups=())), by_rows) for p in (cut.values, cut.given))
+        return in_place(values, given, cut.reads)
     if is_complex(stages):
         real = planes(stages)
         assert real is not None

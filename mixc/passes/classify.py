@@ -18,7 +18,9 @@ from mixc.passes.advice import advice, lags_apart
 from mixc.passes.affine import AffineForms
 from mixc.passes.block import block_rows
 from mixc.passes.block import reason as coupled_reason
+from mixc.passes.components import components
 from mixc.passes.context import context
+from mixc.passes.detached import detached
 from mixc.passes.parts import divided
 from mixc.passes.planes import Split, is_complex, part_names, planes
 from mixc.passes.reads import reads_apart
@@ -53,21 +55,6 @@ def classify(step: Program, advise: bool = True) -> Program:
 def parts_of(step: Program) -> tuple[Program, ...]:
     """The programs that run after each other: its parts, or the step itself."""
     return classify(step).parts or (step,)
-
-
-def components(step: Program) -> list[list[str]]:
-    """The states in groups that need each other, in the order in which they can be found."""
-    import networkx as nx  # slow to import, and only needed to compile
-
-    graph: nx.DiGraph = nx.DiGraph()
-    graph.add_nodes_from(s.name for s in step.states)
-    for reader in step.states:
-        below = set(postorder([step.result("next", reader.name)]))
-        graph.add_edges_from((s.name, reader.name) for s in step.states if s.leaf() in below)
-    condensed = nx.condensation(graph)
-    order = {s.name: i for i, s in enumerate(step.states)}
-    return [sorted(condensed.nodes[c]["members"], key=order.__getitem__) for c in nx.lexicographical_topological_sort(
-        condensed, key=lambda c: min(order[m] for m in condensed.nodes[c]["members"]))]
 
 
 def of_complex(step: Program) -> Program | None:
@@ -120,7 +107,23 @@ def _group(step: Program, names: list[str], advise: bool = True) -> Group:
         return Group(tuple(names), "chunk", why_chunk(step, states))
     if scan is not None:
         return Group(tuple(names), "scan", _advised(scan, lags_apart(step, names)))
+    if (group := _detached(step, names)) is not None:
+        return group
     return Group(tuple(names), "sequential", _advised(refusal[0], advice(step, names) if advise else None))
+
+
+def _detached(step: Program, names: list[str]) -> Group | None:
+    """States whose updates read them where no gradient goes, if no program of `detached` needs a loop for them."""
+    if (found := detached(step)) is None:
+        return None
+    groups = []
+    for p in (found.values, found.given):
+        with proving(p):
+            groups += [_group(p, some, False) for some in components(p) if {*some} & {*names}]
+    if any(g.form == "sequential" for g in groups):
+        return None
+    why = f"with {found.words} found first, where no gradient goes: {groups[0].why}"
+    return Group(tuple(names), groups[0].form, why)
 
 
 def _fed(step: Program, groups: list[Group]) -> list[Group]:
