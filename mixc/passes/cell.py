@@ -29,14 +29,22 @@ def cell(step: Program, axes: tuple[str, ...] = AXES) -> Program:
     leaves = {d.leaf(): wide.leaf() for d, wide in zip(step.decls, decls, strict=True) if d.role != "out"}
 
     def wide(n: Node, args: list[Node]) -> Node:
-        if n.op == "contract":
-            a, b = args
-            return contract(a, b, (*(d for d in AXES if any(d in a.dims for a in args)), *n.dims))
+        if n.op == "contract" or (n.op == "sum" and _is_product(args[0], n.attr("over"))):
+            a, b = args if n.op == "contract" else args[0].args
+            return contract(a, b, (*(d for d in AXES if d in a.dims or d in b.dims), *n.dims))
         return n.on(*args) if args else n
     by_name = {(d.role, d.name): d for d in decls}
     values = [expand(x, by_name["out" if r.role == "out" else "state", r.name].dims)
               for x, r in zip(fold(step.values(), wide, leaves), step.results, strict=True)]
     return step.with_values(values, level="cell", decls=decls)
+
+
+def _is_product(x: Node, over: tuple[str, ...]) -> bool:
+    """Is a sum over it, as `sum[V](X * X[J, V])`, a contraction of two factors whose dims differ?"""
+    if x.op != "mul":
+        return False
+    a, b = ({*f.dims} for f in x.args)
+    return a != b and {*over} <= a & b
 
 
 def products_outside(program: Program, carried: list[Node]) -> Program:

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import mixc
+from mixc.ir.node import postorder
+from mixc.passes.cell import cell
 from mixc.runtime import cells
 from mixc.runtime.cell_programs import compiled
 from tests.agree import assert_runs_agree, draw, normal, ratio, run
@@ -168,6 +170,20 @@ def test_spans_that_share_their_buffers(name, monkeypatch):
     for a, b, c in zip(first, again, torch.autograd.grad(want.sum(), list(x.values())), strict=True):
         assert torch.equal(a, b)
         torch.testing.assert_close(a, c, rtol=1e-9, atol=1e-9)
+
+
+def test_a_sum_of_a_product_is_a_product():
+    """It was formed entry by entry, [K, J, V] for every token, where it was not written with @."""
+    mixer = mixc.loads("""mixer m(K, V, J = K) {
+        in k[K], v[V]
+        state X[K, V]
+        G = sum[V](X * X[J, V])
+        X = tanh(0.5 * X - 0.1 * sum[J](G * X[J, V]) + k * v)
+        out o[V] = sum[K](k * X)
+    }""")
+    found = [n for n in postorder(cell(mixer.declared, ()).values()) if n.op in ("sum", "contract")]
+    assert [n.op for n in found] == 3 * ["contract"]
+    check(mixer)
 
 
 def test_a_state_that_nothing_reads_again():
