@@ -6,6 +6,7 @@ after:  in k[C_], dk_, rows_
 
 from __future__ import annotations
 
+import symtable
 from dataclasses import replace
 from keyword import iskeyword
 from typing import Any
@@ -42,6 +43,21 @@ def safe(name: str) -> str:
 def named(p: Program) -> Program:
     """The step, called otherwise if its module has a use of its own for the mixer's name: `run` is `run_`."""
     return replace(p, name=p.name + "_") if p.name in _HOST or p.name in RESERVED else p
+
+
+def under_its_name(text: str, p: Program) -> str:
+    """The file, its functions also under the mixer's own name, where they are called otherwise only because a kernel
+    has a local of that name."""
+    called = named(p).name
+    if called == p.name or p.name in _shared(symtable.symtable(text, "<emitted>", "exec")):
+        return text
+    return f"{text}\n\n{p.name}, {p.name}_step = {called}, {called}_step\n"
+
+
+def _shared(scope: symtable.SymbolTable) -> set[str]:
+    """The names that a module, or a function in it, looks up in the module or among Python's own."""
+    found = {s.get_name() for s in scope.get_symbols() if s.is_global() or scope.get_type() == "module"}
+    return found.union(*map(_shared, scope.get_children()))
 
 
 def class_name(p: Program, name: str) -> str:

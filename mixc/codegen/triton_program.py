@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from mixc.codegen.apart import parts_at
-from mixc.codegen.names import named, own_names, renamed, safe
+from mixc.codegen.names import named, own_names, renamed, safe, under_its_name
 from mixc.codegen.refuse import refuse
 from mixc.errors import Diagnostic, InputError, SpecError
 from mixc.ir.node import postorder
@@ -89,14 +89,15 @@ def emit(step: Program, target: str | Target = "h100", shape: Mapping[str, int] 
         parts = parts_at(program, target, whole_shape(program, sizes), dtype)
     if len(parts) == 1:
         made = kernels_at(real.program, whole_shape(real.program, sizes))
-        return made.text(config or default_config(real.program, target, sizes, dtype), named(step), real, fixed,
+        text = made.text(config or default_config(real.program, target, sizes, dtype), named(step), real, fixed,
                          last_config(made, target, sizes, dtype), said)
+        return under_its_name(text, step)
     if config is not None:
         raise InputError(f"`config`: {step.name} runs in {len(parts)} parts, whose sizes the model chooses")
     configs = [default_config(part, target, sizes, dtype) for part in parts]
     modules = [kernels_at(part, whole_shape(part, sizes)) for part in parts]
     last = [last_config(m, target, sizes, dtype) for m in modules]
-    return StagedModule(program, parts, modules).text(configs, named(step), real, fixed, last, said)
+    return under_its_name(StagedModule(program, parts, modules).text(configs, named(step), real, fixed, last, said), step)
 
 
 @lru_cache(maxsize=64)

@@ -136,6 +136,16 @@ def test_values_may_be_called_as_what_a_call_of_the_module_calls():
         assert_agree(got, want)
 
 
+@pytest.mark.parametrize("name,own", [("pid", True), ("head", True), ("run", False)])
+def test_a_mixer_called_as_a_local_of_kernels(name, own):
+    """Its functions have its name all the same; one that the file itself calls has an underscore."""
+    mixer = mixc.loads(f"mixer {name}(D) {{\nin x[D]\nstate h[D]\nh = 0.5 * h + x\nout o[D] = h\n}}")
+    made, x = load_text(mixer.emit(dtype="fp32")), torch.randn(1, 9, 2, 3)
+    call, step = (getattr(made, name + "_" * (not own) + s) for s in ("", "_step"))
+    assert_agree(call(x)[0], mixer(x, backend="torch")[0])
+    assert_agree(step(None, x[:, 0])[0], x[:, 0])
+
+
 BY_TOKENS = {
     "a vector": """mixer m(C, D = C) {
     in x[C], dh[C]
