@@ -11,6 +11,7 @@ from mixc.ir.node import Node, depends, is_number, make, postorder, substitute
 from mixc.ir.ops import OPS
 from mixc.ir.program import Program
 from mixc.ir.ranges import bounds, proving
+from mixc.passes.block import block_rows
 from mixc.passes.outer import Ranks, outer_products
 from mixc.passes.why import text_of, why_not_chunk
 
@@ -58,6 +59,25 @@ def lags_apart(step: Program, names: list[str]) -> str | None:
     if not apart or why_not_chunk(step.with_values(substitute(values, apart)), states) is not None:
         return None
     return f"{said} it would be a chunk"
+
+
+def as_complex(step: Program, names: list[str]) -> str | None:
+    """Two matrices that turn into each other, X = c * X - s * Y and Y = s * X + c * Y with factors that have dims, are
+    the planes of one complex matrix, which is a chunk."""
+    states, values = [step.decl(n) for n in names], step.values()
+    rows = block_rows(step, states) if len(names) == 2 and len(states[0].dims) > 1 else None
+    if rows is None:
+        return None
+    (c, back), (s, d) = (r.a for r in rows)
+    written = [outer_products(r.b, {*states[0].dims}, Ranks(values), lambda x: False) for r in rows]
+    if c is not d or not (_negated(back, s) or _negated(s, back)) or any(
+            len({*f.dims} & {*states[0].dims}) > 1 for w in written for p in w for f in p):
+        return None
+    return f"as one complex state, `{names[0]} + 1j * {names[1]}`, which is turned by a factor, it would be a chunk"
+
+
+def _negated(x: Node, y: Node) -> bool:
+    return x.op in ("mul", "neg") and y in x.args and {*x.args} <= {y, number(-1)}
 
 
 def _ordered(step: Program, names: list[str]) -> str | None:

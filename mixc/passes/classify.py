@@ -14,7 +14,7 @@ from mixc.errors import Diagnostic
 from mixc.ir.node import postorder
 from mixc.ir.program import Decl, Group, Program, once_a_program
 from mixc.ir.ranges import proving
-from mixc.passes.advice import advice, lags_apart
+from mixc.passes.advice import advice, as_complex, lags_apart
 from mixc.passes.affine import AffineForms
 from mixc.passes.block import block_rows
 from mixc.passes.block import reason as coupled_reason
@@ -101,7 +101,7 @@ def _group(step: Program, names: list[str], advise: bool = True) -> Group:
     states = [step.decl(name) for name in names]
     scan = scan_words(step, states)
     if scan is not None and not (len(states) > 1 and coupled_by_scalars(step, states)):
-        return Group(tuple(names), "scan", _advised(scan, lags_apart(step, names)))
+        return Group(tuple(names), "scan", _advised(scan, lags_apart(step, names) or as_complex(step, names)))
     refusal = why_not_chunk(step, states)
     if refusal is None:
         return Group(tuple(names), "chunk", why_chunk(step, states))

@@ -114,6 +114,18 @@ def test_why_names_the_product_and_what_would_make_it_parallel():
     assert mixc.loads(text).why["z"].endswith("without `w * y` (line 5), it would be a scan")
 
 
+def test_why_of_matrices_that_turn_into_each_other():
+    text = ("mixer m(K, V) {\nin q[K], k[K], v[V], t[K]\nstate X[K, V], Y[K, V]\nx = X\n"
+            "X = cos(t) * x - sin(t) * Y + k * v\nY = sin(t) * x + cos(t) * Y\nout o[V] = q @ X\n}")
+    assert mixc.loads(text).why["Y"].endswith("as one complex state, `X + 1j * Y`, which is turned by a factor, "
+                                              "it would be a chunk")
+    for other in (text.replace("sin(t) * x", "t * x"), text.replace("k * v", "tanh(k * v)")):
+        assert mixc.loads(other).why["Y"].endswith("a scan over small matrices")
+    turned = text.replace("Y[K, V]", "").replace("X[K, V], ", "Z[K, V]").replace("x = X\n", "").replace(
+        "X = cos(t) * x - sin(t) * Y + k * v\nY = sin(t) * x + cos(t) * Y", "Z = exp(1j * t) * Z + k * v")
+    assert mixc.loads(turned.replace("q @ X", "real(q @ Z)")).form["Z"] == "chunk"
+
+
 def test_why_says_how_many_coupled_states_are_solved():
     four = "w, i, j, k are 4 coupled states, each of which is read by the next one's update, where at most 3 are solved"
     text = ("mixer m(D) {\nin a[D], b[D]\nstate w[D] = 1, i[D], j[D], k[D]\nv = w\nw = a * w - b * k\n"
