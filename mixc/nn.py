@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from mixc.errors import InputError
+from mixc.hashing.evaluate import const_values
 from mixc.ir.evaluate import dtype_of
 from mixc.ir.program import Decl
-from mixc.runtime.checks import const_values
 from mixc.runtime.describe import expression, shape
 from mixc.runtime.draw import draw_one
 from mixc.runtime.load import load
@@ -73,7 +73,7 @@ class Mixer(torch.nn.Module):
             p, how = getattr(self, d.name), self._init.get(d.name)
             if how is None:
                 if p.device.type != "meta":
-                    values = const_values(self.mixer.declared, {n: self.sizes.get(n, 1) for n in self._dims()},
+                    values = const_values(self.mixer.declared.consts, {n: self.sizes.get(n, 1) for n in self._dims()},
                                           {n: float(x) for n, x in self._overrides.items()})
                     p.copy_(draw_one(d, list(p.shape), self.sizes, values))
                 continue
@@ -91,8 +91,8 @@ class Mixer(torch.nn.Module):
                 return self._overrides[name]
             d = self.mixer.declared.decl(name)
             try:
-                return const_values(self.mixer.declared, self.sizes, {n: float(x) for n, x in self._overrides.items()}
-                                    )[name]
+                given = {n: float(x) for n, x in self._overrides.items()}
+                return const_values(self.mixer.declared.consts, self.sizes, given)[name]
             except KeyError as e:
                 raise AttributeError(f"const {name} = {expression(d.init)} needs the size of {e}") from None  # type: ignore[arg-type]
         return super().__getattr__(name)

@@ -11,8 +11,9 @@ from operator import add, mul
 
 import numpy as np
 
-from mixc.hashing.values import OPS, ZERO, Value, elementwise, numbers
+from mixc.hashing.values import OPS, ZERO, Value, doubles, elementwise, numbers
 from mixc.ir.node import Node, fold
+from mixc.ir.program import Decl
 
 BATCH = 2
 
@@ -35,6 +36,21 @@ class Env:
 def evaluate(roots: Iterable[Node], env: Env, known: dict[Node, Value]) -> list[Value]:
     """The values of `roots`; `known` is read and filled."""
     return fold(roots, lambda node, args: compute(node, args, env), known)
+
+
+def number_of(node: Node, sizes: Mapping[str, int], consts: Mapping[str, float]) -> float:
+    """The value of an expression of numbers, sizes and consts: the nearest double, on every machine."""
+    (x,) = evaluate([node], Env(lambda n: _scalar(consts[n.attr("name")]), sizes), {})
+    return float(doubles(x).item())
+
+
+def const_values(consts: Iterable[Decl], sizes: Mapping[str, int], given: Mapping[str, float]) -> dict[str, float]:
+    """Every const, in order: the given one, or its expression over the sizes and the consts above."""
+    values: dict[str, float] = {}
+    for d in consts:
+        assert d.init is not None
+        values[d.name] = given[d.name] if d.name in given else number_of(d.init, sizes, values)
+    return values
 
 
 def compute(node: Node, args: list[Value], env: Env) -> Value:

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from mixc.hashing.evaluate import BATCH, Env, evaluate
-from mixc.hashing.values import Value, doubles, numbers
-from mixc.ir.node import Node
-from mixc.ir.program import Decl
+from mixc.hashing.evaluate import BATCH
 from mixc.ir.region import Region
 
 Array = Any
@@ -27,22 +24,6 @@ def uniform(key: str, shape: Sequence[int]) -> Array:
     n = math.prod(shape)
     bits = np.frombuffer(hashlib.shake_128(key.encode()).digest(4 * n), dtype="<u4") >> 2
     return ((bits + 0.5) / 2.0**30).reshape(shape)
-
-
-def scalar(node: Node, sizes: Mapping[str, int], consts: Mapping[str, float]) -> float:
-    """The value of an expression of numbers, sizes and consts."""
-    def leaf(n: Node) -> Value:
-        return numbers(np.full((1,) * BATCH, consts[n.attr("name")]))
-
-    (x,) = evaluate([node], Env(leaf, sizes), {})
-    return float(doubles(x).item())
-
-
-def default_consts(consts: Sequence[Decl], sizes: Mapping[str, int]) -> dict[str, float]:
-    values: dict[str, float] = {}
-    for d in consts:
-        values[d.name] = 0.0 if d.init is None else scalar(d.init, sizes, values)
-    return values
 
 
 def draw(key: str, shape: Sequence[int], dims: Sequence[str], r: Region | None, scale: float = 1.0,

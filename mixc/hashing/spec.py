@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from mixc.hashing.probes import default_consts, draw, scalar, uniform
+from mixc.hashing.evaluate import const_values, number_of
+from mixc.hashing.probes import draw, uniform
 from mixc.hashing.tokens import Port, Ports, Tokens
 from mixc.hashing.values import Value, doubles, numbers
 from mixc.ir.node import Node, postorder
@@ -71,8 +72,8 @@ class View:
         longest = 24 if not patient else 300 if self.program.states else 4096
         self.T = max(T, min(self.tokens.reach + 2, longest))
         self.sees_all = self.tokens.reach + 2 <= self.T
-        self.defaults = default_consts(self.program.consts, self.sizes)
-        self.regions = {d.name: region(d, lambda n: scalar(n, self.sizes, self.defaults), self.order)
+        self.defaults = const_values(self.program.consts, self.sizes, {})
+        self.regions = {d.name: region(d, lambda n: number_of(n, self.sizes, self.defaults), self.order)
                         for d in (*self.program.ins, *self.program.params)}
 
     @cached_property

@@ -21,7 +21,8 @@ from itertools import chain, count
 import numpy as np
 import torch
 
-from mixc.hashing.probes import default_consts, draw, scalar, uniform
+from mixc.hashing.evaluate import const_values, number_of
+from mixc.hashing.probes import draw, uniform
 from mixc.ir.evaluate import Env, align, evaluate
 from mixc.ir.node import COL, LEVEL, ROW, Node, depends, is_number, postorder
 from mixc.ir.ops import CHOICES
@@ -175,7 +176,7 @@ def _env(program: Program, roots: Sequence[Node], kind: Kind, dtype: torch.dtype
     for d in program.dims:  # a dim whose entries are taken one by one has them all
         sizes[d.name] = sizes[d.alias] if d.alias else d.size or max(
             [next(spare), *(i for dim, i in taken if dim == d.name)])
-    consts = default_consts(program.consts, sizes)
+    consts = const_values(program.consts, sizes, {})
     given = {n: _const(c, f"merge|{kind.name}|{n}", kind) for n, c in consts.items()}
     decls = {d.name: d for d in program.decls}
     every = {**sizes, ROW: kind.rows, COL: kind.rows, "_u": kind.rows, LEVEL: (kind.rows - 1).bit_length()}
@@ -188,7 +189,7 @@ def _env(program: Program, roots: Sequence[Node], kind: Kind, dtype: torch.dtype
             return torch.arange(kind.pos, kind.pos + kind.rows, dtype=dtype).reshape(1, 1, *[kind.rows] * len(n.dims))
         d = decls.get(name)
         ranged = d is not None and d.role in ("in", "param")
-        r = region(d, lambda x: scalar(x, sizes, consts), d.dims) if d is not None and ranged else None
+        r = region(d, lambda x: number_of(x, sizes, consts), d.dims) if d is not None and ranged else None
         dims = [x for x in n.dims if x != ROW]
         shape = [kind.many, kind.rows if ROW in n.dims else 1, *(every[x] for x in dims)]
         (x,) = draw(f"merge|{kind.name}|{n.op}|{name}", shape, dims, r, 1.0 if n.op == "cot" else kind.scale)

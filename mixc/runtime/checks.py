@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from mixc.errors import InputError
-from mixc.ir.evaluate import Env, evaluate
-from mixc.ir.node import Node
+from mixc.hashing.evaluate import number_of
 from mixc.ir.program import Decl, Program, Range
 from mixc.runtime.call import Call
 
@@ -31,22 +30,6 @@ def const_numbers(declared: Program, given: dict[str, Any]) -> dict[str, float]:
             raise InputError(f"`{name}` is a const: expected a number, got {type(value).__name__} {value!r:.60}")
         found[name] = float(value)
     return found
-
-
-def const_values(program: Program, sizes: dict[str, int], given: dict[str, float]) -> dict[str, float]:
-    """Every const, in order: the call's own, or its expression over the sizes and the consts above."""
-    values: dict[str, float] = {}
-    for d in program.consts:
-        values[d.name] = given[d.name] if d.name in given else number_of(d.init, sizes, values)
-    return values
-
-
-def number_of(node: Node | None, sizes: dict[str, int], consts: dict[str, float]) -> float:
-    """The value of an expression of numbers, sizes and consts."""
-    assert node is not None
-    env = Env(lambda n: torch.full((), consts[n.attr("name")], dtype=torch.float64), sizes, batch=0)
-    return float(evaluate([node], env)[0])
-
 
 
 def shape(declared: Program, sizes: Any) -> dict[str, int]:

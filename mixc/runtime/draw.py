@@ -13,16 +13,16 @@ from collections.abc import Mapping
 
 import torch
 
+from mixc.hashing.evaluate import const_values, number_of
 from mixc.ir.evaluate import dtype_of
 from mixc.ir.program import Decl, Program
 from mixc.ir.region import Region, region
-from mixc.runtime.checks import const_values, number_of
 
 Tensor = torch.Tensor
 
 
 def limits(d: Decl, sizes: Mapping[str, int], consts: Mapping[str, float]) -> Region:
-    return region(d, lambda n: number_of(n, dict(sizes), dict(consts)), d.dims)
+    return region(d, lambda n: number_of(n, sizes, consts), d.dims)
 
 
 def is_gate(d: Decl) -> bool:
@@ -58,7 +58,7 @@ def draw(program: Program, *, B: int = 2, T: int = 17, H: int = 2, sizes: Mappin
         ends: which share of the entries lies at a closed end (0: none).
     """
     full = dim_sizes(program, sizes)
-    values = const_values(program, full, dict(consts or {}))
+    values = const_values(program.consts, full, consts or {})
     found = {}
     for d in (*program.ins, *program.params):
         lead = ([B, T] if d.role == "in" else []) + [(groups or {}).get(d.name, H)]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mixc.errors import Diagnostic, InputError, Source, SpecError
+from mixc.hashing.evaluate import const_values
 from mixc.ir.program import Program
 from mixc.runtime import arguments, backends, checks, describe, library, quick, transforms
 from mixc.runtime.call import Call, histories
@@ -145,7 +146,7 @@ class Mixer:
         """The step for these sizes and consts (only what unrolls or shapes it matters), and every const's value."""
         key = (tuple(sizes.items()), tuple(sorted(consts.items())))
         if key not in self._specialised:
-            values = checks.const_values(self.declared, sizes, consts)
+            values = const_values(self.declared.consts, sizes, consts)
             if len(self._specialised) >= 256:
                 self._specialised.clear()
             self._specialised[key] = self._elaborated(sizes, values), values
