@@ -155,9 +155,7 @@ def _sizes(mixer: Function, given: dict[str, Any]) -> dict[str, int]:
                              f"consts: {consts}")
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise InputError(f"`{name}`: expected a size of at least 1, got {size!r}")
-        root = name
-        while dims[root].alias:
-            root = dims[root].alias or root
+        root = mixer.declared.root[name]
         if found.setdefault(root, size) != size:
             raise InputError(f"`{name}`: expected {found[root]}, the size of {root}, got {size}")
     for name, d in dims.items():

@@ -52,7 +52,7 @@ def closed_forms(step: Program, target: Target) -> list[Closed]:
 
     module = tuned_kernels(step, {})
     names = {n: Term("var", name=n) for n in ("B", "T", "H", "C", "L")}
-    dims = {module.own[d.name]: term(d.size) if d.size else Term("var", name=module.own[d.alias or d.name])
+    dims = {module.own[d.name]: term(d.size) if d.size else Term("var", name=module.own[step.root[d.name]])
             for d in step.dims}
     shape: Any = _Symbolic(names["B"], names["T"], names["H"], dims)
     out = []
@@ -166,14 +166,14 @@ def _decided(c: Constraint) -> bool:
 
 def explained(step: Program, target: Target, shape: Mapping[str, int]) -> str:
     """The section of `explain`: at the usual training shape, but for the sizes that `shape` names."""
+    from mixc.codegen.triton_program import whole_shape
     from mixc.errors import SpecError
     from mixc.passes.classify import parts_of
 
     parts = parts_of(step)
     if len(parts) > 1:
         return "".join(explained(p, target, shape).replace("multiply\n", f"multiply: `{p.name}`\n", 1) for p in parts)
-    sizes = {"B": 8, "T": 4096, "H": 16, **shape}
-    sizes |= {d.name: d.size or sizes.get(d.name) or sizes.get(d.alias or "", 64) for d in step.dims}
+    sizes = whole_shape(step, shape)
     try:
         lines = told(closed_forms(step, target), step, sizes, target)
     except SpecError:

@@ -145,8 +145,7 @@ def key_of(mixer: Mixer, target: Target, sizes: Mapping[str, int], dtype: str) -
 
 def _sizes(mixer: Mixer, sizes: Mapping[str, int]) -> dict[str, int]:
     """Of every dim, in the canonical order."""
-    alias = {d.name: d.alias for d in mixer.declared.dims}
-    return {d: sizes[d] if d in sizes else sizes[alias[d] or d] for d in canonical_of(mixer).dims}
+    return {d: sizes[d] if d in sizes else sizes[mixer.declared.root[d]] for d in canonical_of(mixer).dims}
 
 
 def tuned(mixer: Mixer, target: Target, sizes: Mapping[str, int], dtype: str, *, cut: str = "", fresh: bool = False,

@@ -379,7 +379,7 @@ def schedule_of(step: Program, target: Target, sizes: Mapping[str, int], dtype: 
 
     kernel_dtype(dtype)
     module = tuned_kernels(step, sizes)
-    dims = tuple((module.own[d.name], d.size or sizes[d.alias or d.name]) for d in step.dims)
+    dims = tuple((module.own[d.name], d.size or sizes[step.root[d.name]]) for d in step.dims)
     shape = Shape(sizes["B"], sizes["T"], sizes["H"], dims, WIDTHS[dtype])
     return Schedule(module, target, shape, dtype, cut)
 

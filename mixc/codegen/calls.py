@@ -53,8 +53,7 @@ def parts_of(p: Program) -> dict[str, tuple[str, str]]:
 
 def past_of(p: Program) -> dict[str, str]:
     """Of the state dict's entries that are no states, how many values each holds of a sequence, and their dims: text."""
-    root = {d.name: d.alias or d.name for d in p.dims}
-    found = {n: f"(lambda sizes: {depth_text(most, windows, lambda d: f'sizes[{root[d]!r}]')}, {x.dims!r})"
+    found = {n: f"(lambda sizes: {depth_text(most, windows, lambda d: f'sizes[{p.root[d]!r}]')}, {x.dims!r})"
              for n, (x, most, windows) in looked_back(p).items()}
     return found | ({"pos": "None"} if counts_tokens(p) else {})
 

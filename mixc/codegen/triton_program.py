@@ -61,10 +61,9 @@ def _real(step: Program) -> Context:
     found = planes(step) if is_complex(step) else step
     if found is None:
         raise refuse("a complex value that has no planes of real ones")
-    told = {n for x in (*found.ins, *found.params) for n in x.dims} | {d.name for d in found.dims if d.size}
-    told |= {d.alias or "" for d in found.dims if d.name in told}
+    told = found.told((*found.ins, *found.params))
     for d in found.dims:
-        if d.name not in told and d.alias not in told:
+        if d.name not in told:
             raise refuse(f"no in or param tells the size of {d.name}")
     return context(found) if has_context(found) else Context(found, found, {})
 

@@ -41,7 +41,7 @@ def _dim(scope: Scope, d: DimSyntax) -> Dim:
         scope.error("MX224", f"`{spelled(value)}` is no size", value.span, "a size is a whole number from 1 on")
     elif isinstance(value, Name):
         if value.name in scope.dims:
-            return Dim(name, alias=value.name)
+            return Dim(name, alias=scope.root(value.name))
         scope.error("MX224", f"`{value.name}` is no dim to the left of {name}", value.span,
                     f"`{name} = {value.name}` gives {value.name} a second name: write {value.name} first")
     return Dim(name)

@@ -68,9 +68,7 @@ class Scope:
     # ------------------------------------------------------------ dims
     def root(self, dim: str) -> str:
         """The dim that gives `dim` its size."""
-        while self.dims[dim].alias:
-            dim = self.dims[dim].alias or ""
-        return dim
+        return self.dims[dim].alias or dim
 
     def one_size(self, a: str, b: str) -> bool:
         """Are two dims declared of one size?"""

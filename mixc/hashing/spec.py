@@ -195,12 +195,9 @@ def assign_sizes(dims: Sequence[Dim], sizes: Sequence[int]) -> dict[str, int]:
 
 def _roots(dims: Sequence[Dim]) -> dict[str, str]:
     """Of every dim, one name for all of its size: of equal declared sizes, or aliases of one."""
-    alias, sizes = {d.name: d.alias for d in dims}, {d.name: d.size for d in dims}
-    found = {}
+    sizes, found = {d.name: d.size for d in dims}, {}
     for d in dims:
-        root = d.name
-        while (a := alias[root]) is not None:
-            root = a
+        root = d.alias or d.name
         found[d.name] = root if sizes[root] is None else next(e.name for e in dims if e.size == sizes[root])
     return found
 

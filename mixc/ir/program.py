@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Dim:
-    """A feature dim of the header. `alias`: the dim whose size it shares; `size`: fixed by the spec."""
+    """A feature dim of the header. `alias`: the dim whose size it shares, which has none; `size`: fixed by the spec."""
 
     name: str
     alias: str | None = None
@@ -150,6 +150,16 @@ class Program:
         """All that is declared, dims too."""
         return {d.name for d in self.decls} | {d.name for d in self.dims}
 
+    @functools.cached_property
+    def root(self) -> dict[str, str]:
+        """Of every dim the one that gives it its size."""
+        return {d.name: d.alias or d.name for d in self.dims}
+
+    def told(self, tensors: Iterable[Decl]) -> set[str]:
+        """The dims whose sizes these tensors tell, or the spec."""
+        found = {self.root[d] for x in tensors for d in x.dims} | {self.root[d] for d in self.fixed}
+        return {d for d, root in self.root.items() if root in found}
+
     @property
     def fixed(self) -> dict[str, int]:
         """The dims whose sizes the spec gives."""
@@ -162,7 +172,7 @@ class Program:
 
     def sized(self, sizes: dict[str, int]) -> dict[str, int]:
         """Sizes of all dims, from those of the header."""
-        return {**sizes, **{d.name: d.size or sizes[d.alias or d.name] for d in self.dims if d.name not in sizes}}
+        return {**sizes, **{d.name: d.size or sizes[self.root[d.name]] for d in self.dims if d.name not in sizes}}
 
     @functools.cached_property
     def inner(self) -> dict[str, str]:

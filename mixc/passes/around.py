@@ -212,9 +212,7 @@ def _divided(of: _Division, taken: set[str]) -> Around | None:
         postorder([*values, *step.inits]), of.hosted()))
     ins, params = ([d for d in ds if d.name in here or d.name not in hosted] for ds in (step.ins, step.params))
     ins = [*ins, *given.values()] or [*step.ins[:1]]  # whose tokens are counted
-    told = {d for x in (*ins, *params) for d in x.dims} | {*of.fixed}
-    told |= {d.alias for d in step.dims if d.name in told and d.alias}
-    told |= {d.name for d in step.dims if d.alias in told}
+    told = step.told((*ins, *params))
     if {d for n in postorder(values) for d in n.dims} - told:
         return None
     untold = [n for n in postorder(values) if n.op == "size" and n.attr("dim") not in told]

@@ -44,8 +44,7 @@ def behind(found: Around) -> Behind | None:
     ins, params = ([d for d in of if d.name in here] for of in (step.ins, step.params))
     decls = (*ins, *given.values(), *params, *step.consts, *(d for d in step.outs if d.name in outs))
     made = step.part(f"{step.name}_behind", decls, [Result("out", *x) for x in zip(outs, values, strict=True)])
-    told = {d for x in (*ins, *given.values(), *params) for d in x.dims} | {d.name for d in step.dims if d.size}
-    told |= {d.alias for d in step.dims if d.name in told and d.alias}
+    told = step.told((*ins, *given.values(), *params))
     if not products or {d.name for d in made.dims} - told or any(n.op == "state" for n in order):
         return None
     return Behind(replace(made, doc=""), products)

@@ -117,7 +117,7 @@ class _Shapes:
         self.headless = self._head_form(tensors)
         self.sizes = declared.fixed
         self.origin: dict[str, str] = dict.fromkeys(self.sizes, "the spec")
-        self.alias = {d.name: d.alias for d in declared.dims if d.alias}
+        self.root = {"B": "B", "T": "T", **declared.root}
         for d in (*declared.ins, *declared.params):
             self._fit(d, tensors[d.name])
         self.H = self._heads(tensors)
@@ -170,11 +170,6 @@ class _Shapes:
             raise InputError(f"`{d.name}`: expected {want}, got {list(x.shape)}{why}")
         return headless
 
-    def root(self, dim: str) -> str:
-        while dim in self.alias:
-            dim = self.alias[dim]  # type: ignore[assignment]
-        return dim
-
     def _fit(self, d: Decl, x: Tensor) -> None:
         """Takes the sizes of x, or finds that they disagree; head counts are compared later."""
         lead = self.lead(d)
@@ -184,7 +179,7 @@ class _Shapes:
                 raise InputError(f"`{d.name}`: expected {self.text(d)} with {dim} at least 1, got {list(x.shape)}")
             if dim == "H":
                 continue
-            root = self.root(dim)
+            root = self.root[dim]
             have, origin = self.sizes.setdefault(root, n), self.origin.setdefault(root, f"`{d.name}`")
             if have != n:
                 raise InputError(f"`{d.name}`: expected {self.text(d)} with {dim} = {have} (from {origin}), "
@@ -208,17 +203,17 @@ class _Shapes:
             state = {next(iter(named)): state}
         for name, x in state.items() if isinstance(state, dict) else ():
             d = named.get(name)
-            missing = d is not None and any(self.root(dim) not in self.sizes for dim in d.dims)
+            missing = d is not None and any(self.root[dim] not in self.sizes for dim in d.dims)
             if d is not None and missing and isinstance(x, Tensor) and x.ndim == len(d.dims) + 2 - self.headless:
                 for dim, n in zip(d.dims, x.shape[-len(d.dims):], strict=True):
-                    self.sizes.setdefault(self.root(dim), n)
+                    self.sizes.setdefault(self.root[dim], n)
 
     def all_sizes(self) -> dict[str, int]:
         for d in self.declared.dims:
-            if self.root(d.name) not in self.sizes:
+            if self.root[d.name] not in self.sizes:
                 raise InputError(f"{self.declared.name}: no tensor says the size of `{d.name}`; write "
                                  f"`{d.name} = 4` in the header, or give an initial state that has it")
-        return {d.name: self.sizes[self.root(d.name)] for d in self.declared.dims}
+        return {d.name: self.sizes[self.root[d.name]] for d in self.declared.dims}
 
     def ins(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """[B, T, G, dims...]"""

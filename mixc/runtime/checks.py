@@ -47,11 +47,10 @@ def shape(declared: Program, sizes: Any) -> dict[str, int]:
             raise InputError(f"`{n}` must be a whole number from 1 on, got {size!r}")
         if known.get(n) not in (None, size):
             raise InputError(f"`{n}` of {declared.name} is {known[n]}")
-    first = {d.name: d.alias or d.name for d in declared.dims}
-    for n, of in first.items():
+    for n, of in declared.root.items():
         if n in sizes and of in sizes and sizes[n] != sizes[of]:
             raise InputError(f"`{n}` of {declared.name} is another name of `{of}`, and {sizes[n]} is not {sizes[of]}")
-    return {str(first.get(n, n)): size for n, size in sizes.items()}
+    return {declared.root[n] if n in known else n: size for n, size in sizes.items()}
 
 
 def kernel_dtype(name: str) -> None:

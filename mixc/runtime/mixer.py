@@ -254,11 +254,11 @@ class Mixer:
         """The step that kernels of these sizes are of: dims that it depends on have sizes of their own."""
         from mixc.passes.context import windows_of
 
-        alias = {d.name: d.alias or d.name for d in self.declared.dims}
-        sizes = {alias[d]: shape.get(d, shape.get(alias[d], 2)) for d in sorted(self.unrolled)}
+        root = self.declared.root
+        sizes = {root[d]: shape.get(d, shape.get(root[d], 2)) for d in sorted(self.unrolled)}
         step = self.declared
         if sizes and not isinstance(self._spec, Program):
-            step = _elaborate(self._spec, {d: sizes.get(alias[d], 2) for d in self.shaped_by[0]}, {})
+            step = _elaborate(self._spec, {d: sizes.get(root[d], 2) for d in self.shaped_by[0]}, {})
         sizes |= {d: shape[d] for d in windows_of(step) if shape.get(d, LISTED + 1) <= LISTED}
         if not sizes:
             return step

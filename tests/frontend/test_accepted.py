@@ -208,3 +208,9 @@ def test_notes() -> None:
     p = step(body("y = g\nS = S + k * v\nout o[V] = q @ S", "K, V, N"))
     assert [(n.code, n.level) for n in p.notes] == [("MX225", "note"), ("MX225", "note"), ("MX224", "note")]
     assert "its gradient is 0" in p.notes[1].message + p.notes[0].message
+
+
+def test_a_name_of_a_second_name_has_the_size_of_the_first() -> None:
+    p = step(body("out o[F] = x * y[F] * z[F]", "D, E = D, F = E, N = 4, M = N", "in x, y[D], z[E]"))
+    assert [d.alias for d in p.dims] == [None, "D", "D", None, "N"]
+    assert p.root == dict(D="D", E="D", F="D", N="N", M="N") and p.told(p.ins) == {"D", "E", "F", "N", "M"}
