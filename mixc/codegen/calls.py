@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from mixc.codegen.expressions import python_text
 from mixc.codegen.host_values import depth_text
-from mixc.codegen.scalars import python_text
 from mixc.ir.node import postorder
 from mixc.ir.program import Decl, Program, Range
 from mixc.passes.context import counts_tokens, looked_back

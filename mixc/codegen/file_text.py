@@ -7,8 +7,7 @@ from typing import Any
 from mixc.codegen.calls import tables
 from mixc.codegen.host_values import past_text
 from mixc.codegen.library import library
-from mixc.codegen.lines import indent
-from mixc.codegen.needed import names_read, needed
+from mixc.codegen.lines import indent, names_read, needed
 from mixc.codegen.triton_scan import scan_prelude
 from mixc.codegen.value_names import legend
 from mixc.codegen.written import Kernel

@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import replace
 
-from mixc.codegen.expressions import PLAIN, Expressions
+from mixc.codegen.expressions import PLAIN, Expressions, python_text
+from mixc.codegen.names import safe
 from mixc.codegen.past import Guarded, Past
-from mixc.codegen.scalars import python_text
-from mixc.ir.node import Node, depends, postorder
+from mixc.ir.node import Node, depends, flat, postorder
 from mixc.ir.ops import OPS
-from mixc.ir.program import Result
+from mixc.ir.program import Decl, Result
 from mixc.ir.risk import guarded_nodes
 from mixc.passes.context import Context, exact_nodes, has_context, looked_back, name_of
 
@@ -195,3 +195,25 @@ def depth_text(most: int, windows: tuple[str, ...], size: Callable[[str], str]) 
     """How many values are looked back at: by a lag at most, and by windows."""
     terms = [*([str(most)] if most or not windows else []), *(f"{size(d)} - 1" for d in windows)]
     return f"max({', '.join(terms)})" if len(terms) > 1 else terms[0]
+
+
+# ---------------------------------------------------------------- initial states that a spec declares
+def start_lines(states: Mapping[str, Decl]) -> list[str]:
+    """Lines that put every declared state which is not given, and does not start at 0, into `initial`.
+
+    `states`: by their keys in `initial`.  The lines read B, T, H, sizes of dims, params, consts, `device` and `seqs`."""
+    lines = []
+    for key, s in states.items():
+        if s.init is not None:
+            dims = flat(s.dims)
+            shape = ", ".join(["seqs.count", "H", *dims])
+            values = _Start([s.init], safe)
+            values.value(s.init)
+            last = f"initial['{key}'] = {values.over(s.init, dims)}.expand({shape})"
+            lines += [f"if initial.get('{key}') is None:", *(f"    {line}" for line in (*values.lines, last))]
+    return lines
+
+
+class _Start(HostValues):
+    def leaf(self, node: Node) -> str:
+        return f"heads_of({self.called(node.attr('name'))}.float(), H)[None]"

@@ -11,11 +11,10 @@ from mixc.codegen.config import Config
 from mixc.codegen.file_text import file_text
 from mixc.codegen.function import Function
 from mixc.codegen.host_products import around_lines
-from mixc.codegen.host_values import past_lines
+from mixc.codegen.host_values import past_lines, start_lines
 from mixc.codegen.kernel import safe
 from mixc.codegen.lines import join
 from mixc.codegen.sizes import const_lines, function_lines, only_needed, size_lines, typed_by
-from mixc.codegen.starts import start_lines
 from mixc.ir.program import Program
 from mixc.passes.behind import Behind
 from mixc.passes.context import Context

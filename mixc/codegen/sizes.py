@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from mixc.codegen.lines import indent, tuple_text
+from mixc.codegen.expressions import python_text
+from mixc.codegen.lines import indent, names_read, tuple_text
 from mixc.codegen.names import safe
-from mixc.codegen.needed import names_read
-from mixc.codegen.scalars import python_text
 from mixc.ir.node import JOINT
 from mixc.ir.program import Decl, Dim, Program
 from mixc.passes.context import counts_tokens, looked_back

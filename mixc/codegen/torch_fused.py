@@ -12,8 +12,7 @@ what a graph returns lies in fresh memory, which costs a page fault every 4 KB, 
 
 from __future__ import annotations
 
-from mixc.codegen.lines import defined
-from mixc.codegen.needed import names_read
+from mixc.codegen.lines import defined, names_read
 from mixc.codegen.torch_bodies import Bodies, next_state
 from mixc.codegen.torch_segment import Segment
 from mixc.codegen.torch_stages import Level, Stages, affine_updates, levels, origin, stages

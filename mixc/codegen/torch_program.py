@@ -13,8 +13,7 @@ from collections import Counter
 from types import ModuleType
 
 from mixc.codegen import torch_prelude, torch_scan_prelude, torch_span, torch_span_prelude
-from mixc.codegen.lines import defined
-from mixc.codegen.needed import names_read
+from mixc.codegen.lines import defined, names_read
 from mixc.codegen.torch_contract import better_transposed
 from mixc.codegen.torch_segment import Segment
 from mixc.codegen.torch_stages import Level, Stages, affine_updates, origin, small, stages

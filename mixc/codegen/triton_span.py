@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mixc.codegen.axes import more_rows
 from mixc.codegen.operands import axes_of
-from mixc.codegen.padding import zero_padded
+from mixc.codegen.padding import finite_padded, zero_padded
 from mixc.codegen.refuse import refuse
 from mixc.codegen.triton_crossing import later_sum_code
-from mixc.codegen.triton_rows import logs_code, span_contract_rows_code
 from mixc.ir.launch import feature_dims
 from mixc.ir.node import COL, ROW, Node, flat, postorder
 
@@ -139,3 +139,30 @@ def span_solve_code(tiles: Tiles, node: Node) -> str:
         raise refuse(f"a triangular system for every entry of {', '.join(feature_dims(y))}", node)
     given = [tiles.whole(A, pairs), tiles.whole(b, axes), tiles.cleaned(y, axes, flat(axes)), logs_code(tiles, g, own[0])]
     return f"span_solve({', '.join(given)}, rows, {node.attr('reach')!r}, {bool(node.attr('transposed'))}, PRECISION)"
+
+
+# ---------------------------------------------------------------- where tokens have more rows
+#     P = span_pair_rows(q, k, g, rows, "strict", ...)     [t * p, s * q]: as `span_pair`, with p rows a token and q
+# What lies between a token and the cut of a block is the same for all its rows.
+def logs_code(tiles: Tiles, g: Node, d: str) -> str:
+    """Logs of decays [t, d], behind the end of d numbers: sums of -1 / 0 and its like would not be."""
+    code = tiles.whole(g, (ROW, d))
+    return code if finite_padded(g, d) else f"tl.where({tiles.mask_of(d, (ROW, d))}, {code}, 0.0)"
+
+
+def span_contract_rows_code(tiles: Tiles, node: Node, d: str) -> str | None:
+    """A product under a vector decay along d of matrices of more rows than tokens, or None."""
+    by_rows = {frozenset({ROW, COL} & {*z.dims}): z for z in (*node.args[:2], node)}
+    if len(by_rows) < 3 or frozenset() in by_rows:
+        return None
+    P, T, S = (by_rows[frozenset(rows)] for rows in ((ROW, COL), (ROW,), (COL,)))
+    t, s = (tiles.axes.joint(sorted({row, *feature_dims(z)} - {d}, key=lambda x: tiles.rank[x]))
+            for row, z in ((ROW, T), (COL, S)))
+    if t is None or s is None or {*tiles.order(P)} != {t, s} or d not in T.dims or d not in S.dims or not (
+            more_rows(t) or more_rows(s)):
+        return None
+    axes = {P: (t, s), T: (t, d), S: (s, d)}
+    name, a, b, back = {P: ("span_pair_rows", T, S, ""), T: ("span_apply_rows", P, S, "False, "), S: ("span_apply_rows", P, T, "True, ")}[node]
+    left, right = (tiles.cleaned(z, axes[z], flat(axes[z])) for z in (a, b))
+    return tiles.aligned(f"{name}({left}, {right}, {logs_code(tiles, node.args[2], d)}, rows, {node.attr('reach')!r}, {back}{tiles.operand_for(node)}, PRECISION)", axes[node],
+                         tiles.order(node))

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mixc.errors import Source
 from mixc.hashing.borders import borders, values_at
 from mixc.hashing.canonical import Canonical
 from mixc.hashing.evaluate import BATCH, align
-from mixc.hashing.identity import canonical_of, elaborate_of
+from mixc.hashing.identity import canonical_of, elaborate_of, outline
 from mixc.hashing.spec import Probe, View
 from mixc.hashing.values import Value, doubles
 from mixc.ir.node import Node, postorder
@@ -225,3 +226,24 @@ SIDES: dict[str, Callable[..., tuple[Any, ...]]] = {
 }
 
 _DECIDING = {**SIDES, **dict.fromkeys(("mod", "floordiv"), lambda n, a, b: _truth(n, a < b))}
+
+
+# ---------------------------------------------------------------- shipped specs
+def shipped_twin(mixer: Mixer) -> tuple[str, Matching] | None:
+    """The first shipped mixer that is the same function, and what of it is what of `mixer`; None for its own file."""
+    from mixc.frontend import parse
+    from mixc.runtime.load import shipped
+    from mixc.runtime.mixer import Mixer
+
+    found = None
+    for path in shipped().values():
+        source = Source(str(path), path.read_text(encoding="utf-8"))
+        for spec in parse(source):
+            other = Mixer(spec, source)
+            if outline(other.declared) != outline(mixer.declared):
+                continue
+            if other.text == mixer.text:
+                return None
+            if found is None and (matching := same_function(other, mixer)) is not None:
+                found = spec.name, matching
+    return found

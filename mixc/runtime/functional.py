@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.autograd import forward_ad
 
 from mixc.errors import InputError
 
@@ -113,3 +114,21 @@ def _batch(call: Callable[..., Found], n: int, dims: Dims, flat: Sequence[Any], 
 def _folded(x: Tensor, dim: int | None, n: int) -> Tensor:
     whole = x.expand(n, *x.shape) if dim is None else x.movedim(dim, 0)
     return whole.flatten(0, 1)
+
+
+# ---------------------------------------------------------------- other kinds of derivatives
+def refuse(name: str, args: tuple[Any, ...], options: dict[str, Any], state: Any = None) -> None:
+    """Raises where torch.jit traces, and for tensors with tangents but on the reference: a program writes into memory
+    of its own and has an adjoint of its own, so that a tangent would be lost on the way."""
+    if torch._C._get_tracing_state():
+        raise InputError(f"{name}: torch.jit.trace does not go through a mixer; torch.export and torch.compile do")
+    if forward_ad._current_level >= 0 and options.get("backend") != "reference" and _tangents((args, options, state)):
+        raise InputError(f"{name}: forward derivatives (torch.autograd.forward_ad) go through "
+                         "backend=\"reference\" alone")
+
+
+def _tangents(given: Any) -> bool:
+    from torch.utils._pytree import tree_leaves
+
+    tensors = (x for x in tree_leaves(given) if isinstance(x, torch.Tensor))
+    return any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)

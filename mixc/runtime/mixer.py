@@ -13,7 +13,7 @@ import torch
 from mixc.errors import Diagnostic, InputError, Source, SpecError
 from mixc.hashing.evaluate import const_values
 from mixc.ir.program import Program
-from mixc.runtime import arguments, backends, checks, describe, library, quick, transforms
+from mixc.runtime import arguments, backends, checks, describe, functional, library, quick
 from mixc.runtime.call import Call, histories
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Mixer:
             return library.call(self, args, options, token=False)
         if torch._C._are_functorch_transforms_active():
             return library.call(self, args, options, token=False)
-        transforms.refuse(self.__name__, args, options)
+        functional.refuse(self.__name__, args, options)
         return self._eager(args, options)
 
     @property
@@ -101,7 +101,7 @@ class Mixer:
             return library.call(self, args, {**options, "initial_state": state}, token=True)
         if torch._C._are_functorch_transforms_active():
             return library.call(self, args, {**options, "initial_state": state}, token=True)
-        transforms.refuse(self.__name__, args, options, state)
+        functional.refuse(self.__name__, args, options, state)
         return self._eager_step(state, args, options)
 
     def _eager_step(self, state: State | Tensor | None, args: tuple[Any, ...], options: dict[str, Any]

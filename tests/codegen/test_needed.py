@@ -8,7 +8,7 @@ import builtins
 import pytest
 
 import mixc
-from mixc.codegen.needed import needed
+from mixc.codegen.lines import needed
 from mixc.errors import SpecError
 from mixc.runtime.load import shipped
 
