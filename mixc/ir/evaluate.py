@@ -314,22 +314,31 @@ def _span_of(F: Node, factors: torch.Tensor, env: Env) -> tuple[torch.Tensor, tu
 
 def _solve(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
     """By substitution; columns of y are all its dims that L has not."""
-    (L, y), b, (l, x) = node.args, env.batch, args
+    (L, y), b, back = node.args, env.batch, bool(node.attr("transposed"))
     rows, cols = sides(node)
-    own = [d for d in L.dims if d not in (*rows, *cols)]
-    rest = [d for d in y.dims if d not in (*rows, *own)]
-    l = l.permute(*range(b), *(b + L.dims.index(d) for d in (*own, *rows, *cols)))
-    x = x.permute(*range(b), *(b + y.dims.index(d) for d in (*own, *rows, *rest)))
+    own = tuple(d for d in L.dims if d not in (*rows, *cols))
+    order = (*own, *rows, *(d for d in y.dims if d not in (*rows, *own)))
+    l, x = align(args[0], L.dims, (*own, *rows, *cols), b), align(args[1], y.dims, order, b)
     x = x.expand(*torch.broadcast_shapes(x.shape[:b], l.shape[:b]), *x.shape[b:])
-    at = b + len(own)
-    l = l.flatten(at, at + len(rows) - 1).flatten(at + 1)
-    columns = x.flatten(at, at + len(rows) - 1)
-    columns = columns.flatten(at + 1) if rest else columns.unsqueeze(-1)
-    found = torch.linalg.solve_triangular(l.mT if node.attr("transposed") else l, columns,
-                                          upper=bool(node.attr("transposed")), unitriangular=True)
-    found = found.reshape(x.shape)
-    order = (*own, *rows, *rest)
-    return found.permute(*range(b), *(b + order.index(d) for d in y.dims))
+    l, columns = (_matrices(z, b + len(own), len(rows)) for z in (l, x))
+    found = torch.linalg.solve_triangular(l.mT if back else l, columns, upper=back, unitriangular=True)
+    return align(found.reshape(x.shape), order, y.dims, b)
+
+
+def _unit_inverse(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
+    (L,), b, (rows, cols) = node.args, env.batch, sides(node)
+    own = tuple(d for d in L.dims if d not in (*rows, *cols))
+    whole = align(args[0], L.dims, order := (*own, *rows, *cols), b)
+    l = _matrices(whole, b + len(own), len(rows))
+    eye = torch.eye(l.shape[-1], dtype=l.dtype, device=l.device).expand(l.shape)
+    found = torch.linalg.solve_triangular(l, eye, upper=False, unitriangular=True)
+    return align(found.reshape(whole.shape), order, node.dims, b)
+
+
+def _matrices(x: torch.Tensor, at: int, rows: int) -> torch.Tensor:
+    """The axes from `at` on as rows, so many of them, and columns, all others."""
+    x = x.flatten(at, at + rows - 1)
+    return x.flatten(at + 1) if x.ndim > at + 1 else x.unsqueeze(-1)
 
 
 def _span_solve(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
@@ -342,18 +351,6 @@ def _span_solve(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
     solved = make("solve", L, leaves[2], **{k: v for k, v in node.attrs if k != "reach"})
     given = [*args[:3], align(args[3], g.dims, dims, env.batch)]
     return evaluate([solved], env, dict(zip([*leaves, logs], given, strict=True)))[0]
-
-
-def _unit_inverse(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
-    (L,), b, (whole,) = node.args, env.batch, args
-    rows, cols = sides(node)
-    own = [d for d in L.dims if d not in (*rows, *cols)]
-    order, at = (*own, *rows, *cols), b + len(own)
-    whole = whole.permute(*range(b), *(b + L.dims.index(d) for d in order))
-    l = whole.flatten(at, at + len(rows) - 1).flatten(at + 1)
-    eye = torch.eye(l.shape[-1], dtype=l.dtype, device=l.device).expand(l.shape)
-    found = torch.linalg.solve_triangular(l, eye, upper=False, unitriangular=True).reshape(whole.shape)
-    return found.permute(*range(b), *(b + order.index(d) for d in node.dims))
 
 
 def _mask(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
