@@ -88,12 +88,8 @@ class Flow:
         self.buffer[:first] = final[:first]
 
     def places(self, given: Given, name: str, block: Block, whole: bool) -> None:
-        """`whole`: as one tensor, where chunks are uniform."""
         done = given[f"{name}_done"] = _done(given, block, whole)
         at, to, offset = [], [], self.base
-        if block.uniform:
-            self._uniform(given, name, block, done, whole)
-            return
         counts = [*block.counts[1:], block.after]
         for j, (m, after) in enumerate(zip(block.steps, counts, strict=True)):
             at.append(self.buffer[offset:offset + m])
@@ -102,15 +98,6 @@ class Flow:
             if after * self.H < m:
                 done[j] = _then(done[j], self.final[after * self.H:m], to[j][after * self.H:])
         given |= {f"{name}_at": at, f"{name}_to": to, name: self.buffer[self.base:offset]}
-
-    def _uniform(self, given: Given, name: str, block: Block, done: list[Any], whole: bool) -> None:
-        """The same where every chunk has as many sequences."""
-        m, M, base = block.steps[0], block.M, self.base
-        now, then = self.buffer[base:base + M], self.buffer[base + m:base + m + M]
-        if not block.after:
-            done[-1] = _then(done[-1], self.final[:m], then[-m:])
-        at, to = (now, then) if whole else (now.split(m), then.split(m))
-        given |= {f"{name}_at": at, f"{name}_to": to, name: now}
 
     def advance(self, block: Block) -> None:
         if self.keep:
@@ -143,9 +130,8 @@ class BackFlow:
     def __init__(self, make: Make, H: int, band: Band, final: Tensor, received: Tensor):
         self.H, self.final, self.received, self.base = H, final, received, sum(b.M for b in band.blocks)
         self.first = band.running * H
-        # first what goes to the block before, then what each chunk receives
-        self.both = make(self.first + max((b.M for b in band.blocks), default=0))
-        self.carry, self.buffer = self.both[:self.first], self.both[self.first:]
+        # what goes to the block before, and what each chunk receives
+        self.carry, self.buffer = make(self.first), make(max((b.M for b in band.blocks), default=0))
 
     def places(self, given: Given, name: str, block: Block, whole: bool) -> None:
         given[f"d{name}_done"] = _done(given, block, whole)
@@ -158,9 +144,6 @@ class BackFlow:
             if after < m:  # sequences that end here
                 slot[after:] = self.final[after:m]
                 after = m
-        if whole and block.uniform and block.steps[0] == self.first:
-            given |= {f"d{name}_at": self.buffer[:block.M], f"d{name}_to": self.both[:block.M]}
-            return
         to = [x if n == m else x[:m] for x, n, m in zip(slots[1:], sizes[1:], sizes, strict=False)]
         to += [self.carry[:m] for m in sizes[-1:]]
         given |= {f"d{name}_at": slots, f"d{name}_to": to}
