@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mixc.codegen.torch_stages import origin
 from mixc.codegen.torch_values import Dims, Value, size_of
 from mixc.ir.node import ROW, Node
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 class Product:
     """A contraction as [M * batch, m, k] @ [M * batch, k, n]."""
 
-    def __init__(self, w: Writer | None, n: Node, want: Dims | None = None):
+    def __init__(self, w: Writer, n: Node, want: Dims | None = None):
         """want: the order of axes the result should have, if it can."""
         self.w, self.node = w, n
         a, b = n.args
@@ -45,7 +44,6 @@ class Product:
         return f"{self._matrix(*self.left)}, {self._matrix(*self.right)}"
 
     def _matrix(self, x: Node, rows: Dims, cols: Dims) -> str:
-        assert self.w is not None
         v = self.w.whole(x)
         one = len(rows) <= 1 and len(cols) <= 1 and not self.batch
         if one and v.axes == (*rows, *cols):
@@ -60,23 +58,6 @@ class Product:
         if not self.batch and len(self.m) <= 1 and len(self.n) <= 1:
             return call + ("[:, 0]" if not self.m else "") + ("[:, :, 0]" if self.m and not self.n else "")
         return f"{call}.view({', '.join(['-1', *(size_of(d) for d in self.axes)])})"
-
-
-def better_transposed(leaf: Node, nodes: list[Node]) -> bool:
-    """Should rows [C, D] be loaded as [D, C]?
-
-    A product whose right factor is transposed takes twice as long as one whose left or no factor is, which
-    is more than loading it so costs; everything else reads rows as they are."""
-    score = 0
-    for n in nodes if len(leaf.dims) == 2 else ():
-        mine = [a for a in n.args if origin(a) is leaf]
-        if mine and (n.op != "contract" or len(mine) > 1):
-            return False
-        if mine:
-            right, rows, _ = Product(None, n).right
-            if right is mine[0]:
-                score += -1 if right.dims[0] in rows else 1
-    return score > 0
 
 
 def emit_contract(w: Writer, n: Node, core: Node, factor: str | None = None) -> Value:

@@ -160,7 +160,7 @@ class _Body:
             elif of_state:
                 made.received[name] = n
             else:
-                made.rows[name], made.loads[name] = n, n.dims
+                made.rows[name] = n
                 rest = tuple(d for d in n.dims if d != ROW)
                 known |= {row_leaf(n, t): Value(f"{name}[:, {t}]", rest) for t in range(self.C)}
             known[n] = Value(name, n.dims if ROW in n.dims else in_order(n.dims, self.order))

@@ -14,7 +14,6 @@ from types import ModuleType
 
 from mixc.codegen import torch_prelude, torch_scan_prelude, torch_span, torch_span_prelude
 from mixc.codegen.lines import defined, names_read
-from mixc.codegen.torch_contract import better_transposed
 from mixc.codegen.torch_segment import Segment
 from mixc.codegen.torch_stages import Level, Stages, affine_updates, origin, small, stages
 from mixc.codegen.torch_values import RESERVED, Dims, Names, Value, argument, safe, size_of
@@ -74,7 +73,6 @@ class _Function:
             for i, n in enumerate(self.saves):
                 made.saved[f"s{i + 1}"] = n
                 w.fixed[n] = f"s{i + 1}"
-            s.kept += [n for n in self.saves if n in s.loop and n not in s.kept]
         for i, n in enumerate(s.kept):
             w.fixed.setdefault(n, f"k{i + 1}")
         if self.borrowed:
@@ -184,10 +182,7 @@ class _Function:
                 continue
             name, of_state = argument(n)
             (made.received if of_state else made.small if small(n) else made.rows)[name] = n
-            axes = n.dims[::-1] if name in made.rows and better_transposed(n, [*s.first, *s.loop, *s.rest]) else n.dims
-            known[n] = Value(name, axes, name if name in made.rows and not self.borrowed else None)
-            if name in made.rows:
-                made.loads[name] = axes
+            known[n] = Value(name, n.dims, name if name in made.rows and not self.borrowed else None)
         self.small_inside = [name for name, n in made.small.items() if n in inside]
         if self.reverse:
             for i, n in enumerate(self.saves):
@@ -327,7 +322,7 @@ class _Function:
         lines = [f"def {name}(*, {', '.join(dict.fromkeys(args))}):",
                  f'    """{made.program.name}: {name} of a segment of chunks{", some rows of which are no tokens" * made.partial}.',
                  ""]
-        lines += [f"    {n}: [M, {', '.join(_sizes(axes))}]" for n, axes in made.loads.items()]
+        lines += [f"    {name}: [M, {', '.join(_sizes(n.dims))}]" for name, n in made.rows.items()]
         lines += [f"    {n}: [M, {', '.join(_sizes(x.dims))}], what each chunk receives" for n, x in made.received.items()]
         return [*lines, '    """']
 

@@ -20,8 +20,7 @@ class Segment:
     """The emitted function of one program, and what it must be given.
 
     Attributes:
-        rows: leaves with a row a token, by the name of their argument: loaded for each segment,
-            with the axes `loads`.
+        rows: leaves with a row a token, by the name of their argument: loaded for each segment.
         small: leaves of one number a token: loaded for many segments at once.
         early: names of what `before` forms for many segments, in order; `exported`: likewise of what a
             segment hands to `after`, behind its results; `late`: the results that `after` gives.
@@ -38,7 +37,6 @@ class Segment:
     program: Program
     text: str = ""
     rows: dict[str, Node] = field(default_factory=dict)
-    loads: dict[str, Dims] = field(default_factory=dict)
     small: dict[str, Node] = field(default_factory=dict)
     early: list[str] = field(default_factory=list)
     exported: list[str] = field(default_factory=list)

@@ -92,7 +92,7 @@ class _Run:
                 given[name] = v[:M]
             if part.borrows:
                 for load in part.loads:
-                    given[load.arg] = load.borrowed(block, rows[load.name])
+                    given[load.arg] = block.view(rows[load.name])
             if not band.even:
                 given["finish"] = [None] * len(block.counts)
             for flow, name in zip(flows, s.carried, strict=True):

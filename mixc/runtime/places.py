@@ -25,21 +25,14 @@ Wanted = frozenset[str] | None  # the inputs and params whose gradient is asked 
 class Load:
     """Rows of an input, or of an out's cotangent: 0 where no token is."""
 
-    def __init__(self, arg: str, node: Node, transposed: bool = False):
-        self.arg, self.cot, self.transposed = arg, node.op == "cot", transposed
+    def __init__(self, arg: str, node: Node):
+        self.arg, self.cot = arg, node.op == "cot"
         self.name = ("d" if self.cot else "") + node.attr("name")
-
-    def place(self, buffer: Tensor) -> Tensor:
-        """[M, C, ...] of its buffer."""
-        return buffer.mT if self.transposed else buffer
 
     def __call__(self, block: Block, x: Tensor, place: Tensor, views: dict[Any, Tensor]) -> None:
         block.load(x, place, views)
         if self.cot and block.partial:
             place.mul_(block.live.view(block.M, block.C, *[1] * (place.ndim - 2)))  # type: ignore[attr-defined]
-
-    def borrowed(self, block: Block, x: Tensor) -> Tensor:
-        return self.place(block.view(x))
 
 
 class Part:
@@ -70,7 +63,7 @@ class Part:
                                for name, shape in self.frame[1]}
             else:
                 buffers = work.frame(self.frame)
-            loads = [] if self.borrows else [(x, x.place(buffers[x.arg]), dict[Any, Tensor]()) for x in self.loads]
+            loads = [] if self.borrows else [(x, buffers[x.arg], dict[Any, Tensor]()) for x in self.loads]
             found = work.ready[self] = Ready({**self.fixed, **buffers}, loads)
         return found
 
@@ -111,8 +104,8 @@ class Steps:
         few = [Load(name, n) for name, n in s.small.items()]
         inside = [r for r in s.results if r[:2] not in s.direct.values()]
         self.inside = [i for i, r in enumerate(s.results) if r in inside]
-        loads = [Load(name, n, s.loads[name] != n.dims) for name, n in s.rows.items()]
-        buffers = {} if borrows else {n: tuple(shapes.sizes[d] for d in axes) for n, axes in s.loads.items()}
+        loads = [Load(name, n) for name, n in s.rows.items()]
+        buffers = {} if borrows else {name: tuple(shapes.sizes[d] for d in n.dims) for name, n in s.rows.items()}
         buffers |= {n: tuple(shapes.shape[d] for d in shape) for n, shape in s.scratch.items()}
 
         def part(block: Block, apart: bool) -> Part:
