@@ -10,8 +10,7 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from mixc.codegen.lines import indent, masks_below, packed, without_unread, wrapped
-from mixc.codegen.needed import names_read
+from mixc.codegen.lines import indent, masks_below, names_read, packed, without_unread, wrapped
 
 CALL = "<one chunk on>"  # stands in a kernel's lines until its arguments are known
 _BINDS = re.compile(r"^ *(?:for )?([^\W\d]\w*(?:, [^\W\d]\w*)*)(?: in| =) ", re.MULTILINE)
