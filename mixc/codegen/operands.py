@@ -137,14 +137,26 @@ def only_operands(nodes: list[Node], roots: list[Node], fine: set[Node], is_dot:
 
 def worked_out(node: Node) -> bool:
     """Is a matrix formed, entry by entry, of several that are loaded, or of one by more than scaling it?"""
-    loads, stack, more = set[Node](), [node], False
+    loads, ops = of_loads(node)
+    return bool(loads and ops - {"mul", "neg", "live"}) or len(loads) > 1
+
+
+def scaled(node: Node) -> bool:
+    """Is a matrix formed, entry by entry, of what is loaded, and not only turned or cut off?"""
+    loads, ops = of_loads(node)
+    return bool(loads and ops - {"neg", "live"})
+
+
+def of_loads(node: Node) -> tuple[set[Node], set[str]]:
+    """The matrices that one is formed of, entry by entry, and by what; none where one is not loaded but formed."""
+    loads, ops, stack = set[Node](), set[str](), [node]
     while stack:
         n = stack.pop()
         if len(n.dims) < 2:
             continue
         if n.args and n.op not in ALIASES and not entrywise(n):
-            return False
+            return set(), set()
         loads |= set() if n.args else {n}
-        more = more or (bool(n.args) and n.op not in ("mul", "neg", "live", *ALIASES))
+        ops |= {n.op} - {*ALIASES} if n.args else set()
         stack += n.args
-    return (more and bool(loads)) or len(loads) > 1
+    return loads, ops

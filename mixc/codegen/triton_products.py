@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mixc.codegen.axes import called
-from mixc.codegen.operands import axes_of
+from mixc.codegen.operands import axes_of, scaled
 from mixc.codegen.padding import zero_padded
 from mixc.codegen.refuse import entries, refuse
 from mixc.codegen.triton_reduce import batched_code
 from mixc.ir.brackets import filled
 from mixc.ir.launch import feature_dims
-from mixc.ir.node import ROW, Node, flat, unrenamed
+from mixc.ir.node import ROW, Node, flat, source, unrenamed
 
 if TYPE_CHECKING:
     from mixc.codegen.tiles import Tiles
@@ -66,7 +66,10 @@ def _dot(w: Tiles, node: Node, order: tuple[str, ...], plus: str = "") -> str:
     plus = f"{w.operand_for(node)}, PRECISION{plus}"
     if x == ROW and w.through is not None and (code := w.through(_operand(w, a, (x, z), z), b, (z, y), plus)):
         return code
-    code = f"{_called(w, node)}({_operand(w, a, (x, z), z)}, {_operand(w, b, (z, y), z)}, {plus})"
+    left, right = _operand(w, a, (x, z), z), _operand(w, b, (z, y), z)
+    if _called(w, node) == "fine_dot" and not source(a).args and scaled(source(b)):
+        right = f"formed({right})"  # once, and not its halves in every warp that has the columns
+    code = f"{_called(w, node)}({left}, {right}, {plus})"
     return code if order == (x, y) else w.aligned(code, (x, y), order)
 
 
@@ -76,14 +79,17 @@ def _called(w: Tiles, node: Node) -> str:
 
 def _two_dots(w: Tiles, first: Added, second: Added, plus: str) -> str:
     """Two products over tokens, added to a tile, as one (`operands.stacked`)."""
-    left, right = [], []
+    left, right, loaded = [], [], True
     for node, _, order in (first, second):
         a, b, (x, z, y) = _sides(w, node, order)
         left.append(_operand(w, a, (z, x), z))
         right.append(_operand(w, b, (z, y), z))
+        loaded = loaded and not source(a).args
     operand = w.operand_for(node)
-    code = (f"{_called(w, node)}(tl.trans(stack({', '.join(left)}, {operand})), stack({', '.join(right)}, {operand}), "
-            f"{operand}, PRECISION, {plus})")
+    sides = [f"tl.trans(stack({', '.join(left)}, {operand}))", f"stack({', '.join(right)}, {operand})"]
+    if loaded and _called(w, node) == "fine_dot":
+        sides[1] = f"formed({sides[1]})"
+    code = f"{_called(w, node)}({', '.join(sides)}, {operand}, PRECISION, {plus})"
     return code if order == (x, y) else w.aligned(code, (x, y), order)
 
 

@@ -46,6 +46,13 @@ def test_a_side_that_has_other_uses_too_is_formed_once() -> None:
     assert "= formed(q.to(tl.float32) * tl.sigmoid(q.to(tl.float32)))\n" in kernel
 
 
+def test_only_what_is_formed_of_loads_is_formed_before_it_is_halved() -> None:
+    """A state is where it was made: formed again it would go through shared memory in fp32."""
+    kernel = text_of("deltaproduct", ALONG).partition("def deltaproduct_fwd_for_K(")[2].partition("\ndef ")[0]
+    assert "= fine_dot(q, S, " in kernel and "= fine_dot(q, formed(tl.trans(beta_k)), " in kernel
+    assert "halves(formed" not in text_of("deltaproduct", ALONG)
+
+
 @pytest.mark.parametrize("name,left", [
     ("gated_delta_rule", "dv"), ("gated_delta_rule", "do_scale"), ("momentum_delta_rule", "dv")])
 def test_products_with_one_left_side_stand_together(name: str, left: str) -> None:

@@ -15,14 +15,15 @@ def dot(a, b, OPERAND: tl.constexpr, PRECISION: tl.constexpr, x=None):
 @triton.jit
 def fine_dot(a, b, OPERAND: tl.constexpr, PRECISION: tl.constexpr, x=None):
     """The same of operands that are not rounded to halves, but to TF32. One on the left that is in bf16 as it was loaded
-    stays so, and b is split into two `halves`: as many steps, more digits, and half the registers for what all warps hold."""
+    stays so, and b is split into two `halves`: as many steps, more digits, and half the registers for what all warps hold.
+    A caller gives a b that it forms of loads `formed`; a state, or what a product made, is where it is halved already."""
     if PRECISION == "interpret":
         return tl.dot(a.to(OPERAND), b.to(OPERAND), x, input_precision="ieee")
     HALF: tl.constexpr = PRECISION == "tf32" and a.dtype == tl.bfloat16
     if HALF and b.dtype == tl.bfloat16:
         return tl.dot(a, b, x)
     if HALF:
-        high, low = halves(formed(b))
+        high, low = halves(b)
         return tl.dot(a, low, tl.dot(a, high, x))
     return tl.dot(a.to(OPERAND), b.to(OPERAND), x, input_precision=PRECISION)
 
