@@ -121,6 +121,16 @@ def test_check_compares_backends() -> None:
     assert names == {"o", "final S", "dq", "dk", "dv", "dg", "dS0"}
 
 
+def test_check_runs_kernels_by_the_interpreter_as_it_comes() -> None:
+    """Which tests amend: a mask that it made of a number was refused where a convolution's gradient is added up."""
+    pytest.importorskip("triton")
+    done = subprocess.run([sys.executable, "-m", "mixc", "check", "short_conv", "--shape", "B=1,T=5,H=1,D=3,W=3",
+                           "--json"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (m,) = json.loads(done.stdout)["mixers"]
+    assert m["ok"] and "triton" in {c["backend"] for c in m["cases"]}
+
+
 def test_check_leaves_out_a_backend_that_does_not_take_the_dtype() -> None:
     pytest.importorskip("triton")
     (m,) = parsed("check", "simple_gla", "--shape", SMALL, "--dtype", "fp64")["mixers"]

@@ -78,8 +78,9 @@ def add_taps(out_ptr, own_ptr, later_ptr, w_ptr, left_ptr, rows, T, own, one, tw
     total = tl.zeros([R, BK], tl.float32)
     if GIVEN:
         total += tl.load(own_ptr + at, mask=here, other=0.0).to(tl.float32)
-    w = tl.load(w_ptr + in_K * w_sk + own * w_se, mask=has_K & (own >= 0), other=0.0).to(tl.float32)
-    total += tl.load(later_ptr + at, mask=here & (own >= 0), other=0.0).to(tl.float32) * w[None, :]
+    has_own = has_K & (own + 0 * in_K >= 0)  # asked of every entry: the interpreter makes no mask of a number
+    w = tl.load(w_ptr + in_K * w_sk + own * w_se, mask=has_own, other=0.0).to(tl.float32)
+    total += tl.load(later_ptr + at, mask=here & has_own[None, :], other=0.0).to(tl.float32) * w[None, :]
     w = tl.load(w_ptr + in_K * w_sk + one * w_se, mask=has_K, other=0.0).to(tl.float32)
     total += tl.load(later_ptr + at + a * SIGN * H * K, mask=here & (left >= a)[:, None], other=0.0).to(tl.float32) * w[None, :]
     w = tl.load(w_ptr + in_K * w_sk + two * w_se, mask=has_K, other=0.0).to(tl.float32)
