@@ -261,6 +261,7 @@ class _Writer:
         seen = f"({erase} @ {state})" if side == "K" else f"({state} @ {erase})"
         if side == "K" and self.ranks and self.chance(40):
             return self.filled(self.of(*RANK_CORRECTIONS), S=lambda: state)
+        seen = f"stop_gradient{seen}" if self.chance(12) else seen
         strength = self.of(self.name("b"), "0.5", self.name(*CONSTS),
                            self.name("bv" if side == "K" else "bk") if self.chance(30) else "0.9")
         if self.chance(60):
