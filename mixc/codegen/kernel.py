@@ -12,7 +12,7 @@ from functools import cached_property
 
 from mixc.codegen.axes import Axes, more_rows
 from mixc.codegen.kernel_stores import Stores
-from mixc.codegen.lines import indent, masks_below, times, without_unread, wrapped
+from mixc.codegen.lines import indent, masks_below, names_read, times, without_unread, wrapped
 from mixc.codegen.names import RESERVED, of_dim, of_value
 from mixc.codegen.names import safe as safe
 from mixc.codegen.tiles import Tiles
@@ -93,14 +93,16 @@ class KernelWriter(Stores):
         constexprs = [*self.dims, "C", *(f"B{d}" for d in self.tiled), *(["TURNS"] if self.turned else []), "SIGN", "RAGGED",
                       *self._keeping(), *self._flags(),
                       "OPERAND", "PRECISION", "STAGES"]
-        # a length is no specialisation key; strides of rows of numbers vary with it, those of features stay aligned
-        fixed = [*(n for n in ("T", "count", *sorted(self.backs)) if n in arguments), *(f"{name}_sb" for name, d in self.loaded.items() if d.role == "in" and not d.dims)]
-        head = f"@triton.jit(do_not_specialize={fixed!r})\ndef {launch.name}(\n"
-        head += wrapped(arguments) + wrapped([f"{c}: tl.constexpr" for c in constexprs]) + "):\n"
         lines, before = "\n".join(indent(self._lines(sums))), ""
         if self.again:
             before, lines = self.again.in_place(launch.name, lines.split("\n"), arguments, constexprs)
         body = without_unread(lines.split("\n"))
+        read = names_read("\n".join(body))
+        constexprs = [c for c in constexprs if c in read]
+        # a length is no specialisation key; strides of rows of numbers vary with it, those of features stay aligned
+        fixed = [*(n for n in ("T", "count", *sorted(self.backs)) if n in arguments), *(f"{name}_sb" for name, d in self.loaded.items() if d.role == "in" and not d.dims)]
+        head = f"@triton.jit(do_not_specialize={fixed!r})\ndef {launch.name}(\n"
+        head += wrapped(arguments) + wrapped([f"{c}: tl.constexpr" for c in constexprs]) + "):\n"
         text = f"{before}\n\n{head}" * bool(before) or head
         text += "\n".join(map(masks_below, body)) + "\n"
         return Kernel(launch, text, arguments, constexprs, list(self.loaded), self.dims, self.cots, self.alive,

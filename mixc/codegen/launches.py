@@ -176,8 +176,9 @@ class Launches:
         tile = self.config.tile(launch)
         split = [d for d in kernel.launch.split if d in kernel.dims and d not in kernel.launch.each]
         blocks = "".join(f"B{d}={dict(tile.blocks).get(d, 1 << 30)}, " for d in split)
-        turns = f"turns={tile.turns}, " if kernel.turned else ""
-        return f"dict(C={tile.chunk}, {blocks}{turns}warps={tile.warps}, stages={tile.stages})"
+        chunk, turns, stages = (f"{name}={n}, " * (name.upper() in kernel.constexprs) for name, n in (
+            ("C", tile.chunk), ("turns", tile.turns), ("stages", tile.stages)))
+        return f"dict({chunk}{blocks}{turns}warps={tile.warps}, {stages}".removesuffix(", ") + ")"
 
     # ------------------------------------------------------------ the call of a kernel
     def _tensors(self) -> list[Decl]:
@@ -227,9 +228,9 @@ class Launches:
         for a in kernel.arguments:
             given.append(self._argument(a, kernel))
         reverse = kernel.launch.reverse
-        pairs = [*(f"{d}={d}" for d in kernel.dims), f"C={tile}['C']", *(f"{b}={b}" for d in kernel.dims if (b := f"B{d}") in kernel.constexprs), *([f"TURNS={tile}['turns']"] if kernel.turned else []), "SIGN=seqs.sign",
-                 "RAGGED=seqs.ragged"]
-        pairs += [f"SEGMENT={self._segment}"] * ("SEGMENT" in kernel.constexprs) + ["KEEP=keep"] * ("KEEP" in kernel.constexprs)
+        own = [*kernel.dims, *(b for d in kernel.dims if (b := f"B{d}") in kernel.constexprs)]
+        pairs = [*(f"{x}={x}" for x in own), f"C={tile}['C']", f"TURNS={tile}['turns']", "SIGN=seqs.sign", "RAGGED=seqs.ragged",
+                 f"SEGMENT={self._segment}", "KEEP=keep"]
         pairs += self._held(kernel)
         if "HAS_INITIAL" in kernel.constexprs:
             pairs.append(f"HAS_INITIAL={'has_final' if reverse else 'has_initial'}")
@@ -237,7 +238,9 @@ class Launches:
             pairs.append(f"STORE_FINAL={('any(ctx.has_initial)' if wanted else False) if reverse else 'seqs.want_final'}")
         over = "".join(f", {d}" for d in self.inverse_over(kernel))
         pairs += [f"OPERAND=operand({self._out_dtype()}{over})", f"PRECISION=precision({self._out_dtype()})",
-                  f"STAGES={tile}['stages']", f"num_warps={tile}['warps']", f"**registers({tile}['warps'])"]
+                  f"STAGES={tile}['stages']"]
+        pairs = [p for p in pairs if p.split("=")[0] in kernel.constexprs]
+        pairs += [f"num_warps={tile}['warps']", f"**registers({tile}['warps'])"]
         call = [f"if {grid} > 0:", f"    {kernel.launch.name}[({grid},)]("]
         call += [f"        {line}" for line in packed([*given, *pairs], 100)]
         return [*call, "    )"]
