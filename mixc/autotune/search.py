@@ -139,7 +139,7 @@ def _children(at: Domains, node: int, want: str) -> Iterator[Domains]:
         yield child
 
 
-def by_cost(network: Network, constraints: list[Constraint], cost: Term, limit: int | None) -> Search:
+def by_cost(network: Network, constraints: list[Constraint], cost: Term) -> Search:
     """Solutions by ascending cost: the open node with the least bound is looked at next."""
 
     def run(s: Search) -> Iterator[Point]:
@@ -151,8 +151,7 @@ def by_cost(network: Network, constraints: list[Constraint], cost: Term, limit: 
         heap = [(bound(at), next(count), at)]
         while heap:
             least, _, at = heapq.heappop(heap)
-            if not s.spend():
-                return
+            s.spend()
             rest = [n for n in network.variables.values() if not at[n].fixed]
             if not rest:
                 yield from _checked(network, at, constraints)
@@ -162,7 +161,7 @@ def by_cost(network: Network, constraints: list[Constraint], cost: Term, limit: 
                 if network.propagate(child, (node,)):
                     heapq.heappush(heap, (max(least, bound(child)), next(count), child))
 
-    return Search(limit, run)
+    return Search(None, run)
 
 
 # ------------------------------------------------------------ why there is nothing

@@ -77,12 +77,13 @@ class Space:
         """Solutions ordered by ("name", "max" or "min") pairs, the first pair first."""
         return search.everything(self.network(), self.constraints, order, limit)
 
-    def best(self, cost: Term, limit: int | None = None) -> Search:
+    def best(self, cost: Term) -> Search:
         """Solutions in order of `cost`. A small space is tried out whole; in a large one the next solution is sought
         when it is asked for."""
-        if limit is None and (found := Solutions(self.domains, self.constraints)).which is not None:
-            return Search(None, lambda s: (p for _, p in found.ranked(lambda: cost)))
-        return self.searched(cost, limit)
+        found = Solutions(self.domains, self.constraints)
+        if found.which is None:
+            return self.searched(cost)
+        return Search(None, lambda s: (p for _, p in found.ranked(lambda: cost)))
 
     def ranked(self, cost: Callable[[], Term]) -> Iterator[tuple[float, Point]]:
         """The same with the cost of each; it is asked for only where there is a solution."""
@@ -100,9 +101,9 @@ class Space:
     def _sought(self, cost: Term) -> Iterator[tuple[float, Point]]:
         return ((float(cost.evaluate(p)), p) for p in self.searched(cost))
 
-    def searched(self, cost: Term, limit: int | None = None) -> Search:
+    def searched(self, cost: Term) -> Search:
         """The same by search, whatever the size."""
-        return search.by_cost(self.network(), self.constraints, cost, limit)
+        return search.by_cost(self.network(), self.constraints, cost)
 
     def first(self, found: Search) -> Point:
         """The first of a search.

@@ -28,11 +28,10 @@ Loop = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 _VARYING = {"in", "param", "state", "pos", "lag", "window"}
 
 
-def eager_loop(program: Program, sizes: dict[str, int], consts: dict[str, float], H: int,
-               dtype: torch.dtype = torch.float32) -> tuple[Loop, str]:
-    """A function from ins [B, T, G, ...] and params [G, ...] to outs [B, T, H, ...], and its text."""
-    text, constants, start = loop_text(program, sizes, consts, dtype)
-    run = defined(text, f"eager loop of {program.name}", {"torch": torch, "F": F, "REAL": dtype, **constants})["loop"]
+def eager_loop(program: Program, sizes: dict[str, int], consts: dict[str, float], H: int) -> tuple[Loop, str]:
+    """A function of fp32 from ins [B, T, G, ...] and params [G, ...] to outs [B, T, H, ...], and its text."""
+    text, constants, start = loop_text(program, sizes, consts, torch.float32)
+    run = defined(text, f"eager loop of {program.name}", {"torch": torch, "F": F, "REAL": torch.float32, **constants})["loop"]
 
     def loop(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ins = [heads(tensors[d.name], H, 2) for d in program.ins]

@@ -63,23 +63,11 @@ def _by_component(c: Node, n: int) -> list[Node]:
     return [total_of(xs) for xs in found]
 
 
-def run_block(A: list[list[Tensor | None]], b: list[Tensor], start: list[Tensor], axis: int, reverse: bool
-              ) -> list[Tensor]:
-    """Every component after every row: tensors like b.  None in A is 0."""
-    C, n, h = b[0].shape[axis], len(b), list(start)
-    rows = [[None if a is None else a.unbind(axis) for a in row] for row in A]
-    added = [x.unbind(axis) for x in b]
-    found: list[list[Tensor]] = [[] for _ in b]
-    for t in reversed(range(C)) if reverse else range(C):
-        new = []
-        for i in range(n):
-            x = added[i][t]
-            for j in range(n):
-                a = rows[i][j]
-                if a is not None:
-                    x = torch.addcmul(x, a[t], h[j])
-            new.append(x)
-        h = new
-        for i in range(n):
-            found[i].append(h[i])
-    return [torch.stack(xs[::-1] if reverse else xs, axis) for xs in found]
+def run_block(A: list[list[Tensor]], b: list[Tensor], start: list[Tensor], axis: int, reverse: bool) -> list[Tensor]:
+    """Every component after every row: tensors like b."""
+    rows = [[a.unbind(axis) for a in (*row, x)] for row, x in zip(A, b, strict=True)]
+    h, found = start, list[list[Tensor]]()
+    for t in range(b[0].shape[axis])[::-1 if reverse else 1]:
+        h = [sum((a[t] * x for a, x in zip(row, h, strict=True)), added[t]) for *row, added in rows]
+        found.append(h)
+    return [torch.stack(xs[::-1 if reverse else 1], axis) for xs in zip(*found, strict=True)]

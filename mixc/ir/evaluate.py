@@ -376,7 +376,7 @@ def _scan(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
 
 def _scan_block(node: Node, args: list[torch.Tensor], env: Env) -> torch.Tensor:
     n, wide = node.attr("n"), _with_rows(node, args, env)
-    A: list[list[torch.Tensor | None]] = [[*wide[i * n:(i + 1) * n]] for i in range(n)]
+    A = [wide[i * n:(i + 1) * n] for i in range(n)]
     start = [x.select(env.batch, 0) for x in wide[-n:]]
     return torch.stack(run_block(A, wide[n * n:n * n + n], start, env.batch, node.attr("reverse")), env.batch)
 

@@ -46,16 +46,13 @@ def range_text(name: str, r: Range) -> str:
     return f"{low}{of}{high}"
 
 
-def signature(program: Program, *, step: bool = False) -> inspect.Signature:
+def signature(program: Program) -> inspect.Signature:
     """(q, k, v, …, *, scale=K ** -0.5, initial_state=None, …)"""
     kind = inspect.Parameter
     found = [kind(d.name, kind.POSITIONAL_OR_KEYWORD) for d in (*program.ins, *program.params)]
-    if step:
-        found.insert(0, kind("state", kind.POSITIONAL_ONLY))
     found += [kind(d.name, kind.KEYWORD_ONLY, default=Words(expression(d.init)))
               for d in program.consts if d.init is not None]
-    options = {"check": False, "backend": "auto"} if step else OPTION_DEFAULTS
-    found += [kind(name, kind.KEYWORD_ONLY, default=value) for name, value in options.items()]
+    found += [kind(name, kind.KEYWORD_ONLY, default=value) for name, value in OPTION_DEFAULTS.items()]
     return inspect.Signature(found)
 
 
