@@ -53,9 +53,7 @@ class Mixer:
 
     # ------------------------------------------------------------ running
     def __call__(self, *args: Any, **options: Any) -> tuple[Any, State | None]:
-        if torch.compiler.is_compiling():
-            return library.call(self, args, options, token=False)
-        if torch._C._are_functorch_transforms_active():
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return library.call(self, args, options, token=False)
         functional.refuse(self.__name__, args, options)
         return self._eager(args, options)
@@ -97,9 +95,7 @@ class Mixer:
         Returns:
             (o, state), o without T; the state dict after the token.
         """
-        if torch.compiler.is_compiling():
-            return library.call(self, args, {**options, "initial_state": state}, token=True)
-        if torch._C._are_functorch_transforms_active():
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return library.call(self, args, {**options, "initial_state": state}, token=True)
         functional.refuse(self.__name__, args, options, state)
         return self._eager_step(state, args, options)
@@ -111,15 +107,18 @@ class Mixer:
         seen = self._seen.get(key)
         if seen is not None and seen.step is not None:
             return seen.step(seen.tensors(args, options), state)  # type: ignore[return-value]
-        given = _split(options)
-        wrong = sorted(set(options) - {"check", "backend"})
-        if wrong:
-            raise InputError(f"{self.__name__}.step has no argument `{wrong[0]}`: "
-                             "one token has neither rows nor direction")
-        options |= {"initial_state": state, "output_final_state": True}
-        call = arguments.bind(self, args, given, options, token=True)
-        name = backends.choose(self, options.get("backend", "auto"), call.device)
-        self._remember(key, call, name, True)
+        if seen is not None:
+            call, name = seen.call(args, options, state), seen.backend
+        else:
+            given = _split(options)
+            wrong = sorted(set(options) - {"check", "backend"})
+            if wrong:
+                raise InputError(f"{self.__name__}.step has no argument `{wrong[0]}`: "
+                                 "one token has neither rows nor direction")
+            options |= {"initial_state": state, "output_final_state": True}
+            call = arguments.bind(self, args, given, options, token=True)
+            name = backends.choose(self, options.get("backend", "auto"), call.device)
+            self._remember(key, call, name, True)
         outs, states = backends.BACKENDS[name](self, call)
         return self._outs({name: o.squeeze(1) for name, o in outs.items()}, call, axis=1), self._states(states, call)
 

@@ -62,7 +62,7 @@ class Seen:
     """A call of one shape: how to make the next from its tensors."""
 
     def __init__(self, mixer: Mixer, call: Call, backend: str, token: bool):
-        self.mixer, self.backend, self.token = mixer, backend, token
+        self.backend, self.token = backend, token
         p = call.program
         tensors: dict[str, Any] = dict(ins={}, params={}, states0={}, lags0={}, pos0=None)
         self.base = {**vars(call), **tensors}

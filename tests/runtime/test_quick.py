@@ -149,3 +149,19 @@ def test_states_and_positions_of_a_seen_call() -> None:
         s = {"n": torch.zeros(2, 1), "q": torch.full((2, 1, 1, 4), float(start)), "pos": torch.full((2,), start)}
         o, after = m(q, initial_state=s, output_final_state=True)
         assert o[0, 0, 0, 0] == 3 * start and after["pos"].eq(start + 3).all()
+
+
+@pytest.mark.parametrize("headless", [False, True])
+def test_a_token_that_looks_back_is_checked_once(monkeypatch: pytest.MonkeyPatch, headless: bool) -> None:
+    m = mixc.loads("mixer m(K) {\n in q[K]\n state n[K]\n n = 0.5 * n + pos * q\n out o[K] = lag(q, 2) + n\n}")
+    q = torch.randn(2, 5, 4) if headless else torch.randn(2, 5, 3, 4)
+    want, _ = m(q, backend="reference")
+    outs, state = [], None
+    for t in range(5):
+        if t == 2:  # the first has no state, the second one of this shape
+            monkeypatch.setattr(quick, "histories", None)
+            monkeypatch.setattr("mixc.runtime.arguments.bind", None)
+        o, state = m.step(state, q[:, t])
+        outs.append(o)
+    torch.testing.assert_close(torch.stack(outs, 1), want)
+    assert state is not None and state["pos"].eq(5).all()
