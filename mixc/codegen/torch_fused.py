@@ -16,7 +16,7 @@ from mixc.codegen.lines import defined, names_read
 from mixc.codegen.torch_bodies import Bodies, next_state
 from mixc.codegen.torch_segment import Segment
 from mixc.codegen.torch_stages import Level, Stages, affine_updates, levels, origin, stages
-from mixc.codegen.torch_values import RESERVED, Dims, Names, Value, argument, safe, size_of
+from mixc.codegen.torch_values import Dims, Names, Value, argument, safe, size_of
 from mixc.codegen.torch_writer import Writer, in_order
 from mixc.ir.node import ROW, Node, postorder
 from mixc.ir.ops import OPS
@@ -52,8 +52,7 @@ class _Body:
         self.made = Segment(program, carries=bool(updates))
         self.places: dict[tuple[str, str], str] = {}  # of results (role, name): the argument that is their place
         self.kept: dict[Node, str] = {}
-        spec = {safe(d.name) for d in program.decls}
-        self.names = Names({*RESERVED, *(safe(d.name) for d in program.dims), *spec, *(f"d{n}" for n in spec)})
+        self.names = Names(program)
         inner = [x for p in updates for x in p] or [n for _, _, n in s.carried]
         results = [r.value for r in program.results if r.role != "next"]
         self.behind, read = _behind(results, inner)

@@ -16,7 +16,7 @@ from mixc.codegen import torch_prelude, torch_scan_prelude, torch_span, torch_sp
 from mixc.codegen.lines import defined, names_read
 from mixc.codegen.torch_segment import Segment
 from mixc.codegen.torch_stages import Level, Stages, affine_updates, origin, small, stages
-from mixc.codegen.torch_values import RESERVED, Dims, Names, Value, argument, safe, size_of
+from mixc.codegen.torch_values import Dims, Names, Value, argument, safe, size_of
 from mixc.codegen.torch_writer import Writer, in_order
 from mixc.ir.node import ROW, Node, postorder
 from mixc.ir.program import Program
@@ -57,8 +57,7 @@ class _Function:
         if not program.reverse:  # what the loop forms and only the backward reads
             self.stages.kept += [n for n in saves if n in self.stages.loop and n not in self.stages.kept]
         self.dims = [safe(d.name) for d in program.dims]
-        spec = {safe(d.name) for d in program.decls}
-        self.names = Names({*RESERVED, *self.dims, *spec, *(f"d{n}" for n in spec)})
+        self.names = Names(program)
         self.reverse = program.reverse
 
     def write(self) -> Segment:

@@ -14,6 +14,7 @@ from keyword import iskeyword
 
 from mixc.codegen import lines, torch_prelude, torch_scan_prelude, torch_span_prelude
 from mixc.ir.node import COL, LEVEL, ROW, Node
+from mixc.ir.program import Program
 
 Dims = tuple[str, ...]
 
@@ -99,10 +100,11 @@ class Scratch:
 
 
 class Names:
-    """A fresh name for a value, telling by its first letter what it ranges over."""
+    """A fresh name for a value, unlike all that a program declares, telling by its first letter what it ranges over."""
 
-    def __init__(self, taken: set[str]):
-        self.taken, self.count = set(taken), Counter[str]()
+    def __init__(self, program: Program):
+        spec, dims = ({safe(d.name) for d in of} for of in (program.decls, program.dims))
+        self.taken, self.count = {*RESERVED, *dims, *spec, *(f"d{n}" for n in spec)}, Counter[str]()
 
     def fresh(self, node: Node) -> str:
         rows, cols = ROW in node.dims or "_u" in node.dims, COL in node.dims

@@ -159,7 +159,6 @@ def test_a_token_that_looks_back_is_checked_once(monkeypatch: pytest.MonkeyPatch
     outs, state = [], None
     for t in range(5):
         if t == 2:  # the first has no state, the second one of this shape
-            monkeypatch.setattr(quick, "histories", None)
             monkeypatch.setattr("mixc.runtime.arguments.bind", None)
         o, state = m.step(state, q[:, t])
         outs.append(o)
