@@ -71,7 +71,8 @@ class Module(Function):
         result = [*(safe(o.name) for o in self.outs), *(f"{s}_final" for s in states)]
         body.append(f"{', '.join(result)} = {self._class}.apply(seqs, {join([c.name for c in self.p.consts])}{', '.join(values)})")
         body += behind
-        body = [*only_needed(size_lines(given, inner.dims), body), *body]
+        told = [d for d in given if safe(d.name) not in self.backs]  # what kernels look back at is not there
+        body = [*only_needed(size_lines(told, inner.dims), body), *body]
         final = [(s.name, f"{kernel}_final") for s, kernel in zip(self.spec.states, states, strict=True)]
         typed = f"{safe(typed_by(given).name)}.dtype"
         outs = [f"{safe(d.name)}.to({typed})" if not d.exact and typed != self._typed() else safe(d.name) for d in inner.outs]

@@ -63,6 +63,12 @@ SPECS = {
         S = S + beta * silu(sum[W](ck * lag[W](k))) * (silu(sum[W](cv * lag[W](v))) - 0.1 * (k @ S))
         out o[V] = silu(sum[W](cq * lag[W](q))) @ S
     }""",
+    "started": """mixer started(K, V) {
+        in q[K], k[K], v[V]
+        state S[K, V] = 0.5
+        S = 0.9 * S + lag(k, 1) * v
+        out o[V] = q @ S
+    }""",
     "memory": """mixer memory(K, V) {
         in q[K], k[K], v[V]
         state S[K, V]
@@ -135,7 +141,7 @@ def test_kernels_of_a_call_look_back_themselves(options, monkeypatch):
     found, ask = list[frozenset[str]](), triton_program.read_alone
     monkeypatch.setattr(triton_program, "read_alone", lambda *given: found.append(ask(*given)) or found[-1])
     for name, alone in (("convolved", {f"{x}_lag{n}" for x in "qkv" for n in (1, 2, 3)}),
-                        ("depths", {"k_lag2", "v_lag1", "v_lag2"})):
+                        ("depths", {"k_lag2", "v_lag1", "v_lag2"}), ("started", {"k_lag1"})):
         mixer, x = spec(name), tensors(name, 40, B=1)
         assert_runs_agree(mixer, run(mixer, x, backend="triton", **options), run(mixer, x, wide=True, **options))
         assert found.pop() == alone
