@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mixc.codegen.torch_contract import emit_contract, emit_sum_with_product
-from mixc.codegen.torch_scan import emit_block, emit_component, emit_previous, emit_prod_behind, emit_scan
+from mixc.codegen.torch_scan import emit_block, emit_component, emit_previous, emit_scan
 from mixc.codegen.torch_span import emit_factors, emit_gradient, emit_inverse, emit_product, emit_solve, emit_span_solve
 from mixc.codegen.torch_stages import is_span, origin, small
 from mixc.codegen.torch_values import Dims, Value, literal, size_of
@@ -142,8 +142,6 @@ def _reduction(call: str) -> Rule:
 
 
 def prod(w: Writer, n: Node) -> Value:
-    if n.args[0] in w.absorbed:
-        return emit_prod_behind(w, n, n.args[0])
     axes, text = list(n.args[0].dims), w.full(n.args[0], n.args[0].dims)
     for d in n.attr("over"):
         text += f".prod({1 + axes.index(d)})"

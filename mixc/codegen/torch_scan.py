@@ -30,7 +30,7 @@ def absorbs(n: Node, free: set[Node]) -> list[Node]:
 def shifted_operands(n: Node) -> list[Node]:
     """The operands that n could so read."""
     a = n.args
-    if n.op in ("scan", "scan_end") or (n.op == "prod" and n.attr("over") == (ROW,)):
+    if n.op in ("scan", "scan_end"):
         return [a[0]] if a[0].op == "previous" and is_number(a[0].args[1], 1.0) else []
     if n.op == "mul" and a[0] is not a[1]:
         return [x for x in a if x.op == "previous" and set(x.dims) == set(n.dims)][:1]
@@ -94,10 +94,3 @@ def emit_mul_before(w: Writer, n: Node, shifted: Node) -> Value:
     call = (f"mul_before({w.full(other, dims)}, {w.full(x, dims)}, {w.over(w.value(edge), dims[1:])}, "
             f"reverse={shifted.attr('reverse')})")
     return w.put(n, call, dims, operands=(other,))
-
-
-def emit_prod_behind(w: Writer, n: Node, shifted: Node) -> Value:
-    """The product of all rows but the first (reverse of a shift: but the last)."""
-    x, dims = shifted.args[0], w.sorted(shifted.args[0].dims)
-    part = "[:, 1:]" if shifted.attr("reverse") else "[:, :-1]"
-    return w.line(n, f"{w.full(x, dims)}{part}.prod(1)", dims[1:])
