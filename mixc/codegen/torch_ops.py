@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from mixc.codegen.torch_contract import emit_contract, emit_sum_with_product
 from mixc.codegen.torch_scan import emit_block, emit_component, emit_previous, emit_scan
 from mixc.codegen.torch_span import emit_factors, emit_gradient, emit_inverse, emit_product, emit_solve, emit_span_solve
-from mixc.codegen.torch_stages import is_span, origin, small
+from mixc.codegen.torch_stages import is_span, small
 from mixc.codegen.torch_values import Dims, Value, literal, size_of
 from mixc.ir.blocks import PART
 from mixc.ir.node import COL, ROW, Node
@@ -39,7 +39,7 @@ def takes_out(n: Node) -> bool:
 
 # ---------------------------------------------------------------- elementwise
 def elementwise(w: Writer, n: Node) -> Value:
-    values = [span_value(w, a) if is_span(origin(a)) else w.value(a) for a in n.args]
+    values = [w.value(a) for a in n.args]
     axes = joint_axes(w, n, values)
     if n.op == "guard":
         return w.line(n, f"guard({values[0].over(axes)}, {values[1].over(axes)})", axes)
@@ -55,12 +55,6 @@ def elementwise(w: Writer, n: Node) -> Value:
             return w.line(n, call, axes, out=w.room(n, axes, operands=n.args[1:]))  # the condition is read to the end
         return w.line(n, call, axes, out=w.room(n, axes))
     return w.line(n, _plain(n, values, axes, w), axes)
-
-
-def span_value(w: Writer, n: Node) -> Value:
-    """The sums over spans themselves, where something else than their exponentials is asked for."""
-    (pair,) = (w.value(n),)
-    return Value(f"span_sum_of({pair.text}, {origin(n).attr('reach')!r})", n.dims)
 
 
 def joint_axes(w: Writer, n: Node, values: list[Value]) -> Dims:

@@ -21,7 +21,7 @@ LOG2E = 1 / math.log(2)
 
 __all__ = ["compare", "decay", "decay_of", "each_token", "exp_by_two", "fold", "guard", "keep", "norm", "number", "place", "running_decay",
            "running_product", "running_sum", "select", "sigmoid_by_two", "softmax", "span_decay", "span_parts", "span_product",
-           "span_sum", "span_sum_of"]
+           "span_sum"]
 
 
 @functools.lru_cache(256)
@@ -120,15 +120,6 @@ def span_decay(parts: Tensor, reach: str, out: Tensor | None = None) -> Tensor:
     L = torch.sub(t[:, :, None], s[:, None, :], out=out)
     L.add_(t_low[:, :, None]).sub_(s_low[:, None, :])
     return L.exp2_().tril_(0 if reach == "incl" else -1)
-
-
-def span_sum_of(parts: Tensor, reach: str) -> Tensor:
-    """[M, t, s]: the sums themselves, -inf where t does not reach s."""
-    if parts.dtype == torch.float64:
-        return span_sum(parts[:, 0], reach)
-    t, s, t_low, s_low = parts.unbind(1)
-    L = (t[:, :, None] - s[:, None, :]).add_(t_low[:, :, None]).sub_(s_low[:, None, :]).mul_(math.log(2))
-    return torch.where(reach_mask(parts.shape[2], reach, parts.device), L, number(-math.inf, L.dtype, L.device))
 
 
 def span_sum(x: Tensor, reach: str) -> Tensor:
