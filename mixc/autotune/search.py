@@ -139,7 +139,7 @@ def _children(at: Domains, node: int, want: str) -> Iterator[Domains]:
         yield child
 
 
-def by_cost(network: Network, constraints: list[Constraint], cost: Term) -> Search:
+def by_cost(network: Network, constraints: list[Constraint], cost: Term, limit: int | None) -> Search:
     """Solutions by ascending cost: the open node with the least bound is looked at next."""
 
     def run(s: Search) -> Iterator[Point]:
@@ -151,7 +151,8 @@ def by_cost(network: Network, constraints: list[Constraint], cost: Term) -> Sear
         heap = [(bound(at), next(count), at)]
         while heap:
             least, _, at = heapq.heappop(heap)
-            s.spend()
+            if not s.spend():
+                return
             rest = [n for n in network.variables.values() if not at[n].fixed]
             if not rest:
                 yield from _checked(network, at, constraints)
@@ -161,7 +162,7 @@ def by_cost(network: Network, constraints: list[Constraint], cost: Term) -> Sear
                 if network.propagate(child, (node,)):
                     heapq.heappush(heap, (max(least, bound(child)), next(count), child))
 
-    return Search(None, run)
+    return Search(limit, run)
 
 
 # ------------------------------------------------------------ why there is nothing

@@ -77,13 +77,12 @@ class Space:
         """Solutions ordered by ("name", "max" or "min") pairs, the first pair first."""
         return search.everything(self.network(), self.constraints, order, limit)
 
-    def best(self, cost: Term) -> Search:
+    def best(self, cost: Term, limit: int | None = None) -> Search:
         """Solutions in order of `cost`. A small space is tried out whole; in a large one the next solution is sought
         when it is asked for."""
-        found = Solutions(self.domains, self.constraints)
-        if found.which is None:
-            return self.searched(cost)
-        return Search(None, lambda s: (p for _, p in found.ranked(lambda: cost)))
+        if limit is None and (found := Solutions(self.domains, self.constraints)).which is not None:
+            return Search(None, lambda s: (p for _, p in found.ranked(lambda: cost)))
+        return self.searched(cost, limit)
 
     def ranked(self, cost: Callable[[], Term]) -> Iterator[tuple[float, Point]]:
         """The same with the cost of each; it is asked for only where there is a solution."""
@@ -101,9 +100,9 @@ class Space:
     def _sought(self, cost: Term) -> Iterator[tuple[float, Point]]:
         return ((float(cost.evaluate(p)), p) for p in self.searched(cost))
 
-    def searched(self, cost: Term) -> Search:
+    def searched(self, cost: Term, limit: int | None = None) -> Search:
         """The same by search, whatever the size."""
-        return search.by_cost(self.network(), self.constraints, cost)
+        return search.by_cost(self.network(), self.constraints, cost, limit)
 
     def first(self, found: Search) -> Point:
         """The first of a search.

@@ -217,6 +217,19 @@ def test_an_upper_limit_on_work_is_told() -> None:
     assert len(list(every)) == len(brute(space)) and not every.stopped
 
 
+def test_a_search_by_cost_that_stops_early_says_so() -> None:
+    """What it gave until then is the beginning of the whole, best first."""
+    space = Space()
+    x, y = (space.variable(n, range(20)) for n in "xy")
+    space.require((x + 3 * y) % 7 != 0, "no multiple")
+    cost = x + 21 * y
+    whole, some = space.searched(cost), space.best(cost, 50)
+    first, every = list(some), list(whole)
+    assert some.stopped and len(first) < len(every) and first == every[:len(first)]
+    assert not whole.stopped and not space.best(cost).stopped and len(every) == len(brute(space))
+
+
+
 def test_next_best_is_found_lazily() -> None:
     space = Space()
     x, y = (space.variable(n, low=0, high=300) for n in "xy")
