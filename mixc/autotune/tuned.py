@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from mixc.autotune import cache
 from mixc.codegen.config import Config, Tile
 from mixc.errors import InputError, SpecError
+from mixc.hashing.canonical import canonical_of
 from mixc.hashing.confirm import same_function
-from mixc.hashing.identity import canonical_of
 from mixc.ir.program import Program
 from mixc.ir.text import print_program
 from mixc.targets import Target

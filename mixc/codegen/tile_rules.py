@@ -12,8 +12,7 @@ from mixc.codegen import triton_span as spans
 from mixc.codegen.lines import literal
 from mixc.codegen.operands import axes_of
 from mixc.codegen.refuse import refuse
-from mixc.codegen.triton_products import add_code, contract_code
-from mixc.codegen.triton_reduce import extremum_code, softmax_code
+from mixc.codegen.triton_products import add_code, contract_code, extremum_code, softmax_code
 from mixc.codegen.triton_scan import pick_code, previous_code, scan_code
 from mixc.ir.brackets import filled
 from mixc.ir.node import COL, ROW, Node, flat

@@ -1,4 +1,4 @@
-"""The canonical order of a spec's dims and names, found from its function alone.
+"""The hash of a mixer, and the canonical order of a spec's dims and names, found from its function alone.
 
 Entities start coloured by what is declared (role, dims, ranges, defaults).  Entities of one colour are given one and
 the same probe value, so what is computed does not depend on which is which; what leaves by each then tells them
@@ -10,13 +10,19 @@ for those that a symmetry maps onto each other (McKay and Piperno 2014, Practica
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from mixc.hashing.colours import Colours, alone, first_cell, pairs, ranked
 from mixc.hashing.dims import dim_orders
 from mixc.hashing.spec import FAR, Elaborate, View, one_size
 from mixc.ir.program import Decl, Dim, Program
+
+if TYPE_CHECKING:
+    from mixc.runtime.mixer import Mixer
 
 SIZES, OTHER_SIZES = (2, 3, 4, 5, 6, 7), (3, 2, 5, 4, 7, 6)
 TOKENS, OTHER_TOKENS = 3, 2
@@ -179,3 +185,31 @@ class _Search:
 def _mapping(a: Colours, b: Colours) -> Colours:
     """The entity of b that has the colour of each entity of a."""
     return tuple(b.index(c) for c in a)
+
+
+# ---------------------------------------------------------------- of mixers
+_found: WeakKeyDictionary[Mixer, Canonical] = WeakKeyDictionary()
+
+
+def hash_of(mixer: Mixer) -> str:
+    """32 hexadecimal digits, equal for two specs exactly when they are one function (language.md, section 2)."""
+    return canonical_of(mixer).digest.hex()[:32]
+
+
+def canonical_of(mixer: Mixer) -> Canonical:
+    if mixer not in _found:
+        _found[mixer] = canonical(mixer.declared, elaborate_of(mixer))
+    return _found[mixer]
+
+
+def elaborate_of(mixer: Mixer) -> Elaborate:
+    structural = frozenset(mixer.structural_consts)
+
+    def elaborate(sizes: dict[str, int]) -> tuple[Program, frozenset[str]]:
+        return mixer.specialise(sizes, {})[0], structural
+    return elaborate
+
+
+def outline(program: Program) -> Counter[tuple[str, str, int, int]]:
+    """What two specs must have in common to be worth a hash: how many declarations of each kind."""
+    return Counter((d.role, d.kind, len(d.dims), min(len(d.ranges), 1)) for d in program.decls)

@@ -17,9 +17,8 @@ import numpy as np
 
 from mixc.errors import Source
 from mixc.hashing.borders import borders, values_at
-from mixc.hashing.canonical import Canonical
+from mixc.hashing.canonical import Canonical, canonical_of, elaborate_of, outline
 from mixc.hashing.evaluate import BATCH, align
-from mixc.hashing.identity import canonical_of, elaborate_of, outline
 from mixc.hashing.spec import Probe, View
 from mixc.hashing.values import Value, doubles
 from mixc.ir.node import Node, postorder

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
+from mixc.hashing.canonical import outline
 from mixc.hashing.confirm import SIDES, Matching, same_function
-from mixc.hashing.identity import outline
 from mixc.ir.node import postorder
 from mixc.passes.context import has_context
 from mixc.runtime.call import Call
