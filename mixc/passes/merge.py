@@ -34,7 +34,7 @@ from mixc.passes.tangent import without_tangents
 
 Tensor = torch.Tensor
 Values = dict[Node, Tensor]
-ROWS = 6
+ROWS = 7  # odd: what counts rows to the end and from the start differ by the parity of all
 _DIGITS = 1e-11  # of the largest entry: fp64 leaves four digits more
 _NO_VALUE = ("number", "size", "const", "index", "pos")
 # through these an exponent stays one
