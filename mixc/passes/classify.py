@@ -119,7 +119,8 @@ def _detached(step: Program, names: list[str]) -> Group | None:
     groups = []
     for p in (found.values, found.given):
         with proving(p):
-            groups += [_group(p, some, False) for some in components(p) if {*some} & {*names}]
+            whole = _fed(p, [_group(p, some, False) for some in components(p)])
+            groups += [g for g in whole if {*g.states} & {*names}]
     if any(g.form == "sequential" for g in groups):
         return None
     why = f"with {found.words} found first, where no gradient goes: {groups[0].why}"

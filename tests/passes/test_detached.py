@@ -19,6 +19,8 @@ PARALLEL = {
     "two states": MATRIX + "state h[V]\nh = 0.9 * h + (v - stop_gradient(k @ S))\nS = S + b * k * h\nout o[V] = q @ S",
     "complex": "in lam[K] complex where abs(lam) <= 1\n" + MATRIX
                + "S = lam * S + b * k * (v - stop_gradient(real(k @ S)))\nout o[V] = real(q @ S)",
+    "one that takes over another": MATRIX + "state M[K, V]\nS = S - 0.3 * M + b * (q - stop_gradient(S @ v)) * v\n"
+                                   "M = 0.5 * M + k * v\nout o[V] = q @ S",
     "a vector": VECTOR + "s = a * stop_gradient(s) + x\nout o[K] = s * sum(y)",
     "two vectors": VECTOR + "state z[K]\nz = a * z - stop_gradient(s) + x\ns = s + 0.1 * z\nout o[K] = s * sum(y)",
 }
