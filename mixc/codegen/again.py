@@ -1,13 +1,13 @@
 """The function of a kernel that takes the forward's states one chunk on: where a backward forms them again.
 
 before: S at the start of a segment
-after:  for past in …: S = gla_bwd_chunk_on(S, past_row, …)     S at the start of the chunk that the program works on
+after:  for past in …: S = NAME_bwd_chunk_on(S, past_row, …)     S at the start of the chunk that the program works on
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from mixc.codegen.lines import indent, masks_below, names_read, packed, without_unread, wrapped
@@ -27,12 +27,9 @@ class Again:
     row: str
     what: str = "chunk"
 
-    def in_place(self, kernel: str, lines: Iterable[str], arguments: list[str], constexprs: Collection[str]
-                 ) -> tuple[str, str]:
+    def in_place(self, kernel: str, text: str, arguments: list[str], constexprs: Collection[str]) -> tuple[str, str]:
         """The function's text, and the kernel's with calls of it in place."""
-        text = "\n".join(lines)
-        own, body = "\n".join(self.lines), text.split(CALL)[0]
-        bound = [*_bound(body), *_bound(text)]
+        own, bound = "\n".join(self.lines), _bound(text.split(CALL)[0])
         read = names_read("\n".join([own, *self.given])) - {*_bound(own)}
         args = [n for n in dict.fromkeys([*arguments, *bound, *constexprs]) if n in read and n not in (*self.states, "row")]
         name = f"{kernel}_{self.what}_on"

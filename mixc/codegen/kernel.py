@@ -95,7 +95,7 @@ class KernelWriter(Stores):
                       "OPERAND", "PRECISION", "STAGES"]
         lines, before = "\n".join(indent(self._lines(sums))), ""
         if self.again:
-            before, lines = self.again.in_place(launch.name, lines.split("\n"), arguments, constexprs)
+            before, lines = self.again.in_place(launch.name, lines, arguments, constexprs)
         body = without_unread(lines.split("\n"))
         read = names_read("\n".join(body))
         constexprs = [c for c in constexprs if c in read]

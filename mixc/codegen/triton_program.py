@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -293,6 +293,7 @@ def _config(mixer: Mixer, step: Program, device: torch.device, sizes: dict[str, 
     return first(mixer, step, target, sizes, dtype)
 
 
+@cache
 def _target(device: torch.device) -> Target:
     """The device, as `mixc tune --target auto` names it, or the target whose limits are nearest to one without a table;
     without a GPU the one that the kernels are written for."""

@@ -180,6 +180,7 @@ def test_on_a_gpu_a_module_has_the_config_of_its_first_build(compiler: list[Job]
 def test_on_a_gpu_a_module_is_of_the_device_as_tuning_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """What `mixc tune --target auto` kept is found: an H200 is no H100, and one with fewer SMs is of its own."""
     def device(**limits: object) -> None:
+        triton_program._target.cache_clear()
         h200 = {"name": "NVIDIA H200", "major": 9, "minor": 0, "multi_processor_count": 132}
         found = SimpleNamespace(**h200 | limits)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
@@ -195,6 +196,7 @@ def test_on_a_gpu_a_module_is_of_the_device_as_tuning_names_it(monkeypatch: pyte
     device(name="NVIDIA Thor", major=11)
     assert triton_program._target(gpu) == find("b200")
     assert triton_program._target(torch.device("cpu")) == find("h100")
+    triton_program._target.cache_clear()  # of devices that are not there
 
 
 def test_a_file_is_used_where_it_was_made_for_and_refused_elsewhere(compiler: list[Job], tmp_path: Path) -> None:
