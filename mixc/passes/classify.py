@@ -113,18 +113,22 @@ def _group(step: Program, names: list[str], advise: bool = True) -> Group:
 
 
 def _detached(step: Program, names: list[str]) -> Group | None:
-    """States whose updates read them where no gradient goes, if no program of `detached` needs a loop for them."""
+    """States whose updates read them where no gradient goes, if no program of `detached` needs a loop for them, and
+    what takes over from them in one group with them in both."""
     if (found := detached(step)) is None:
         return None
-    groups = []
+    groups: list[Group] = []
+    with_them = {s.name for s in step.states}
     for p in (found.values, found.given):
         with proving(p):
             whole = _fed(p, [_group(p, some, False) for some in components(p)])
-            groups += [g for g in whole if {*g.states} & {*names}]
+        own = [g for g in whole if {*g.states} & {*names}]
+        with_them &= {*names, *(s for g in own for s in g.states)}
+        groups += own
     if any(g.form == "sequential" for g in groups):
         return None
     why = f"with {found.words} found first, where no gradient goes: {groups[0].why}"
-    return Group(tuple(names), groups[0].form, why)
+    return Group(tuple(s.name for s in step.states if s.name in with_them), groups[0].form, why)
 
 
 def _fed(step: Program, groups: list[Group]) -> list[Group]:
@@ -132,6 +136,9 @@ def _fed(step: Program, groups: list[Group]) -> list[Group]:
     else all of M would be formed for every token."""
     found: list[Group] = []
     for g in groups:
+        if any({*g.states} <= {*x.states} for x in found):  # `_detached` found it with another
+            continue
+        found = [x for x in found if not {*x.states} <= {*g.states}]
         feeding = [x for x in found if _reads(step, g, x)] if g.form != "chunk" else []
         for some in (feeding, *([x] for x in feeding)):
             between = [x for x in feeding if x not in some and any(_reads(step, x, y) for y in some)]

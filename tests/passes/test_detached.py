@@ -21,6 +21,8 @@ PARALLEL = {
                + "S = lam * S + b * k * (v - stop_gradient(real(k @ S)))\nout o[V] = real(q @ S)",
     "one that takes over another": MATRIX + "state M[K, V]\nS = S - 0.3 * M + b * (q - stop_gradient(S @ v)) * v\n"
                                    "M = 0.5 * M + k * v\nout o[V] = q @ S",
+    "one that another takes over": MATRIX + "state M[K, V]\nM = M + b * k * (v - stop_gradient(k @ M))\n"
+                                   "S = exp(-b) * S + 0.3 * M\nout o[V] = q @ S",
     "a vector": VECTOR + "s = a * stop_gradient(s) + x\nout o[K] = s * sum(y)",
     "two vectors": VECTOR + "state z[K]\nz = a * z - stop_gradient(s) + x\ns = s + 0.1 * z\nout o[K] = s * sum(y)",
 }
@@ -36,7 +38,8 @@ def made(body: str) -> mixc.Mixer:
 @pytest.mark.filterwarnings("ignore:.*MX301")
 def test_values_and_gradients_are_the_steps(name: str, backend: str) -> None:
     mixer = made(PARALLEL.get(name, CELL))
-    assert mixer.form[mixer.declared.states[0].name] in ("chunk", "scan")
+    forms = {"chunk" if MATRIX in PARALLEL[name] else "scan"} if name in PARALLEL else {"chunk", "sequential"}
+    assert {*mixer.form.values()} == forms
     x = draw(mixer.declared, B=2, T=37, H=2, sizes={"K": 6, "V": 5})
     states = {n: s.to(torch.float32) if not s.is_complex() else s.to(torch.complex64)
               for n, s in run(mixer, x, grads=False).states.items()}
