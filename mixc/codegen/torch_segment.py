@@ -8,7 +8,7 @@ from typing import Any
 
 from mixc.codegen.torch_stages import stages
 from mixc.codegen.torch_values import Dims
-from mixc.ir.node import ROW, Node, postorder
+from mixc.ir.node import Node, postorder
 from mixc.ir.program import Program
 from mixc.ir.scans import carry_first
 from mixc.passes import lower
@@ -66,10 +66,13 @@ def prepare(program: Program, partial: bool, single: bool = False, finite: bool 
 
 
 def needs_single(program: Program) -> bool:
-    """Does what runs in chunks depend on scans, so that the loop over chunks does everything?"""
+    """Does what one chunk leaves to the next depend on scans, so that the loop over chunks does everything?"""
     scans = [n for n in postorder(program.values()) if n.op in ("scan", "scan_block")]
     return any(n.op == "scan_block" for n in scans) or (
-        bool(scans) and any(ROW in n.dims for n in stages(prepare(program, True)).loop))
+        bool(scans) and any(n.op in _OF_ROWS for n in stages(prepare(program, True)).loop))
+
+
+_OF_ROWS = ("scan", "scan_end", "previous")  # what forms rows one after the other
 
 
 def scans_matrix(program: Program) -> bool:

@@ -129,6 +129,25 @@ def test_single_chunk_segments_only_where_a_scan_needs_them():
     assert not compiled(body("in x[D], f[D]\nstate h[D]\nh = sigmoid(f) * h + x\nout o[D] = h").declared).single
 
 
+CORRECTED = """in u[D], p[N, D], q[N, D]
+    in g where g <= 0
+    param d[D]
+    state x[D]
+    x = exp(g) * sigmoid(d) * x - 0.3 * sum[N](p * sum[D](q * x)) + u
+    out o[D] = x"""
+
+
+def test_a_scan_that_no_chunk_hands_on_is_formed_for_many_chunks_at_once():
+    """A corrected vector, every entry of which is read: what a chunk leaves comes of a solve, the scan behind it."""
+    mixer = body(CORRECTED)
+    assert not compiled(mixer.declared).single
+    for T in (16, 70, 160):
+        check(mixer, T)
+    check(mixer, 90, B=1, cu_seqlens=torch.tensor([0, 0, 5, 5, 21, 90]), reverse=True)
+    with cut(SEGMENT_BYTES=1 << 12, BAND_BYTES=1 << 12):
+        check(mixer, 300, B=3)
+
+
 VECTORS = ("max_plus", "min_plus_before", "max_times", "log_sum", "before_and_after", "lerp", "reset", "between",
            "param_decay", "scan_feeds_scan", "hgrn", "min_gru")
 
