@@ -180,6 +180,8 @@ class LaunchSpace:
         for side in dict.fromkeys(s for m, n, k, *_ in counts.products for s in (m, n, k) if kernel.ranks):
             space.require(whole(model.size(side)) >= 16, "tensor cores want 16 of every side")
         space.require(divides(C, names["SEGMENT"]), "a segment is a whole number of chunks")
+        if any("replays" in often[1] for *_, often in counts.memory):
+            space.require((names["SEGMENT"] == C) | (stages == 1), "only a loop without a loop inside is pipelined")
         space.require(warps * target.warp <= 1024, "threads a block")
         if turned:
             space.require(turns * names[f"B{turned}"] <= padded(sizes[turned]), "a program's blocks lie in their dim")

@@ -60,10 +60,10 @@ def equations(p: Program, prefix: str = "") -> list[str]:
 def lowered(step: Program) -> Program:
     """What chunks are derived from: lags and positions are inputs, complex values their planes (where all have some)."""
     from mixc.passes.context import context, has_context
-    from mixc.passes.planes import is_complex, planes
+    from mixc.passes.planes import context_of_planes, is_complex
 
-    step = context(step).program if has_context(step) else step
-    return (planes(step) or step) if is_complex(step) else step
+    found = context_of_planes(step) if is_complex(step) else None
+    return found.program if found else context(step).program if has_context(step) else step
 
 
 def explain(step: Program) -> str:

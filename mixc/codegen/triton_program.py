@@ -30,7 +30,7 @@ from mixc.passes.context import Context, context, has_context
 from mixc.passes.entries import entries_apart
 from mixc.passes.joint import joint
 from mixc.passes.lower import with_inverses
-from mixc.passes.planes import is_complex, planes
+from mixc.passes.planes import context_of_planes, is_complex
 from mixc.runtime.call import Call
 from mixc.runtime.recorded import start
 
@@ -58,14 +58,14 @@ def refused(step: Program) -> SpecError | None:
 
 def _real(step: Program) -> Context:
     """The step that runs where there are lags, positions and complex values: of planes, and inputs for the others."""
-    found = planes(step) if is_complex(step) else step
+    found = context_of_planes(step) if is_complex(step) else context(step) if has_context(step) else Context(step, step, {})
     if found is None:
         raise refuse("a complex value that has no planes of real ones")
-    told = found.told((*found.ins, *found.params))
-    for d in found.dims:
+    told = found.step.told((*found.step.ins, *found.step.params))
+    for d in found.step.dims:
         if d.name not in told:
             raise refuse(f"no in or param tells the size of {d.name}")
-    return context(found) if has_context(found) else Context(found, found, {})
+    return found
 
 
 def has_kernels(stages: Program) -> bool:

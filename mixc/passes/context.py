@@ -89,7 +89,7 @@ class _Made:
     def _ago(self, n: Node) -> tuple[str, int] | None:
         """Whose rows it is a shifted view of; an input that may be infinite is read through a filter."""
         x = n.args[0] if n.op == "lag" else n
-        plain = n.op == "lag" and x.op == "in" and n.kind == "real" and not self.step.decl(x.attr("name")).open_ended
+        plain = n.op == "lag" and x.op == "in" and n.kind != "bool" and not self.step.decl(x.attr("name")).open_ended
         return (x.attr("name"), n.attr("n")) if plain else None
 
 

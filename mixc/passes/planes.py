@@ -17,7 +17,7 @@ from mixc.ir.build import is_number, make, maybe_add, number
 from mixc.ir.node import ROW, Node, fold, postorder
 from mixc.ir.program import Decl, Group, Program, Result, once_a_program
 from mixc.ir.scans import scan
-from mixc.passes.context import exact_nodes, looked_back, name_of
+from mixc.passes.context import Context, context, exact_nodes, has_context, looked_back, name_of
 from mixc.passes.triangular import eliminate
 
 Planes = tuple[Node | None, Node | None]
@@ -78,6 +78,22 @@ def planes(step: Program) -> Program | None:
         None if step.level == "chunk" else step))
 
 
+def context_of_planes(step: Program) -> Context | None:
+    """The planes of a step, and the same without lags and positions: the planes of the step that has none already, of
+    whose complex states it is known what turns them.  None where an operation has no planes here."""
+    whole = planes(step)
+    if whole is None:
+        return None
+    if not has_context(step):
+        return Context(whole, whole, {})
+    found = context(step)
+    program, split, given = planes(found.program), Split(step), dict[str, Node]()
+    for name, n in found.given.items():
+        names = part_names(found.program, name) if n.kind == "complex" else (name,)
+        given |= {part: _present(x, n.dims) for part, x in zip(names, split(n), strict=False)}
+    return None if program is None else Context(whole, program, given)
+
+
 def _present(x: Node | None, dims: tuple[str, ...]) -> Node:
     x = number(0) if x is None else x
     missing = tuple(d for d in dims if d not in x.dims)
@@ -93,8 +109,9 @@ class Split:
     def decls(self, d: Decl) -> list[Decl]:
         inits = self(d.init) if d.init is not None else (None, None)
         ranges = tuple(r for r in d.ranges if r.of != "x")
-        return [replace(d, name=name, kind="real", init=init, ranges=ranges)
-                for name, init in zip(part_names(self.step, d.name), inits, strict=True)]
+        earlier = part_names(self.step, d.ago[0]) if d.ago else ("", "")
+        return [replace(d, name=name, kind="real", init=init, ranges=ranges, ago=d.ago and (x, d.ago[1]))
+                for name, init, x in zip(part_names(self.step, d.name), inits, earlier, strict=True)]
 
     def groups(self) -> tuple[Group, ...]:
         complex_ = {d.name for d in self.step.states if d.kind == "complex"}

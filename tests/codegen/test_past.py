@@ -36,6 +36,17 @@ SPECS = {
         z = 0.9 * exp(1j * pos * 0.2) * z + lag(turn, 2) * lag(decay, 1) + lag(u, 3)
         out o[N] = real(z) + imag(lag(u, 1)) + abs(turn)
     }""",
+    "trapezoid": """mixer trapezoid(N, P) {
+        in x[P], B[N] complex, C[N] complex
+        in dt where dt >= 0
+        in lam where 0 <= lam <= 1
+        in theta[N]
+        param A where A <= 0
+        state h[N, P]
+        a = exp(dt * A) * exp(1j * dt * theta)
+        h = a * h + (1 - lam) * dt * a * lag(B, 1) * lag(x, 1) + lam * dt * B * x
+        out y[P] = real(C @ h) + cos(pos) * x
+    }""",
     "depths": """mixer depths(K, V, W = 3) {
         in q[K], k[K], v[V]
         in g[K] where g <= 0
@@ -159,6 +170,13 @@ def test_inputs_some_tokens_ago_are_no_tensors_of_their_own():
         assert not any(f"d{x}_lag1" in text for x in where)
     text = spec("depths").emit()
     assert "with_later" in text and "with_taps" not in text
+
+
+def test_what_turns_a_complex_state_is_known_beside_lags():
+    """A phase goes with what is read and written: the state is a chunk's, with products, and no scan of matrices."""
+    text = spec("trapezoid").emit()
+    assert "B_lag1_re = past.ago('B_re', 1) if 'B_re' in initial else None" in text
+    assert "dot(" in text.split("def trapezoid_fwd(")[1] and "associative_scan" not in text
 
 
 @pytest.mark.parametrize("name", SPECS)
