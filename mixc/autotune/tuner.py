@@ -30,7 +30,7 @@ FUSED, SPLIT = ("fwd", "bwd"), ("fwd_states", "fwd_outs", "bwd_states", "bwd_gra
 SHORT = 256  # rows in which a walk is too short for more launches to save time
 SLOW = 3  # times its forward: a backward has two to three times the work
 GAIN = 1.4  # by which others have to be faster: they read inputs again, and each more kernel is one more estimate
-SPILLED = 1.2  # by which those that should spill by the estimate, the spill counted, have to be faster than what fits
+SPILLED = 1.15  # by which those that should spill by the estimate, the spill counted, have to be faster than what fits
 CLOSE = 1.06  # times the best: nearer than that the model cannot tell them apart (its geometric deviation is 1.09)
 WIDTHS = {"bf16": 2, "fp16": 2, "fp32": 4}
 
