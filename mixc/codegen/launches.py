@@ -93,7 +93,7 @@ class Launches:
             names = tuple(launch.name.removeprefix(self.name + "_") for launch in cut)
             self.launches |= {n: launch for n, launch in zip(names, cut, strict=True) if n not in self.launches}
             return names
-        return [(named(fwd), named(bwd)) for fwd, bwd in plans(self.p, self.backward, self.starts)
+        return [(named(fwd), named(bwd)) for fwd, bwd in plans(self.p, self.backward, self.starts, self.each)
                 if all({*self.each} <= {*launch.split} for launch in (*fwd, *bwd))]
 
     def sizes(self, sizes: Mapping[str, int], operand: int) -> Config:

@@ -106,7 +106,7 @@ def kernels(step: Program, instead: str = "") -> Module:
     inner = renamed(step, own_names(step))
     found = _around(inner)
     made = _between(found.program if found else inner, step, instead=instead)
-    if made.by_rule and not instead and (divided := _beside(inner, step)) is not None:
+    if not instead and (made.by_rule or made.each) and (divided := _beside(inner, step, {*made.each})) is not None:
         found, made = divided
     made.around = found
     last = behind(found) if found else None
@@ -119,14 +119,16 @@ def kernels(step: Program, instead: str = "") -> Module:
     return made
 
 
-def _beside(inner: Program, step: Program) -> tuple[Around | None, Module] | None:
-    """The kernels of states that lie beside each other, a program's own each, what sums over these formed around them;
-    None: they have no chunk kernels either."""
+def _beside(inner: Program, step: Program, each: set[str]) -> tuple[Around | None, Module] | None:
+    """The kernels of states that lie beside each other, a program's own each, what sums over these formed around them.
+    None: they have no chunk kernels either, or are those whose programs have one of `each` anyway."""
     groups = [[inner.decl(s) for s in g.states] for g in classify(inner).groups if g.form == "chunk"]
     beside = frozenset(d for states in groups if len(states[0].dims) > 2 for d in AffineForms(inner, states).apart)
-    found = _around(inner, beside) if beside else None
+    if beside <= each:
+        return None
+    found = _around(inner, beside)
     program = found.program if found else inner
-    if not beside or any(g.form != "chunk" for g in classify(program).groups):
+    if any(g.form != "chunk" for g in classify(program).groups):
         return None
     made = _between(program, step, tuple(d.name for d in inner.dims if d.name in beside))
     return None if made.by_rule else (found, made)

@@ -288,17 +288,22 @@ class AffineForms:
     @functools.cached_property
     def apart(self) -> frozenset[str]:
         """Dims along which the state is one state beside the other: those that make what is written outer products, of
-        these the ones that no correction and fewest reads sum over; else all but two that no read sums over."""
-        writes = [w for n in self.nexts for w in (self.form(n) or Affine()).writes]
+        these the ones that no correction sums over, without which decays have fewest dims, and that fewest reads sum
+        over; else all but two that no read sums over, or no correction where no decay has another."""
+        forms = [self.form(n) or Affine() for n in self.nexts]
+        writes = [w for f in forms for w in f.writes]
+        decays = {d for f in forms for x in f.decays.values() if x is not None for d in x.dims} & self.dims
         found = apart([f for w in writes for f in w.factors], self.dims)
         reads = [r for n in self.reads if n.op in ("contract", "sum") and (r := self.read(n)) is not None]
         corrected = {d for w in self.in_order(writes) if w.value for r in w.value.coefs for d in self.summed(r)}
         if found == [frozenset()]:
             more = map(frozenset, itertools.combinations(self.order, max(len(self.dims) - 2, 0)))
-            found = [a for a in more if not any(self.summed(r) & a for r in reads)] or found
+            found = [a for a in more if not any(self.summed(r) & a for r in reads)
+                     or (decays and decays <= a and not corrected & a)] or found
         place = self.order.index
-        return min(found, key=lambda a: (len(corrected & a), sum(len(self.summed(r) & a) for r in reads),
-                                         sorted(map(place, a))), default=frozenset())
+        return min(found, key=lambda a: (len(corrected & a), len(decays - a),
+                                         sum(len(self.summed(r) & a) for r in reads), sorted(map(place, a))),
+                   default=frozenset())
 
     def in_order(self, writes: Iterable[Write]) -> list[Write]:
         """Those writes that read the state, and all such that their values see, each behind what it sees at its row."""
@@ -330,7 +335,7 @@ class AffineForms:
                 for y, c in (x.args, x.args[::-1]):
                     if self.free(c) and self._holds(y):
                         return Read(n, c, y)
-            while x.op == "mul" and n.op == "sum":  # sum[K](q * S)
+            while x.op == "mul" and n.op == "sum" and x not in self.versions:  # sum[K](q * S)
                 y, c = x.args if self.free(x.args[1]) else x.args[::-1]
                 if not self.free(c) or not self._holds(y):
                     break
@@ -338,6 +343,17 @@ class AffineForms:
             if self._holds(x):
                 return Read(n, query, x)
         return None
+
+    @functools.cached_property
+    def versions(self) -> set[Node]:
+        """What the states are on the way to what they become: a read of one reads it as it then is."""
+        found, left = set[Node](), list(self.nexts)
+        while left:
+            n = left.pop()
+            if n not in found and not self.free(n) and set(n.dims) in self.shapes:
+                found.add(n)
+                left += [] if n.op in ("contract", "sum") else n.args
+        return found
 
     def _holds(self, x: Node) -> bool:
         """Is it a state, decayed and written to?"""

@@ -20,14 +20,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 
-from mixc.ir.build import contract
+from mixc.ir.build import contract, product
 from mixc.ir.launch import sums_over
 from mixc.ir.node import Node, bare, depends, first_below, make, postorder, source, substitute
 from mixc.ir.program import Decl, Program, Result, free
 from mixc.ir.ranges import proving
 from mixc.passes.classify import classify, of_complex
 from mixc.passes.context import proved
+from mixc.passes.outer import summed
 from mixc.passes.planes import Split, part_names, planes
 from mixc.passes.simplify import rewrite
 
@@ -100,6 +102,28 @@ def sum_as_product(n: Node) -> Node | None:
     return found if found is not None and projection(found) else None
 
 
+def _sums_apart(beside: frozenset[str], n: Node) -> Node | None:
+    """(p[N] * q[K]) @ S[N, K, V] is p @ (q @ S): a read of each state that lies beside others, summed behind"""
+    over = summed(n) if n.op in ("contract", "sum") else set()
+    if not over & beside or over <= beside:
+        return None
+    factors = [f for a in n.args for f in _factors(a)]
+    inside = [f for f in factors if {*f.dims} & over - beside]
+    x = product(f for f in inside if not {*f.dims} & beside)
+    of_each = [f for f in inside if {*f.dims} & beside]
+    if len(of_each) != 1 or len(inside) == len(factors) or x is None:
+        return None
+    p = product(f for f in factors if f not in inside)
+    assert p is not None
+    out = [d for d in dict.fromkeys((*of_each[0].dims, *x.dims)) if d not in over - beside]
+    read = contract(x, of_each[0], out)
+    return contract(p, read, n.dims)
+
+
+def _factors(x: Node) -> list[Node]:
+    return [f for a in x.args for f in _factors(a)] if x.op == "mul" else [x]
+
+
 class _Division:
     """What stands where.
 
@@ -111,7 +135,8 @@ class _Division:
     def __init__(self, step: Program, beside: frozenset[str] = frozenset()):
         self.beside = beside
         with proving(step):
-            self.step = step = step.with_values(rewrite(step.values(), (sum_as_product,)), origin=step.origin)
+            rules = (sum_as_product, partial(_sums_apart, beside))
+            self.step = step = step.with_values(rewrite(step.values(), rules), origin=step.origin)
         values = step.values()
         self.stateful, self.tokens = (depends(values, [d.leaf() for d in of]) for of in (step.states, step.ins))
         self.fixed = step.fixed

@@ -15,6 +15,7 @@ from mixc.ir.build import contract, exp, total
 from mixc.ir.launch import Launch, splittable
 from mixc.ir.node import COL, ROW, Node, fold, make, postorder
 from mixc.ir.program import Program
+from mixc.ir.ranges import proving
 
 
 def one_each(forward: Program) -> tuple[str, ...]:
@@ -36,8 +37,9 @@ def of_one(launch: Launch, dims: tuple[str, ...]) -> Launch:
 
     def of_one_entry(roots: list[Node]) -> list[Node]:
         return fold(roots, lambda n, args: without(n, tuple(args), {*dims}), done)
-    of_one_entry([c.leaf for c in launch.carries])
-    made = launch.with_nodes(of_one_entry)
+    with proving(launch.program):  # of what an inverse sums it is asked how large it is
+        of_one_entry([c.leaf for c in launch.carries])
+        made = launch.with_nodes(of_one_entry)
     carries = tuple(replace(c, leaf=done[c.leaf]) for c in made.carries)
     return replace(made, carries=carries, each=dims)
 

@@ -26,14 +26,14 @@ from mixc.ir.program import Program, free
 from mixc.ir.ranges import bounds, proving
 from mixc.passes.differentiate import cotangent_of_state
 from mixc.passes.entries import stored_apart
-from mixc.passes.shares import Along, shares
+from mixc.passes.shares import Along, cotangents, shares
 
 Plan = tuple[tuple[Launch, ...], tuple[Launch, ...]]
 
 
-def plans(forward: Program, backward: Program, keeps: tuple[str, ...]) -> list[Plan]:
+def plans(forward: Program, backward: Program, keeps: tuple[str, ...], each: tuple[str, ...] = ()) -> list[Plan]:
     """The launches that the forward and the backward may be cut into, the fused ones first; of `keeps` the forward
-    keeps what each segment receives."""
+    keeps what each segment receives, and of the dims `each` every program is to have one entry."""
     forwards = [(fused_forward(forward, keeps),), split_forward(forward, keeps)]
     backwards = [(fused_backward(forward, backward),), split_backward(forward, backward),
                  backward_by_dims(forward, backward)]
@@ -41,7 +41,7 @@ def plans(forward: Program, backward: Program, keeps: tuple[str, ...]) -> list[P
     fused = backwards[0][0]
     more = {*row_dims(fused.nodes(), forward), *forward.inner, *forward.together}
     dims = [d.name for d in forward.dims if d.name not in {*fused.split, *more} - {*fused.summed}]
-    handed = (_handed_on(forward, backward, d, keeps) for d in dims)
+    handed = (_handed_on(forward, backward, d, keeps, each) for d in dims)
     return found + [(cut[:1], cut[1:]) for cut in handed if cut]
 
 
@@ -105,14 +105,15 @@ def backward_by_dims(forward: Program, backward: Program) -> tuple[Launch, ...]:
     return tuple(out) if all(x.split for x in out) and len(carried) == len(carries) else ()
 
 
-def _handed_on(forward: Program, backward: Program, d: str, keeps: tuple[str, ...]) -> tuple[Launch, ...]:
+def _handed_on(forward: Program, backward: Program, d: str, keeps: tuple[str, ...], each: tuple[str, ...]
+               ) -> tuple[Launch, ...]:
     """`handed_on`, with matrices of pairs of rows where without them what is handed on has `d`."""
-    cut = handed_on(forward, backward, d, keeps) or handed_on(forward, backward, d, keeps, needs=True)
+    cut = handed_on(forward, backward, d, keeps, each) or handed_on(forward, backward, d, keeps, each, needs=True)
     whole = [s for launch in cut for s in launch.stores if s.result == "save" and d in s.dims]
-    return (handed_on(forward, backward, d, keeps, pairs=True) or cut) if whole else cut
+    return (handed_on(forward, backward, d, keeps, each, pairs=True) or cut) if whole else cut
 
 
-def handed_on(forward: Program, backward: Program, d: str, keeps: tuple[str, ...] = (),
+def handed_on(forward: Program, backward: Program, d: str, keeps: tuple[str, ...] = (), each: tuple[str, ...] = (),
               pairs: bool = False, needs: bool = False) -> tuple[Launch, ...]:
     """A forward and a backward of launches that hand rows on, so that those of the last divide `d`; empty where that
     does not do, or needs no such rows.
@@ -145,13 +146,17 @@ def handed_on(forward: Program, backward: Program, d: str, keeps: tuple[str, ...
         return ()
     # behind the end, cotangents are 0; other values are divided by, or worse
     behind = {n: 0 if n in found.linear or _dead(n) == 0 else None for n in rows}
-    saved = {n: make("saved", name=s.name, dims=(ROW, *s.dims), behind=behind[n]) for n, s in rows.items()}
+    saved = {n: make("saved", name=s.name, dims=(ROW, *s.dims), behind=behind[n], linear=n in found.linear)
+             for n, s in rows.items()}
     saved |= {n: make("live", leaf, fill=fill) for n, leaf in saved.items() if (fill := _dead(n))}
     early = {n: leaf for n, leaf in saved.items() if n not in found.linear}
     stores = (*left, *(s for n, s in rows.items() if n not in early and s not in left))
     read = _needed(carries, [s.value for s in stores])
     first = _reversed(forward, backward, f"bwd_for_{d}", read, stores, lambda values: substitute(values, early))
     last = last.with_nodes(lambda values: substitute(values, {found.handed[n]: leaf for n, leaf in saved.items()}))
+    of_each = _with_split(last, each) if each else last
+    last = replace(of_each, split=tuple(dict.fromkeys((*last.split, *of_each.split))),
+                   summed=tuple(dict.fromkeys((*last.summed, *of_each.summed))))
     fused = fused_forward(forward, keeps)
     fused = replace(fused, name=f"{forward.name}_fwd_for_{d}", stores=(*fused.stores, *(rows[n] for n in early)))
     whole = {s.name for s in rows.values()}
@@ -344,8 +349,7 @@ def _with_split(launch: Launch, only: tuple[str, ...] = (), whole: Iterable[str]
     if not launch.reverse:
         return replace(launch, split=own)
     needed = [c.dims for c in launch.carries if launch.keeps] + [s.dims for s in launch.stores if s.name in whole]
-    cots = [n for n in nodes if n.op == "cot"]
-    linear = depends(nodes, cots)
+    linear = depends(nodes, cotangents(nodes))
     partial = list[str]()
     for d in splittable([n for n in nodes if n not in linear], dims):
         if d in own or not all(d in x for x in needed):  # what others read is no part

@@ -13,13 +13,18 @@ after:  dk with u and dv loaded, by programs that hold a part of K
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from mixc.ir.launch import sums_over
 from mixc.ir.node import COL, ROW, Node, depends, make, postorder, source
 from mixc.ir.ops import OPS
 
 _ADDS_UP = {"sum", "contract", "span_contract"}  # a sum over a dim is the sum of those over its parts
+
+
+def cotangents(nodes: Iterable[Node]) -> list[Node]:
+    """Also rows linear in them that another launch handed on."""
+    return [n for n in nodes if n.op == "cot" or n.attr("linear")]
 
 
 class Along:
@@ -39,7 +44,7 @@ class Along:
                  leaf: Callable[[Node], Node | None] | None = None, pairs: bool = False, needs: bool = False):
         self.d, self.leaf, self.pairs, self.needs = d, leaf, pairs, needs
         order = list(postorder(roots))
-        self.linear = depends(order, [n for n in order if n.op == "cot"])
+        self.linear = depends(order, cotangents(order))
         self._whole, known = set[Node](), -1
         while known < len(self._whole):  # what is to be whole may have been taken as a share before that was found
             known = len(self._whole)

@@ -72,6 +72,8 @@ SUMMED = {
     "a mixture": "p = softmax[N](r)\nS = exp(g) * S\nS = S + b * p * k * (v - k @ S)\nout o[V] = p @ (q @ S)",
     "one is chosen": "p = where(r >= max[N](r), 1, 0)\nS = where(p > 0, 0.9, 1) * S\n"
                      "S = S + b * p * k * (v - k @ S)\nout o[V] = p @ (q @ S)",
+    "all are read at once": "p = softmax[N](r)\nS = where(p > 0.3, exp(g), 1) * S\n"
+                            "S = S + (p > 0.3) * b * k * (v - sum[K](k * S))\nout o[V] = (p * q) @ S",
     "slots of one key": "S = exp(g) * S\nS = S + b * k * (v + r - k @ S)\nout o[V] = softmax[N](r) @ (q @ S)\n"
                         "out e[V] = v - mean[N](k @ S)",
     "an attention over what is read": "S = exp(g) * S\nS = S + b * softmax[N](r) * k * (v - k @ S)\ny = q @ S\n"
@@ -94,3 +96,22 @@ def test_sums_over_what_lies_beside_each_other_are_formed_around_kernels(what):
     assert_runs_agree(mixer, run(mixer, tensors, backend="triton"), want)
     assert "in front of the kernels, of all tokens at once in torch: `" in (told := mixer.explain()) or "slots" in what
     assert "neither the bytes nor the bound above count: forward bytes `0`" not in told
+
+
+def test_each_sees_the_ranges_of_what_it_holds():
+    """A step that only erases keeps errors from growing: its products need no operands of TF32."""
+    from mixc.codegen.triton_program import kernels
+
+    mixer = mixc.loads("mixer m(K, V, N = 3) {\nin q[K], v[V], r[N], g where g <= 0, b where 0 <= b <= 1\n"
+                       f"in k[K] where norm[K](k) <= 1\nstate S[N, K, V]\n{SUMMED['all are read at once']}\n}}")
+    made = kernels(mixer.declared)
+    assert all("dot(" in k.text and "tl.float32, PRECISION" not in k.text for k in made.kernels.values())
+    assert ("fwd_for_K", "bwd_for_K", "bwd_along_K") in [a + b for a, b in made.plans]
+
+
+def test_a_sum_of_a_product_reads_the_state_as_it_then_is():
+    """`sum[K](k * S)` is `k @ S`, S decayed before it is read: no decay of the row itself is left beside it."""
+    ins = "mixer m(N, K, V) {\nin q[K], k[K] where norm[K](k) <= 1\nin v[V], g[N] where g <= 0\nstate S[N, K, V]\n"
+    texts = [mixc.loads(f"{ins}S = exp(g) * S\nS = S + 0.5 * k * (v - {read})\nout o[N, V] = q @ S\n}}").emit()
+             for read in ("k @ S", "sum[K](k * S)")]
+    assert "def unit_inverse" in texts[0] and texts[0].split('"""', 2)[2] == texts[1].split('"""', 2)[2]
