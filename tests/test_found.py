@@ -238,3 +238,33 @@ def test_a_deep_expression_is_written_at_once():
     x = "tanh(" * 40 + "f" + ")" * 40
     text = f"mixer deep(K, V) {{\nin q[K], k[K], v[V], f\nstate S[K, V]\nS = S + {x} * k * v\nout o[V] = q @ S\n}}"
     assert mixc.loads(text).emit().count("tanh(") > 40
+
+
+FREE = {  # what was wrong: a whole text, and what its call was beside that
+    "a lag of what no gradient goes through": (
+        "mixer m(K) {\nin x[K], y[K] where y <= 0\nstate S[K]\nt = norm[K](x) * stop_gradient(sum(y))\n"
+        "S = 0.9 * S + x * lag(t, 1)\nout o[K] = S\n}", {}),
+    "stop_gradient in the way beside complex values": (
+        "mixer m(K, E = K) {\nin q[K], k[K], y[E] where norm[E](y) <= 1\nstate S[K, E]\n"
+        "S = S + y * (k - stop_gradient(y @ S)) + abs(exp(1j * q)) * y\nout o[K, E] = S\n}", {}),
+    "advice on a cell beside complex values, without end": (
+        "mixer m(K, E = K) {\nin q[K], y[E], z[K] complex\nparam w[K]\nstate S[K, E]\n"
+        "S = 0.8 * (S + tanh(w * ((y @ S) - q) * abs(z)))\nout o[K] = S @ y\n}", {}),
+    "advice on a cell that a product is not to blame for": (
+        "mixer m(K, E = K) {\nin q[K], y[E], f\nparam wz[K] complex, th[K]\nstate S[K, E], Z[K]\n"
+        "S = where(lag(q, 1) * y > S, lag(q, 1) * y, 0.5 * S)\n"
+        "Z = where(lag(f, 1) > 0, Z, exp(-exp(th) + 1j * index[K]) * Z + wz)\nout o[E] = y\n}", {}),
+    "the log of a gate that is summed up, its row infinite": (
+        "mixer m(V) {\nin v[V], g where g <= 0\nstate F, M[V]\nF = F + g\nM = 0.5 * M + g * square(v)\n"
+        "out o[V] = exp(F) * v + exp(M)\n}", dict(gates="forget")),
+}
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("text, call", FREE.values(), ids=FREE.keys())
+@pytest.mark.filterwarnings("ignore:.*MX301")
+def test_found_freely(text, call, backend):
+    cell = dict(length=37, size=3, heads="2", gates=1.0, dtype=torch.float32, rows="plain", start=True) | call
+    with cells.cut(16):
+        bad = [str(f) for f in cells.compare(mixc.loads(text), cell, backend) if not f.ok]
+    assert not bad, "; ".join(bad)

@@ -23,7 +23,9 @@ class Guarded(torch.autograd.Function):
         with torch.enable_grad():
             wide = [x.detach().expand(cot.shape).requires_grad_(x.dtype != torch.bool) for x in xs]
             smooth = [x for x in wide if x.requires_grad]
-            found = iter(torch.autograd.grad(ctx.f(*wide), smooth, cot, allow_unused=True))
+            y = ctx.f(*wide)
+            none = [None] * len(smooth)  # no gradient goes through
+            found = iter(torch.autograd.grad(y, smooth, cot, allow_unused=True) if y.requires_grad else none)
         def kept(x, g):
             return None if g is None else torch.where(cot == 0, 0.0, g).sum_to_size(x.shape)
         return None, *(kept(xs[i], next(found)) if x.requires_grad else None for i, x in enumerate(wide))

@@ -120,6 +120,8 @@ def _without(step: Program, names: list[str], products: list[Node]) -> str | Non
         if fewer and "sequential" not in fewer:
             del nothing[n]
             forms = fewer
+    if not nothing:  # it is sequential beside others, and not for any of them
+        return None
     products = [*nothing]
     first = text_of(products[0])
     more = {1: "", 2: " and another product like it"}.get(len(products), f" and {len(products) - 1} products like it")

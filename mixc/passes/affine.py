@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from mixc.ir.build import contract, is_number, maybe_mul, product, rename, where
 from mixc.ir.node import Node, depends, number
 from mixc.ir.program import Decl, Program
+from mixc.ir.ranges import INF, bounds
 from mixc.ir.risk import Risks
 from mixc.passes.outer import Ranks, apart, conditions, only, outer_products, over_ranks, summed, terms
 from mixc.passes.separate import factors_of, unrepeated
@@ -206,6 +207,15 @@ class AffineForms:
     def risky(self, node: Node) -> bool:
         """Is it perhaps infinite, or no number?"""
         return any(self._risks[node])
+
+    def endless(self, above: bool) -> bool:
+        """Is there one state, which no write reads, that may be given -inf, as the log of a decay is?  `above`: or inf,
+        as a step size may be?"""
+        found = self.form(self.nexts[0]) if len(self.states) == 1 else None
+        if found is None or {*found.decays} != {*self.leaves} or any(w.value for w in found.writes):
+            return False
+        given = [bounds(x) for w, c in found.writes.items() for x in (*w.factors, *([] if c is None else [c]))]
+        return any(x.infinite and (above or x.low == -INF) for x in given)
 
     def _correction(self, node: Node) -> Affine | None:
         """Outer products one factor of which reads the state."""

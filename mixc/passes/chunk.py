@@ -19,6 +19,7 @@ from mixc.ir.build import contract, expand, make
 from mixc.ir.node import ROW, Node, number
 from mixc.ir.program import Dim, Program, Result
 from mixc.ir.ranges import proving
+from mixc.ir.scans import at_edge
 from mixc.passes.affine import Affine, AffineForms
 from mixc.passes.block import Block, BlockState, Scanned
 from mixc.passes.classify import classify, of_complex
@@ -30,16 +31,18 @@ from mixc.passes.states import States
 from mixc.passes.sums import gather_reads
 
 
-def chunk(stages: Program, by_rows: bool = False) -> Program:
+def chunk(stages: Program, by_rows: bool = False, endless: bool = False) -> Program:
     """The chunk program of a spec whose groups are all "chunk" or "scan".  `by_rows`: matrices that are read as they
-    are, nothing summed, are scanned whatever their decay (see `States.rows`).
+    are, nothing summed, are scanned whatever their decay (see `States.rows`).  `endless`: so are those that may be
+    given inf, as those that may be given -inf always are.
 
     Its "out" results have a time axis in front of their dims, its "next" results are what the next
     chunk receives; `state` leaves are what the previous chunk left."""
     if has_context(stages):
         stages = context(stages).program
     if (cut := detached(stages)) is not None:
-        values, given = (chunk(classify(replace(p, level="step", groups=())), by_rows) for p in (cut.values, cut.given))
+        values, given = (chunk(classify(replace(p, level="step", groups=())), by_rows, endless)
+                         for p in (cut.values, cut.given))
         return in_place(values, given, cut.reads)
     if is_complex(stages):
         real = planes(stages)
@@ -50,10 +53,10 @@ def chunk(stages: Program, by_rows: bool = False) -> Program:
         stages = whole
     assert all(g.form in ("chunk", "scan") for g in stages.groups), "only for affine states and scans"
     with proving(stages):
-        lift = _Lift(stages, by_rows)
+        lift = _Lift(stages, by_rows, endless)
         made = lift.program()
         if often := frozenset(names for names, whole in lift.vectors.items() if len(whole) > 1 and any(whole)):
-            made = _Lift(stages, by_rows, often).program()
+            made = _Lift(stages, by_rows, endless, often).program()
         found = planes(made) if whole is not None else made
     assert found is not None
     return found
@@ -78,11 +81,11 @@ def _factor_apart(node: Node) -> Node | None:
 class _Lift:
     """Token values to values of all rows; calling it lifts one node."""
 
-    def __init__(self, step: Program, by_rows: bool = False, valued: frozenset[tuple[str, ...]] = frozenset()):
-        """`valued`: groups of vectors that are formed row by row, once: what reads them reads those rows."""
+    def __init__(self, step: Program, by_rows: bool, endless: bool, valued: frozenset[tuple[str, ...]] = frozenset()):
+        """`endless`: see `chunk`.  `valued`: groups of vectors that are formed row by row, once: what reads them reads
+        those rows."""
         self.step, self.planes, self.by_rows = step, Split(step), by_rows
         self.done: dict[Node, Node] = {}
-        self.valued = valued
         self.vectors: dict[tuple[str, ...], list[bool]] = {}  # by groups of vectors, of each read: is nothing summed?
         self.groups: dict[tuple[str, ...], States] = {}
         scans = {s for g in step.groups if g.form == "scan" for s in g.states}
@@ -96,6 +99,8 @@ class _Lift:
         self.scanned = {step.result("next", name): name for name in scans}
         self.forms = {g.states: AffineForms(step, [step.decl(name) for name in g.states])
                       for g in step.groups if g.form != "scan"}
+        self.endless = frozenset(n for n, f in self.forms.items() if f.endless(endless))
+        self.valued = valued | self.endless
 
     def __call__(self, node: Node) -> Node:
         if node not in self.done:
@@ -194,4 +199,6 @@ class _Lift:
         if name in self.scans:
             return self.scans[name].next()
         names = next(names for names in self.forms if name in names)
+        if names in self.endless and (rows := self.group(names).rows(self.group(names).updates[0])) is not None:
+            return at_edge(rows, last=True)
         return self.group(names).next(names.index(name))

@@ -62,6 +62,8 @@ def of_complex(step: Program) -> Program | None:
     them is known by its phase, so that it goes with what is read and written.  Else None."""
     groups = []
     step = reads_apart(step, components(step))
+    if detached(step) is not None:  # two programs of planes
+        return None
     with proving(step):
         for names in components(step):
             states = [step.decl(n) for n in names]
@@ -70,7 +72,7 @@ def of_complex(step: Program) -> Program | None:
                     return None
                 groups.append(Group(tuple(names), "chunk", why_chunk(step, states)))
             else:
-                groups.append(_group(step, names))
+                groups.append(_group(step, names, False))  # what would help is tried out by classifying again
     if not is_complex(step) or any(g.form == "sequential" for g in groups) or planes(step) is None:
         return None
     scans = [d for g in groups if g.form == "scan" for d in map(step.decl, g.states)]

@@ -38,9 +38,10 @@ GRAIN = 2.0 ** -10
 
 class Lift(Protocol):
     """From a token's value to those of all rows; `planes`: a token's value as real and imaginary part (None: 0).
-    `by_rows`: see `chunk`."""
+    `by_rows`: see `chunk`.  `endless`: the groups whose state may be given what is infinite."""
 
     by_rows: bool
+    endless: frozenset[tuple[str, ...]]
 
     def __call__(self, node: Node) -> Node: ...
 

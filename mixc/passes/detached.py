@@ -44,7 +44,7 @@ def detached(step: Program) -> Detached | None:
     nexts = [r for r in step.results if r.role == "next"]
     following = fold([r.value for r in nexts], _through)
     values = replace(
-        step, decls=(*ins, *rest, *(replace(d, role="out") for d in decls)),
+        step, origin=None, decls=(*ins, *rest, *(replace(d, role="out") for d in decls)),
         results=(*(Result("out", d.name, through[n]) for n, d in zip(found, decls, strict=True)),
                  *(replace(r, value=x) for r, x in zip(nexts, following, strict=True))))
     given = replace(step.with_values(substitute(roots, leaves)), decls=(*ins, *decls, *others))

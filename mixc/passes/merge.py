@@ -63,7 +63,10 @@ NEAR = Kind("near", sizes=(5, 3, 7, 4))
 KINDS = (Kind("fresh", live=4, pos=1), Kind("empty", live=0), Kind("small", 1e-3, live=1, pos=2),
          Kind("large", 30.0, pos=3), Kind("far", 1e3, pos=4095), Kind("none", 0.0), Kind("ends", ends=True, pos=14))
 OFTEN = Kind("often", pos=5, many=48)
-LONG = Kind("long", live=17, rows=19)
+# few rows: a factor that is 0 or 1, the same for all, is there twice where it is there once.  As many as no other kind
+# has, and no number of them that leaves what those leave, divided by what comes back after so many rows.
+MORE = (OFTEN, Kind("one", live=1, rows=2, pos=6, many=24), Kind("two", live=2, rows=2, sizes=(4, 6, 3, 5), many=24),
+        Kind("long", live=17, rows=20))
 
 
 def merge(program: Program) -> Program:
@@ -81,7 +84,7 @@ def merges(program: Program) -> dict[Node, Node]:
     near = _values(program, program.values(), NEAR, torch.float64)
     groups = _candidates(order, near, _exponents(order) | protecting)
     wide: list[Values] = []
-    for kind in (NEAR, *KINDS, OFTEN, LONG):
+    for kind in (NEAR, *KINDS, *MORE):
         if not groups:
             return {}
         same = kind is NEAR and not any(n.op == "pick" for n in order)  # of which dims are is seen by their sizes

@@ -38,6 +38,7 @@ class States:
         self.written: dict[Write, list[Node]] = {}  # the lifted factors of every write
         self.solved = False  # are those among them that read the states?
         self.after: Node | None = None  # the state after every row, where a scan forms it
+        self.endless = tuple(d.name for d in self.decls) in lift.endless
 
     # ------------------------------------------------------------ factors on the side where they belong
     def _sides(self, factors: list[Node], keys: set[str]) -> Sides:
@@ -125,12 +126,13 @@ class States:
     def rows(self, x: Affine) -> Node | None:
         """x of every row, of one state, where its decay has dims of the state: a product for every entry along them
         costs C times what a scan does.  So it does where x is a matrix, but in kernels, which have tensor cores for
-        one and no room for the other (`by_rows`: elsewhere).  Else None."""
+        one and no room for the other (`by_rows`: elsewhere), and where what is written may be infinite: in a product of
+        all pairs of rows it would meet the 0 of rows before it, which gives no number.  Else None."""
         (leaf, *more), dims = self.forms.leaves, self.decls[0].dims
         if more or leaf not in self.updates[0].decays:
             return None
         decay = self.updates[0].decays[leaf] or number(1)
-        if not set(decay.dims) & self.dims and not (self.lift.by_rows and len(dims) > 1):
+        if not set(decay.dims) & self.dims and not (self.lift.by_rows and len(dims) > 1) and not self.endless:
             return None
         if self.after is None:
             a = make("live", expand(self.lift(decay), (ROW,)), fill=1.0)

@@ -34,16 +34,16 @@ Put = Callable[[str, str, Tensor, Block], None]  # takes a result (role, name, v
 def run(call: Call, C: int | None = None, fused: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Outs [B, T, H, ...] and final states [N, H, ...] by name.  C: the chunk length (default: by rule).
     `fused`: what scans runs as bodies that `torch.compile` made."""
-    code = compiled(call.program)
-    return recorded(call, lambda needs: _Run(code, call, C, needs, fused), bare=True)
+    finite = all_finite(call) if call.device.type == "cpu" else None
+    code = compiled(call.program, finite is False)
+    return recorded(call, lambda needs: _Run(code, call, C, needs, bool(finite), fused), bare=True)
 
 
 class _Run:
     """One call."""
 
-    def __init__(self, code: Compiled, call: Call, C: int | None, needs: bool, fused: bool = False):
-        self.call, self.program, self.needs = call, call.program, needs
-        self.finite = call.device.type == "cpu" and all_finite(call)
+    def __init__(self, code: Compiled, call: Call, C: int | None, needs: bool, finite: bool, fused: bool = False):
+        self.call, self.program, self.needs, self.finite = call, call.program, needs, finite
         self.shapes = shapes(code, call, C, needs, self.finite, fused)
         self.layout, self.handed = self.shapes.layout, self.shapes.handed
 

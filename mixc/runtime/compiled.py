@@ -22,17 +22,20 @@ _made: dict[object, Compiled] = {}  # by what a program says: a spec that is loa
 
 
 @once_a_program
-def compiled(step: Program) -> Compiled:
-    """Of a program at level "step" whose states all have a chunk program."""
+def compiled(step: Program, endless: bool = False) -> Compiled:
+    """Of a program at level "step" whose states all have a chunk program; `endless`: inputs are infinite."""
+    if endless and Compiled(step, endless=True).chunk.values() == compiled(step).chunk.values():
+        return compiled(step)
     if len(_made) >= 256:
         _made.clear()
-    return _made.setdefault((step.name, step.dims, step.decls, step.results), Compiled(step))
+    return _made.setdefault((step.name, step.dims, step.decls, step.results, endless), Compiled(step, endless=endless))
 
 
 class Compiled:
-    def __init__(self, step: Program, spread: bool = False):
-        """`spread`: segments have several chunks wherever they can."""
-        self.step, self.spread = step, spread
+    def __init__(self, step: Program, spread: bool = False, endless: bool = False):
+        """`spread`: segments have several chunks wherever they can.  `endless`: what may be given what is infinite is
+        formed row by row."""
+        self.step, self.spread, self.endless = step, spread, endless
         self._prepared: dict[tuple[bool, ...], Program] = {}
         self._saves: dict[tuple[bool, bool, bool], tuple[Node, ...]] = {}
         self._segments: dict[object, Any] = {}  # None: there is no such segment
@@ -40,7 +43,7 @@ class Compiled:
 
     @cached_property
     def chunk(self) -> Program:
-        return chunk(classify(self.step), by_rows=True)
+        return chunk(classify(self.step), by_rows=True, endless=self.endless)
 
     @cached_property
     def merged(self) -> tuple[Program, Program]:
@@ -67,7 +70,7 @@ class Compiled:
         """The same for segments of several chunks: where a call costs more than forming things again."""
         if self.chained or not self.matrix:
             return self
-        other = Compiled(self.step, True)
+        other = Compiled(self.step, True, self.endless)
         other.__dict__ |= {"chunk": self.chunk, "merged": self.merged, "chained": False, "longest": self.longest}
         return other
 
