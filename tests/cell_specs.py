@@ -112,6 +112,40 @@ _BODIES = {
         h = relu(x - R @ h[E] + p)
         p = t
         out o[D] = h * p""",
+    "oscillators": """
+        in x[K, V]
+        param R[K, J]
+        state S[K, V] = 0.5
+        y = x + R @ S[J, V]
+        n = S + 0.3 * (y - sum[V](y * S) * S)
+        S = n * rsqrt(sum[V](square(n)) + 1e-6)
+        out o[K, V] = S""",
+    "stabilised_cell": """
+        in z[D], i[D], f[D]
+        param rz[D], rf[D]
+        state c[D], n[D], m[D] = -inf, h[D]
+        a = f + rf * h
+        b = maximum(a + m, i)
+        c = exp(a + m - b) * c + exp(i - b) * tanh(z + rz * h)
+        n = exp(a + m - b) * n + exp(i - b)
+        m = b
+        h = c / n
+        out o[D] = h""",
+    "feeds_itself": """
+        in q[K], k[K], v[V]
+        in g where g <= 0
+        param w[V]
+        state S[K, V], h[V]
+        S = exp(g) * S + k * v
+        h = tanh(0.5 * h + q @ S)
+        S = S - 0.25 * sigmoid(w @ h) * k * h
+        out o[K] = S @ h""",
+    "attends": """
+        in k[K], v[V]
+        state S[K, V]
+        p = softmax[K](S @ v)
+        S = (S + (p + k) * v) / (1 + norm(S))
+        out o[V] = p @ S""",
 }
 NAMES = tuple(_BODIES)
 

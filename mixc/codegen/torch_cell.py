@@ -22,7 +22,7 @@ from mixc.codegen.torch_values import broadcast, literal
 from mixc.ir.node import ROW, Node, called
 from mixc.ir.ops import OPS
 from mixc.ir.program import Program
-from mixc.passes.cell import HEADS, SEQUENCES
+from mixc.passes.cell import SEQUENCES
 
 
 def loop(program: Program, carried: list[Carried], wanted: list[Node],
@@ -40,6 +40,7 @@ def loop(program: Program, carried: list[Carried], wanted: list[Node],
 
 
 _REDUCES = {"sum": "sum", "max": "amax", "min": "amin"}
+_ALONG = {"softmax": "torch.softmax({}, {})", "norm": "torch.linalg.vector_norm({}, dim={})"}
 
 
 class _Writer(Plan):
@@ -69,7 +70,7 @@ class _Writer(Plan):
             found = (f"x{len(self.made.rows) + 1}", (*ONE, *inner))
             self.made.rows[found[0]] = n, found[1]
         elif n.dims:
-            found = (f"c{len(self.made.heads) + 1}", (HEADS, *inner))
+            found = (f"c{len(self.made.heads) + 1}", (*ONE, *inner))
             self.made.heads[found[0]] = n, found[1]
         else:
             found = (f"n{len(self.made.numbers) + 1}", ())
@@ -81,10 +82,12 @@ class _Writer(Plan):
         return self.rank.get(d, -1)
 
     def axes(self, n: Node) -> Dims:
-        """Of a new value: as the next state has them, or as in the header."""
+        """Of a new value: as the next state has them, or as in the header, by the names it is read under."""
         if n in self.nexts:
             return self.next_axes[n]
-        return (*ONE, *sorted(features(n), key=self._by_header))
+        read = next((a for u in self.users.get(n, ()) for a in u.args if origin(a) is n and len(a.dims) == len(n.dims)), n)
+        own = dict(zip(read.dims, n.dims, strict=True))
+        return (*ONE, *(own[d] for d in sorted(features(read), key=self._by_header)))
 
     def room(self, n: Node) -> str:
         """Where the value is formed."""
@@ -193,11 +196,14 @@ class _Writer(Plan):
 
     def _emit_plain(self, n: Node) -> None:
         axes = self.axes(n)
-        product = next((a for a in n.args if a in self.absorbed), None) if n.op in ("add", "sub") else None
-        if product is not None:
-            x = next(a for a in n.args if a is not product)
-            parts = [self.ref(y, axes) for y in (x, *product.args)]
-            self.put(n, f"torch.addcmul({', '.join(parts)}{', value=-1' if n.op == 'sub' else ''})")
+        products = [a for a in n.args if a in self.absorbed] if n.op in ("add", "sub") else []
+        if len(products) == 2:
+            a, b = ([self.ref(y, axes) for y in p.args] for p in products)
+            self.put(n, f"torch.mul({', '.join(a)})")
+            self.line(f"{self._named(n)[0]}.addcmul_({', '.join(b)})")
+        elif products:
+            x = next(a for a in n.args if a is not products[0])
+            self._emit_added(n, x, products[0], axes)
         elif n.op in INFIX:
             args = list(n.args)
             if n.op in ("add", "mul") and scalar(args[0]):
@@ -223,34 +229,63 @@ class _Writer(Plan):
                 self.put(n, f"torch.{_REDUCES[n.op]}({text}, {over})")
             else:
                 self._formed(n, f"{text}.{_REDUCES[n.op]}({over})", left)
+        elif n.op in _ALONG and len(n.attr("over")) == 1 and {*self._named(n.args[0])[1]} == {*ONE, *features(n.args[0])}:
+            have, (over,) = self.axes(n.args[0]), n.attr("over")
+            call = _ALONG[n.op].format(self.ref(n.args[0], have), have.index(over))
+            left = tuple(d for d in have if d in n.dims)
+            if left == axes:
+                self.put(n, call)
+            else:
+                self._formed(n, call, left)
         else:
             self._called(n)
 
+    def _emit_added(self, n: Node, x: Node, product: Node, axes: Dims) -> None:
+        """x + product, or x - product."""
+        number = next((y for y in product.args if origin(y).op == "number"), None)
+        if number is None:
+            parts = [self.ref(y, axes) for y in (x, *product.args)]
+            self.put(n, f"torch.addcmul({', '.join(parts)}{', value=-1' if n.op == 'sub' else ''})")
+        else:
+            (y,) = (y for y in product.args if y is not number)
+            value = origin(number).attr("value") * (-1 if n.op == "sub" else 1)
+            self.put(n, f"torch.add({self.ref(x, axes)}, {self.ref(y, axes)}, alpha={literal(value)})")
+
     def _sides(self, n: Node) -> tuple[Dims, Dims, Dims, Dims] | None:
-        """Of a product over one dim, where either side has one dim of its own at most: the dims that both have and keep,
-        those of the left and of the right side alone, and the one that is summed over."""
+        """Of a product where either side has one dim of its own at most, and sums over one unless neither has: the dims
+        that both have and keep, those of the left and of the right side alone, and those that are summed over."""
         of_a, of_b, kept = (set(features(x)) for x in (*n.args, n))
         left, right, over = of_a & kept - of_b, of_b & kept - of_a, (of_a | of_b) - kept
-        if max(len(left), len(right)) > 1 or len(over) != 1 or not over <= of_a & of_b or not all(
+        if max(len(left), len(right)) > 1 or (len(over) != 1 and left | right) or not over <= of_a & of_b or not all(
                 of <= set(self._named(x)[1]) for x, of in zip(n.args, (of_a, of_b), strict=True)):
             return None
-        return tuple(sorted(of_a & of_b & kept, key=self._by_header)), tuple(left), tuple(right), tuple(over)
+        each, summed = (tuple(sorted(of, key=self._by_header)) for of in (of_a & of_b & kept, over))
+        return each, tuple(left), tuple(right), summed
 
     def _emit_product(self, n: Node, each: Dims, left: Dims, right: Dims, over: Dims) -> None:
-        """Of small tensors torch.matmul costs several times what one product of matrices does, or a sum."""
-        a, b = n.args
-        if not left and not right and (*ONE, *each) == self.axes(n):
-            axes = (*ONE, *each, *over)
-            products = self._temporary(axes)
-            self.line(f"torch.mul({self.ref(a, axes)}, {self.ref(b, axes)}, out={products})")
-            self.put(n, f"torch.sum({products}, [{len(axes) - 1}])")
-            self.free.setdefault(axes, []).append(products)
-        elif not each and len(left) + len(right) == 1 and all(self._named(x)[1][:2] == ONE for x in n.args):
+        """Of small tensors torch.matmul costs several times what one product of matrices does, or a sum; a vector stands
+        in front, as one row: behind a matrix it takes eight times as long."""
+        (a, b), axes = n.args, self.axes(n)
+        one = all(self._named(x)[1][:2] == ONE for x in n.args)
+        if not left and not right and (*ONE, *each) == axes:
+            wide = (*ONE, *each, *over)
+            products = self._temporary(wide)
+            self.line(f"torch.mul({self.ref(a, wide)}, {self.ref(b, wide)}, out={products})")
+            self.put(n, f"torch.sum({products}, {list(range(2 + len(each), len(wide)))})")
+            self.free.setdefault(wide, []).append(products)
+        elif not each and len(left) + len(right) == 1 and one:
             vector, matrix = (a, b) if right else (b, a)
             rows, columns = self.ref(vector, (*ONE, *over)), self.ref(matrix, (*ONE, *over, *left, *right))
             target = self.room(n)
             self.line(f"torch.bmm({rows}{_AS_ROWS}, {columns}.flatten(0, 1), out={target}{_AS_ROWS})")
-            self.value[n] = target, self.axes(n)
+            self.value[n] = target, axes
+        elif not each and left and right and one:
+            if axes != (*ONE, *left, *right):
+                a, b, left, right = b, a, right, left
+            rows, columns = self.ref(a, (*ONE, *left, *over)), self.ref(b, (*ONE, *over, *right))
+            target = self.room(n)
+            self.line(f"torch.bmm({rows}.flatten(0, 1), {columns}.flatten(0, 1), out={target}.flatten(0, 1))")
+            self.value[n] = target, axes
         else:
             rows = self.ref(a, (*ONE, *each, *(left or ("_left",)), *over))
             columns = self.ref(b, (*ONE, *each, *over, *(right or ("_right",))))
@@ -281,41 +316,58 @@ class _Writer(Plan):
         name = f"f{len(self.made.calls) + 1}"
         self.made.calls[name] = n
         axes = tuple(d for d in n.dims if d != ROW)
-        args = [self.ref(a, tuple(d for d in a.dims if d != ROW)) for a in n.args]
+        args = []
+        for a in n.args:
+            want = tuple(d for d in a.dims if d != ROW)
+            alike = SEQUENCES not in want and SEQUENCES in self._named(a)[1]  # a head's, there for every sequence
+            args.append(f"{self.ref(a, (*ONE, *features(a)))}[:, 0]" if alike else self.ref(a, want))
         self._formed(n, f"{name}({', '.join(args)})", axes)
 
     def _text(self) -> str:
         made, names, sources = self.made, list[str](), list[str]()
         said = set(re.findall(r"\w+", "\n".join(self.lines)))
         made.views = {name: v for name, v in made.views.items() if name in said}
-        order = "reversed({})" if made.reverse else "{}"
-        for name, _, _ in made.carried:
-            names += [f"{name}_now", f"{name}_next"]
-            sources += [f"{name}_at", f"{name}_to"]
-        for name in [*made.rows, *made.views, *made.keeps]:
-            names.append(name)
-            sources.append(order.format(f"each_token({name})"))
-        for name, source in self._views_first([*made.rows, *made.keeps]).items():
-            names.append(name)
-            sources.append(order.format(f"{source}.unbind(0)"))
-        args = [f"{name}_{x}" for name, _, _ in made.carried for x in ("at", "to")]
-        args += [*made.rows, *made.views, *made.keeps, *made.heads, *made.numbers, *made.weights, *made.scratch, *made.calls]
-        head = ["import torch", "import torch.nn.functional as F", "", "from mixc.codegen.torch_prelude import each_token, guard", "", "",
+        places = {f"{name}_{x}": (f"{name}_all", part) for name, _, _ in made.carried for x, part in _PARTS[made.reverse].items()}
+        places |= {name: (name, "[::-1]" * made.reverse) for name in [*made.rows, *made.views, *made.keeps]}
+        for name, (whole, part) in places.items():
+            for view, changed in self._views_first(name).items():
+                places_of = f"each_token({whole}, {changed!r}, lambda x: x{changed}){part}"
+                names.append(view)
+                sources.append(places_of)
+            if any(re.search(rf"\b{name}\b", line) for line in self.lines):
+                names.append(name)
+                sources.append(f"each_token({whole}){part}")
+        for name in [*made.scratch, *made.heads]:
+            self.once |= {view: f"once_made({name}, {text!r}, lambda: {name}{text})"
+                          for view, text in self._views_first(name, of_all=False).items()}
+        args = [*(f"{name}_all" for name, _, _ in made.carried), *made.rows, *made.views, *made.keeps, *made.heads, *made.numbers,
+                *made.weights, *made.scratch, *made.calls]
+        head = ["import torch", "import torch.nn.functional as F", "",
+                "from mixc.codegen.torch_prelude import each_token, guard, once_made", "", "",
                 f"def loop(*, {', '.join(args)}, dtype):", *(f"    {name} = {view}" for name, view in self.once.items()),
                 f"    for {', '.join(names)} in zip(", *(f"            {s}," for s in sources), "            strict=True):"]
         return "\n".join([*head, *self.lines]) + "\n"
 
-    def _views_first(self, names: list[str]) -> dict[str, str]:
-        """Views that every token would make of its part are made of all tokens, by the name they now have."""
+    def _views_first(self, name: str, of_all: bool = True) -> dict[str, str]:
+        """Views that every token would make of its part are made before the loop (`of_all`: of the parts of all tokens):
+        by the name they have from now on, the text that makes them of the whole."""
         found: dict[str, str] = {}
-        for name in names:
-            for pattern, change in ((rf"\b{name}\[([:, None]+)\]", "{}[:, {}]"),
-                                    (rf"\b{name}{re.escape(_AS_ROWS)}", "{}" + _AS_ROWS_OF_ALL)):
-                for text in dict.fromkeys(m[0] for line in self.lines for m in re.finditer(pattern, line)):
-                    new = f"{name}_{len(found) + 1}v"
-                    found[new] = change.format(name, text[len(name) + 1:-1])
-                    self.lines = [re.sub(rf"\b{re.escape(text)}", new, line) for line in self.lines]
+        for text in dict.fromkeys(m[1] for line in self.lines for m in re.finditer(rf"\b{name}({_VIEW})", line)):
+            view = f"{name}_{len(found) + 1}v"
+            found[view] = _behind_time(text) if of_all else text
+            self.lines = [re.sub(rf"\b{re.escape(name + text)}(?!{_VIEW})", view, line) for line in self.lines]
         return found
 
 
-_AS_ROWS, _AS_ROWS_OF_ALL = ".flatten(0, 1).unsqueeze(1)", ".flatten(1, 2).unsqueeze(2)"
+_AS_ROWS = ".flatten(0, 1).unsqueeze(1)"
+_VIEW = r"(?:\[[:, None]+\]|\.permute\([\d, ]+\)|\.flatten\(0, 1\)|\.unsqueeze\(\d\)|\.mT)+"
+# of the buffer of a state, what each token receives and what it leaves: by whether the loop runs backwards
+_PARTS = {False: {"now": "[:-1]", "next": "[1:]"}, True: {"now": "[:0:-1]", "next": "[-2::-1]"}}
+
+
+def _behind_time(text: str) -> str:
+    """A view of a token's tensor as one of all tokens."""
+    def later(m: re.Match[str]) -> str:
+        axes = ["0"] * (m[1] == "permute") + [str(int(d) + 1) for d in m[2].split(", ")]
+        return f".{m[1]}({', '.join(axes)})"
+    return re.sub(r"\.(\w+)\(([\d, ]+)\)", later, text).replace("[", "[:, ")

@@ -258,7 +258,8 @@ class Plan:
             i = j + 1
 
     def _absorb_product(self, n: Node) -> None:
-        """a + b * c, the product read by nothing else: one call."""
+        """a + b * c, the product read by nothing else: one call; also of tokens' vectors that make a matrix, which nothing
+        else reads: to form it before the loop for all tokens takes a pass over memory."""
         terms = self.fan_in[n][1] if n in self.fan_in else list(n.args) if n.op in ("add", "sub") and n not in self.fans else []
         if n in self.absorbed and n not in self.fan_in:
             return
@@ -266,10 +267,20 @@ class Plan:
                  and set(t.dims) == set(n.dims) and not any(scalar(x) for x in t.args)]
         if n in self.fan_in:
             self.absorbed |= set(whole)
-        elif n.op == "sub":
-            self.absorbed |= {t for t in whole if t is n.args[1]}
-        elif whole and not scalar(n.args[0]) and not scalar(n.args[1]):
-            self.absorbed.add(whole[-1])
+            return
+        whole += [t for t in terms if t.op == "mul" and self.alone(t) and t.dims == n.dims and _times_number(t)]
+        outer = [t for t in terms if self._outer(t) and set(t.dims) == set(n.dims)]
+        if n.op == "sub":
+            self.absorbed |= {t for t in [*whole, *outer] if t is n.args[1]}
+        elif [*whole, *outer] and not scalar(n.args[0]) and not scalar(n.args[1]):
+            self.absorbed.add([*whole, *outer][-1])
+            if whole and outer and not any(map(_times_number, whole)):
+                self.absorbed.add(whole[-1])
+
+    def _outer(self, n: Node) -> bool:
+        """A matrix made of vectors of every token, which one line of the loop reads."""
+        return n.op == "mul" and n not in self.inside and n not in self.absorbed and len(self.users.get(n, ())) == 1 and (
+            max(len(features(a)) for a in n.args) < len(features(n))) and any(ROW in a.dims for a in n.args)
 
     def operands(self, n: Node) -> list[Node]:
         """The loop values that the lines of n read."""
@@ -291,3 +302,7 @@ def features(n: Node) -> Dims:
 
 def scalar(n: Node) -> bool:
     return not n.dims
+
+
+def _times_number(n: Node) -> bool:
+    return sum(origin(a).op == "number" for a in n.args) == 1 and sum(map(scalar, n.args)) == 1

@@ -33,8 +33,13 @@ _NO_OUT = {"conj", "imag", "real", "relu", "zeros_like"}
 
 def takes_out(n: Node) -> bool:
     """Is the op one call of torch that writes where it is told to?"""
-    found = re.fullmatch(r"torch\.(\w+)\([^()]*\)", OPS[n.op].torch or "")
-    return found is not None and found[1] not in _NO_OUT
+    return n.op not in INFIX and call_of(n.op) is not None
+
+
+def call_of(op: str) -> str | None:
+    """The one function of torch that an op is, if that writes where it is told to."""
+    found = re.fullmatch(r"torch\.(\w+)\([^()]*\)", OPS[op].torch or "")
+    return INFIX.get(op) or (f"torch.{found[1]}" if found is not None and found[1] not in _NO_OUT else None)
 
 
 # ---------------------------------------------------------------- elementwise

@@ -157,9 +157,9 @@ def guard(c: Tensor, d: Tensor | float) -> Tensor:
     return torch.where(c == 0, zero, c * d)
 
 
-def each_token(x: Tensor) -> list[Tensor]:
-    """x[0], x[1], ...: to make each costs a third of a call."""
-    return once_made(x, "tokens", lambda: list(x.unbind(0)))
+def each_token(x: Tensor, text: str = "", view: Callable[[Tensor], Tensor] | None = None) -> list[Tensor]:
+    """x[0], x[1], ..., or of a view of x, which `text` says: to make each costs a third of a call."""
+    return once_made(x, ("tokens", text), lambda: list((x if view is None else view(x)).unbind(0)))
 
 
 def once_made(x: Tensor, what: object, make: Callable[[], T]) -> T:

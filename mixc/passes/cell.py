@@ -47,9 +47,28 @@ def _is_product(x: Node, over: tuple[str, ...]) -> bool:
     return a != b and {*over} <= a & b
 
 
+def sums_of_products(program: Program) -> Program:
+    """sum(a * b) = contract(a, b), where it sums over several dims or a and b have not the same: a product of matrices
+    forms no a * b."""
+    def rule(n: Node) -> Node | None:
+        if n.op != "sum" or n.args[0].op != "mul" or n.kind != "real":
+            return None
+        a, b = n.args[0].args
+        over = {*n.attr("over")}
+        if not over <= {*a.dims} & {*b.dims} or (len(over) < 2 and {*a.dims} == {*b.dims}):
+            return None
+        return contract(a, b, n.dims)
+    return program.with_values(fold(program.values(), lambda n, args: rule(n := n.on(*args)) or n))
+
+
 def products_outside(program: Program, carried: list[Node]) -> Program:
-    """(c * x) * y = c * (x * y), where only c is formed in the loop: x * y is formed before it."""
+    """(c * x) * y = c * (x * y), where only c is formed in the loop: x * y is formed before it, unless it has dims that
+    x lacks and dims that y lacks: a matrix for every token."""
     inside = depends(program.values(), carried)
+
+    def outer(x: Node, y: Node) -> bool:
+        of_x, of_y = ({*n.dims} - {*AXES} for n in (x, y))
+        return not (of_x <= of_y or of_y <= of_x)
 
     def regrouped(n: Node, args: list[Node]) -> Node:
         new = n.on(*args)
@@ -58,7 +77,7 @@ def products_outside(program: Program, carried: list[Node]) -> Program:
         for loop, y in (new.args, new.args[::-1]) if new.op == "mul" else ():
             if loop.op == "mul" and loop in inside and y not in inside:
                 c, x = loop.args if loop.args[1] not in inside else loop.args[::-1]
-                if x not in inside and c in inside:
+                if x not in inside and c in inside and not outer(x, y):
                     inside.add(c * (x * y))
                     return c * (x * y)
         return new

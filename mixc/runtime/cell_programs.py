@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from mixc.codegen.torch_cell import loop
@@ -11,10 +11,10 @@ from mixc.codegen.torch_stages import ALIAS, origin
 from mixc.ir.node import ROW, Node, depends, first_below, postorder
 from mixc.ir.program import Program, once_a_program
 from mixc.ir.ranges import proving
-from mixc.passes.cell import cell, products_outside
+from mixc.passes.cell import cell, products_outside, sums_of_products
 from mixc.passes.context import exact_nodes
 from mixc.passes.differentiate import cotangent_of_state, differentiate
-from mixc.passes.simplify import simplify
+from mixc.passes.simplify import rewrite, simplify
 
 _CHEAP = frozenset(("add", "sub", "mul", "neg", "rename", "expand", "pick", "stop_gradient", "where", "lt", "le", "eq",
                     "ne", "and", "or", "not", "to_number", "maximum", "minimum", "abs", "sign", "relu", "square"))
@@ -26,6 +26,7 @@ class Half:
 
     Attributes:
         saved: what the forward's loop leaves for the backward, in both.
+        guards: values formed before the loop, by which it guards products: finite ones need no guard.
         exact, heads: values that no token changes, from numbers and consts alone and from params.
         reads: the ins it reads.
     """
@@ -37,6 +38,7 @@ class Half:
     exact: tuple[Node, ...]
     heads: tuple[Node, ...]
     reads: frozenset[str]
+    guards: tuple[Node, ...] = ()
 
 
 class Cell:
@@ -49,13 +51,30 @@ class Cell:
     @cached_property
     def forward_program(self) -> Program:
         with proving(self.lifted):
-            p = simplify(self.lifted, drop_live=True, finite=self.finite)
+            p = sums_of_products(simplify(self.lifted, drop_live=True, finite=self.finite))
             return products_outside(p, [d.leaf() for d in p.states])
 
     @cached_property
     def backward_program(self) -> Program:
         with proving(self.lifted):
-            p = simplify(differentiate(self.forward_program), drop_live=True, finite=self.finite)
+            p = sums_of_products(simplify(differentiate(self.forward_program), drop_live=True, finite=self.finite))
+            return products_outside(p, [cotangent_of_state(d.name, d.dims) for d in p.states])
+
+    @cached_property
+    def guards(self) -> tuple[Node, ...]:
+        """What the backward's guards multiply by, of what its loop does not form."""
+        p = self.backward_program
+        inside = depends(p.values(), [cotangent_of_state(d.name, d.dims) for d in p.states])
+        guards = [n for n in postorder(p.values()) if n.op == "guard"]
+        return tuple(dict.fromkeys(n.args[1] for n in guards if n.args[1] not in inside))
+
+    @cached_property
+    def unguarded_program(self) -> Program:
+        """The backward where these values are finite."""
+        def rule(n: Node) -> Node | None:
+            return n.args[0] * n.args[1] if n.op == "guard" and n.args[1] in self.guards else None
+        with proving(self.lifted):
+            p = self.backward_program.with_values(rewrite(self.backward_program.values(), (rule,)))
             return products_outside(p, [cotangent_of_state(d.name, d.dims) for d in p.states])
 
     @cached_property
@@ -90,13 +109,14 @@ class Cell:
             self._halves[keeps] = self._half(p, carried, self.saved if keeps else (), frozenset())
         return self._halves[keeps]
 
-    def backward(self, wanted: frozenset[str]) -> Half:
-        """`wanted`: the inputs and params whose gradient is asked for."""
-        if wanted not in self._halves:
-            p = self.backward_program.asked(wanted)
+    def backward(self, wanted: frozenset[str], finite: bool = False) -> Half:
+        """`wanted`: the inputs and params whose gradient is asked for.  `finite`: so are the values of `guards`."""
+        if (wanted, finite) not in self._halves:
+            p = (self.unguarded_program if finite else self.backward_program).asked(wanted)
             carried = [(d.name, cotangent_of_state(d.name, d.dims), p.result("next", d.name)) for d in p.states]
-            self._halves[wanted] = self._half(p, carried, self.saved, frozenset(self.saved))
-        return self._halves[wanted]
+            made = self._half(p, carried, self.saved, frozenset(self.saved))
+            self._halves[wanted, finite] = made if finite else replace(made, guards=self.guards)
+        return self._halves[wanted, finite]
 
     def _half(self, p: Program, carried: list[Carried], saved: tuple[Node, ...], given: frozenset[Node]) -> Half:
         inside = set(inside_loop(p, [leaf for _, leaf, _ in carried], given))

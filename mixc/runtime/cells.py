@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from mixc.codegen.torch_cell_plan import Loop
-from mixc.codegen.torch_prelude import each_token
+from mixc.codegen.torch_prelude import once_made
 from mixc.ir.evaluate import Env, align, compute, evaluate, heads
 from mixc.ir.node import ROW, Node
 from mixc.ir.program import Decl
@@ -25,12 +25,16 @@ from mixc.passes.cell import AXES, HEADS, SEQUENCES
 from mixc.runtime import memory
 from mixc.runtime.call import Call
 from mixc.runtime.cell_programs import Cell, Half, compiled
+from mixc.runtime.cell_values import RULES
+from mixc.runtime.cell_values import all_finite as all_values_finite
 from mixc.runtime.packing import Packing
 from mixc.runtime.recorded import all_finite, gradients, recorded
 
 Tensor = torch.Tensor
 Known = dict[Node, Tensor]
+Once = tuple[Half, Known, dict[str, Tensor]]  # a direction, values that no token changes, stacked weights
 SEGMENT = 1 << 16  # values of one tensor in a segment: a quarter of a megabyte
+LASTS, SMALL = 1 << 20, 1 << 13  # bytes of a tensor that outlives a call; and of one token of what is copied to be kept
 
 
 def run(call: Call) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -85,7 +89,8 @@ class _Tokens:
         counts, found, first, at = self.packing.counts, list[Span](), 0, 0
         while first < len(counts):
             n, last = counts[first], first
-            most = first + max(16, SEGMENT // max(1, per_token * n))
+            few = SEGMENT // max(1, per_token * n)
+            most = first + max(few, min(64, 8 * few), 16)  # what a span costs besides its tokens is worth some of these
             while last < len(counts) and counts[last] == n and last < most:
                 last += 1
             found.append(Span(first, last, n, at))
@@ -103,23 +108,34 @@ class _Run:
         self.spans = self.tokens.spans(call.H * max(math.prod(call.sizes[n] for n in dims) for dims in kinds))
         self.spare: dict[object, Any] | None = None  # what a span leaves to the next one, where nothing is kept
 
-    def room(self, key: tuple[object, ...], shape: list[int], dtype: torch.dtype | None = None) -> Tensor:
-        """A tensor to be written; the next span of its length gets it again, with its views."""
+    def room(self, name: tuple[object, ...], shape: list[int], dtype: torch.dtype | None = None,
+             handed: bool = False) -> Tensor:
+        """A tensor to be written; what of a token is small the next span of its length gets again, with its views: to
+        make a view of every token takes longer than to copy it.  `handed`: a backward may be given it: see `own`."""
         dtype = dtype or self.call.dtype
+        bytes_ = math.prod(shape) * dtype.itemsize
+        if self.call.device.type == "cpu" and bytes_ <= LASTS and (not handed or bytes_ <= SMALL * shape[0]):
+            return memory.lasting(name, shape, dtype)
         if self.spare is None:
-            return torch.empty(shape, dtype=dtype, device=self.call.device)
-        key = (*key, *shape, dtype)
+            return memory.empty(shape, dtype, self.call.device)
+        key = (*name, *shape, dtype)
         if key not in self.spare:
-            self.spare[key] = torch.empty(shape, dtype=dtype, device=self.call.device)
+            self.spare[key] = memory.empty(shape, dtype, self.call.device)
             self.spare[key].mixc_scratch = True
         return self.spare[key]  # type: ignore[no-any-return]
+
+    def own(self, x: Tensor, room: Tensor) -> Tensor:
+        """x, of what lies in a room, to be kept."""
+        if not hasattr(room, "mixc_scratch"):
+            return x
+        return memory.empty(x.shape, x.dtype, x.device).copy_(x)
 
     # ------------------------------------------------------------ values
     def sizes(self, s: Span | None) -> dict[str, int]:
         return {**self.call.sizes, HEADS: self.call.H, **({ROW: s.T, SEQUENCES: s.n} if s else {})}
 
     def env(self, s: Span | None, leaf: Callable[[Node], Tensor], dtype: torch.dtype | None = None) -> Env:
-        return Env(leaf, self.sizes(s), dtype=dtype or self.call.dtype, batch=0, device=self.call.device)
+        return Env(leaf, self.sizes(s), dtype=dtype or self.call.dtype, batch=0, device=self.call.device, rules=RULES)
 
     def once(self, half: Half, params: dict[str, Tensor]) -> Known:
         """Values that no token changes; what depends on numbers and consts alone is formed in fp64."""
@@ -145,37 +161,41 @@ class _Run:
 
     # ------------------------------------------------------------ one loop
     def loop(self, half: Half, s: Span, env: Env, known: Known, fixed: dict[str, Tensor],
-             places: dict[str, list[Tensor]]) -> dict[str, _Slots]:
-        """Runs it; what it leaves goes to `known`.  Returns its stacks."""
+             states: list[Tensor]) -> tuple[dict[str, _Slots], Known]:
+        """Runs it; what it leaves goes to `known`.  Returns its stacks, and the rooms in which lies what it leaves."""
         made, call, sizes = half.loop, self.call, self.sizes(s)
         evaluate([n for n, _ in made.rows.values()], env, known)
         evaluate([n for stack in made.stacks.values() for n in stack.given if n is not None], env, known)
-        given: dict[str, Any] = {"dtype": call.dtype, **fixed, **places}
+        given: dict[str, Any] = {"dtype": call.dtype, **fixed}
+        given |= {f"{d.name}_all": S for d, S in zip(self.program.states, states, strict=True)}
         for name, (n, axes) in made.rows.items():
             x = align(known[n], n.dims, (ROW, *axes), 0)
             x = x.expand(s.T, *_whole(x.shape[1:], axes, sizes))
-            given[name] = x if x.is_contiguous() else self.room((id(made), name), list(x.shape), x.dtype).copy_(x)
+            fast = x.is_contiguous() and x.nbytes > LASTS
+            given[name] = x if fast else self.room(("of a loop", name), list(x.shape), x.dtype).copy_(x)
         for name, (n, axes) in made.heads.items():
             x = align(known[n], n.dims, axes, 0)
-            given[name] = x.expand(_whole(x.shape, axes, sizes))
+            given[name] = x.expand([sizes[d] for d in axes]).contiguous()
         given |= {name: known[n] for name, n in made.numbers.items()}
         for name, axes in made.scratch.items():
-            given[name] = self.room((id(made), name), [sizes[d] for d in axes])
+            given[name] = self.room(("of a loop", name), [sizes[d] for d in axes])
         buffers = {name: self._stack(made, name, known, sizes) for name in made.stacks}
         for name, (stack, i, j, slots) in made.views.items():
             given[name] = self._view(buffers[stack], i, j + 1, slots)
         for name, (n, axes) in made.keeps.items():
-            given[name] = self.room((id(made), name), [s.T, *[sizes[d] for d in axes]],
-                                    torch.bool if n.kind == "bool" else None)
+            given[name] = self.room(("of a loop", name), [s.T, *[sizes[d] for d in axes]],
+                                    torch.bool if n.kind == "bool" else None, handed=self.spare is None)
         for name, n in made.calls.items():
             given[name] = functools.partial(self._token_op, n, {**sizes, ROW: 1})
         made.run(**given)
+        rooms: Known = {}
         for name, (n, axes) in made.keeps.items():
-            known[n] = align(given[name], (ROW, *axes), n.dims, 0)
+            known[n], rooms[n] = align(given[name], (ROW, *axes), n.dims, 0), given[name]
         for n, (stack, i) in made.kept_in.items():
             (feature,) = (d for d in n.dims if d not in AXES)
             known[n] = align(buffers[stack][i:i + 1].flat, (*AXES, feature), n.dims, 0)
-        return buffers
+            rooms[n] = buffers[stack].flat
+        return buffers, rooms
 
     def _weight_sums(self, half: Half, stacks: dict[str, _Slots], env: Env, known: Known) -> None:
         """Sums over tokens and sequences of slots of one stack times the same value: one product for all of them."""
@@ -199,18 +219,15 @@ class _Run:
     def _view(self, buffer: _Slots, i: int, j: int, slots: bool) -> Tensor:
         def made() -> Tensor:
             return buffer[i:j].slots if slots else buffer[i:j].flat
-        if self.spare is None:
-            return made()
-        key = ("view", id(buffer.flat), i, j, slots)
-        if key not in self.spare:
-            self.spare[key] = made()
-            self.spare[key].mixc_scratch = True
-        return self.spare[key]  # type: ignore[no-any-return]
+        x = once_made(buffer.flat, ("view", i, j, slots), made)
+        if hasattr(buffer.flat, "mixc_scratch"):
+            x.mixc_scratch = True  # type: ignore[attr-defined]
+        return x
 
     def _stack(self, made: Loop, name: str, known: Known, sizes: dict[str, int]) -> _Slots:
         stack = made.stacks[name]
         widths = [sizes[d] for d in stack.dims]
-        x = self.room((id(made), name), [*(sizes[d] for d in AXES), sum(widths)])
+        x = self.room(("of a loop", name), [*(sizes[d] for d in AXES), sum(widths)], handed=self.spare is None)
         buffer = _Slots(x, widths)
         for i, n in enumerate(stack.given):
             if n is not None:
@@ -232,7 +249,7 @@ class _Run:
     def _buffer(self, s: Span, d: Decl) -> Tensor:
         """[T + 1, H, n, dims...]: of every token what it receives, and what the last one leaves."""
         dims = [self.call.sizes[n] for n in d.dims]
-        return self.room(("state", d.name), [s.T + 1, self.call.H, s.n, *dims])
+        return self.room(("state", d.name), [s.T + 1, self.call.H, s.n, *dims], handed=self.spare is None)
 
     def _states(self, half: Half, buffers: list[Tensor], after: slice, before: slice) -> Known:
         """Rows of the carried leaves, and of their next values under every name."""
@@ -272,9 +289,7 @@ class _Run:
                 S[0].copy_(x[:, :s.n])
             env = self.env(s, lambda n, s=s: self.rows(tokens.part(ins[n.attr("name")], s), n))  # type: ignore[misc]
             known = known0 | {leaf: S[:-1] for (_, leaf, _), S in zip(half.carried, buffers, strict=True)}
-            places = {f"{d.name}_{x}": each_token(S)[part] for d, S in zip(program.states, buffers, strict=True)
-                      for x, part in (("at", slice(None, -1)), ("to", slice(1, None)))}
-            self.loop(half, s, env, known, fixed, places)
+            rooms = self.loop(half, s, env, known, fixed, buffers)[1]
             known |= self._states(half, buffers, slice(1, None), slice(None, -1))
             outputs = [r for r in half.program.results if r.role == "out"]
             for r, y in zip(outputs, evaluate([r.value for r in outputs], env, known), strict=True):
@@ -282,7 +297,8 @@ class _Run:
             for S, x in zip(buffers, final, strict=True):
                 x[:, :s.n] = S[-1]
             if self.needs:
-                kept += [*buffers, *(known[n] for n in half.saved)]
+                kept += [self.own(S, S) for S in buffers]
+                kept += [self.own(known[n], rooms.get(n, known[n])) for n in half.saved]
         finals = [tokens.packing.by_call(x.transpose(0, 1)).contiguous() for x in final]
         return [tokens.whole(o) for o in outs.values()], finals, kept
 
@@ -300,19 +316,18 @@ class _Run:
         program, tokens = self.program, self.tokens
         n_in, n_par, n_out = len(program.ins), len(program.params), len(program.outs)
         wanted = frozenset(d.name for d, need in zip((*program.ins, *program.params), needs, strict=False) if need)
-        forward, half = self.code.forward(True), self.code.backward(wanted)
+        forward, guarded = self.code.forward(True), self.code.backward(wanted)
         self.spare = {}
-        given = {d.name: tokens.read(x) for d, x in zip(program.ins, tensors, strict=False) if d.name in half.reads}
+        given = {d.name: tokens.read(x) for d, x in zip(program.ins, tensors, strict=False) if d.name in guarded.reads}
         given |= {f"d{d.name}": tokens.read(c) for d, c in zip(program.outs, cotangents[:n_out], strict=True)}
         params = {d.name: x for d, x in zip(program.params, tensors[n_in:n_in + n_par], strict=True)}
-        known0 = self.once(half, params)
-        fixed = self.weights(half.loop, known0)
+        once: dict[bool, Once] = {}
         final = [self._by_rank(c) for c in cotangents[n_out:]]
         grads = {d.name: tokens.empty(x.shape[2], list(x.shape[3:]), x.dtype, x.device)
                  for d, x in zip(program.ins, tensors[:n_in], strict=True) if d.name in wanted}
         sums: dict[str, Tensor] = {}
         for s in reversed(self.spans):
-            saved = [kept.pop() for _ in half.saved][::-1]
+            saved = [kept.pop() for _ in guarded.saved][::-1]
             buffers = [kept.pop() for _ in program.states][::-1]
             cots = [self._buffer(s, d) for d in program.states]
             for D, x in zip(cots, final, strict=True):
@@ -322,12 +337,11 @@ class _Run:
                 name = ("d" if n.op == "cot" else "") + n.attr("name")
                 return self.rows(tokens.part(given[name], s), n)
             env = self.env(s, leaf)
-            known = known0 | self._states(forward, buffers, slice(1, None), slice(None, -1))
-            known |= dict(zip(half.saved, saved, strict=True))
+            known = self._states(forward, buffers, slice(1, None), slice(None, -1))
+            known |= dict(zip(guarded.saved, saved, strict=True))
+            half, fixed = self._half_of(guarded, wanted, params, once, env, known)
             known |= {c: D[1:] for (_, c, _), D in zip(half.carried, cots, strict=True)}
-            places = {f"{d.name}_{x}": each_token(D)[part][::-1] for d, D in zip(program.states, cots, strict=True)
-                      for x, part in (("at", slice(1, None)), ("to", slice(None, -1)))}
-            stacks = self.loop(half, s, env, known, fixed, places)
+            stacks, _ = self.loop(half, s, env, known, fixed, cots)
             known |= self._states(half, cots, slice(None, -1), slice(1, None))
             self._weight_sums(half, stacks, env, known)
             outputs = [r for r in half.program.results if r.role != "next"]
@@ -343,6 +357,23 @@ class _Run:
         whole = {name: tokens.whole(grad) for name, grad in grads.items()}
         states = [tokens.packing.by_call(x.transpose(0, 1)) for x in final]
         return gradients(self, tensors, needs, whole, sums, states)
+
+    def _half_of(self, guarded: Half, wanted: frozenset[str], params: dict[str, Tensor], once: dict[bool, Once],
+                 env: Env, known: Known) -> tuple[Half, dict[str, Tensor]]:
+        """The backward of a span, without guards where it needs none, and its weights; what no token changes goes to
+        `known`.  `once`: what is formed once a call."""
+        def formed(finite: bool) -> Once:
+            if finite not in once:
+                half = self.code.backward(wanted, finite) if finite else guarded
+                constant = self.once(half, params)
+                once[finite] = half, constant, self.weights(half.loop, constant)
+            return once[finite]
+        half, constant, fixed = formed(False)
+        known |= constant
+        if half.guards and all_values_finite(evaluate(half.guards, env, known)):
+            half, constant, fixed = formed(True)
+            known |= constant
+        return half, fixed
 
     def _add(self, grad: Tensor, s: Span, y: Tensor) -> None:
         place = self.tokens.part(grad, s)

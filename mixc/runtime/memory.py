@@ -2,6 +2,7 @@
 
 `Workspace`: scratch, one per thread, dtype and device.  It is as large as the largest segment so far (some
 20 MB: segments are cut to a fixed size), whatever the length of the sequences.
+`lasting`: small scratch, by name: whoever asks under the same name gets it again, with what was made of it.
 `empty`: what a call hands out, or keeps for its backward.  On a CPU allocators give large blocks back to the system:
 the latest `MOST` bytes are remembered, and a tensor whose storage has no other holder (views, graphs, numpy arrays
 and processes count) gives its memory to the next of its size.
@@ -65,6 +66,21 @@ class Workspace:
             views[name].mixc_scratch = True  # type: ignore[attr-defined]
             at += -(-n // _LINE) * _LINE
         return views
+
+
+LASTING = 1 << 25  # bytes of it, one thread's
+
+
+def lasting(name: object, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A tensor on the CPU to be filled, and read before this thread asks for one of that name again."""
+    key, known = (name, *shape, dtype), _local.__dict__.setdefault("lasting", {})
+    if key not in known:
+        if sum(x.nbytes for x in known.values()) > LASTING:
+            known.clear()
+        with torch.inference_mode(False):  # it is kept, for calls in any mode
+            known[key] = torch.empty(tuple(shape), dtype=dtype)
+        known[key].mixc_scratch = True
+    return known[key]  # type: ignore[no-any-return]
 
 
 LEAST, MOST = 1 << 18, 1 << 27

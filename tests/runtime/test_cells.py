@@ -51,6 +51,44 @@ def test_cells(name, monkeypatch):
     check(mixer, 20, dtype=torch.float32)
 
 
+@pytest.mark.parametrize("name", ["oscillators", "stabilised_cell", "feeds_itself", "attends", "lstm"])
+def test_sizes_of_a_layer(name):
+    """Large values go to memory that is there, small ones to scratch that outlives the call: a backward has its own."""
+    mixer = load(name)
+    given = {d.name: 16 if d.name in "KJ" else 64 for d in mixer.declared.dims}
+    x = [draw(mixer.declared, B=2, T=150, H=4, sizes=given, seed=seed, ends=0) for seed in (1, 2)]
+    want = [run(mixer, y, wide=True) for y in x]
+    leaves = [{n: t.clone().requires_grad_() for n, t in y.items()} for y in x]
+    outs = [mixer(**y)[0] for y in leaves]  # the second call is made before the backward of the first
+    assert_runs_agree(mixer, run(mixer, x[0], backend="torch"), want[0], torch.float32)
+    for y, o, w in zip(leaves, outs, want, strict=True):
+        (out,) = w.outs.values()
+        assert ratio(o, out) < 1e-5
+        grads = torch.autograd.grad((o * torch.ones_like(o)).sum(), list(y.values()))
+        of_one = torch.autograd.grad(mixer(**y, backend="reference")[0].sum(), list(y.values()))
+        assert max(ratio(a, b) for a, b in zip(grads, of_one, strict=True)) < 1e-4
+
+
+def test_guards_of_a_span_whose_values_are_finite():
+    """Only the first token sees m = -inf: the spans behind it multiply without looking for cotangents of 0."""
+    mixer = load("stabilised_cell")
+    code = compiled(mixer.declared, True)
+    names = frozenset(d.name for d in (*mixer.declared.ins, *mixer.declared.params))
+    assert "masked_fill" in code.backward(names).loop.text and code.backward(names).guards
+    assert "masked_fill" not in code.backward(names, True).loop.text
+
+
+def test_a_token_makes_no_view_and_no_outer_product():
+    mixer = load("feeds_itself")
+    code = compiled(mixer.declared, True)
+    for half in (code.forward(True), code.backward(frozenset(d.name for d in mixer.declared.ins))):
+        assert not any(len(n.dims) == 5 and n.op == "mul" for n, _ in half.loop.rows.values())
+        for line in half.loop.text.split("strict=True):\n")[1].splitlines():
+            assert not any(view in line for view in ("None", "flatten", "permute", "matmul", "unsqueeze")), line
+    oscillators = compiled(load("oscillators").declared, True).forward(True).loop.text
+    assert "matmul" not in oscillators and "alpha=0.3" in oscillators
+
+
 def test_groups_of_heads():
     def fewer(x):
         return x | {n: x[n][:, :, :g] for n, g in dict(xi=2, xf=1, k=2, v=1).items() if n in x} | (
