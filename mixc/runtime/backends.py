@@ -18,7 +18,7 @@ import torch
 
 from mixc.errors import Diagnostic, InputError, SpecError
 from mixc.passes.planes import is_complex
-from mixc.runtime import cells, chunked, context, parts, planes, sequential, shared
+from mixc.runtime import cells, chunked, context, one_token, parts, planes, sequential, shared
 from mixc.runtime.call import Call
 from mixc.runtime.once import differentiable_once
 
@@ -42,6 +42,9 @@ def torch_backend(mixer: Mixer, call: Call, fused: bool = False) -> Results:
         mixer.noted = True
         for note in mixer.notes:
             warnings.warn(str(note), stacklevel=5)
+    found = one_token.run(call)
+    if found is not None:
+        return found
     call = call if all_parallel else differentiable_once(call)
     if is_complex(call.program) and planes.real_program(call.program) is None:
         return sequential.run(call)
