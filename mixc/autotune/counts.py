@@ -31,11 +31,11 @@ class Counts:
         self.poly[kind][size[1]] += size[0] * weight
 
     def grouped(self) -> Counts:
-        """The same with equal products and equal accesses as one."""
-        products: dict[Any, float] = defaultdict(float)
+        """The same with equal products and equal accesses as one, products in the order of their last."""
+        products: dict[Any, float] = {}
         memory: dict[Any, float] = defaultdict(float)
         for m, n, k, (c, names), how in self.products:
-            products[m, n, k, names, how] += c
+            products[m, n, k, names, how] = products.pop((m, n, k, names, how), 0.0) + c
         for what, pointer, elements, (c, names) in self.memory:
             memory[what, pointer, elements, names] += c
         return Counts(self.poly, [(m, n, k, (c, names), how) for (m, n, k, names, how), c in products.items()],

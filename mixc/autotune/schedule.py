@@ -196,10 +196,13 @@ class LaunchSpace:
             largest = maximum(512, *dict.fromkeys(model.size(m) * model.size(n) for m, n, *_ in counts.products))
             wide = 16 if model.cells else 32
             space.require(whole(largest) >= warps * (16 * wide), OWN_16 if model.cells else OWN_32)
-            widest = maximum(0, *dict.fromkeys(model.size(n) for _, n, *_ in counts.products if n[1]))
             if not model.cells:
+                few = [n for m, n, _, often, _ in counts.products
+                       if n[1] and not {*m[1]} - {"C", *(f"B{d}" for d in kernel.ranks)} and "replays" not in often[1]]
+                last = few[-1:] if len(rows) > 1 else few  # beside what is counted by rows the order is not known
+                widest = maximum(0, *dict.fromkeys(map(model.size, last)))
                 space.require((target.full_rows <= C * more) | (warps * 16 <= C * more) | (whole(widest) > C * more),
-                              "of products with few rows one has more columns, or every warp forms all (`wide_last`)")
+                              "the last product of few rows has more columns, or every warp forms all (`wide_last`)")
         return space, model
 
     @cached_property

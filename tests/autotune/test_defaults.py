@@ -191,3 +191,13 @@ def test_more_rows_that_spill_far_more_are_not_tried() -> None:
 def test_a_target_with_no_room_is_refused_in_words() -> None:
     with pytest.raises(InputError, match=r"threads a block"):
         schedule(target=replace(find("h100"), name="tiny", warp=2048)).default()
+
+
+def test_the_last_of_the_products_with_few_rows_is_wide() -> None:
+    """Else every warp forms all of all: 4.3 kB were spilled where 250 registers were estimated."""
+    s = schedule("rotary_linear_attention", K=128, V=128, P=128)
+    _, model = s._space("bwd").spaces[0]
+    few = [n for m, n, _, often, _ in model.counts.products if m[1] == ("C",) and "replays" not in often[1]]
+    assert few[-1][1] == ("BV",)
+    points = [make() for _, (_, _, make) in zip(range(40), s._space("bwd").best(), strict=False)]
+    assert points and all(c.tile.chunk == 16 or c.tile.chunk >= 64 for c in points if dict(c.tile.blocks)["V"] <= 32)
