@@ -209,13 +209,13 @@ class AffineForms:
         return any(self._risks[node])
 
     def endless(self, above: bool) -> bool:
-        """Is there one state, which no write reads, that may be given -inf, as the log of a decay is?  `above`: or inf,
-        as a step size may be?"""
+        """Is there one state, which no write reads, that may be given -inf and never inf, as the log of a decay is?
+        `above`: or any other infinite value, such as what a step size is multiplied with?"""
         found = self.form(self.nexts[0]) if len(self.states) == 1 else None
         if found is None or {*found.decays} != {*self.leaves} or any(w.value for w in found.writes):
             return False
         given = [bounds(x) for w, c in found.writes.items() for x in (*w.factors, *([] if c is None else [c]))]
-        return any(x.infinite and (above or x.low == -INF) for x in given)
+        return any(x.infinite and (above or (x.low == -INF and x.high < INF)) for x in given)
 
     def _correction(self, node: Node) -> Affine | None:
         """Outer products one factor of which reads the state."""
