@@ -18,7 +18,7 @@ import torch
 
 from mixc.errors import Diagnostic, InputError, SpecError
 from mixc.passes.planes import is_complex
-from mixc.runtime import cells, chunked, context, one_token, parts, planes, sequential, shared
+from mixc.runtime import cells, chunked, context, one_token, parts, planes, sequential, shared, token_loop
 from mixc.runtime.call import Call
 from mixc.runtime.once import differentiable_once
 
@@ -36,7 +36,8 @@ def reference(mixer: Mixer, call: Call) -> Results:
 
 
 def torch_backend(mixer: Mixer, call: Call, fused: bool = False) -> Results:
-    """The chunk program where the form has one, else the step token by token, with a note said once."""
+    """The chunk program where the form has one (but see `token_loop`), else the step token by token, with a note said
+    once; of one token its step."""
     all_parallel = has_torch_program(mixer)
     if not all_parallel and not mixer.noted:
         mixer.noted = True
@@ -48,8 +49,11 @@ def torch_backend(mixer: Mixer, call: Call, fused: bool = False) -> Results:
     call = call if all_parallel else differentiable_once(call)
     if is_complex(call.program) and planes.real_program(call.program) is None:
         return sequential.run(call)
+    def of_reals(part: Call) -> Results:
+        return cells.run(part) if not fused and token_loop.faster(part) else chunked.run(part, fused=fused)
+
     def parallel(part: Call) -> Results:
-        return _of_planes(part, lambda real: chunked.run(real, fused=fused))
+        return _of_planes(part, of_reals)
     return context.run(call, lambda c: parts.run(c, parallel, lambda part: _of_planes(part, cells.run)))
 
 
