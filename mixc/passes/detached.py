@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from mixc.ir.node import Node, depends, first_below, fold, make, postorder, substitute
+from mixc.ir.node import ROW, Node, depends, first_below, fold, make, postorder, substitute
 from mixc.ir.program import Decl, Program, Result, free, once_a_program
 from mixc.passes.components import components
 from mixc.passes.why import text_of
@@ -68,7 +68,7 @@ def _through(node: Node, args: list[Node]) -> Node:
 def in_place(values: Program, given: Program, reads: tuple[str, ...]) -> Program:
     """The chunk program of the step, of those of the two."""
     found = {given.decl(name).leaf(): make("stop_gradient", values.result("out", name)) for name in reads}
-    rows = {make("in", name=n.attr("name"), dims=x.dims, kind=n.kind): x for n, x in found.items()}
+    rows = {make("in", name=n.attr("name"), dims=(ROW, *n.dims), kind=n.kind): x for n, x in found.items()}
     made = given.with_values(substitute(given.values(), rows))
     return replace(made, decls=tuple(d for d in made.decls if d.name not in reads),
                    dims=tuple(dict.fromkeys((*made.dims, *values.dims))))

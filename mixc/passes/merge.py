@@ -29,6 +29,7 @@ from mixc.ir.ops import CHOICES
 from mixc.ir.program import Program
 from mixc.ir.ranges import bounds, proving
 from mixc.ir.region import Region, region
+from mixc.ir.scans import COMBINES, shift
 from mixc.passes.simplify import simplify
 from mixc.passes.tangent import without_tangents
 
@@ -259,7 +260,7 @@ def _decided(program: Program, roots: Sequence[Node], runs: Sequence[Values]) ->
     be told: `maximum(x, 1e-3)` is x wherever both are measured by another entry of 1e30.  Nor is anything below them
     0 in all runs: x + y is x for a y that only rare sequences of decisions let through."""
     known = {d.name for d in program.dims if d.size}
-    deciding = [n for n in postorder(roots) if n.op in _DECIDING and not _fixed(n, known)]
+    deciding = [n for n in postorder(roots) if (n.op in _DECIDING or _chooses(n)) and not _fixed(n, known)]
     sides = {n: [_sides(n, run) for run in runs] for n in deciding}
 
     def told(root: Node, decision: Node) -> bool:
@@ -274,6 +275,11 @@ def _fixed(n: Node, known: set[str]) -> bool:
     is seen."""
     return all(x.op == "number" or (x.op in ("size", "index") and {x.attr("dim"), *x.dims} - {None} <= known)
                for x in postorder([n]) if not x.args)
+
+
+def _chooses(n: Node) -> bool:
+    """Is it a scan that keeps what was there, or takes what is new?"""
+    return n.op == "scan" and n.attr("combine")[:3] in ("max", "min")
 
 
 _DECIDING = CHOICES | {"and", "or", "not", "elu", "where", "mod", "floordiv"}
@@ -294,6 +300,12 @@ def _sides(n: Node, run: Values) -> tuple[float, float]:
         yes = align(xs[0], n.args[0].dims, n.dims, 2)
         a, b = (all_ if is_number(x) else y.abs() for x in n.args[1:])
         found = torch.where(yes, a, none), torch.where(yes, none, b)
+    elif n.op == "scan":
+        a, new = (align(x, m.dims, n.dims, 2) for x, m in zip(xs[:2], n.args, strict=False))
+        start = align(xs[2], n.args[2].dims, n.dims[1:], 2)
+        before = shift(y, start, 2, n.attr("reverse"))
+        kept = a * before if COMBINES[n.attr("combine")].times else a + before
+        found = kept - new, new - kept
     elif n.op == "floordiv":
         found = torch.where(y == 0, all_, none), y.abs()
     elif n.op in ("maximum", "minimum", "clamp", "mod"):

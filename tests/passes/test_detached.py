@@ -23,6 +23,8 @@ PARALLEL = {
                                    "M = 0.5 * M + k * v\nout o[V] = q @ S",
     "one that another takes over": MATRIX + "state M[K, V]\nM = M + b * k * (v - stop_gradient(k @ M))\n"
                                    "S = exp(-b) * S + 0.3 * M\nout o[V] = q @ S",
+    "the rows of a param's decay": "param w[K]\n" + MATRIX + "S = exp(-abs(w * b)) * S + k * v\n"
+                                   "S = S - b * v * stop_gradient(S @ v)\nout o[V] = q @ S",
     "a vector": VECTOR + "s = a * stop_gradient(s) + x\nout o[K] = s * sum(y)",
     "two vectors": VECTOR + "state z[K]\nz = a * z - stop_gradient(s) + x\ns = s + 0.1 * z\nout o[K] = s * sum(y)",
 }

@@ -134,3 +134,14 @@ def test_a_factor_that_is_0_or_1_is_not_there_once_more(T: int) -> None:
     got, want = (agree.run(mixer, x, initial_state=start, backend=b) for b in ("torch", "reference"))
     for name in want.grads:
         torch.testing.assert_close(got.grads[name], want.grads[name])
+
+
+def test_a_scan_decides_which_value_stays() -> None:
+    """A sum of what is not above 0 won against no state that was seen: the largest was taken for what was there."""
+    mixer = mixc.loads("mixer m(K, V) {\nin x[K]\nparam a[K, V] where a <= 0\nparam w[K]\nstate M[K]\n"
+                       "M = maximum(sigmoid(w) * M, sum[V](a))\nout o[K] = x\n}")
+    start = {"M": torch.full((1, 2, 5), -40.0, dtype=torch.float64)}
+    x = draw_inputs(mixer.declared, B=1, T=2, H=2, sizes={"K": 5, "V": 3}, dtype=torch.float64)
+    got, want = (agree.run(mixer, x, initial_state=start, backend=b) for b in ("torch", "reference"))
+    for name in want.grads:
+        torch.testing.assert_close(got.grads[name], want.grads[name])
