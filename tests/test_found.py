@@ -257,6 +257,11 @@ FREE = {  # what was wrong: a whole text, and what its call was beside that
     "the log of a gate that is summed up, its row infinite": (
         "mixer m(V) {\nin v[V], g where g <= 0\nstate F, M[V]\nF = F + g\nM = 0.5 * M + g * square(v)\n"
         "out o[V] = exp(F) * v + exp(M)\n}", dict(gates="forget")),
+    "a dim whose second name alone a kernel's tensors have": (
+        "mixer m(K, E = K) {\nin q[K]\nparam R[K, E]\nstate S\nS += max[E](R @ q)\nout o = S\n}", {}),
+    "a dim whose size only the tensors of another part tell": (
+        "mixer m(K, V) {\nin q[K], u[V]\nstate S[K], Z[K, V]\nS = 0.9 * S + q\nZ = tanh(Z * u + 0.1)\n"
+        "out o[K] = S\nout r[K, V] = Z\n}", {}),
 }
 
 

@@ -42,13 +42,14 @@ def size_lines(tensors: Sequence[Decl], dims: Iterable[Dim]) -> list[str]:
                 lines.append(f"{dim} = {safe(decl.name)}.shape[{(3 if decl.role == 'in' else 1) + i}]")
                 known.add(dim)
     for d in dims:
+        if d.alias and d.name in known and d.alias not in known:
+            lines.append(f"{d.alias} = {d.name}")
+            known.add(d.alias)
+    for d in dims:
         if d.name not in known:
             if d.alias is None:
                 raise ValueError(f"no tensor has dim {d.name}")
             lines.append(f"{d.name} = {d.alias}")
-        elif d.alias and d.alias not in known:
-            lines.append(f"{d.alias} = {d.name}")
-            known.add(d.alias)
     return lines
 
 

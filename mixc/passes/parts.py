@@ -222,6 +222,10 @@ class _Parts:
         outs = [d for d in step.outs if d.name in mine]
         outs += [Decl("out", r.name, r.value.dims, span=r.value.span, exact=True) for r in results
                  if r.role == "out" and r.name not in {d.name for d in outs}]
+        dims = {d for x in (*states, *outs) for d in x.dims} | {d for n in order for d in n.dims}
+        for d in (*step.ins, *step.params):  # how large a dim is some tensor must tell, be it read or not
+            if {*d.dims} & dims - step.told([*given, *(x for x in (*step.ins, *step.params) if x.name in read)]):
+                read.add(d.name)
         ins, params, known = ([d for d in of if d.name in read] for of in (step.ins, step.params, step.consts))
         ins = ins or ([] if given else list(step.ins[:1]))  # whose tokens are counted
         return step.part(f"{step.name}_{place}", (*ins, *given, *params, *known, *states, *outs), results, order)
