@@ -114,13 +114,22 @@ class Shapes:
     def _longest(self, call: Call) -> int:
         """Rows a chunk may have."""
         if not self.code.single:
+            longest = min(self.code.longest, 32 if self._side(call) < 64 else 64)
             keys = [call.sizes[d] for d in self.code.solved_over]
             if not keys:
-                return self.code.longest
+                return longest
             rows = 4 * min(keys)  # of a system; where they are few it counts how many systems a token is in
             each = rows // len(self.code.systems)
-            return min(self.code.longest, 1 << (rows if each >= 16 else max(4, each)).bit_length() - 1)
+            return min(longest, 1 << (rows if each >= 16 else max(4, each)).bit_length() - 1)
         return min(self.code.longest, max(16, 1 << (MATRIX_SLABS // self._slab(call)).bit_length() >> 1))
+
+    def _side(self, call: Call) -> float:
+        """K V / (K + V) of the largest state, twice: as many pairs of rows cost as much as the state they save."""
+        def side(dims: tuple[str, ...]) -> float:
+            K = max((call.sizes[n] for n in dims), default=1)
+            V = math.prod(call.sizes[n] for n in dims) / K
+            return 2 * K * V / (K + V)
+        return max((side(d.dims) for d in call.program.states), default=64)
 
     def _slab(self, call: Call) -> int:
         """Values of a row of one chunk of every sequence."""

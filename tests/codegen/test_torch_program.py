@@ -13,11 +13,11 @@ from mixc.passes.chunk import chunk
 from mixc.passes.classify import classify
 from mixc.passes.differentiate import differentiate
 from mixc.passes.simplify import simplify
-from mixc.runtime import chunked, sequential
+from mixc.runtime import arguments, chunked, sequential, shapes
 from mixc.runtime.agree import FLOOR, rms
 from mixc.runtime.call import Call
 from mixc.runtime.compiled import compiled
-from mixc.runtime.draw import is_gate
+from mixc.runtime.draw import draw, is_gate
 from mixc.runtime.rows import rows
 from tests.agree import assert_agree
 from tests.build import KINDS, scalar_decay
@@ -251,3 +251,13 @@ def test_spans_of_vectors_keep_their_digits_beside_what_forgets(reach):
     want, got = span_sum(g.double(), reach), span_sum(g, reach)
     assert torch.equal(want == -torch.inf, got == -torch.inf)
     assert (want.exp() - got.exp()).abs().max() < 2e-7
+
+
+@pytest.mark.parametrize(("name", "sizes", "C"), [("simple_gla", (16, 64), 32), ("simple_gla", (64, 64), 64),
+                                                  ("gla", (32, 32), 32), ("gla", (128, 96), 64)])
+def test_chunks_of_small_states_are_short(name, sizes, C):
+    """Pairs of rows cost by C, what is done with a state by 1/C: small ones are read more often."""
+    mixer = mixc.load(name)
+    x = draw(mixer.declared, B=1, T=300, H=1, sizes=dict(zip("KV", sizes, strict=True)))
+    call = arguments.bind(mixer, (), x, {})
+    assert shapes.shapes(compiled(call.program), call, None, False, True, False).C == C
