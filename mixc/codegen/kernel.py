@@ -160,8 +160,7 @@ class KernelWriter(Stores):
         for d in self.launch.split:
             if d in self.dims:
                 lines += [f"{self._own(d)} = pid % {self._count(d)}", f"pid = pid // {self._count(d)}"]
-        lines += [*self._sequence(), "if SIGN < 0:  # reversed: the first row of a sequence is its last token",
-                  "    first, token = first + length - 1, token + length - 1"]
+        lines += self._sequence()
         for name, decl in self.loaded.items():
             if decl.role == "in":
                 lines.append(f"{name}_ptr += batch * {name}_sb + token * {name}_st + (head // {name}_rep) * {name}_sh")
@@ -198,13 +197,11 @@ class KernelWriter(Stores):
         """Programs along a dim."""
         return f"tl.cdiv({d}, B{d}{' * TURNS' if d == self.turned else ''})"
 
+    _place_of = "first, length, batch, token = sequence_of(seq, starts, lengths, T, SIGN, RAGGED)"
+    _first_segment = "first_segment = first_segment_of(seq, length, segment_at, SEGMENT)"
+
     def _sequence(self) -> list[str]:
-        return ["seq, head = (pid // H).to(tl.int64), pid % H",
-                "if RAGGED:",
-                "    first, length = tl.load(starts + seq).to(tl.int64), tl.load(lengths + seq).to(tl.int32)",
-                "    batch, token = 0, first",
-                "else:",
-                "    first, length, batch, token = seq * T, T, seq, 0"]
+        return ["seq, head = (pid // H).to(tl.int64), pid % H", self._place_of]
 
     def _part(self, parts: list[str]) -> str:
         """Which of the partial sums over these dims is the program's own."""
@@ -219,21 +216,23 @@ class KernelWriter(Stores):
                 "of the initial one" for c in carried[:1] if self.launch.reverse]
 
     def _initial(self, sums: list[Store]) -> list[str]:
-        given, zero = [], []
+        whole, given, zero = [], [], []
         for c in self.ends:
-            address = self._state_at(f"{c.name}_initial", "seq * H + head", c.dims)
-            load = self._for_one(f"tl.load({address}{self._guard(c.dims, False)}).to(tl.float32)", c)
-            given.append(f"{safe(c.name)} = {load}")
-            zero.append(f"{safe(c.name)} = " + (f"tl.zeros({self.tiles.shape(self.tile(c.dims))}, tl.float32)" if c.dims else "0.0"))
+            name, at = safe(c.name), (f"{c.name}_initial", "seq * H + head")
+            if (tile := self._tile_of(*at, c.dims)) is not None:
+                whole.append(f"{name} = {self._for_one(f'initial_state({tile}, HAS_INITIAL)', c)}")
+                continue
+            given.append(f"{name} = {self._for_one(f'{self._state(*at, c.dims)}.to(tl.float32)', c)}")
+            zero.append(f"{name} = " + (f"tl.zeros({self.tiles.shape(self.tile(c.dims))}, tl.float32)" if c.dims else "0.0"))
         chosen = ["if HAS_INITIAL:", *indent(given), "else:", *indent(zero)] if given else []
-        return [*self._said(self.ends), *chosen, *self._sums(sums)]
+        return [*self._said(self.ends), *whole, *chosen, *self._sums(sums)]
 
     def _loop(self) -> list[str]:
         if self.launch.loop == "tokens":
             return ["for row_at in range(0, length):", *indent(["row = tl.cast(row_at, tl.int64) * SIGN", *self.body])]
         lines = ["chunks = tl.cdiv(length, C)"]
         if self._by_segment:
-            lines += self._first_segment()
+            lines.append(self._first_segment)
         # what a compiler hoists out of the loop, above all addresses of shared memory, would fill the registers
         loop = ["for i in tl.range(0, chunks, num_stages=STAGES, disable_licm=True):"]
         inner = ["chunk = chunks - 1 - i"] if self.launch.reverse else ["chunk = i"]
@@ -245,11 +244,6 @@ class KernelWriter(Stores):
                 "live = rows < length - chunk * C",
                 "held = tl.minimum(rows, length - 1 - chunk * C)  # rows behind the end repeat the last token",
                 *self.axes.in_chunk(self.joint), *self.body]
-
-    def _first_segment(self) -> list[str]:
-        ragged = "if RAGGED and KEEP:" if "KEEP" in self._keeping() else "if RAGGED:"
-        return [ragged, "    first_segment = tl.load(segment_at + seq)", "else:",
-                "    first_segment = seq * tl.cdiv(length, SEGMENT)"]
 
     def _final(self, sums: list[Store]) -> list[str]:
         lines = [self._store_state(safe(c.name), f"{c.name}_final", "seq * H + head", c.dims) for c in self.ends]

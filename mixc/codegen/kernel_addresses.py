@@ -55,12 +55,21 @@ class Addresses:
 
     def _state_at(self, pointer: str, number: str, dims: tuple[str, ...]) -> str:
         """Addresses of a tile of the state of so many that lie one after the other."""
-        offset, whole = self._flat(dims), flat(dims)
-        if len(whole) == 2:
-            (d, e), (rows, columns) = whole, map(self.tiles.index, whole)
-            if offset == f"{rows}[:, None] * {e} + {columns}[None, :]":
-                return f"state_at({pointer}, {number}, {rows}, {columns}, {d}, {e})"
-        return f"{pointer} + ({number}) * ({' * '.join(whole) or '1'}){plus(offset)}"
+        if self._tile_of(pointer, number, dims) is not None:
+            return f"state_at({pointer}, {number}, {', '.join([*map(self.tiles.index, dims), *dims])})"
+        return f"{pointer} + ({number}) * ({' * '.join(flat(dims)) or '1'}){plus(self._flat(dims))}"
+
+    def _tile_of(self, pointer: str, number: str, dims: tuple[str, ...]) -> str | None:
+        """The arguments by which it is loaded as a tile of a matrix, if it is one."""
+        if len(dims) != 2 or flat(dims) != dims or self.tile(dims) != dims:
+            return None
+        axes = (x for d in dims for x in (self.tiles.index(d), self.tiles.inside(d)))
+        return ", ".join([pointer, number, *axes, *dims])
+
+    def _state(self, pointer: str, number: str, dims: tuple[str, ...]) -> str:
+        """The tile itself."""
+        tile = self._tile_of(pointer, number, dims)
+        return f"tl.load({self._state_at(pointer, number, dims)}{self._guard(dims, False)})" if tile is None else f"state_of({tile})"
 
     def _inside(self, dims: tuple[str, ...]) -> list[str]:
         """What holds where a tile's entries are within their dims, those of rows aside."""

@@ -150,6 +150,7 @@ class Loads(Addresses):
         again over the chunks between."""
         launch = self.launch
         names = {s: safe(s) for s in launch.starts}
+        self.body.append(self._kept_at)
         for s in launch.starts:
             dims = self.program.decl(s).dims
             self.body.append(f"{names[s]} = {self._kept(f'{s}_starts', dims)}{'.to(tl.float32)' if launch.replay else ''}")
@@ -216,11 +217,12 @@ class Loads(Addresses):
 
     def _kept(self, tensor: str, dims: tuple[str, ...]) -> str:
         """What is kept of this segment, loaded."""
-        return f"tl.load({self._state_at(tensor, self._segment_number(), dims)}{self._guard(dims, False)})"
+        return self._state(tensor, "kept_at", dims)
 
-    def _segment_number(self) -> str:
+    @property
+    def _kept_at(self) -> str:
         """Which of the states that are kept is this chunk's segment's."""
-        return f"(first_segment + {self._segment()}).to(tl.int64) * H + head"
+        return f"kept_at = (first_segment + {self._segment()}).to(tl.int64) * H + head"
 
     def _segment(self) -> str:
         return "chunk // (SEGMENT // C)"

@@ -23,20 +23,20 @@ class Stores(Loads):
         target = self._rows_at(f"{s.name}_ptr", "row", stride, dims, at=s.at)
         axes = apart_from(dims, s.at)
         value, mask = self.tiles.whole(s.value, self.tile(axes)), self._mask(axes, rows=True)
-        line = f"tl.store({target}, {value}{self._earlier(target, mask, s.dims)}{mask})"
+        line = self._stored_at(target, value, mask, s.dims)
         return [f"if KEEP:\n    {line}"] if self._only_kept(s) else [line]
 
     def _only_kept(self, s: Store) -> bool:
         """Is it stored for the backward, thus only where gradients are asked for?"""
         return s.result == "save" and not self.launch.reverse
 
-    def _earlier(self, target: str, mask: str, dims: tuple[str, ...]) -> str:
-        """What the blocks before this one have left there, if it is their sum."""
-        if not self.turned or self.turned in dims:
-            return ""
+    def _stored_at(self, target: str, value: str, mask: str, dims: tuple[str, ...], turned: bool = True) -> str:
+        """With what the blocks before this one have left there, if it is their sum."""
+        if not turned or not self.turned or self.turned in dims:
+            return f"tl.store({target}, {value}{mask})"
         if not mask:
-            return f" + tl.where(block_{self.turned} > first_{self.turned}, tl.load({target}), 0.0)"
-        return f" + tl.load({target}{mask} & more_{self.turned}, other=0.0)"
+            return f"tl.store({target}, {value} + tl.where(block_{self.turned} > first_{self.turned}, tl.load({target}), 0.0))"
+        return f"add_to({target}, {value}{mask.replace('mask=', '')}, more_{self.turned})"
 
     def _store_ready(self, pending: list[Store], force: bool = False) -> list[Store]:
         """Write what can be written: a stored tile is alive no longer."""
@@ -50,11 +50,8 @@ class Stores(Loads):
                 self.body.append(f"{s.name}_sum += {self.tiles.whole(s.value, self.tile(s.dims))}")
         return waiting
 
-    def _store_state(self, name: str, pointer: str, where: str | None, dims: tuple[str, ...]) -> str:
-        target = self._state_at(pointer, self._segment_number() if where is None else where, dims)
-        mask = self._mask(dims, False)
-        earlier = self._earlier(target, mask, dims) if pointer.endswith("_final") else ""
-        return f"tl.store({target}, {name}{earlier}{mask})"
+    def _store_state(self, name: str, pointer: str, where: str, dims: tuple[str, ...]) -> str:
+        return self._stored_at(self._state_at(pointer, where, dims), name, self._mask(dims, False), dims, pointer.endswith("_final"))
 
     def _begins(self) -> str:
         """Does the loop enter a segment here?"""
@@ -64,9 +61,9 @@ class Stores(Loads):
 
     def _keep(self) -> list[str]:
         launch = self.launch
-        kept = [self._store_state(safe(c.name), launch.kept(c.name), None, c.dims)
+        kept = [self._store_state(safe(c.name), launch.kept(c.name), "kept_at", c.dims)
                 for c in launch.carries if c.name in launch.keeps]
-        return [f"if {'KEEP and ' if launch.stores else ''}{self._begins()}:", *indent(kept)] if kept else []
+        return [f"if {'KEEP and ' if launch.stores else ''}{self._begins()}:", *indent([self._kept_at, *kept])] if kept else []
 
     def _sums(self, sums: list[Store]) -> list[str]:
         return [f"{s.name}_sum = " + (f"tl.zeros({self.tiles.shape(self.tile(s.dims))}, tl.float32)" if s.dims else "0.0") for s in sums]

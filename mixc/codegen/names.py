@@ -18,18 +18,17 @@ from mixc.ir.program import Decl, Program
 
 # names that a kernel's text uses itself; a user's name that equals one gets an underscore
 RESERVED = frozenset([
-    "tl", "triton", "inside", "rows_at", "state_at", "dot", "fine_dot", "halves", "stack", "formed", "span_sum", "running_sum", "sum_crossing", "log_and_sign", "odd", "span_product", "running_product",
-    "whole_product", "softplus", "logsigmoid", "log1p", "expm1", "tanh", "atan2", "logaddexp", "sign", "mod", "pid", "seq", "head",
+    "tl", "triton", "pid", "seq", "head",
     "B", "C", "T", "H", "rows", "live", "held", "row", "row_at", "chunk", "chunks", "first", "length", "batch",
-    "token", "starts", "lengths", "segment_at", "first_segment", "past", "i", "SIGN", "RAGGED", "SEGMENT", "KEEP", "HAS_INITIAL",
+    "token", "starts", "lengths", "segment_at", "first_segment", "kept_at", "past", "i", "SIGN", "RAGGED", "SEGMENT", "KEEP", "HAS_INITIAL",
     "STORE_FINAL", "OPERAND", "PRECISION", "STAGES", "print", "range", "float", "int", "min", "max", "abs", "any",
     "ctx", "seqs", "device", "count", "tile", "keep", "bound", "has_initial", "has_final", "parts", "initial",
     "lane", "there", "group", "longest", "late", "begin", "some", "segment", "weights", "HELD", "STARTED", "piece", "pieces", "piece_of",
     "entered", "torch", "math", "os", "run", "block", "operand", "precision", "merged", "add_parts", "over_group", "features_packed",
     "registers", "through", "dict",  "Sequences", "Past", "Guarded", "pieces_of", "FORWARD", "BACKWARD", "FORWARD_STATES", "FORWARD_OUTS",
-    "BACKWARD_STATES", "BACKWARD_GRADS", "INTERPRETED", "BEHIND_FORWARD", "BEHIND_BACKWARD", "BEHIND_STEP", *library.names("spans", "rows", "solves", "products", "later"),
+    "BACKWARD_STATES", "BACKWARD_GRADS", "INTERPRETED", "BEHIND_FORWARD", "BEHIND_BACKWARD", "BEHIND_STEP", *library.names("basics", "spans", "rows", "solves", "products", "later"),
 ])
-_HOST = library.names("host", "calls", "basics") | {
+_HOST = library.names("host", "calls") | {
     "INS", "PARAMS", "STATES", "PAST", "ALIASES", "SIZES", "PLANES", "collections",
     "ValueError", "all", "bool", "getattr", "hasattr", "isinstance", "iter", "len", "list", "map", "next", "pow", "reversed",
     "staticmethod", "tuple", "type", "zip"}  # of Python's, what modules call (and RESERVED holds)

@@ -37,8 +37,7 @@ class SegmentWriter(KernelWriter):
         """What was carried to this segment."""
         return self._for_one(self._kept(self.launch.kept(c.name), c.dims), c)
 
-    def _segment_number(self) -> str:
-        return "piece * H + head"
+    _kept_at = "kept_at = piece * H + head"
 
     # ------------------------------------------------------------ arguments
     def _kept_arguments(self) -> list[str]:
@@ -50,13 +49,8 @@ class SegmentWriter(KernelWriter):
     # ------------------------------------------------------------ the whole
     def _sequence(self) -> list[str]:
         return ["piece, head = (pid // H).to(tl.int64), pid % H  # a segment, counted over all sequences",
-                "if RAGGED:",
-                "    seq = tl.load(piece_of + piece).to(tl.int64)",
-                "    first, length = tl.load(starts + seq).to(tl.int64), tl.load(lengths + seq).to(tl.int32)",
-                "    batch, token, first_segment = 0, first, tl.load(segment_at + seq)",
-                "else:",
-                "    seq = piece // tl.cdiv(T, SEGMENT)",
-                "    first, length, batch, token, first_segment = seq * T, T, seq, 0, seq * tl.cdiv(T, SEGMENT)",
+                "seq = tl.load(piece_of + piece).to(tl.int64) if RAGGED else piece // tl.cdiv(T, SEGMENT)",
+                self._place_of, self._first_segment, self._kept_at,
                 "entered = (piece - first_segment).to(tl.int32) * SEGMENT  # rows before this segment"]
 
     def _initial(self, sums: list[Store]) -> list[str]:

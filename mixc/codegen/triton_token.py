@@ -62,16 +62,16 @@ class TokenWriter(KernelWriter):
             at = ["row_at = length - 1 - i"] if self.launch.reverse else ["row_at = i"]
             return ["for i in tl.range(0, length, num_stages=STAGES):", *indent([*at, row, *self.body])]
         if not self.launch.reverse:
-            return [*self._first_segment(), "for row_at in tl.range(0, length, num_stages=STAGES):",
+            return [self._first_segment, "for row_at in tl.range(0, length, num_stages=STAGES):",
                     *indent([row, *self.body])]
         aside = [f"tl.store({self._aside(s, 'past')}, {safe(s)})" for s in self.launch.starts]
         kept = [f"{safe(s)} = {self._kept(f'{s}_starts', self.program.decl(s).dims)}" for s in self.launch.starts]
         back = ["row_at = begin + some - 1 - i", row, *self.body]
         inner = ["segment = tl.cdiv(length, SEGMENT) - 1 - late", "begin = segment * SEGMENT",
-                 "some = tl.minimum(SEGMENT, length - begin)", *kept,
+                 "some = tl.minimum(SEGMENT, length - begin)", self._kept_at, *kept,
                  "for past in tl.range(0, some, num_stages=1):  # the states of the segment again", *indent([*aside, CALL]),
                  "tl.debug_barrier()  # all that was put aside is there",
                  "for i in tl.range(0, some, num_stages=1):", *indent(back),
                  "tl.debug_barrier()"]
-        return [*self._first_segment(), "for late in tl.range(0, tl.cdiv(length, SEGMENT), num_stages=1):",
+        return [self._first_segment, "for late in tl.range(0, tl.cdiv(length, SEGMENT), num_stages=1):",
                 *indent(inner)]

@@ -52,6 +52,30 @@ def stack(x, y, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def sequence_of(seq, starts, lengths, T, SIGN: tl.constexpr, RAGGED: tl.constexpr):
+    """The first row of a sequence among all, its length, its batch and its first token there. (Where it is reversed its
+    first row is its last token.)"""
+    if RAGGED:
+        first, length = tl.load(starts + seq).to(tl.int64), tl.load(lengths + seq).to(tl.int32)
+        batch, token = 0, first
+    else:
+        first, length, batch, token = seq * T, T, seq, 0
+    if SIGN < 0:
+        first, token = first + length - 1, token + length - 1
+    return first, length, batch, token
+
+
+@triton.jit
+def first_segment_of(seq, length, segment_at, SEGMENT: tl.constexpr):
+    """The number of a sequence's first segment among those of all (no `segment_at`: all are of one length)."""
+    if segment_at is None:
+        number = seq * tl.cdiv(length, SEGMENT)
+    else:
+        number = tl.load(segment_at + seq)
+    return number
+
+
+@triton.jit
 def rows_at(ptr, row, rows, stride, columns, SIGN: tl.constexpr):
     """Addresses of a tile: the rows of a chunk that begins at `row`, as far apart as `stride`, and columns."""
     return ptr + row * stride + rows[:, None] * SIGN * stride + columns[None, :]
@@ -61,6 +85,27 @@ def rows_at(ptr, row, rows, stride, columns, SIGN: tl.constexpr):
 def state_at(ptr, number, rows, columns, R: tl.constexpr, N: tl.constexpr):
     """Addresses of a tile of matrix [R, N] `number` of those that lie one after the other."""
     return ptr + number * (R * N) + rows[:, None] * N + columns[None, :]
+
+
+@triton.jit
+def state_of(ptr, number, rows, has_rows, columns, has_columns, R: tl.constexpr, N: tl.constexpr):
+    """A tile of such a matrix, 0 beyond its size."""
+    mask = has_rows[:, None] & has_columns[None, :]
+    return tl.load(state_at(ptr, number, rows, columns, R, N), mask=mask, other=0.0)
+
+
+@triton.jit
+def initial_state(ptr, number, rows, has_rows, columns, has_columns, R: tl.constexpr, N: tl.constexpr, GIVEN: tl.constexpr):
+    """The same in fp32; 0 where none is given."""
+    if GIVEN:
+        return state_of(ptr, number, rows, has_rows, columns, has_columns, R, N).to(tl.float32)
+    return tl.zeros([rows.shape[0], columns.shape[0]], tl.float32)
+
+
+@triton.jit
+def add_to(at, value, mask, more):
+    """Stores the value: where there is `more`, added to what stands there."""
+    tl.store(at, value + tl.load(at, mask=mask & more, other=0.0), mask=mask)
 
 
 @triton.jit
