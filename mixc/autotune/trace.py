@@ -81,7 +81,7 @@ class Trace(Operations):
     def _argument(self, name: str) -> Any:
         given: dict[str, Any] = {
             "C": self.C if isinstance(self.C, int) else Symbol((1, ("C",))), "SEGMENT": Symbol((1, ("SEGMENT",))),
-            "SIGN": 1, "RAGGED": False, "KEEP": True, "HAS_INITIAL": False, "STORE_FINAL": False,
+            "SIGN": 1, "RAGGED": False, "KEEP": True, "segment_at": None, "HAS_INITIAL": False, "STORE_FINAL": False,
             "PRECISION": "tf32" if self.operand == 2 else "tf32x3",
             "OPERAND": Type("operand"), **self.known}
         if name in given:

@@ -127,9 +127,14 @@ class Axes:
     def _parted(self, code: str, have: tuple[str, ...], want: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
         """The tile with those axes of `want` that have one of its dims: repeated along what stands with that."""
         dims = flat(have)
+        axes = tuple(a for a in want if {*a.split(JOINT)} & {*dims})
+        more = {more_rows(a) for a in axes}
+        if len(more) == 1 and tuple(a.split(JOINT)[0] for a in axes) == have:
+            by = " * ".join(f"B{self.size_of(d)}" for d in more.pop())
+            code = code[1:-1] if code[:1] + code[-1:] == "()" else code  # its brackets are the call's
+            return f"{'repeated' if len(have) == 1 else 'repeated_both'}({code}, {by})", axes
         if dims != have:
             code = f"tl.reshape({code}, {self.shape(dims)})"
-        axes = tuple(a for a in want if {*a.split(JOINT)} & {*dims})
         whole = flat(axes)
         assert {*dims} <= {*whole}, (have, want)
         order = tuple(d for d in whole if d in dims)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 
+from mixc.codegen.again import CHUNK, END, chunk_apart
 from mixc.codegen.axes import Axes, more_rows
 from mixc.codegen.kernel_stores import Stores
 from mixc.codegen.lines import indent, masks_below, names_read, times, without_unread, wrapped
@@ -93,9 +94,12 @@ class KernelWriter(Stores):
         constexprs = [*self.dims, "C", *(f"B{d}" for d in self.tiled), *(["TURNS"] if self.turned else []), "SIGN", "RAGGED",
                       *self._keeping(), *self._flags(),
                       "OPERAND", "PRECISION", "STAGES"]
-        lines, before = "\n".join(indent(self._lines(sums))), ""
+        lines, parts = "\n".join(indent(self._lines(sums))), list[str]()
         if self.again:
-            before, lines = self.again.in_place(launch.name, lines, arguments, constexprs)
+            part, lines = self.again.in_place(launch.name, lines, arguments, constexprs)
+            parts.append(part)
+        part, lines = chunk_apart(launch.name, lines, arguments, constexprs)
+        parts += [part] if part else []
         body = without_unread(lines.split("\n"))
         read = names_read("\n".join(body))
         constexprs = [c for c in constexprs if c in read]
@@ -103,8 +107,7 @@ class KernelWriter(Stores):
         fixed = [*(n for n in ("T", "count", *sorted(self.backs)) if n in arguments), *(f"{name}_sb" for name, d in self.loaded.items() if d.role == "in" and not d.dims)]
         head = f"@triton.jit(do_not_specialize={fixed!r})\ndef {launch.name}(\n"
         head += wrapped(arguments) + wrapped([f"{c}: tl.constexpr" for c in constexprs]) + "):\n"
-        text = f"{before}\n\n{head}" * bool(before) or head
-        text += "\n".join(map(masks_below, body)) + "\n"
+        text = "\n\n".join([*parts, head + "\n".join(map(masks_below, body)) + "\n"])
         return Kernel(launch, text, arguments, constexprs, list(self.loaded), self.dims, self.cots, self.alive,
                       self.vectors, self.given, self.turned, self.axes.ranks & {*self.dims},
                       self.axes.narrow(self.program.dims) & {*self.dims})
@@ -240,10 +243,10 @@ class KernelWriter(Stores):
 
     def _in_chunk(self) -> list[str]:
         """The body, behind the chunk's place in its sequence."""
-        return ["row = (chunk * C).to(tl.int64) * SIGN",
+        return [CHUNK, "row = (chunk * C).to(tl.int64) * SIGN",
                 "live = rows < length - chunk * C",
                 "held = tl.minimum(rows, length - 1 - chunk * C)  # rows behind the end repeat the last token",
-                *self.axes.in_chunk(self.joint), *self.body]
+                *self.axes.in_chunk(self.joint), *self.body, END]
 
     def _final(self, sums: list[Store]) -> list[str]:
         lines = [self._store_state(safe(c.name), f"{c.name}_final", "seq * H + head", c.dims) for c in self.ends]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mixc.codegen.axes import Axes
-from mixc.codegen.lines import group, plus, sizes
+from mixc.codegen.lines import group, plus, sizes, times
 from mixc.codegen.tiles import Tiles
 from mixc.ir.launch import Launch
 from mixc.ir.node import COL, ROW, flat
@@ -57,7 +57,7 @@ class Addresses:
         """Addresses of a tile of the state of so many that lie one after the other."""
         if self._tile_of(pointer, number, dims) is not None:
             return f"state_at({pointer}, {number}, {', '.join([*map(self.tiles.index, dims), *dims])})"
-        return f"{pointer} + ({number}) * ({' * '.join(flat(dims)) or '1'}){plus(self._flat(dims))}"
+        return f"{pointer} + {group(number) + times(dims) if dims else number}{plus(self._flat(dims))}"
 
     def _tile_of(self, pointer: str, number: str, dims: tuple[str, ...]) -> str | None:
         """The arguments by which it is loaded as a tile of a matrix, if it is one."""

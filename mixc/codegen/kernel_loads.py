@@ -8,9 +8,9 @@ from functools import cache
 from mixc.codegen.again import CALL, Again
 from mixc.codegen.axes import is_rows
 from mixc.codegen.kernel_addresses import Addresses
-from mixc.codegen.lines import indent, plus
+from mixc.codegen.lines import WIDTH, at_once, indent, plus, times
 from mixc.codegen.names import safe
-from mixc.codegen.notation import formula, is_decay, span_formula
+from mixc.codegen.notation import bare_code, formula, is_decay, span_formula
 from mixc.codegen.operands import fine_products, lasting, turned_products
 from mixc.codegen.refuse import refuse
 from mixc.codegen.schedule import NOMINAL_WARPS, Operand, Tile, fitted_sizes, nominal_sizes, numbers, schedule
@@ -63,9 +63,9 @@ class Loads(Addresses):
 
     def _emit(self, node: Node, line: str) -> None:
         lines = self.body if node in self.varying else self.before
-        if is_decay(node) and (words := span_formula(node, self.tiles.names.get(node, ""))):
-            lines.append(f"# {words}")
-        lines.append(line)
+        words = span_formula(node, self.tiles.names.get(node, "")) if is_decay(node) else None
+        beside = words and len(f"{line}  # {words}") <= WIDTH - 12  # as far as it is indented
+        lines += [f"{line}  # {words}"] if beside else [f"# {words}", line] if words else [line]
 
     def _leaf(self, node: Node) -> str:
         if node in self.carry_of:
@@ -128,8 +128,7 @@ class Loads(Addresses):
         name = safe(node.attr("name"))
         self.loaded[name] = self.program.decl(node.attr("name"))
         dims, called = tensor_dims(node), self._called(name, node)
-        size = " * ".join(flat(dims))
-        base = f"{name}_ptr + (head // {name}_rep)" + (f" * ({size})" if size else "")
+        base = f"{name}_ptr + (head // {name}_rep){times(dims)}"
         offset = self._flat(dims, at=node.attr("at", ()))
         self.before.append(f"{called} = tl.load({base}{plus(offset)}{self._guard(node.dims, False)})")
         return called
@@ -150,7 +149,7 @@ class Loads(Addresses):
         again over the chunks between."""
         launch = self.launch
         names = {s: safe(s) for s in launch.starts}
-        self.body.append(self._kept_at)
+        self.body += self._kept_at
         for s in launch.starts:
             dims = self.program.decl(s).dims
             self.body.append(f"{names[s]} = {self._kept(f'{s}_starts', dims)}{'.to(tl.float32)' if launch.replay else ''}")
@@ -171,7 +170,7 @@ class Loads(Addresses):
         self._replay(names, "tl.cast(past * C, tl.int64) * SIGN")
         loop = ["for past in tl.range(chunk // (SEGMENT // C) * (SEGMENT // C), chunk, num_stages=1):", f"    {CALL}"]
         self.body += ["if SEGMENT > C:  # the chunks of the segment before this one", *indent(loop)]
-        self.body += [f"{names[s]} = {names[s]}.to({s}_starts.dtype.element_ty)" for s in self.launch.starts]
+        self.body.append(at_once([names[s] for s in self.launch.starts], "{0}.to({0}_starts.dtype.element_ty)"))
 
     def _again(self) -> Tiles:
         """Of what is formed again."""
@@ -194,7 +193,8 @@ class Loads(Addresses):
                 inner.name(node)
         dims = [self.program.decl(s).dims for s in launch.starts]
         given = [inner.cleaned(x, self.tile(d), d) for x, d in zip(launch.replay, dims, strict=True)]
-        self.body += [x for s, n in zip(names.values(), launch.replay, strict=True) for x in self._formula(s + "'", n)]
+        for s, n in zip(names.values(), launch.replay, strict=True):
+            self._explain(f"{s}'", n, f"{s}_next")
         self.again = Again([*names.values()], self.body, given, row, what)
         outer.names |= {n: name for n, name in inner.names.items() if n not in self.varying}
         outer.taken |= {name for n, name in inner.names.items() if n not in self.varying}
@@ -204,25 +204,29 @@ class Loads(Addresses):
     def _assign(self, targets: list[tuple[str, Node, tuple[str, ...]]]) -> None:
         """Carried tiles get their next values, all at once; what is no part of a block stays 0, as it is loaded."""
         new = [(name, self.tiles.cleaned(value, self.tile(dims), dims)) for name, value, dims in targets]
-        self.body += [line for name, value, _ in targets for line in self._formula(name + "'", value)]
+        for name, value, _ in targets:
+            self._explain(f"{name}'", value, f"{name}_next")
         new = [(name, code) for name, code in new if code != name]
         if len(new) > 1:
             self.body += [f"{name}_next = {code}" for name, code in new if code != name + "_next"]
-        self.body += [f"{name} = {name + '_next' if len(new) > 1 else code}" for name, code in new]
+        self.body += [f"{name} = {code}" for name, code in new] if len(new) < 2 else [at_once([name for name, _ in new], "{0}_next")]
 
-    def _formula(self, name: str, value: Node) -> list[str]:
-        """A comment: what is stored or carried, in the language's notation."""
-        text = formula(value, self.tiles.names)
-        return [f"# {name} = {text}"] if text and text != name else []
+    def _explain(self, name: str, value: Node, formed: str) -> None:
+        """A comment: what is stored or carried, in the language's notation, above the line that forms it, if that does not
+        say the same."""
+        text = formula(value, {n: x for n, x in self.tiles.names.items() if n not in self.tiles.unread})
+        at = next((i for i, line in enumerate(self.body) if line.startswith(f"{formed} = ")), len(self.body))
+        if text and text != name and bare_code("".join(self.body[at:at + 1])) != f"{formed} = {text}":
+            self.body.insert(at, f"# {name} = {text}")
 
     def _kept(self, tensor: str, dims: tuple[str, ...]) -> str:
         """What is kept of this segment, loaded."""
         return self._state(tensor, "kept_at", dims)
 
     @property
-    def _kept_at(self) -> str:
+    def _kept_at(self) -> list[str]:
         """Which of the states that are kept is this chunk's segment's."""
-        return f"kept_at = (first_segment + {self._segment()}).to(tl.int64) * H + head"
+        return [f"kept_at = (first_segment + {self._segment()}).to(tl.int64) * H + head"]
 
     def _segment(self) -> str:
         return "chunk // (SEGMENT // C)"

@@ -45,7 +45,8 @@ class Stores(Loads):
             if not force and source(s.value) not in self.tiles.names:
                 waiting.append(s)
             elif s.kind == "rows":
-                self.body += [*self._formula(s.name, s.value), *self._store_rows(s)]
+                self._explain(s.name, s.value, s.name)
+                self.body += self._store_rows(s)
             else:
                 self.body.append(f"{s.name}_sum += {self.tiles.whole(s.value, self.tile(s.dims))}")
         return waiting
@@ -63,7 +64,7 @@ class Stores(Loads):
         launch = self.launch
         kept = [self._store_state(safe(c.name), launch.kept(c.name), "kept_at", c.dims)
                 for c in launch.carries if c.name in launch.keeps]
-        return [f"if {'KEEP and ' if launch.stores else ''}{self._begins()}:", *indent([self._kept_at, *kept])] if kept else []
+        return [f"if {'KEEP and ' if launch.stores else ''}{self._begins()}:", *indent([*self._kept_at, *kept])] if kept else []
 
     def _sums(self, sums: list[Store]) -> list[str]:
         return [f"{s.name}_sum = " + (f"tl.zeros({self.tiles.shape(self.tile(s.dims))}, tl.float32)" if s.dims else "0.0") for s in sums]

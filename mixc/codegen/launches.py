@@ -5,6 +5,7 @@ The calls are text of the emitted file: a grid, the kernel's arguments by name, 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -14,6 +15,7 @@ from mixc.codegen.kernel import Kernel, KernelWriter, safe
 from mixc.codegen.lines import packed
 from mixc.codegen.refuse import refuse
 from mixc.codegen.segment_kernel import SegmentWriter
+from mixc.codegen.value_names import handed_by_name
 from mixc.errors import SpecError
 from mixc.ir.launch import Launch
 from mixc.ir.node import JOINT
@@ -93,7 +95,10 @@ class Launches:
             names = tuple(launch.name.removeprefix(self.name + "_") for launch in cut)
             self.launches |= {n: launch for n, launch in zip(names, cut, strict=True) if n not in self.launches}
             return names
-        return [(named(fwd), named(bwd)) for fwd, bwd in plans(self.p, self.backward, self.starts, self.each)
+        def called(fwd: tuple[Launch, ...], bwd: tuple[Launch, ...]) -> tuple[tuple[Launch, ...], tuple[Launch, ...]]:
+            found = handed_by_name((*fwd, *bwd), self.p)
+            return found[:len(fwd)], found[len(fwd):]
+        return [(named(fwd), named(bwd)) for fwd, bwd in itertools.starmap(called, plans(self.p, self.backward, self.starts, self.each))
                 if all({*self.each} <= {*launch.split} for launch in (*fwd, *bwd))]
 
     def sizes(self, sizes: Mapping[str, int], operand: int) -> Config:

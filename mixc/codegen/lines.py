@@ -30,7 +30,8 @@ def group(code: str) -> str:
 
 
 def times(dims: tuple[str, ...]) -> str:
-    return f" * ({' * '.join(sizes(dims))})" if dims else ""
+    size = " * ".join(sizes(dims))
+    return f" * {group(size)}" if dims else ""
 
 
 def masks_below(line: str) -> str:
@@ -99,6 +100,11 @@ def shape(lead: str, dims: tuple[str, ...], chunk: str = "C") -> str:
 def sizes(dims: tuple[str, ...], chunk: str = "C") -> list[str]:
     """What the sizes of a tensor's dims are called: a row of a matrix of pairs of rows has one for each of its `chunk`."""
     return [chunk if d == COL else d for d in flat(dims)]
+
+
+def at_once(names: list[str], form: str) -> str:
+    """An assignment of several names, of a form each."""
+    return f"{', '.join(names)} = {', '.join(map(form.format, names))}"
 
 
 def indent(lines: Iterable[str], depth: int = 1) -> list[str]:

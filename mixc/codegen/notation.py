@@ -2,8 +2,7 @@
 
     o = scale * (prefix * (q @ S) + (D * (q @ k[s])) @ v[s])          [s]: of the row that wrote
 
-A value is spelled out down to decays, or, where that fills more than a line, down to the products that have names,
-or to all that have.
+A value is spelled out down to decays, or, where that fills more than a line, as far as it fits.
 """
 
 from __future__ import annotations
@@ -40,13 +39,28 @@ def formula(node: Node, names: Mapping[Node, str]) -> str | None:
     """The value's formula, or None where no spelling fits a line."""
     made = {n: name for n, name in names.items() if n.args and n is not node}
     named = {n: name for n, name in made.items() if is_decay(n) or n.op == "unit_inverse"}
-    for stops in (named, named | {n: name for n, name in made.items() if n.op == "contract"}, made):
-        if not _few(node, stops):
-            continue
-        text = Spelling(stops).text(node)
-        if len(text) <= WIDTH:
+    for stops in (named, named | {n: name for n, name in made.items() if n.op == "contract"}):
+        if (text := _fitting(node, stops)) is not None:
             return text
-    return None
+    return _filled(node, made, named)
+
+
+def _filled(node: Node, stops: dict[Node, str], kept: Container[Node]) -> str | None:
+    """A line with all names of `stops`, and then with fewer, those first that are read first, as long as it fits."""
+    text, left = _fitting(node, stops), [node]
+    while text is not None and left:
+        n = left.pop(0)
+        if n in stops and n not in kept:
+            fewer = {x: name for x, name in stops.items() if x is not n}
+            if (longer := _fitting(node, fewer)) is not None:
+                text, stops = longer, fewer
+        left += [] if n in stops else n.args
+    return text
+
+
+def _fitting(node: Node, stops: Mapping[Node, str]) -> str | None:
+    text = Spelling(stops).text(node) if _few(node, stops) else ""
+    return text if 0 < len(text) <= WIDTH else None
 
 
 def _few(node: Node, stops: Container[Node]) -> bool:
@@ -125,12 +139,17 @@ class Spelling:
         return f"{n.op}({args}{more if self.whole else ''})"
 
 
+def bare_code(line: str) -> str:
+    """A line of a kernel without what a formula has not: axes, dtypes."""
+    return re.sub(r"\[[:, None]+\]|\.to\([\w.]+\)|tl\.", "", line)
+
+
 def span_formula(n: Node, name: str) -> str | None:
     """What a product of decays runs over, in words that a reader can check."""
     inner = n.args[0] if n.op == "exp" else n
     if inner.op in ("segsum", "segprod"):
         last = "t-1" if inner.attr("reach") == "excl" else "t"
-        return f"{name}[t, s]: the decay of rows s+1 to {last}, 0 where row t does not see row s"
+        return f"{name}[t, s]: the decay of rows s+1 to {last}"
     if inner.op in ("cumsum", "cumprod"):
         if inner.attr("reverse"):
             return f"{name}[t]: the decay of the rows after t" + ("" if inner.attr("exclusive") else ", and its own")

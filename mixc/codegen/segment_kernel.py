@@ -37,7 +37,9 @@ class SegmentWriter(KernelWriter):
         """What was carried to this segment."""
         return self._for_one(self._kept(self.launch.kept(c.name), c.dims), c)
 
-    _kept_at = "kept_at = piece * H + head"
+    @property
+    def _kept_at(self) -> list[str]:
+        return []  # a program has one segment: `_sequence` says which
 
     # ------------------------------------------------------------ arguments
     def _kept_arguments(self) -> list[str]:
@@ -50,7 +52,7 @@ class SegmentWriter(KernelWriter):
     def _sequence(self) -> list[str]:
         return ["piece, head = (pid // H).to(tl.int64), pid % H  # a segment, counted over all sequences",
                 "seq = tl.load(piece_of + piece).to(tl.int64) if RAGGED else piece // tl.cdiv(T, SEGMENT)",
-                self._place_of, self._first_segment, self._kept_at,
+                self._place_of, self._first_segment, "kept_at = piece * H + head",
                 "entered = (piece - first_segment).to(tl.int32) * SEGMENT  # rows before this segment"]
 
     def _initial(self, sums: list[Store]) -> list[str]:

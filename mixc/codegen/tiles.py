@@ -32,8 +32,6 @@ from mixc.ir.node import ALIASES, COL, ROW, Node, bare, flat, postorder, source
 from mixc.ir.ops import OPS
 from mixc.ir.program import free
 
-SHORT = 4  # values in an expression that has no name of its own
-
 
 class Tiles:
     """Writes values into `lines`; `names` maps a node to the tile that holds it.
@@ -69,6 +67,7 @@ class Tiles:
         self.stacked = products.stacked(self.added, self.uses, self.dot_axes, self.operand_for)
         self.operands = only_operands(nodes, roots, self.fine, self.dot_axes) if self.operand == "OPERAND" else set()
         self.names: dict[Node, str] = {}
+        self.unread = set[Node]()  # of these: those whose readers have words of their own for it
         self.spans = Counter((n.args[-1], n.attr("reach")) for n in nodes if n.op in ("span_contract", "span_crossing"))
         self.spanned: dict[tuple[Node, Node, str], list[Node]] = defaultdict(list)  # by matrix, logs of decays and reach
         for n in nodes:
@@ -152,10 +151,10 @@ class Tiles:
             return self.aligned(atom(self.expression(node)), self.order(node), want)
         return self.aligned(self._value(node, cast), self.order(node), want)
 
-    def bare(self, node: Node, want: tuple[str, ...]) -> str:
+    def bare(self, node: Node, want: tuple[str, ...], cast: bool = True) -> str:
         """The same for where brackets are added as needed, or never are: as an argument of a call."""
         if not self._inline(node):
-            return self.ref(node, want)
+            return self.ref(node, want, cast)
         code = self.expression(node)
         return code if self.aligned("", self.order(node), want) == "" else self.aligned(atom(code), self.order(node), want)
 
@@ -188,23 +187,43 @@ class Tiles:
         """Small expressions used once stand where they are used; large ones get a name, and what is written twice."""
         length, user = self._length(node), self.user.get(node)
         if length > 1 and user is not None and user.args[0] is node and user.op not in RULES:
-            return length <= SHORT and (OPS[user.op].triton or "").count("{0}") < 2
-        return length <= SHORT
+            return length <= _longest(node) and (OPS[user.op].triton or "").count("{0}") < 2
+        return length <= _longest(node)
 
     def _length(self, node: Node) -> float:
         """How many values the expression of a node names; inf: it has a name of its own."""
-        if node in self.names or not OPS[node.op].elementwise or self.uses.get(node, 0) > 1:
+        if self._turned(node) or self._only_exponent(node):
+            return 1  # also under another name of its dims, which has no text of its own
+        if node in self.names or not OPS[node.op].elementwise or self.uses.get(node, 0) > 1 or (node.dims and is_decay(node)):
             return math.inf
         if len(node.dims) > 1 and not self.absorbed(node):
             user = self.user.get(node)
             if (user is None or not entrywise(user) or user.dims != node.dims or node in self.operands
-                    or node in self.joined or is_decay(node)):
+                    or node in self.joined):
                 return math.inf
-        lengths = [self._length(a) if a.args else 1 for a in node.args]
-        return sum(n if n <= SHORT else 1 for n in lengths)
+        lengths = [(self._length(a) if a.args else 1, _longest(a)) for a in node.args]
+        return sum(n if n <= most else 1 for n, most in lengths)
+
+    def _only_exponent(self, node: Node) -> bool:
+        """Is it the log of a decay that nothing else reads, of numbers?"""
+        user = self.user.get(node)
+        return (user is not None and user.op == "exp" and is_decay(user) and node not in self.names
+                and node.op in ("cumsum", "segsum", "sum") and len(node.args[0].dims) == 1)
+
+    def _turned(self, node: Node) -> bool:
+        """Is it what has a name, with the other sign: written so wherever it is read?"""
+        if node.op == "rename":
+            return self._turned(node.args[0])
+        if node.op != "neg" or node in self.names or node in self.operands or node in self.called.wanted or worked_out(node):
+            return False
+        if len(node.dims) > 1:
+            return False  # a matrix is turned where it was: elsewhere it might cost registers
+        return not node.args[0].args or math.isinf(self._length(node.args[0]))
 
     # ------------------------------------------------------------ expressions
     def expression(self, node: Node) -> str:
+        if node.op == "rename":
+            return self.expression(node.args[0])
         if node.op in RULES:
             return RULES[node.op](self, node)
         row = OPS[node.op]
@@ -265,3 +284,8 @@ class Tiles:
 
     def mask_of(self, dim: str, axes: tuple[str, ...]) -> str:
         return " & ".join(self.axes.along(self.inside(d), d, axes) for d in flat([dim]))
+
+
+def _longest(node: Node) -> int:
+    """Values in an expression that has no name of its own."""
+    return 4 if len(node.dims) > 1 else 6

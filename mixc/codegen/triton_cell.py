@@ -6,7 +6,7 @@ The state and the weights of a head stay on chip; a program has C sequences, so 
 from __future__ import annotations
 
 from mixc.codegen.kernel import Kernel, KernelWriter, safe
-from mixc.codegen.lines import group, indent, plus, times
+from mixc.codegen.lines import at_once, group, indent, plus, times
 from mixc.codegen.refuse import refuse
 from mixc.ir.launch import Launch, Store
 from mixc.ir.node import ROW, Node, unrenamed
@@ -76,8 +76,8 @@ class CellWriter(KernelWriter):
 
     def _ends_at(self, pointer: str, dims: tuple[str, ...]) -> str:
         """Addresses of a state where a sequence begins or ends."""
-        wide, size = (ROW, *dims), " * ".join(dims) or "1"
-        return f"{self._axis(wide, ROW, f'({pointer} + (seq * H + head) * ({size}))')}{plus(self._flat(dims, wide))}"
+        wide = (ROW, *dims)
+        return f"{self._axis(wide, ROW, f'({pointer} + (seq * H + head){times(dims)})')}{plus(self._flat(dims, wide))}"
 
     # ------------------------------------------------------------ stores
     def _store_rows(self, s: Store) -> list[str]:
@@ -88,13 +88,11 @@ class CellWriter(KernelWriter):
 
     def _assign(self, targets: list[tuple[str, Node, tuple[str, ...]]]) -> None:
         """A sequence that has ended keeps its state; what is no part of a block stays 0."""
-        lines = []
         for name, value, dims in targets:
-            self.body += self._formula(name + "'", value)
+            self._explain(f"{name}'", value, f"{name}_next")
             code = self.tiles.whole(value, self.tile((ROW, *dims)))
             self.body.append(f"{name}_next = tl.where({self._masked(dims, 'live')}, {code}, {name})")
-            lines.append(f"{name} = {name}_next")
-        self.body += lines
+        self.body.append(at_once([name for name, _, _ in targets], "{0}_next"))
 
     # ------------------------------------------------------------ the whole
     def write(self) -> Kernel:
@@ -123,14 +121,7 @@ class CellWriter(KernelWriter):
                 "rows = tl.arange(0, C)  # the sequences of this program",
                 "lane = group * C + rows",
                 "there = lane < count",
-                "seq = tl.minimum(lane, count - 1).to(tl.int64)",
-                "if RAGGED:",
-                "    first, length = tl.load(starts + seq).to(tl.int64), tl.load(lengths + seq).to(tl.int32)",
-                "    batch, token = tl.zeros([C], tl.int64), first",
-                "else:",
-                "    first, length = seq * T, tl.zeros([C], tl.int32) + T",
-                "    batch, token = seq, tl.zeros([C], tl.int64)",
-                "length = tl.where(there, length, 0)",
+                "seq, first, length, batch, token = sequences_of_lanes(lane, count, starts, lengths, T, SIGN, RAGGED)",
                 "longest = tl.max(length, 0)"]
 
     def _where(self) -> list[str]:
@@ -140,13 +131,12 @@ class CellWriter(KernelWriter):
         return lines
 
     def _initial(self, sums: list[Store]) -> list[str]:
-        lines = self._said(self.launch.carries)
+        given, zero = [], []
         for c in self.launch.carries:
-            shape = self.tiles.shape(self.tile((ROW, *c.dims)))
-            lines.append(f"if HAS_INITIAL:\n    {safe(c.name)} = tl.load({self._ends_at(f'{c.name}_initial', c.dims)}, "
-                         f"mask={self._masked(c.dims, 'there')}, other=0.0).to(tl.float32)\n"
-                         f"else:\n    {safe(c.name)} = tl.zeros({shape}, tl.float32)")
-        return [*lines, *self._sums(sums)]
+            given.append(f"{safe(c.name)} = tl.load({self._ends_at(f'{c.name}_initial', c.dims)}, "
+                         f"mask={self._masked(c.dims, 'there')}, other=0.0).to(tl.float32)")
+            zero.append(f"{safe(c.name)} = tl.zeros({self.tiles.shape(self.tile((ROW, *c.dims)))}, tl.float32)")
+        return [*self._said(self.launch.carries), "if HAS_INITIAL:", *indent(given), "else:", *indent(zero), *self._sums(sums)]
 
     def _loop(self) -> list[str]:
         at = "longest - 1 - i" if self.launch.reverse else "i"
@@ -159,9 +149,9 @@ class CellWriter(KernelWriter):
                 *indent(inner + self.body)]
 
     def _final(self, sums: list[Store]) -> list[str]:
-        lines = [f"if STORE_FINAL:\n    tl.store({self._ends_at(f'{c.name}_final', c.dims)}, {safe(c.name)}, "
-                 f"mask={self._masked(c.dims, 'there')})" for c in self.launch.carries]
-        return [*lines, *self._stored(sums)]
+        lines = [f"tl.store({self._ends_at(f'{c.name}_final', c.dims)}, {safe(c.name)}, mask={self._masked(c.dims, 'there')})"
+                 for c in self.launch.carries]
+        return ["if STORE_FINAL:", *indent(lines), *self._stored(sums)]
 
 
 def product_text(count: int) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from mixc.ir.brackets import atom
 from mixc.ir.build import rename
 from mixc.ir.launch import feature_dims
-from mixc.ir.node import COL, ROW, Node, postorder
+from mixc.ir.node import COL, ROW, Node, depends, postorder
 from mixc.passes.sums import renamed
 
 if TYPE_CHECKING:
@@ -128,6 +128,9 @@ def later_sum_code(tiles: Tiles, node: Node, which: str, d: str) -> str | None:
         tiles.name(p.dx), tiles.name(p.dy)
     gains = [tiles.gains.get((p.dx, p.dy), "") for p in pairs]
     others = "".join(f" {'-' if minus else '+'} {_product(tiles, (*factors, x), d)}" for minus, factors, x in rest)
+    if all(gains):
+        spans = [x for p in pairs for x in (p.dx, p.dy)]
+        tiles.unread |= {n for n in depends(list(postorder(node.args)), spans) if n.op in _LINEAR}
     half = f"{' + '.join(gains)}{others}" if all(gains) else tiles.whole(node.args[0], (ROW, d))
     zero = f"tl.zeros({tiles.shape((ROW, d))}, tl.float32)"
     others = others.removeprefix(" + ") if others.startswith(" + ") else f"{'0.0' if others else zero}{others}"

@@ -105,7 +105,7 @@ def _operand(w: Tiles, node: Node, order: tuple[str, str], summed: str) -> str:
         return w.cleaned(node, order, flat(order))
     if axes_of(node) != set(flat(order)):  # repeated along an axis of the product
         return w.whole(node, order)
-    return w.ref(node, order, cast=False)
+    return w.bare(node, order, cast=False)
 
 
 # ---------------------------------------------------------------- reductions, and products of more than two axes

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mixc.ir.blocks import PART, parts
+from mixc.ir.brackets import filled
 from mixc.ir.node import Node, is_number
 from mixc.ir.scans import COMBINES
 
@@ -35,8 +36,8 @@ def scan_code(tiles: Tiles, node: Node) -> str:
     order = tiles.order(node)
     if is_factor_behind(a):
         f, c = tiles.whole(a.args[0], order), tiles.whole(b, order)
-        rest = f"before_affine({f}, ({f}) * ({c}), {tiles.ref(start, order)}, {node.attr('reverse')})"
-        return f"{c} + {rest}"
+        rest = f"before_affine({f}, {filled('{0} * {1}', [f, c])}, {tiles.ref(start, order)}, {node.attr('reverse')})"
+        return filled("{0} + {1}", [c, rest])
     if node in tiles.before:  # one scan for both: a row is the update of the row before
         h, x, y = (tiles.ref(n, order) for n in (tiles.before[node], a, b))
         return (_JOIN if _only_joins(node) else _UPDATE)[node.attr("combine")].format(a=_one(x), h=h, b=y)

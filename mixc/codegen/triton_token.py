@@ -68,7 +68,7 @@ class TokenWriter(KernelWriter):
         kept = [f"{safe(s)} = {self._kept(f'{s}_starts', self.program.decl(s).dims)}" for s in self.launch.starts]
         back = ["row_at = begin + some - 1 - i", row, *self.body]
         inner = ["segment = tl.cdiv(length, SEGMENT) - 1 - late", "begin = segment * SEGMENT",
-                 "some = tl.minimum(SEGMENT, length - begin)", self._kept_at, *kept,
+                 "some = tl.minimum(SEGMENT, length - begin)", *self._kept_at, *kept,
                  "for past in tl.range(0, some, num_stages=1):  # the states of the segment again", *indent([*aside, CALL]),
                  "tl.debug_barrier()  # all that was put aside is there",
                  "for i in tl.range(0, some, num_stages=1):", *indent(back),

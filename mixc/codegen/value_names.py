@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from mixc.ir.node import COL, ROW, Node, fold, source
+from mixc.ir.launch import Launch
+from mixc.ir.node import COL, ROW, Node, fold, make, source, substitute
 from mixc.ir.ops import OPS
-from mixc.ir.program import Program
+from mixc.ir.program import Program, free
 from mixc.passes.cotangents import cotangents
 
 LONGEST = 16
+_HANDED = "_handed"
 # what a value is called where the names of its parts are too long, or it has none
 _GENERAL = {"contract": "product", "mul": "scaled", "add": "total", "sub": "rest", "neg": "negative", "where": "chosen", "sum": "sum",
             "span_contract": "product", "mask": "masked", "live": "masked"}
@@ -140,6 +143,24 @@ class ValueNames:
         return "whole" if log.op == "sum" else ""
 
 
+def handed_by_name(launches: tuple[Launch, ...], forward: Program) -> tuple[Launch, ...]:
+    """The launches with the rows that one hands to another called what the value is where it is formed.
+
+    before: u = X @ rhs, stored as `handed`            after: stored as `u_handed`"""
+    taken, to = {*forward.names, *(s.name for launch in launches for s in launch.stores)}, dict[str, str]()
+    for launch in launches:
+        rows = [s for s in launch.stores if s.result == "save"]
+        names = ValueNames(launch.body(), {}, launch.program, forward if launch.reverse else None) if rows else None
+        to |= {s.name: free(f"{names(source(s.value))}{_HANDED}", taken, "") for s in rows if names is not None}
+
+    def renamed(launch: Launch) -> Launch:
+        read = [n for n in launch.nodes() if n.op == "saved" and n.attr("name") in to]
+        leaves = {n: make("saved", **dict(n.attrs) | {"name": to[n.attr("name")]}) for n in read}
+        found = launch.with_nodes(lambda values: substitute(values, leaves)) if leaves else launch
+        return replace(found, stores=tuple(replace(s, name=to.get(s.name, s.name)) for s in found.stores))
+    return tuple(map(renamed, launches)) if to else launches
+
+
 def _grain(n: Node) -> str | None:
     """Of a phase that is taken apart (`decay.Turn`): is it the multiple of the grain, or what is left?"""
     x, y = n.args[0], source(n.args[1], _VIEWS)
@@ -160,14 +181,14 @@ def _right_side(n: Node) -> Node | None:
 def _leaf(n: Node) -> str:
     if n.op == "cot":
         return "d" + n.attr("name").rstrip("'")
-    return str(n.attr("name", "")) if n.op in ("in", "param", "state", "const", "saved") else ""
+    return str(n.attr("name", "")).removesuffix(_HANDED) if n.op in ("in", "param", "state", "const", "saved") else ""
 
 
 _LEGEND = (
     ("prefix", "prefix[t]", "the decay of the rows of a chunk up to row t"),
     ("suffix", "suffix[t]", "that of the rows after t"),
     ("whole", "whole", "that of all its rows"),
-    ("D", "{}[t, s]", "that from row s to row t"),
+    ("D", "{}[t, s]", "that from row s to row t, 0 where t does not see s"),
     ("A", "{}[t, s]", "what row t reads of what row s wrote, decayed"),
     ("L", "{}[t, s]", "what row t corrects of what row s wrote"),
     ("X", "{}", "(I + {L})^-1"),

@@ -242,7 +242,7 @@ OPS: dict[str, Op] = {
     "conj": _ew(1, "torch.conj({0}).resolve_conj()", "{0}", "complex conjugate", linear_in=(0,)),
     "stop_gradient": _ew(1, "{0}.detach()", "{0}", "x, its derivative 0", first),
     "guard": _ew(2, "({0} * {1}).masked_fill({0} == 0, 0.0)",
-                 "tl.where({0} == 0, 0.0, {0} * {1})", "cotangent * derivative, where a cotangent of 0 stays 0"),
+                 "guarded({0}, {1})", "cotangent * derivative, where a cotangent of 0 stays 0"),
     "lt": _ew(2, "{0} < {1}", "{0} < {1}", "less", boolean),
     "le": _ew(2, "{0} <= {1}", "{0} <= {1}", "less or equal", boolean),
     "eq": _ew(2, "{0} == {1}", "{0} == {1}", "equal", boolean),

@@ -37,7 +37,8 @@ def test_every_store_of_a_kernel_says_what_it_is():
     assert not re.search(r" $|\n{4}", text, re.MULTILINE) and "new_zeros(S" not in text  # there is one state
     assert "# the walk is from the end: dS_initial is the cotangent of the final state" in text
     text = mixc.load("lstm").emit()
-    assert all(re.search(rf"# {name} = [^\n]*\n +tl\.store\(\({name}_ptr", text) for name in ("y", "dxi", "dxf", "dxo"))
+    said = r"# {0} = [^\n]*\n +{0} = [^\n]*\n +tl\.store\(\({0}_ptr"
+    assert all(re.search(said.format(name), text) for name in ("y", "dxi", "dxf", "dxo"))
 
 
 LANGUAGE = {*FUNCTIONS, "lag", "tril", "diag"}

@@ -87,3 +87,11 @@ def test_lines_of_kernels_are_no_longer_than_a_page_is_wide() -> None:
     assert "k = tl.load(rows_at(k_ptr, row, held, k_st, in_K, SIGN), mask=has_K[None, :], other=0.0)\n" in body
     assert "tl.store(state_at(S_final, seq * H + head, in_K, in_V, K, V), S, mask=" in body
     assert not any(len(line) > 130 for line in body.splitlines() if "tl.load(" in line or "tl.store(" in line)
+
+
+def test_rows_that_one_kernel_hands_to_another_are_called_what_they_are() -> None:
+    """They were handed, handed2, ... handed13: one name for a value where it is formed, and another where it is read."""
+    text = mixc.load("gated_deltaproduct").emit(shape={"K": 128, "V": 128})
+    first, last = (assigned(text, f"gated_deltaproduct_{k}") for k in ("fwd_for_K", "bwd_along_K"))
+    assert {"X", "u"} <= first and {"u_handed", "q_beta_k_handed"} <= last
+    assert not re.search(r"\bhanded\d*_ptr", text)

@@ -66,6 +66,22 @@ def sequence_of(seq, starts, lengths, T, SIGN: tl.constexpr, RAGGED: tl.constexp
 
 
 @triton.jit
+def sequences_of_lanes(lane, count, starts, lengths, T, SIGN: tl.constexpr, RAGGED: tl.constexpr):
+    """The sequences of several lanes and the same of each; behind the last of `count` the last one again, without tokens."""
+    seq = tl.minimum(lane, count - 1).to(tl.int64)
+    if RAGGED:
+        first, length = tl.load(starts + seq).to(tl.int64), tl.load(lengths + seq).to(tl.int32)
+        batch, token = tl.zeros(lane.shape, tl.int64), first
+    else:
+        first, length = seq * T, tl.zeros(lane.shape, tl.int32) + T
+        batch, token = seq, tl.zeros(lane.shape, tl.int64)
+    length = tl.where(lane < count, length, 0)
+    if SIGN < 0:
+        first, token = first + length - 1, token + length - 1
+    return seq, first, length, batch, token
+
+
+@triton.jit
 def first_segment_of(seq, length, segment_at, SEGMENT: tl.constexpr):
     """The number of a sequence's first segment among those of all (no `segment_at`: all are of one length)."""
     if segment_at is None:
@@ -106,6 +122,25 @@ def initial_state(ptr, number, rows, has_rows, columns, has_columns, R: tl.const
 def add_to(at, value, mask, more):
     """Stores the value: where there is `more`, added to what stands there."""
     tl.store(at, value + tl.load(at, mask=mask & more, other=0.0), mask=mask)
+
+
+@triton.jit
+def guarded(x, y):
+    """x * y of a cotangent and a derivative: where a cotangent is 0 it stays 0."""
+    return tl.where(x == 0, 0.0, x * y)
+
+
+@triton.jit
+def repeated(x, N: tl.constexpr):
+    """[t * N + n]: x[t]."""
+    return tl.reshape(tl.broadcast_to(x[:, None], [x.shape[0], N]), [x.shape[0] * N])
+
+
+@triton.jit
+def repeated_both(x, N: tl.constexpr):
+    """[t * N + n, s * N + m]: x[t, s]."""
+    T: tl.constexpr = x.shape[0]
+    return tl.reshape(tl.broadcast_to(x[:, None, :, None], [T, N, T, N]), [T * N, T * N])
 
 
 @triton.jit
