@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mixc.codegen.lines import literal
+from mixc.codegen.lines import broadcast, literal
 from mixc.ir.node import Node
 from mixc.ir.ops import OPS
 
@@ -40,20 +40,8 @@ class Expressions:
 
     def over(self, node: Node, want: tuple[str, ...], plain: bool = False) -> str:
         """The value of `node` as [..., want...], of size 1 where it lacks a dim; `plain`: numbers may stay numbers."""
-        number, have = self.number(node) if plain else None, node.dims
-        if number is not None:
-            return number
-        name = self.name(node)
-        if have == want:
-            return name
-        inside = [d for d in want if d in have]
-        if tuple(inside) != have:
-            order = [*range(self.lead), *(self.lead + have.index(d) for d in inside)]
-            name = f"{name}.permute({', '.join(map(str, order))})"
-        picks = [":" if d in have else "None" for d in want]
-        while picks and picks[-1] == ":":
-            picks.pop()
-        return f"{name}[{', '.join([':'] * self.lead + picks)}]" if "None" in picks else name
+        number = self.number(node) if plain else None
+        return broadcast(self.name(node), node.dims, want, self.lead) if number is None else number
 
     def expression(self, node: Node) -> str:
         """What forms a value out of those of its arguments."""

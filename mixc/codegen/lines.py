@@ -107,6 +107,20 @@ def at_once(names: list[str], form: str) -> str:
     return f"{', '.join(names)} = {', '.join(map(form.format, names))}"
 
 
+def broadcast(text: str, axes: tuple[str, ...], want: tuple[str, ...], lead: int = 0) -> str:
+    """Code that broadcasts a tensor of `lead` axes and these against one of the axes `want`, which include them."""
+    order = tuple(d for d in want if d in axes)
+    assert len(order) == len(axes), (text, axes, want)
+    if order != axes:
+        places = [*range(lead), *(lead + axes.index(d) for d in order)]
+        swaps_last = lead and order[:-2] == axes[:-2] and order[-1] == axes[-2]
+        text += ".mT" if swaps_last else f".permute({', '.join(map(str, places))})"
+    if len(order) == len(want) or not lead + len(axes):
+        return text
+    picks = ":, " * lead + ", ".join(":" if d in order else "None" for d in want)
+    return f"{text}[{re.sub('(, :)+$', '', picks)}]"
+
+
 def indent(lines: Iterable[str], depth: int = 1) -> list[str]:
     return ["    " * depth + x for line in lines for x in line.split("\n")]
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from keyword import iskeyword
 
 from mixc.codegen import lines, torch_prelude, torch_scan_prelude, torch_span_prelude
+from mixc.codegen.lines import broadcast
 from mixc.ir.node import COL, LEVEL, ROW, Node
 from mixc.ir.program import Program
 
@@ -58,19 +59,6 @@ class Value:
     def over(self, want: Dims) -> str:
         """Code that broadcasts against tensors with axes `want`, which include its own."""
         return self.text if self.scalar else broadcast(self.text, self.axes, want, 1)
-
-
-def broadcast(text: str, axes: Dims, want: Dims, lead: int = 0) -> str:
-    """Code that broadcasts a tensor of `lead` axes and these against one of the axes `want`, which include them."""
-    order = tuple(d for d in want if d in axes)
-    assert len(order) == len(axes), (text, axes, want)
-    if order != axes:
-        places = [*range(lead), *(lead + axes.index(d) for d in order)]
-        swaps_last = lead and order[:-2] == axes[:-2] and order[-1] == axes[-2]
-        text += ".mT" if swaps_last else f".permute({', '.join(map(str, places))})"
-    if len(order) == len(want) or not lead + len(axes):
-        return text
-    return f"{text}[{', '.join([':'] * lead + [':' if d in order else 'None' for d in want])}]"
 
 
 class Scratch:

@@ -90,7 +90,7 @@ def test_lines_of_kernels_are_no_longer_than_a_page_is_wide() -> None:
 
 
 def test_rows_that_one_kernel_hands_to_another_are_called_what_they_are() -> None:
-    """They were handed, handed2, ... handed13: one name for a value where it is formed, and another where it is read."""
+    """They were handed, handed2, ... handed13: one name of a value where it is formed, and another where it is read."""
     text = mixc.load("gated_deltaproduct").emit(shape={"K": 128, "V": 128})
     first, last = (assigned(text, f"gated_deltaproduct_{k}") for k in ("fwd_for_K", "bwd_along_K"))
     assert {"X", "u"} <= first and {"u_handed", "q_beta_k_handed"} <= last
