@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from html import escape
+from itertools import groupby
 from typing import Any
 
 from mixc.autotune.closed import closed_forms, state_traffic, told
@@ -12,7 +13,7 @@ from mixc.autotune.token_cost import token_cost
 from mixc.autotune.tuner import schedules_of
 from mixc.cli.pictures import over_T, roofline
 from mixc.codegen.apart import parts_at
-from mixc.codegen.derivation import apart_from_starts, in_order, kernel_lines, lowered, split
+from mixc.codegen.derivation import Section, in_order, kernel_lines, of_run, of_step
 from mixc.codegen.latex import aligned
 from mixc.codegen.mathml import equations, name, written
 from mixc.codegen.triton_program import whole_shape
@@ -47,21 +48,15 @@ def page(m: Any, target: Target, sizes: dict[str, int]) -> str:
     step: Program = m.declared
     parts = [f"<h1>{escape(m.__name__)}</h1>", f"<p>{escape(step.doc.strip())}</p>",
              f"<p class='note'>{escape(repr(m))}</p>", _section("The spec", f"<pre>{escape(m.text.strip())}</pre>"),
-             _section("The step", f"<p class='note'>{NOTATION}</p>" + _math(equations(step))),
-             _section("Why it has its form", _forms(m))]
-    made = split(step)
-    if made:
-        lines = [(f"<msub><mtext>{escape(kind)}</mtext>{name(state)}</msub>", value) for kind, state, value in made]
-        parts.append(_section("What was there, and what is added", _math(written(step, lines))))
+             f"<p class='note'>{NOTATION}</p>", *map(_told, of_step(step)),
+             _listed([_prose(n.help) for n in m.notes if n.help])]
     emitted = m.as_emitted(sizes)
     programs = parts_at(emitted, target, whole_shape(emitted, sizes), "bf16")
-    if len(programs) > 1:
-        said, _, *listed = in_order(programs)
-        parts.append(_section("What runs in which order", f"<p>{said}</p>" + _listed(
-            _prose(x.removeprefix("- ")) for x in listed)))
+    if len(programs) > 1 and not classify(step).parts:
+        parts.append(_told(Section("What runs in which order", in_order(programs))))
     for p in programs:
-        parts += [f"<h2 class='part'>{escape(p.name)}</h2>", _math(equations(p))] if len(programs) > 1 else []
-        parts += [*_derived(p), *_kernels(p, target, sizes)]
+        parts += [_told(Section(f"Part `{p.name}`", program=p))] if len(programs) > 1 else []
+        parts += [*map(_told, of_run(p)), *_kernels(p, target, sizes)]
     parts.append(_section("Time over T", _pictures(step, target, sizes)))
     body = "\n".join(parts)
     return ("<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><meta name='viewport' "
@@ -83,48 +78,26 @@ def _listed(lines: Iterable[str]) -> str:
     return "<ul>" + "".join(f"<li>{line}</li>" for line in lines) + "</ul>"
 
 
-def _forms(m: Any) -> str:
-    if not m.form:
-        return "<p>It has no state: every token for itself.</p>"
-    return _listed([f"<code>{escape(s)}</code>: <b>{form}</b> — {_prose(m.why[s])}" for s, form in m.form.items()]
-                   + [_prose(n.help) for n in m.notes if n.help])
+def _told(s: Section) -> str:
+    """A section of `explain`, its formulas as mathematics."""
+    words = [(_listed if item else "<br>".join)(_prose(x.removeprefix("- ")) for x in lines)
+             for item, lines in groupby(filter(None, s.words), lambda x: x.startswith("- "))]
+    lines = [(f"<msub><mtext>{escape(kind)}</mtext>{name(state)}</msub>", value) for kind, state, value in s.terms]
+    formulas = [] if s.program is None else written(s.program, lines) if lines else equations(s.program, s.adjoint)
+    return _section(s.title, "".join(words) + (_math(formulas) if formulas else ""))
 
 
 def _prose(text: str) -> str:
-    """Words with code between backticks."""
-    return re.sub("`(.*?)`", r"<code>\1</code>", escape(text))
-
-
-def _derived(step: Program) -> list[str]:
-    """The equations of a chunk, or of a token where the state is not linear, and their adjoint."""
-    from mixc.passes.cell import cell
-    from mixc.passes.chunk import chunk
-    from mixc.passes.differentiate import differentiate
-    from mixc.passes.simplify import plain
-
-    real = lowered(step)
-    if all(g.form != "sequential" for g in classify(step).groups):
-        forward = chunk(classify(real))
-        kept = "the inputs" + (", and the state at the start of every segment of chunks; the chunks between are formed "
-                               "again." if real.states else ".")
-        titles = "One chunk of tokens", "Its adjoint, from the last chunk to the first"
-    else:
-        forward = cell(real)
-        kept = "the states of every token, and where the program is torch's the values that nothing gives cheaply."
-        titles = "All tokens at once but for the loop over the state", "Its adjoint, from the last token to the first"
-    adjoint, through_starts = apart_from_starts(plain(differentiate(forward), drop_live=True))
-    said = f"<p>{through_starts[:1].upper()}{escape(through_starts[1:])}.</p>" * bool(through_starts)
-    return [_section(titles[0], _math(equations(plain(forward, drop_live=True)))),
-            _section(titles[1], _math(equations(adjoint, adjoint=True)) + said),
-            _section("What is kept for the backward", f"<p>{kept[0].upper() + kept[1:]}</p>")]
+    """Words with code between backticks, and with stress."""
+    return re.sub(r"\*\*(\w+)\*\*", r"<b>\1</b>", re.sub("`(.*?)`", r"<code>\1</code>", escape(text)))
 
 
 def _kernels(step: Program, target: Target, sizes: dict[str, int]) -> list[str]:
     made = kernel_lines(step)
     if not made:
         return [_section("Kernels", "<p>None of its own step: it runs as a program of torch operations.</p>")]
-    shown = [f"<h3><code>{k}</code></h3>{_listed(map(escape, lines))}<details><summary>its text</summary>"
-             f"<pre>{escape(text)}</pre></details>" for k, (lines, text) in made.items()]
+    shown = [f"<details><summary><code>{k}</code></summary><pre>{escape(x)}</pre></details>"
+             for k, (_, x) in made.items()]
     if not _modelled(step):
         return [_section("Kernels", "".join(shown))]
     forms = closed_forms(step, target)

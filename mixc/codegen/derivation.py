@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
 
 from mixc.codegen.notation import WIDTH, Spelling, dim_name, meanings
 from mixc.ir.build import maybe_mul
 from mixc.ir.node import COL, ROW, Node, is_number, number, postorder, source
 from mixc.ir.program import Decl, Program
+from mixc.ir.ranges import proving
 from mixc.passes.affine import Affine, AffineForms
+from mixc.passes.block import block_rows
+from mixc.passes.cell import cell
+from mixc.passes.chunk import chunk
+from mixc.passes.classify import classify, parts_of
+from mixc.passes.context import context, has_context
+from mixc.passes.differentiate import differentiate
+from mixc.passes.planes import context_of_planes, is_complex, planes
+from mixc.passes.scan import scan_form
+from mixc.passes.simplify import PLAIN, plain, rewrite
+
+Term = tuple[str, str, Node]  # what `split` gives: kind, state, value
 
 
 def spelled(results: Mapping[Node, str]) -> list[str]:
@@ -33,10 +45,8 @@ def _spelled(roots: list[Node], results: Mapping[Node, str]) -> tuple[list[str],
     return lines, names
 
 
-def split_lines(step: Program) -> list[str]:
+def split_lines(made: list[Term]) -> list[str]:
     """`split` as text; where that would fill more than a line, what is used more than once has a name."""
-    made = split(step)
-
     def told(names: Mapping[Node, str]) -> list[str]:
         return [f"{kind}, {state}: {Spelling(names, whole=True).text(n)}" for kind, state, n in made]
     lines = told({})
@@ -59,28 +69,47 @@ def equations(p: Program, prefix: str = "") -> list[str]:
 
 def lowered(step: Program) -> Program:
     """What chunks are derived from: lags and positions are inputs, complex values their planes (where all have some)."""
-    from mixc.passes.context import context, has_context
-    from mixc.passes.planes import context_of_planes, is_complex
-
     found = context_of_planes(step) if is_complex(step) else None
     return found.program if found else context(step).program if has_context(step) else step
 
 
+@dataclass(frozen=True)
+class Section:
+    """What is said under a title: words (markdown; a list has "- " in front), then the equations of a program, its results
+    cotangents if it is an `adjoint`, or these terms of its (`split`)."""
+
+    title: str
+    words: list[str] = field(default_factory=list)
+    program: Program | None = None
+    adjoint: bool = False
+    terms: list[Term] = field(default_factory=list)
+
+
 def explain(step: Program) -> str:
     """Markdown: the step, the form of every state and why, the chunk's equations, and its adjoint."""
-    from mixc.passes.classify import classify
+    lines = [f"# {step.name}", *(["", step.doc] if step.doc else []), *_markdown(of_step(step))]
+    parts = parts_of(step)
+    for part in parts if len(parts) > 1 else ():
+        lines += [*_markdown([Section(f"Part `{part.name}`", program=part)]), *_markdown(of_run(part), "###")]
+    return "\n".join([*lines, *(_markdown(of_run(step)) if len(parts) < 2 else [])]) + "\n"
 
-    stages = classify(step)
+
+def _markdown(sections: list[Section], level: str = "##") -> list[str]:
+    lines = list[str]()
+    for s in sections:
+        formulas = split_lines(s.terms) or (equations(s.program, "d" * s.adjoint) if s.program else [])
+        fenced = [*[""] * bool(s.words), "```", *formulas, "```"] if formulas else []
+        lines += ["", f"{level} {s.title}", "", *s.words, *fenced]
+    return lines
+
+
+def of_step(step: Program) -> list[Section]:
+    """The step, and what form it was found to have."""
+    stages, terms = classify(step), split(step)
     forms = [f"- `{', '.join(g.states)}`: **{g.form}** — {g.why}" for g in stages.groups]
-    lines = [f"# {step.name}", *(["", step.doc] if step.doc else []), *_formulas("The step", equations(step)),
-             *_section("Form", forms or ["- no state"])]
-    parts = split_lines(step)
-    lines += _formulas("What it was split into", parts) if parts else []
-    if stages.parts:
-        lines += ["", *in_order(stages.parts)]
-    for part in stages.parts:
-        lines += [*_formulas(f"Part `{part.name}`", equations(part)), *(f"#{x}" if x.startswith("## ") else x for x in _runs(part))]
-    return "\n".join([*lines, *([] if stages.parts else _runs(step))]) + "\n"
+    return [Section("The step", program=step), Section("Form", forms or ["- no state"]),
+            *([Section("What it was split into", program=step, terms=terms)] if terms else []),
+            *([Section("What runs in which order", in_order(stages.parts))] if stages.parts else [])]
 
 
 def in_order(parts: tuple[Program, ...]) -> list[str]:
@@ -99,40 +128,44 @@ def _held(part: Program) -> str:
 def _apart(step: Program) -> list[str]:
     """In which parts kernels may run where heads are large."""
     from mixc.codegen.apart import cuts
-    from mixc.passes.planes import is_complex
 
     found = [] if is_complex(step) else cuts(step)
     ways = "; or ".join(f"first {_held(a)}, then {_held(b)}" for a, b in found)
     return [f"- with heads of 128 and more kernels run one after the other where the model finds that faster: {ways}"] if ways else []
 
 
-def _runs(step: Program) -> list[str]:
+def of_run(step: Program) -> list[Section]:
     """What one program is: its equations and adjoint, kernels, costs."""
     from mixc.codegen.triton_program import has_kernels
-    from mixc.passes.chunk import chunk
-    from mixc.passes.classify import classify
-    from mixc.passes.differentiate import differentiate
-    from mixc.passes.simplify import plain
 
     stages, step = classify(step), lowered(step)
+    kernels = has_kernels(stages)
     if any(g.form == "sequential" for g in stages.groups):
-        return ["", "It runs token by token; `mixer.why` names the term that decided it.", *_cell(step, has_kernels(stages))]
+        return _of_cell(step, kernels)
     forward = chunk(classify(step))
     backward = differentiate(forward)
     rows = "Rows t and s of a chunk, x[s] is a value of row s, x[t=-1] that of the last one; primed states are what the next chunk " \
         "receives."
     program = "one Triton kernel each, the state on chip; on a CPU the same program in torch"
-    runs = ["- forward and backward: " + (_instead(step) or program if has_kernels(stages) else "the same program in torch, on any device"),
+    runs = ["- forward and backward: " + (_instead(step) or program if kernels else "the same program in torch, on any device"),
             "- kept for the backward: the inputs" + ", and the state at the start of every chunk" * bool(step.states),
-            "- decode: the step on one token", *_around(step, has_kernels(stages)), *(_apart(step) if has_kernels(stages) else []),
-            *(f"- `{k}` {line}" for k, (told, _) in kernel_lines(step).items() for line in told)]
+            "- decode: the step on one token", *_around(step, kernels), *(_apart(step) if kernels else []), *_kernels(step)]
+    return [*_both_ways(("One chunk of tokens", "Its adjoint, from the last chunk to the first"), forward, backward, [rows], runs),
+            Section("Bytes and FLOPs of the products", _costs(forward, backward))]
+
+
+def _both_ways(titles: tuple[str, str], forward: Program, backward: Program, words: list[str], runs: list[str]) -> list[Section]:
+    """The equations of a program and of its adjoint, and what runs."""
     adjoint, through_starts = apart_from_starts(plain(backward, drop_live=True))
-    runs += [f"- {through_starts}"] * bool(through_starts)
-    return [*_formulas("One chunk of tokens", equations(plain(forward, drop_live=True)), rows, ""),
-            *_formulas("Its adjoint, from the last chunk to the first", equations(adjoint, "d")),
-            *_words(forward, backward),
-            *_section("What runs", runs),
-            *_section("Bytes and FLOPs of the products", _costs(forward, backward))]
+    found = meanings([n for p in (forward, backward) for n in plain(p, drop_live=True).values()])
+    told = [f"- `{word}`: {text}" for word, text in (x.split(": ", 1) for x in found)]
+    return [Section(titles[0], words, plain(forward, drop_live=True)), Section(titles[1], [], adjoint, adjoint=True),
+            *([Section("Words in these", told)] if told else []),
+            Section("What runs", [*runs, *[f"- {through_starts}"] * bool(through_starts)])]
+
+
+def _kernels(step: Program) -> list[str]:
+    return [f"- `{k}` {line}" for k, (told, _) in kernel_lines(step).items() for line in told]
 
 
 def apart_from_starts(backward: Program) -> tuple[Program, str]:
@@ -141,13 +174,6 @@ def apart_from_starts(backward: Program) -> tuple[Program, str]:
     zeros = [r for r in backward.results if r.role == "sum" and r.name in read and is_number(source(r.value, ("expand",)), 0.0)]
     said = f"the gradient to {', '.join(r.name for r in zeros)} comes from the cotangent of the first states, which start there"
     return replace(backward, results=tuple(r for r in backward.results if r not in zeros)), said if zeros else ""
-
-
-def _words(*programs: Program) -> list[str]:
-    from mixc.passes.simplify import plain
-
-    found = meanings([n for p in programs for n in plain(p, drop_live=True).values()])
-    return _section("Words in these", [f"- `{word}`: {text}" for word, text in (x.split(": ", 1) for x in found)]) if found else []
 
 
 def _around(step: Program, kernels: bool) -> list[str]:
@@ -184,37 +210,30 @@ def _instead(step: Program) -> str:
             "CPU the chunk's program in torch")
 
 
-def _section(title: str, lines: list[str]) -> list[str]:
-    return ["", f"## {title}", "", *lines]
-
-
-def _formulas(title: str, formulas: list[str], *before: str) -> list[str]:
-    return _section(title, [*before, "```", *formulas, "```"])
-
-
-def _cell(step: Program, kernels: bool) -> list[str]:
-    """What runs of a step that is not parallel over time."""
-    torch = "a loop over tokens in torch: what reads no state before it, gates that read one state in one product"
-    if not kernels:
-        return ["", "## What runs", "", f"- forward and backward: {torch}"] if step.states else []
+def _of_cell(step: Program, kernels: bool) -> list[Section]:
+    """Of a step that is not parallel over time."""
     from mixc.codegen.cell_module import CellModule
     from mixc.codegen.triton_program import kernels as kernels_of
 
-    module = kernels_of(step)
-    rows = ["Rows t are sequences, all at the same token.", ""] * isinstance(module, CellModule)
-    lines = ["", "## Its adjoint, from the last token to the first", "", *rows, "```",
-             *equations(module.launches["bwd"].program, "d"), "```", "", "## What runs", ""]
-    if not isinstance(module, CellModule):
-        return [*lines, "- forward and backward: one Triton kernel each over all tokens, the state on chip, a sequence a program"
-                f"; on a CPU {torch}", f"- kept for the backward: the inputs, and every 32 tokens {', '.join(module.starts)}, from "
-                "which it forms the states between again", *_around(step, True), *(f"- `{k}` {line}" for k, (told, _) in kernel_lines(step).items() for line in told)]
-    made = module.made
-    lines += ["- forward and backward: one Triton kernel each over all tokens, states on chip, 16 or more sequences a program; on a "
-             f"CPU {torch}", *_around(step, True), *_weights(module.p)]
-    kept = ", ".join(f"{s} (the out {k})" if k in {o.name for o in module.outs} else s for s, k in made.kept.items())
-    lines += [f"- kept for the backward: the inputs, and after every token {kept}"] * bool(kept)
-    weights = ", ".join(dict.fromkeys(f"d{p.param}" for p in made.products))
-    return lines + [f"- products over all tokens, a launch each: {weights}"] * bool(weights)
+    torch = "a loop over tokens in torch: what reads no state before it, gates that read one state in one product"
+    runs = ["- token by token: `mixer.why` names the term that decided it"]
+    if not kernels:
+        runs.append(f"- forward and backward: {torch}")
+    elif isinstance(module := kernels_of(step), CellModule):
+        made = module.made
+        kept = ", ".join(f"{s} (the out {k})" if k in {o.name for o in module.outs} else s for s, k in made.kept.items())
+        weights = ", ".join(dict.fromkeys(f"d{p.param}" for p in made.products))
+        runs += ["- forward and backward: one Triton kernel each over all tokens, states on chip, 16 or more sequences a program; on a "
+                 f"CPU {torch}", *_weights(module.p),
+                 *[f"- kept for the backward: the inputs, and after every token {kept}"] * bool(kept),
+                 *[f"- products over all tokens, a launch each: {weights}"] * bool(weights), *_around(step, True), *_kernels(step)]
+    else:
+        runs += ["- forward and backward: one Triton kernel each over all tokens, the state on chip, a sequence a program; on a CPU "
+                 f"{torch}", f"- kept for the backward: the inputs, and every 32 tokens {', '.join(module.starts)}, from which it "
+                 "forms the states between again", *_around(step, True), *_kernels(step)]
+    titles = "All tokens at once but for the loop over the state", "Its adjoint, from the last token to the first"
+    forward = cell(step, (ROW,))
+    return _both_ways(titles, forward, differentiate(forward), [], runs)
 
 
 def _weights(step: Program) -> list[str]:
@@ -227,13 +246,11 @@ def _weights(step: Program) -> list[str]:
             f"at a time: 2*({values}) bytes a program and token in bf16, twice that in the backward, some 18 ns a KB on an H100"]
 
 
-def split(step: Program) -> list[tuple[str, str, Node]]:
+def split(step: Program) -> list[Term]:
     """Of every state: what multiplies what was there, and what is added, as the forms have them: kind, state, value.
 
     Kinds: "decay", "written" (an outer product), "low rank" (one that reads the state); of a scan "factor" and "added",
     or what it is moved by and joined with."""
-    from mixc.passes.classify import classify
-    from mixc.passes.simplify import PLAIN, rewrite
 
     parts = classify(step).parts
     if parts:
@@ -242,18 +259,12 @@ def split(step: Program) -> list[tuple[str, str, Node]]:
     return [(kind, s, n) for (kind, s, _), n in zip(found, rewrite([n for *_, n in found], PLAIN), strict=True)]
 
 
-def _split(step: Program) -> list[tuple[str, str, Node]]:
-    from mixc.ir.ranges import proving
-    from mixc.passes.block import block_rows
-    from mixc.passes.classify import classify
-    from mixc.passes.context import context
-    from mixc.passes.planes import is_complex, planes
-    from mixc.passes.scan import scan_form
+def _split(step: Program) -> list[Term]:
 
     real = planes(context(step).program) if is_complex(step) else step
     if real is None:
         return []
-    found: list[tuple[str, str, Node]] = []
+    found: list[Term] = []
     with proving(real):
         for group in classify(real).groups:
             states = [real.decl(s) for s in group.states]
@@ -274,9 +285,9 @@ def _split(step: Program) -> list[tuple[str, str, Node]]:
     return found
 
 
-def _terms(s: Decl, form: Affine | None) -> list[tuple[str, str, Node]]:
+def _terms(s: Decl, form: Affine | None) -> list[Term]:
     """What an affine update has: its decay, what it takes over from others, what is written."""
-    found: list[tuple[str, str, Node]] = []
+    found: list[Term] = []
     for leaf, decay in form.decays.items() if form is not None else ():
         kind = "decay" if leaf is s.leaf() else f"factor of {leaf.attr('name')}"
         if decay is not None or leaf is not s.leaf():
@@ -294,7 +305,6 @@ def kernel_lines(step: Program) -> dict[str, tuple[list[str], str]]:
     """Of every kernel: its loop, its loads, what it carries and its stores, in words; and its text. Empty where there
     are none."""
     from mixc.codegen.triton_program import has_kernels, kernels
-    from mixc.passes.classify import classify, parts_of
 
     if not has_kernels(classify(step)):
         return {}

@@ -29,7 +29,7 @@ from mixc.runtime.load import shipped
 from mixc.targets import find
 from tests.build import scalar_decay
 
-CHUNKS = ("One chunk of tokens", "What is kept for the backward", "Bytes and FLOPs",
+CHUNKS = ("One chunk of tokens", "kept for the backward", "Bytes and FLOPs",
           "carries on chip", "kernels, forward")
 PARTS = {"simple_gla": (*CHUNKS, "decay", "written"), "hgrn": (*CHUNKS, "factor", "added"),
          "elman": ("the loop over the state", "from the last token to the first", "eager loop")}
@@ -177,4 +177,4 @@ def test_params_that_states_start_at_get_no_zero() -> None:
     text = m.explain()
     assert "dw[D] = 0" not in text and "dunread[D] = 0" in text
     assert "- the gradient to w comes from the cotangent of the first states, which start there" in text
-    assert "The gradient to w comes from" in page(m, find("h100"), dict(B=1, T=64, H=1, D=16))
+    assert "the gradient to w comes from" in page(m, find("h100"), dict(B=1, T=64, H=1, D=16))
