@@ -11,7 +11,6 @@ from pathlib import Path
 import mixc
 from mixc.autotune.tuner import schedules_of
 from mixc.codegen.derivation import kernel_lines
-from mixc.frontend.codes import CODES, LATER
 from mixc.ir.program import Program
 from mixc.passes.classify import parts_of
 from mixc.runtime.load import shipped
@@ -34,7 +33,7 @@ Times are the tuner's model of these kernels on an H100, not measured: {SHAPE}, 
 | spec | paper | form | lines | kernels | forward, ms | backward, ms | hash |
 |---|---|---|---|---|---|---|---|
 """
-ERRORS = f"""# Errors{MADE} from `mixc/frontend/codes.py` and from the tests of every code.
+ERRORS = f"""# Errors{MADE} from `docs/codes.py` and from the tests of every code.
 
 A diagnostic has a code, the place, and where one is known what to write instead; `mixc.SpecError` carries them all.
 
@@ -81,6 +80,7 @@ def gallery() -> str:
 def errors() -> str:
     """Every code, what it means, and the first diagnostic of the tests that has it."""
     sys.path.insert(0, str(DOCS.parent))
+    from docs.codes import CODES, LATER
     from tests.frontend.specs import refused
     from tests.frontend.test_refused import BAD
 

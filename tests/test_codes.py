@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import mixc
+from docs.codes import CODES, LATER
 from mixc.errors import SpecError
-from mixc.frontend.codes import CODES, LATER
 from mixc.runtime import backends
 from mixc.runtime.mixer import Mixer
 from tests.build import scalar_decay

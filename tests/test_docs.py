@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import mixc
-from mixc.frontend.codes import CODES, LATER
+from docs.codes import CODES, LATER
 from mixc.runtime.draw import dim_sizes, draw
 from mixc.runtime.load import shipped
 from tests.frontend.python_text import run

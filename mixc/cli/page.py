@@ -13,7 +13,7 @@ from mixc.autotune.token_cost import token_cost
 from mixc.autotune.tuner import schedules_of
 from mixc.cli.pictures import over_T, roofline
 from mixc.codegen.apart import parts_at
-from mixc.codegen.derivation import Section, in_order, kernel_lines, of_run, of_step
+from mixc.codegen.derivation import WORDS, Section, in_order, kernel_lines, of_run, of_step
 from mixc.codegen.latex import aligned
 from mixc.codegen.mathml import equations, name, written
 from mixc.codegen.triton_program import whole_shape
@@ -56,7 +56,7 @@ def page(m: Any, target: Target, sizes: dict[str, int]) -> str:
         parts.append(_told(Section("What runs in which order", in_order(programs))))
     for p in programs:
         parts += [_told(Section(f"Part `{p.name}`", program=p))] if len(programs) > 1 else []
-        parts += [*map(_told, of_run(p)), *_kernels(p, target, sizes)]
+        parts += [*(_told(s) for s in of_run(p) if s.title != WORDS), *_kernels(p, target, sizes)]
     parts.append(_section("Time over T", _pictures(step, target, sizes)))
     body = "\n".join(parts)
     return ("<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><meta name='viewport' "

@@ -23,6 +23,7 @@ from mixc.passes.planes import context_of_planes, is_complex, planes
 from mixc.passes.scan import scan_form
 from mixc.passes.simplify import PLAIN, plain, rewrite
 
+WORDS = "Words in these"  # of formulas as text
 Term = tuple[str, str, Node]  # what `split` gives: kind, state, value
 
 
@@ -160,7 +161,7 @@ def _both_ways(titles: tuple[str, str], forward: Program, backward: Program, wor
     found = meanings([n for p in (forward, backward) for n in plain(p, drop_live=True).values()])
     told = [f"- `{word}`: {text}" for word, text in (x.split(": ", 1) for x in found)]
     return [Section(titles[0], words, plain(forward, drop_live=True)), Section(titles[1], [], adjoint, adjoint=True),
-            *([Section("Words in these", told)] if told else []),
+            *([Section(WORDS, told)] if told else []),
             Section("What runs", [*runs, *[f"- {through_starts}"] * bool(through_starts)])]
 
 

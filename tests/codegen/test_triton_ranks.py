@@ -113,8 +113,8 @@ def test_axes():
     assert axes.of((ROW, "R", "K")) == ("_t*R", "K")
     assert axes.of((ROW, "R")) == (ROW, "R") and axes.of(("R", "K")) == ("R", "K")
     assert axes.of((ROW, COL, "R", "R_s")) == ("_t*R", "_s*R_s") and axes.shape(("_t*R", "K")) == "[C * BR, BK]"
-    assert axes.aligned("g", (ROW,), ("_t*R", "K")) == (
-        "tl.reshape(tl.broadcast_to(g[:, None], [C, BR]), [C * BR])[:, None]")
+    assert axes.aligned("g", (ROW,), ("_t*R", "K")) == "repeated(g, BR)[:, None]"
+    assert axes.aligned("(a + b)", (ROW, COL), ("_t*R", "_s*R_s")) == "repeated_both(a + b, BR)"
     assert axes.aligned("w", ("R", "K"), ("_t*R", "K")) == (
         "tl.reshape(tl.broadcast_to(w[None, :, :], [C, BR, BK]), [C * BR, BK])")
     assert axes.aligned("D", (ROW, COL), ("_t*R", COL)) == (

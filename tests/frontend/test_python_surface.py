@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import mixc
+from docs.codes import CODES
 from mixc.errors import Source
-from mixc.frontend.codes import CODES
 from mixc.frontend.parse import parse
 from mixc.frontend.unparse import unparse
 from mixc.lang import *  # noqa: F403

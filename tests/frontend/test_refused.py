@@ -2,8 +2,8 @@
 
 import pytest
 
+from docs.codes import CODES
 from mixc.errors import Source, SpecError
-from mixc.frontend.codes import CODES
 from mixc.frontend.parse import parse
 from tests.frontend import test_python_surface
 from tests.frontend.specs import body, refused, step

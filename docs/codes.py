@@ -1,4 +1,4 @@
-"""Every code of the frontend, and what it means in one line (MX3xx belong to the passes, MX4xx to finding specs)."""
+"""The index of errors: every code of the frontend, and what it means (MX3xx: of passes, MX4xx: of finding specs)."""
 
 CODES = {
     # syntax
