@@ -128,9 +128,9 @@ class Axes:
         """The tile with those axes of `want` that have one of its dims: repeated along what stands with that."""
         dims = flat(have)
         axes = tuple(a for a in want if {*a.split(JOINT)} & {*dims})
-        more = {more_rows(a) for a in axes}
+        more = {tuple(map(self.size_of, more_rows(a))) for a in axes}
         if len(more) == 1 and tuple(a.split(JOINT)[0] for a in axes) == have:
-            by = " * ".join(f"B{self.size_of(d)}" for d in more.pop())
+            by = " * ".join(f"B{d}" for d in more.pop())
             code = code[1:-1] if code[:1] + code[-1:] == "()" else code  # its brackets are the call's
             return f"{'repeated' if len(have) == 1 else 'repeated_both'}({code}, {by})", axes
         if dims != have:
