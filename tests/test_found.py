@@ -257,6 +257,12 @@ FREE = {  # what was wrong: a whole text, and what its call was beside that
     "the log of a gate that is summed up, its row infinite": (
         "mixer m(V) {\nin v[V], g where g <= 0\nstate F, M[V]\nF = F + g\nM = 0.5 * M + g * square(v)\n"
         "out o[V] = exp(F) * v + exp(M)\n}", dict(gates="forget")),
+    "the largest entry, and entries that are formed again and rounded otherwise": (
+        "mixer m(K, E = K) {\nin q[K], y[E]\nstate M[K, E]\nM = 0.9 * M + q\nM += 0.1 * tanh(max[E](M) * y)\n"
+        "out o[K] = q\n}", {}),
+    "the cost of a scan of two planes beside a vector with corrections": (
+        "mixer m(K, V, E = K) {\nin y[E], v[V]\nstate M[V], Z[K, E]\n"
+        "M = where(pos // 2 % 2 == 0, M, 1j * M + 0.5 * v)\nZ = Z - 0.3 * y * (Z @ y)\nout o[K, E] = Z\n}", {}),
     "a dim whose second name alone a kernel's tensors have": (
         "mixer m(K, E = K) {\nin q[K]\nparam R[K, E]\nstate S\nS += max[E](R @ q)\nout o = S\n}", {}),
     "a dim whose size only the tensors of another part tell": (

@@ -15,6 +15,7 @@ from mixc.passes.cell import cell, products_outside, sums_of_products
 from mixc.passes.context import exact_nodes
 from mixc.passes.differentiate import cotangent_of_state, differentiate
 from mixc.passes.simplify import rewrite, simplify
+from mixc.runtime.keep import EXTREMA
 
 _CHEAP = frozenset(("add", "sub", "mul", "neg", "rename", "expand", "pick", "stop_gradient", "where", "lt", "le", "eq",
                     "ne", "and", "or", "not", "to_number", "maximum", "minimum", "abs", "sign", "relu", "square"))
@@ -94,7 +95,7 @@ class Cell:
         for n in later:
             if n not in mine or n in known:
                 continue
-            if n not in varying or (n.op in _CHEAP and all(a in known for a in n.args)):
+            if n not in varying or (n.op in (*_CHEAP, *EXTREMA) and all(a in known for a in n.args)):
                 known.add(n)
             elif n in inside and n in read:
                 found.append(origin(n))  # a renamed value is no tensor of its own

@@ -15,6 +15,7 @@ from mixc.ir.program import Program
 
 # Microseconds for a matrix of 64 x 64 in fp32 on two cores, temporaries in cache
 KEEP, PRODUCT, PASS, SPAN = 2.0, 4.0, 0.8, 4.5
+EXTREMA = ("max", "min")
 _SIDE, _LEVELS = 64, 6  # of every axis; halvings of a chunk
 
 
@@ -33,8 +34,9 @@ def worth_keeping(forward: Program, backward: Program) -> tuple[Node, ...]:
 
 def _counts(n: Node) -> bool:
     """Values of one number a row are formed again for next to nothing; sums over spans, with their exponential.
-    Scans, and what has a matrix a row, are never kept: the backward forms them from the state that came in."""
-    if n.op in ("scan", "scan_end", "scan_block", "previous") or n.attr("dim") == PART:
+    Scans, and what has a matrix a row, are never kept: the backward forms them from the state that came in; nor are
+    extrema: one that is kept is none of the entries that are formed again, when these are rounded otherwise."""
+    if n.op in ("scan", "scan_end", "scan_block", "previous", *EXTREMA) or n.attr("dim") == PART:
         return False
     if n.dims[:1] == (ROW,) and len(n.dims) > 2 and COL not in n.dims:
         return False

@@ -14,6 +14,7 @@ from mixc.codegen.torch_stages import ALIAS, small, stages
 from mixc.ir.blocks import PART
 from mixc.ir.node import COL, ROW, Node, postorder
 from mixc.ir.program import Program, once_a_program
+from mixc.passes.block import MOST
 from mixc.passes.cell import HEADS, SEQUENCES
 from mixc.runtime import cell_programs
 from mixc.runtime.call import Call
@@ -68,7 +69,7 @@ def _of_tokens(call: Call) -> float:
 
 def _of_chunks(call: Call, code: Compiled) -> float:
     shape = shapes(code, call, None, True, True, False)
-    chunks, sizes = -(-call.rows.T // shape.C), shape.sizes
+    chunks, sizes = -(-call.rows.T // shape.C), {**shape.sizes, PART: MOST}
     blocks = sum(len(g.blocks) for band in shape.layout.bands for g in band.groups)
     found = 0.0
     for reverse in (False, True):
