@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from mixc.codegen.kernel import Kernel, safe
-from mixc.codegen.library import library
 from mixc.codegen.lines import shape
 from mixc.codegen.module import Module
 from mixc.codegen.triton_cell import CellWriter, product_text
@@ -25,8 +24,7 @@ class CellModule(Module):
 
     # ------------------------------------------------------------ text
     def prelude(self) -> str:
-        held = library("cells") if self.weights else ""
-        return held + "".join(product_text(n) for n in sorted({len(lefts) for lefts in self._groups().values()}))
+        return "".join(product_text(n) for n in sorted({len(lefts) for lefts in self._groups().values()}))
 
     def _programs(self, kernel: Kernel, tile: str) -> list[str]:
         return [f"triton.cdiv(count, {tile}['C'])", "H"]

@@ -18,7 +18,7 @@ LICENSE = "SPDX-License-Identifier: Apache-2.0"
 
 def called_by(kernels: str, modules: list[Any]) -> list[str]:
     """What kernels may call."""
-    return [library("basics"), scan_prelude(kernels), *map(library, ("spans", "rows", "solves")),
+    return [library("basics"), scan_prelude(kernels), *map(library, ("spans", "rows", "solves", "cells")),
             *dict.fromkeys(m.prelude() for m in modules)]
 
 

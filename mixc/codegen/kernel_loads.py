@@ -214,7 +214,9 @@ class Loads(Addresses):
     def _explain(self, name: str, value: Node, formed: str) -> None:
         """A comment: what is stored or carried, in the language's notation, above the line that forms it, if that does not
         say the same."""
-        text = formula(value, {n: x for n, x in self.tiles.names.items() if n not in self.tiles.unread})
+        tiles = self.tiles
+        whole = {n for n in tiles.names if n.op == "scan_block"}
+        text = formula(value, {n: x for n, x in (tiles.names | tiles.components).items() if n not in tiles.unread | whole})
         at = next((i for i, line in enumerate(self.body) if line.startswith(f"{formed} = ")), len(self.body))
         if text and text != name and bare_code("".join(self.body[at:at + 1])) != f"{formed} = {text}":
             self.body.insert(at, f"# {name} = {text}")

@@ -23,10 +23,10 @@ RESERVED = frozenset([
     "token", "starts", "lengths", "segment_at", "first_segment", "kept_at", "past", "i", "SIGN", "RAGGED", "SEGMENT", "KEEP", "HAS_INITIAL",
     "STORE_FINAL", "OPERAND", "PRECISION", "STAGES", "print", "range", "float", "int", "min", "max", "abs", "any",
     "ctx", "seqs", "device", "count", "tile", "keep", "bound", "has_initial", "has_final", "parts", "initial",
-    "lane", "there", "group", "longest", "late", "begin", "some", "segment", "weights", "HELD", "STARTED", "piece", "pieces", "piece_of",
+    "lane", "there", "group", "longest", "late", "begin", "some", "segment", "HELD", "STARTED", "piece", "pieces", "piece_of",
     "entered", "torch", "math", "os", "run", "block", "operand", "precision", "merged", "add_parts", "over_group", "features_packed",
-    "registers", "through", "dict",  "Sequences", "Past", "Guarded", "pieces_of", "FORWARD", "BACKWARD", "FORWARD_STATES", "FORWARD_OUTS",
-    "BACKWARD_STATES", "BACKWARD_GRADS", "INTERPRETED", "BEHIND_FORWARD", "BEHIND_BACKWARD", "BEHIND_STEP", *library.names("basics", "spans", "rows", "solves", "products", "later"),
+    "registers", "dict", "Sequences", "Past", "Guarded", "pieces_of", "FORWARD", "BACKWARD", "FORWARD_STATES", "FORWARD_OUTS",
+    "BACKWARD_STATES", "BACKWARD_GRADS", "INTERPRETED", "BEHIND_FORWARD", "BEHIND_BACKWARD", "BEHIND_STEP", *library.names("basics", "cells", "spans", "rows", "solves", "products", "later"),
 ])
 _HOST = library.names("host", "calls") | {
     "INS", "PARAMS", "STATES", "PAST", "ALIASES", "SIZES", "PLANES", "collections",

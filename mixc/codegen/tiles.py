@@ -67,6 +67,7 @@ class Tiles:
         self.stacked = products.stacked(self.added, self.uses, self.dot_axes, self.operand_for)
         self.operands = only_operands(nodes, roots, self.fine, self.dot_axes) if self.operand == "OPERAND" else set()
         self.names: dict[Node, str] = {}
+        self.components: dict[Node, str] = {}  # of blocks, which are named as one
         self.unread = set[Node]()  # of these: those whose readers have words of their own for it
         self.spans = Counter((n.args[-1], n.attr("reach")) for n in nodes if n.op in ("span_contract", "span_crossing"))
         self.spanned: dict[tuple[Node, Node, str], list[Node]] = defaultdict(list)  # by matrix, logs of decays and reach

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 
 from mixc.codegen.config import Config, Tile, padded
 from mixc.codegen.kernel import Kernel, safe
-from mixc.codegen.library import library
 from mixc.codegen.module import Module
 from mixc.codegen.triton_token import TokenWriter
 from mixc.ir.program import Program
@@ -41,9 +40,6 @@ class TokenModule(Module):
                 blocks[max(blocks, key=blocks.__getitem__)] //= 2
             return Tile(16, tuple(blocks.items()), min(16, 1 << max(values() // 512 - 1, 0).bit_length()), 1)
         return Config((("fwd", tile(self.kernel("fwd"))), ("bwd", tile(self.kernel("bwd")))), SEGMENT)
-
-    def prelude(self) -> str:
-        return library("cells") if any("HELD" in k.constexprs for k in self.kernels.values()) else ""
 
     def _held(self, kernel: Kernel) -> list[str]:
         """Do a head's matrices fit into the registers, beside the state?"""

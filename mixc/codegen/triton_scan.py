@@ -97,11 +97,14 @@ def component_name(tiles: Tiles, node: Node) -> str:
         order = tuple(d for d in tiles.order(block) if d != PART)
         rows = [tiles.whole(x, order) for x in (*(a for row in A for a in row), *b)]
         states = [tiles.ref(x, order) for x in start]
-        names = [tiles.fresh("component") for _ in b]
+        names = [tiles.fresh(f"{tiles.called(x)}_rows") for x in start]
         call = f"after_block{len(b)}({', '.join([*rows, *states, str(block.attr('reverse'))])})"
         tiles.emit(block, f"{', '.join(names)} = {call}")
         tiles.names[block] = ", ".join(names)
-    return tiles.names[block] if node is block else tiles.names[block].split(", ")[node.attr("i")]
+    if node is block:
+        return tiles.names[block]
+    tiles.components[node] = tiles.names[block].split(", ")[node.attr("i")]
+    return tiles.components[node]
 
 
 def _block_functions(n: int) -> str:

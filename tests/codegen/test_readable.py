@@ -94,3 +94,10 @@ def test_a_formula_goes_as_far_as_it_fits() -> None:
     written = "((prefix2 * p) @ -dv) + ((prefix2 * (exp(la) * q)) @ (do * scale))"
     assert above["dS_next"] == f"# dS' = dS * whole2 + {written}"
     assert "dk = total" not in above["dk"] and above["dk"].endswith(" * eta")
+
+
+def test_components_of_a_block_are_called_what_their_state_is() -> None:
+    """They were component, component2, and in a formula `component, component2[i=1]`, the names of both."""
+    text = mixc.load("s5").emit()
+    assert "x_re_rows, x_im_rows = after_block2(" in text and "dx_re_rows, dx_im_rows = after_block2(" in text
+    assert "component2" not in text and "_rows[i=" not in text
