@@ -263,6 +263,12 @@ FREE = {  # what was wrong: a whole text, and what its call was beside that
     "the cost of a scan of two planes beside a vector with corrections": (
         "mixer m(K, V, E = K) {\nin y[E], v[V]\nstate M[V], Z[K, E]\n"
         "M = where(pos // 2 % 2 == 0, M, 1j * M + 0.5 * v)\nZ = Z - 0.3 * y * (Z @ y)\nout o[K, E] = Z\n}", {}),
+    "decays of numbers alone beside a correction along the other side": (
+        "mixer m(K, V) {\nin u[V] where norm[V](u) <= 1\nin k[K]\nstate S[K, V]\n"
+        "S = where(index[K] % 2 == 0, 0.5, 0.8) * S - 0.5 * u * (S @ u) + k * u\nout o[K] = k\n}", {}),
+    "a value without heads in what the evaluator forms of a token": (
+        "mixer m(K, V, P = 2) {\nin v[V]\nparam A[K, V], th[K]\nstate S[P, K, V]\n"
+        "S = A @ S * th * (index[V] == 1) + v\nout o[P, K, V] = S\n}", {}),
     "a dim whose second name alone a kernel's tensors have": (
         "mixer m(K, E = K) {\nin q[K]\nparam R[K, E]\nstate S\nS += max[E](R @ q)\nout o = S\n}", {}),
     "a dim whose size only the tensors of another part tell": (

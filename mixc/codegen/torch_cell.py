@@ -22,7 +22,7 @@ from mixc.codegen.torch_values import broadcast, literal
 from mixc.ir.node import ROW, Node, called
 from mixc.ir.ops import OPS
 from mixc.ir.program import Program
-from mixc.passes.cell import SEQUENCES
+from mixc.passes.cell import HEADS, SEQUENCES
 
 
 def loop(program: Program, carried: list[Carried], wanted: list[Node],
@@ -319,8 +319,9 @@ class _Writer(Plan):
         args = []
         for a in n.args:
             want = tuple(d for d in a.dims if d != ROW)
-            alike = SEQUENCES not in want and SEQUENCES in self._named(a)[1]  # a head's, there for every sequence
-            args.append(f"{self.ref(a, (*ONE, *features(a)))}[:, 0]" if alike else self.ref(a, want))
+            alike = SEQUENCES not in want and SEQUENCES in self._named(a)[1]  # a head's, or all heads'
+            one = "[:, 0]" if HEADS in want else "[0, 0]"
+            args.append(f"{self.ref(a, (*ONE, *features(a)))}{one}" if alike else self.ref(a, want))
         self._formed(n, f"{name}({', '.join(args)})", axes)
 
     def _text(self) -> str:

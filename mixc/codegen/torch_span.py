@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mixc.codegen.torch_values import Dims, Value, size_of
 from mixc.ir.blocks import component
 from mixc.ir.build import sides
-from mixc.ir.node import COL, LEVEL, ROW, Node, is_number, source
+from mixc.ir.node import COL, LEVEL, ROW, Node, is_number, postorder, source
 
 if TYPE_CHECKING:
     from mixc.codegen.torch_writer import Writer
@@ -92,8 +92,11 @@ def _general(w: Writer, n: Node, dims: Dims) -> Value:
     x, y, F = n.args
     if {*n.dims} == {ROW, COL, *dims}:  # nothing is summed
         f, axes = w.value(F).over((LEVEL, ROW, *dims)), (ROW, COL, *dims)
-        factors = [f".mul_({w.whole(z).over(axes)})" for z in (x, y) if not is_number(source(z), 1.0)]
-        return w.line(n, f"span_of({f}){''.join(factors)}", axes)
+        # decays of numbers alone are there once, for all chunks
+        first = "mul_" if any(z.op in ("in", "param", "state", "cot", "saved") for z in postorder([F])) else "mul"
+        factors = [w.whole(z).over(axes) for z in (x, y) if not is_number(source(z), 1.0)]
+        text = "".join(f".{'mul_' if i else first}({z})" for i, z in enumerate(factors))
+        return w.line(n, f"span_of({f}){text}", axes)
     letters = {d: chr(ord("a") + i) for i, d in enumerate(dict.fromkeys((*x.dims, *y.dims, ROW, COL)))}
     terms = ["z" + "".join(letters[d] for d in axes) for axes in (x.dims, y.dims, (ROW, COL, *dims), n.dims)]
     f = w.value(F).over((LEVEL, ROW, *dims))
