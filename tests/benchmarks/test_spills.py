@@ -21,6 +21,7 @@ SPILLS: dict[str, dict[int, str]] = {
     "gated_oja_rule": {128: "fwd_for_V 16 B, bwd_along_V 120 B"},
     "gdn2": {128: "bwd_along_K 128 B"},
     "gsa": {64: "bwd_for_K 116 B", 128: "gsa_1 bwd 188 B, gsa_2 bwd 336 B"},
+    "hgrn2": {64: "bwd_of_K 116 B"},
     "iplr": {128: "bwd_for_K 16 B"},
     "kda": {128: "bwd_along_K 96 B"},
     "lightnet": {128: "bwd_of_K 132 B"},
@@ -33,7 +34,7 @@ SPILLS: dict[str, dict[int, str]] = {
                                   128: "1: bwd 192 B, 2: fwd_for_K 188 B, bwd_for_K 252 B, bwd_along_K 236 B"},
     "rwkv6": {64: "bwd 16 B"},
     "rwkv7": {64: "bwd_along_K 124 B", 128: "fwd_for_K 8 B, bwd_for_K 144 B, bwd_along_K 248 B"},
-    "slow_gate": {128: "bwd_of_K 80 B"},
+    "slow_gate": {64: "bwd_of_K 144 B", 128: "bwd_of_K 80 B"},
     "titans_linear": {64: "bwd_along_K 672 B", 128: "bwd_along_K 1460 B"},
 }
 # sizes beside 64 and 128 of which it is known whether anything spills: none since tiles are chosen by that risk
