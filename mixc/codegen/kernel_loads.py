@@ -234,7 +234,7 @@ class Loads(Addresses):
         return "chunk // (SEGMENT // C)"
 
     def _index(self, node: Node) -> str:
-        return f"{self.tiles.index(node.dims[0])}.to(tl.float32)"
+        return f"{self.tiles.index(tensor_dims(node)[0])}.to(tl.float32)"
 
     def _ordered(self, roots: list[Node], held: set[Node], tiles: Tiles, kept: tuple[Node, ...]) -> list[Node]:
         """The statements; what is alive in between is estimated beside it."""

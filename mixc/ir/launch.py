@@ -218,8 +218,6 @@ def sums_over(n: Node, d: str) -> bool:
     """Does an entry of it need more than one along d?"""
     if n.op == "softmax":
         return d in n.attr("over")
-    if n.op in ("index", "size"):
-        return n.op == "index" and d in n.dims
     if n.op == "rename":
         return any(d in pair for pair in n.attr("to"))
     return bool(n.args) and any(d in a.dims for a in n.args) and d not in n.dims

@@ -369,6 +369,7 @@ RULES: dict[str, Callable[[Node, list[Interval]], Interval]] = {
     "norm": lambda n, a: _within(a, 0.0, INF),
     **dict.fromkeys(("sum", "mean", "cumsum"), _sum),
     "segsum": lambda n, a: Interval(-INF, 0.0 if a[0].high <= 0 else INF, True),  # -inf where t does not reach s
+    "segprod": lambda n, a: Interval(min(a[0].low, 0.0), 1.0) if a[0].low >= -1 and a[0].high <= 1 else Interval(),
     "contract": _contract,
     "span_contract": _contract,
     "maximum": lambda n, a: _within(a, max(a[0].low, a[1].low), max(a[0].high, a[1].high)),

@@ -82,7 +82,7 @@ class Along:
 
     def _form(self, n: Node) -> Node | None:
         if not n.args:
-            return n if n.op != "index" or self.d not in n.dims else None
+            return n
         if any(a not in self.formed for a in n.args) or self._picks(n):
             return None
         shares = [i for i, a in enumerate(n.args) if a in self._shares]

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import mixc
-from mixc.ir.node import make, number, postorder
+from mixc.ir.node import ROW, make, number, postorder
 from mixc.ir.ranges import Interval, bounds, proving
 from mixc.passes.chunk import chunk
 
@@ -75,3 +75,11 @@ def test_a_decay_that_a_param_stands_in_front_of_is_explained():
     text = mixc.loads("mixer m(K, V) {\nin q[K], f[K], v[V]\nparam w[K]\nstate S[K, V]\n"
                       "S = (w + f) * S + f * v\nout o[V] = q @ S\n}").explain()
     assert "segprod" in text
+
+
+def test_a_product_of_decays_is_one():
+    step = mixc.loads("mixer m(K) {\nin a where -1 <= a <= 1\nin b where 0 <= b <= 1\nin c\nstate S\nS = c\n"
+                      "out p = a\nout q = b\nout r = c\n}").declared
+    with proving(step):
+        found = [bounds(make("segprod", make("in", name=n, dims=(ROW,), kind="real"), reach="strict")) for n in "abc"]
+    assert [(x.low, x.high) for x in found] == [(-1, 1), (0, 1), (-math.inf, math.inf)]

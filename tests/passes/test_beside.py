@@ -74,6 +74,8 @@ SUMMED = {
                      "S = S + b * p * k * (v - k @ S)\nout o[V] = p @ (q @ S)",
     "all are read at once": "p = softmax[N](r)\nS = where(p > 0.3, exp(g), 1) * S\n"
                             "S = S + (p > 0.3) * b * k * (v - sum[K](k * S))\nout o[V] = (p * q) @ S",
+    "levels by their number": "S = exp(g) * where(pos % 2 ** (index[N] + 1) == 0, 0, 1) * S\n"
+                              "S = S + (index[N] == 0) * b * k * (v - k @ S)\nout o[V] = (r * q) @ S",
     "slots of one key": "S = exp(g) * S\nS = S + b * k * (v + r - k @ S)\nout o[V] = softmax[N](r) @ (q @ S)\n"
                         "out e[V] = v - mean[N](k @ S)",
     "an attention over what is read": "S = exp(g) * S\nS = S + b * softmax[N](r) * k * (v - k @ S)\ny = q @ S\n"
@@ -94,7 +96,8 @@ def test_sums_over_what_lies_beside_each_other_are_formed_around_kernels(what):
     tensors = draw(mixer.declared, B=2, T=20, H=2, sizes=dict(K=5, V=4, N=3), dtype=torch.float32, seed=1)
     want = run(mixer, tensors, wide=True)
     assert_runs_agree(mixer, run(mixer, tensors, backend="triton"), want)
-    assert "in front of the kernels, of all tokens at once in torch: `" in (told := mixer.explain()) or "slots" in what
+    in_front = "in front of the kernels, of all tokens at once in torch: `" in (told := mixer.explain())
+    assert in_front == (what not in ("slots of one key", "levels by their number"))
     assert "neither the bytes nor the bound above count: forward bytes `0`" not in told
 
 
