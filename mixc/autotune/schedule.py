@@ -199,7 +199,9 @@ class LaunchSpace:
             if not model.cells:
                 few = [n for m, n, _, often, _ in counts.products
                        if n[1] and not {*m[1]} - {"C", *(f"B{d}" for d in kernel.ranks)} and "replays" not in often[1]]
-                last = few[-1:] if len(rows) > 1 else few  # beside what is counted by rows the order is not known
+                # beside what is counted by rows the order is not known, and some last ones never have more
+                can = few and max(kernel.block(d, sizes[d]) if f"B{d}" in few[-1][1] else 0 for d in kernel.dims) > 16
+                last = few[-1:] if len(rows) > 1 and can else few
                 widest = maximum(0, *dict.fromkeys(map(model.size, last)))
                 space.require((target.full_rows <= C * more) | (warps * 16 <= C * more) | (whole(widest) > C * more),
                               "the last product of few rows has more columns, or every warp forms all (`wide_last`)")

@@ -44,9 +44,10 @@ _stages = once_a_program(classify)
 
 def _cuts(step: Program, sizes: Mapping[str, int]) -> list[tuple[Program, Program]]:
     """The programs that it may be cut into, where its states, parallel over time, have as many entries as one program
-    holds at most with ease."""
-    held = sum(math.prod(sizes[d] for d in s.dims[-2:]) for s in step.states if len(s.dims) > 1)
-    return cuts(step) if held >= ROOM else []
+    holds at most with ease, or where each program of some that lie beside each other would form others too."""
+    matrices = [s.dims for s in step.states if len(s.dims) > 1]
+    held = sum(math.prod(sizes[d] for d in dims[-2:]) for dims in matrices)
+    return cuts(step) if held >= ROOM or len({*map(len, matrices)}) > 1 else []
 
 
 def cuts(step: Program) -> list[tuple[Program, Program]]:

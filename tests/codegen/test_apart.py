@@ -57,6 +57,24 @@ def test_they_are_apart_where_that_is_faster(what):
     assert sorted(s.name for p in parts for s in p.states) == sorted(s.name for s in step.states)
 
 
+SHARED = """mixer m(N, K, V) {
+    in q[K], v[V], r[N], g where g <= 0
+    in k[K] where norm[K](k) <= 1, b where 0 <= b <= 1
+    state S[N, K, V], G[K, V]
+    p = softmax(r)
+    G = exp(g) * G + b * k * (v - exp(g) * (k @ G))
+    S = exp(p * g) * S + b * p * k * (v - k @ (exp(p * g) * S))
+    out o[V] = q @ G + p @ (q @ S)
+}"""
+
+
+def test_what_each_of_several_beside_each_other_would_form_is_apart():
+    """A memory for all beside one for each expert: every program of an expert would form it too."""
+    step = mixc.loads(SHARED).declared
+    parts = parts_at(step, "h100", sizes(64) | {"N": 4}, "bf16")
+    assert [[s.name for s in p.states] for p in parts] == [["S"], ["G"]]
+
+
 CELL = dict(length=40, size=3, heads="1", gates=0.1, dtype=torch.float32, rows="plain", start=True)
 
 

@@ -116,7 +116,7 @@ LOADED = {  # what was wrong of rows that are handed on: the body
     "which entry is the largest, of values formed again":
         ("K", "m = maximum(m - 0.05, k)\nS = S + k * v\nout o[V] = q @ S\nout top = max(m)"),
     "logs of decays that are 0 where no token is":
-        ("V", "m = m + k\nS = exp(-0.5 * 2 ** (-index[V])) * S + k * v\nout o[V] = q @ S\nout r = q @ m"),
+        ("V", "m = m + k\nS = exp(-softmax[V](v)) * S + k * v\nout o[V] = q @ S\nout r = q @ m"),
     "zeros behind the end, that are divided by":
         ("V", "m = m + k\nS = S + 0.5 * k * (v - k @ S)\nr = q @ S\nout o[V] = r * (q @ m)\nout top = max(r)"),
     "what a state needs whole, though it is a number a token that its programs have shares of":
