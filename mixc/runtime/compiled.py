@@ -81,6 +81,11 @@ class Compiled:
         return not self.single and any(n.op == "scan" for n in nodes) and not any(COL in n.dims for n in nodes)
 
     @cached_property
+    def paired(self) -> bool:
+        """Has it values for pairs of rows?"""
+        return any(COL in n.dims for n in postorder([*self.chunk.values(), *differentiate(self.chunk).values()]))
+
+    @cached_property
     def longest(self) -> int:
         """Rows a chunk may have: a factor of its own for every pair of rows and every entry along a dim is dear, and so
         are matrices of pairs of rows for every two systems that a token is in."""

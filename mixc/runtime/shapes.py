@@ -13,6 +13,7 @@ import torch
 
 from mixc.codegen.torch_bodies import APART
 from mixc.codegen.torch_fused import apart
+from mixc.codegen.torch_scan_prelude import BLOCK
 from mixc.codegen.torch_segment import Segment
 from mixc.codegen.torch_values import safe
 from mixc.ir.evaluate import Env, evaluate
@@ -27,6 +28,7 @@ SEGMENT_BYTES = 1 << 20  # of one temporary: some eight of them share the cache
 BAND_BYTES = 1 << 22
 SLAB = 1 << 16  # values of a row of all chunks of a scan: two threads share no less than 32,768
 MATRIX_SLABS = 1 << 20  # values of all rows of a chunk of a scan of matrices: a few such temporaries share the cache
+ROW_SLABS = 1 << 18  # of vectors likewise, of a segment of one chunk: there are more temporaries
 CHAINED = 1 << 12  # values of a row from which on to run chunk by chunk costs less than to form them twice
 MOST = 16  # shapes that a spec remembers
 
@@ -106,6 +108,10 @@ class Shapes:
     def _rows(self, call: Call) -> int:
         """Rows a chunk has: of a short dense call all, so that none is dead."""
         rows = call.rows
+        if rows.dense and self._rows_alone and rows.T >= 64:
+            most = max(64, min(512, 1 << (ROW_SLABS // self._slab(call)).bit_length() >> 1))
+            chunks = -(-rows.T // most)  # of about the same length, in blocks of rows
+            return -(-rows.T // (chunks * BLOCK)) * BLOCK
         spans = rows.T if rows.dense else max((n for _, n in rows.sequences()), default=0)
         most = min(self._longest(call), chunk_length(spans))
         halves = rows.T > 1 and rows.T & (rows.T - 1) == 0
@@ -122,6 +128,11 @@ class Shapes:
             each = rows // len(self.code.systems)
             return min(longest, 1 << (rows if each >= 16 else max(4, each)).bit_length() - 1)
         return min(self.code.longest, max(16, 1 << (MATRIX_SLABS // self._slab(call)).bit_length() >> 1))
+
+    @property
+    def _rows_alone(self) -> bool:
+        """Is all that a chunk does scans of vectors, chunk after chunk?  Longer ones are fewer calls."""
+        return self.code.single and not self.code.matrix and not self.code.paired
 
     def _side(self, call: Call) -> float:
         """K V / (K + V) of the largest state, twice: as many pairs of rows cost as much as the state they save."""
@@ -150,7 +161,8 @@ class Shapes:
         code, C = self.code, self.C
         kinds = [d.dims for d in (*call.program.ins, *call.program.outs)]
         rows = C if code.single or code.matrix else 1  # a scan forms the state of every row
-        widest = max([C * C, *(C * math.prod(call.sizes[n] for n in dims) for dims in kinds),
+        pairs = C * C if code.paired or code.scans else 0
+        widest = max([pairs, *(C * math.prod(call.sizes[n] for n in dims) for dims in kinds),
                       *(rows * math.prod(call.sizes[n] for n in d.dims) for d in call.program.states)])
         triple = widest * call.dtype.itemsize
         segment = 1 if code.single else scan_rows * SLAB * call.dtype.itemsize if code.scans else SEGMENT_BYTES

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import mixc
+from mixc.codegen import torch_scan_prelude
 from mixc.codegen.torch_scan_prelude import carry
 from mixc.runtime.compiled import compiled
 from tests.agree import assert_runs_agree, draw, normal, run
@@ -146,6 +147,79 @@ def test_a_scan_that_no_chunk_hands_on_is_formed_for_many_chunks_at_once():
     check(mixer, 90, B=1, cu_seqlens=torch.tensor([0, 0, 5, 5, 21, 90]), reverse=True)
     with cut(SEGMENT_BYTES=1 << 12, BAND_BYTES=1 << 12):
         check(mixer, 300, B=3)
+
+
+CHAIN = """in x[D]
+    param a[D]
+    state u[D], v[D]
+    u = sigmoid(a) * u + x
+    v = tanh(a) * v + u * x
+    out o[D] = tanh(v)"""
+TURNING = """in x[D], a[D], w[D]
+    state u[D], v[D]
+    u = 0.9 * u - tanh(w) * v + x
+    v = tanh(a) * v + 0.3 * u
+    out o[D] = v"""
+BLOCKED = {"chain": CHAIN, "turning": TURNING}
+
+
+@pytest.mark.parametrize("name", [*BLOCKED, "damped_rotation", "log_sum", "max_plus", "stabilised", "scan_feeds_scan"])
+@pytest.mark.parametrize("T", [64, 96, 100, 520])
+def test_blocks_of_rows_at_once(name, T):
+    """A chunk of few values a row is scanned in blocks: what each leaves first, then all of them together."""
+    mixer = body(BLOCKED[name]) if name in BLOCKED else spec(name) if name in NAMES else mixc.load(name)
+    check(mixer, T)
+    check(mixer, T, B=1, reverse=True, start=False)
+    check(mixer, T, dtype=torch.float32)
+
+
+def by_blocks_and_rows(monkeypatch, scan):
+    """What it gives by either."""
+    got = scan()
+    with monkeypatch.context() as m:
+        m.setattr(torch_scan_prelude, "_in_blocks", lambda b: False)
+        return got, scan()
+
+
+def rows_of(seed):
+    shapes = {"a": [3, 96, 5], "b": [3, 96, 5], "s": [3, 5]}
+    return [normal(shape, seed, n, torch.float64) for n, shape in shapes.items()]
+
+
+@pytest.mark.parametrize("combine", ["max+", "min+", "maxx", "log+"])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("factor", [False, True])
+def test_blocks_give_what_rows_give(combine, reverse, factor, monkeypatch):
+    a, b, start = rows_of(1)
+    got, want = by_blocks_and_rows(monkeypatch, lambda: torch_scan_prelude.other_scan(
+        a.abs() if factor else None, b, start, combine, reverse, False))
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("constant", [False, True])
+def test_affine_blocks_give_what_rows_give(shifted, reverse, constant, monkeypatch):
+    a, b, start = rows_of(2)
+    a[:, 17] = 0.0
+    factor = a[:, :1] if constant else a
+    for over in (False, True):
+        def scan(over=over):
+            y = b.clone()
+            return torch_scan_prelude.affine_scan(factor, y, start, reverse, shifted, y if over else None)
+        got, want = by_blocks_and_rows(monkeypatch, scan)
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    got, want = by_blocks_and_rows(monkeypatch, lambda: torch_scan_prelude.block_scan(
+        [[a, None], [factor.expand_as(a), a]], [b, b], [start, start], reverse))
+    for x, y in zip(got, want, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-10)
+
+
+def test_factors_that_overflow_are_left_to_rows():
+    """A product of factors may be no number of fp32 where what they multiply is 0."""
+    b, a = torch.zeros(1, 64, 2), torch.full((1, 64, 2), 1e30)
+    assert torch_scan_prelude.affine_scan(a, b, torch.zeros(1, 2), False, False).eq(0).all()
+    assert torch_scan_prelude.block_scan([[a]], [b], [torch.zeros(1, 2)], False)[0].eq(0).all()
 
 
 VECTORS = ("max_plus", "min_plus_before", "max_times", "log_sum", "before_and_after", "lerp", "reset", "between",
