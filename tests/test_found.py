@@ -268,7 +268,7 @@ FREE = {  # what was wrong: a whole text, and what its call was beside that
         "S = where(index[K] % 2 == 0, 0.5, 0.8) * S - 0.5 * u * (S @ u) + k * u\nout o[K] = k\n}", {}),
     "a value without heads in what the evaluator forms of a token": (
         "mixer m(K, V, P = 2) {\nin v[V]\nparam A[K, V], th[K]\nstate S[P, K, V]\n"
-        "S = A @ S * th * (index[V] == 1) + v\nout o[P, K, V] = S\n}", {}),
+        "S = A @ S * th * (index[V] == 1)\nout o[P, K, V] = S\n}", dict(size=2)),
     "a dim whose second name alone a kernel's tensors have": (
         "mixer m(K, E = K) {\nin q[K]\nparam R[K, E]\nstate S\nS += max[E](R @ q)\nout o = S\n}", {}),
     "a dim whose size only the tensors of another part tell": (
