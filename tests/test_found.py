@@ -269,6 +269,9 @@ FREE = {  # what was wrong: a whole text, and what its call was beside that
     "a value without heads in what the evaluator forms of a token": (
         "mixer m(K, V, P = 2) {\nin v[V]\nparam A[K, V], th[K]\nstate S[P, K, V]\n"
         "S = A @ S * th * (index[V] == 1)\nout o[P, K, V] = S\n}", dict(size=2)),
+    "the gradient to a param by a product along a dim that both sides keep": (
+        "mixer m(K, V) {\nin k[K], v[V]\nparam D[V]\nstate M[K, V]\nz = sigmoid(square(k * v))\n"
+        "M = tanh(z * M + (1 - z) * k * D)\nout o[V] = k @ M\n}", {}),
     "a dim whose second name alone a kernel's tensors have": (
         "mixer m(K, E = K) {\nin q[K]\nparam R[K, E]\nstate S\nS += max[E](R @ q)\nout o = S\n}", {}),
     "a dim whose size only the tensors of another part tell": (

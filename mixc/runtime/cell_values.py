@@ -54,7 +54,7 @@ def _summed(n: Node, args: list[Tensor], env: Env) -> Tensor:
     sides = [tuple(d for d in n.dims if d in of and d not in AXES) for of in (a, b)]
     over = tuple(d for d in a if d in b and d not in n.dims and d not in AXES)
     over_tokens = {*AXES} <= {*a} & {*b} and n.dims[:1] == (HEADS,) and not {*n.dims} & {ROW, SEQUENCES}
-    if not over_tokens or [*map(len, (*sides, over))] != [1, 1, 1] or min(
+    if not over_tokens or [*map(len, (*sides, over))] != [1, 1, 1] or sides[0] == sides[1] or min(
             env.sizes[d] for (d,) in sides) >= env.sizes[over[0]]:
         return compute(n, args, env, plain=True)
     left = align(args[0], a, (*AXES, *sides[0], *over), env.batch)
