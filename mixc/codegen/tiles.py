@@ -265,7 +265,7 @@ class Tiles:
         repeated = over is not None and not axes_of(node) >= set(over)
         code = self.whole(node, order) if repeated else self.bare(node, order)
         for d in feature_dims(node):
-            if (over is None or d in over) and not zero_padded(node, d):
+            if (over is None or {d, *flat([d])} & {*over}) and not zero_padded(node, d):
                 code = f"tl.where({self.mask_of(d, order)}, {code}, 0.0)"
         return code
 

@@ -100,7 +100,7 @@ def _sides(w: Tiles, node: Node, order: tuple[str, ...]) -> tuple[Node, Node, tu
 
 
 def _operand(w: Tiles, node: Node, order: tuple[str, str], summed: str) -> str:
-    over = [d for d in flat([summed]) if d in feature_dims(node) and not zero_padded(node, d)]
+    over = [d for d in flat([summed]) if d in flat(feature_dims(node)) and not zero_padded(node, d)]
     if over:
         return w.cleaned(node, order, flat(order))
     if axes_of(node) != set(flat(order)):  # repeated along an axis of the product

@@ -115,6 +115,17 @@ def test_blocks_and_segments_of_two_dims_in_one(launches):
             assert not bad, "; ".join(bad)
 
 
+@pytest.mark.parametrize("body", [
+    "S = 0.9 * S + k * v\nout o[V] = sum[N](q @ S)", "S = 0.9 * S + index[N] * k * v\nout o[V] = sum[N](q @ S)",
+    "S = 0.9 * S + (r + 1) * k * v\nout o[V] = (r + 1) @ (q @ S)"])
+def test_what_is_not_0_behind_the_end_of_two_dims_in_one(body):
+    """All of a block of 16 memories were written and read, where there are 3: nothing masked the pair of dims."""
+    mixer = mixc.loads(f"mixer m(N, K, V) {{\nin q[K], k[K], v[V], r[N]\nstate S[N, K, V]\n{body}\n}}")
+    assert kernels(mixer.declared).p.together
+    cell = dict(length=20, size=3, heads="1", gates=1.0, dtype=torch.float32, rows="plain", start=True)
+    assert not [str(f) for f in cells.compare(mixer, cell, "triton") if not f.ok]
+
+
 def test_a_leaf():
     x = make("in", name="x", dims=(ROW, "N", "K"), kind="real")
     assert one_of(x, ("N",)).dims == (ROW, "K") and one_of(x, ("N",)).attr("of") == (ROW, "N", "K")
