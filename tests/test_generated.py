@@ -18,6 +18,7 @@ import mixc
 from mixc.runtime import backends, shapes
 from tests import cells
 from tests.generate import Spec, specs
+from tests.generate_free import free_specs
 
 PER_SEED = 25
 SPECS = int(os.environ.get("MIXC_SPECS", "300"))
@@ -109,6 +110,18 @@ def test_cells(number: int) -> None:
     @given(specs("cells"), calls(dtype=(torch.float64,)))
     def run(spec, call):
         check(spec, call, 8, "torch")
+    run()
+
+
+@pytest.mark.parametrize("number", seeds(SPECS // 12))
+def test_free(number: int) -> None:
+    """The whole language.  Gates are finite: one that is read as a number leaves none in the step either."""
+    @seed(number)
+    @QUIET
+    @given(free_specs(), calls(gates=(1.0, 0.1, 10.0, "zero"), dtype=(torch.float64,), consts=(None,)),
+           st.sampled_from([8, 4, 16, 64]))
+    def run(spec, call, C):
+        check(spec, call, C, "torch")
     run()
 
 
