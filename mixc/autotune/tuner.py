@@ -124,10 +124,12 @@ class Schedule:
         return [p for p in found if p in fit or self._takes_less(p, least / SPILLED)]
 
     def _fits(self, plan: tuple[str, ...]) -> bool:
-        return any(all(self._space(n).fits(c) for n in plan) for c in _common_chunks(plan))
+        """Each launch by itself, and is there a segment that all can have?"""
+        fits = any(all(self._space(n).fits(c) for n in plan) for c in _common_chunks(plan))
+        return fits and self._seconds(plan) < inf
 
     def _seconds(self, plan: tuple[str, ...]) -> float:
-        return min(self._totals([plan], inf))[0]
+        return min(self._totals([plan], inf), default=(inf,))[0]
 
     def _takes_less(self, plan: tuple[str, ...], limit: float, fits: bool = False) -> bool:
         """`fits`: and keeps the estimates. Its launches are looked at until they take more; the last does most."""

@@ -201,3 +201,9 @@ def test_the_last_of_the_products_with_few_rows_is_wide() -> None:
     assert few[-1][1] == ("BV",)
     points = [make() for _, (_, _, make) in zip(range(40), s._space("bwd").best(), strict=False)]
     assert points and all(c.tile.chunk == 16 or c.tile.chunk >= 64 for c in points if dict(c.tile.blocks)["V"] <= 32)
+
+
+def test_launches_that_fit_but_have_no_segment_in_common() -> None:
+    """A part of mLSTM, its forward in two launches and its backward in one: it was the only plan, and had no sizes."""
+    shape = {"B": 1, "T": 2048, "H": 4, "K": 128, "V": 128}
+    assert "def mlstm_" in mixc.load("mlstm").emit(shape=shape, dtype="fp32")
