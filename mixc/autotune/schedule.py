@@ -15,7 +15,7 @@ from math import inf
 from typing import Any, TypeVar
 
 from mixc.autotune.cost import LACKING, SPILL, Costs, LaunchModel, Shape
-from mixc.autotune.counts import Counts
+from mixc.autotune.counts import Counts, Size
 from mixc.autotune.least import Least, least_of
 from mixc.autotune.space import Infeasible, Space, Term, ceil_div, divides, maximum, powers_of_two, product, total
 from mixc.autotune.terms import Constraint, operation, term
@@ -197,15 +197,19 @@ class LaunchSpace:
             wide = 16 if model.cells else 32
             space.require(whole(largest) >= warps * (16 * wide), OWN_16 if model.cells else OWN_32)
             if not model.cells:
-                few = [n for m, n, _, often, _ in counts.products
-                       if n[1] and not {*m[1]} - {"C", *(f"B{d}" for d in kernel.ranks)} and "replays" not in often[1]]
-                # beside what is counted by rows the order is not known, and some last ones never have more
-                can = few and max(kernel.block(d, sizes[d]) if f"B{d}" in few[-1][1] else 0 for d in kernel.dims) > 16
-                last = few[-1:] if len(rows) > 1 and can else few
-                widest = maximum(0, *dict.fromkeys(map(model.size, last)))
+                widest = maximum(0, *dict.fromkeys(map(model.size, self._of_few_rows(kernel, counts, len(rows) > 1))))
                 space.require((target.full_rows <= C * more) | (warps * 16 <= C * more) | (whole(widest) > C * more),
                               "the last product of few rows has more columns, or every warp forms all (`wide_last`)")
         return space, model
+
+    def _of_few_rows(self, kernel: Kernel, counts: Counts, ordered: bool) -> list[Size]:
+        """Columns of the last product with few rows, by which Triton lays out all; of all such products where the order
+        is not known (beside what is counted by rows), or the last one never has more columns than rows."""
+        few = [n for m, n, _, often, _ in counts.products
+               if n[1] and not {*m[1]} - {"C", *(f"B{d}" for d in kernel.ranks)} and "replays" not in often[1]]
+        sizes = dict(self.shape.dims)
+        can = few and max(kernel.block(d, sizes[d]) if f"B{d}" in few[-1][1] else 0 for d in kernel.dims) > 16
+        return few[-1:] if ordered and can else few
 
     @cached_property
     def _fitting(self) -> dict[tuple[int, int], Found]:

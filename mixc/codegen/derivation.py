@@ -19,7 +19,7 @@ from mixc.passes.chunk import chunk
 from mixc.passes.classify import classify, parts_of
 from mixc.passes.context import context, has_context
 from mixc.passes.differentiate import differentiate
-from mixc.passes.planes import context_of_planes, is_complex, planes
+from mixc.passes.planes import is_complex, planes
 from mixc.passes.scan import scan_form
 from mixc.passes.simplify import PLAIN, plain, rewrite
 
@@ -70,8 +70,8 @@ def equations(p: Program, prefix: str = "") -> list[str]:
 
 def lowered(step: Program) -> Program:
     """What chunks are derived from: lags and positions are inputs, complex values their planes (where all have some)."""
-    found = context_of_planes(step) if is_complex(step) else None
-    return found.program if found else context(step).program if has_context(step) else step
+    step = context(step).program if has_context(step) else step
+    return (planes(step) or step) if is_complex(step) else step
 
 
 @dataclass(frozen=True)
@@ -252,7 +252,6 @@ def split(step: Program) -> list[Term]:
 
     Kinds: "decay", "written" (an outer product), "low rank" (one that reads the state); of a scan "factor" and "added",
     or what it is moved by and joined with."""
-
     parts = classify(step).parts
     if parts:
         return [line for p in parts for line in split(p)]
@@ -261,7 +260,6 @@ def split(step: Program) -> list[Term]:
 
 
 def _split(step: Program) -> list[Term]:
-
     real = planes(context(step).program) if is_complex(step) else step
     if real is None:
         return []

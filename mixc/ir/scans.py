@@ -60,6 +60,11 @@ COMBINES: dict[str, Combine] = {
 }
 
 
+def chooses(n: Node) -> bool:
+    """Is it a scan that keeps what was there, or takes what is new?"""
+    return n.attr("combine") in ("max+", "maxx", "min+", "minx")
+
+
 # ---------------------------------------------------------------- nodes
 def scan(combine: str, a: Node, b: Node, start: Node, dims: tuple[str, ...], reverse: bool = False) -> Node:
     """[_t, dims...]: h after every row; `reverse`: from the last row to the first."""

@@ -29,7 +29,7 @@ from mixc.ir.ops import CHOICES
 from mixc.ir.program import Program
 from mixc.ir.ranges import bounds, proving
 from mixc.ir.region import Region, region
-from mixc.ir.scans import COMBINES, shift
+from mixc.ir.scans import COMBINES, chooses, shift
 from mixc.passes.simplify import simplify
 from mixc.passes.tangent import without_tangents
 
@@ -260,7 +260,7 @@ def _decided(program: Program, roots: Sequence[Node], runs: Sequence[Values]) ->
     be told: `maximum(x, 1e-3)` is x wherever both are measured by another entry of 1e30.  Nor is anything below them
     0 in all runs: x + y is x for a y that only rare sequences of decisions let through."""
     known = {d.name for d in program.dims if d.size}
-    deciding = [n for n in postorder(roots) if (n.op in _DECIDING or _chooses(n)) and not _fixed(n, known)]
+    deciding = [n for n in postorder(roots) if (n.op in _DECIDING or chooses(n)) and not _fixed(n, known)]
     sides = {n: [_sides(n, run) for run in runs] for n in deciding}
 
     def told(root: Node, decision: Node) -> bool:
@@ -275,11 +275,6 @@ def _fixed(n: Node, known: set[str]) -> bool:
     is seen."""
     return all(x.op == "number" or (x.op in ("size", "index") and {x.attr("dim"), *x.dims} - {None} <= known)
                for x in postorder([n]) if not x.args)
-
-
-def _chooses(n: Node) -> bool:
-    """Is it a scan that keeps what was there, or takes what is new?"""
-    return n.op == "scan" and n.attr("combine")[:3] in ("max", "min")
 
 
 _DECIDING = CHOICES | {"and", "or", "not", "elu", "where", "mod", "floordiv"}

@@ -24,6 +24,7 @@ from mixc.ir.node import COL, ROW, Node, depends, make, postorder, substitute
 from mixc.ir.ops import CHOICES
 from mixc.ir.program import Program, free
 from mixc.ir.ranges import bounds, proving
+from mixc.ir.scans import chooses
 from mixc.passes.differentiate import cotangent_of_state
 from mixc.passes.entries import stored_apart
 from mixc.passes.shares import Along, cotangents, shares
@@ -305,7 +306,7 @@ def _magnifies(n: Node) -> bool:
 
 
 def _chooses(n: Node) -> bool:
-    return n.op in CHOICES or n.attr("combine") in ("max+", "maxx", "min+", "minx")
+    return n.op in CHOICES or chooses(n)
 
 
 def _needed(carries: tuple[Carry, ...], roots: list[Node]) -> tuple[Carry, ...]:

@@ -31,11 +31,6 @@ def _elementwise(n: Node, args: list[Tensor], env: Env) -> Tensor:
     return _CALLS[n.op](*wide, out=memory.empty(shape, env.dtype, env.device))
 
 
-def all_finite(values: list[Tensor]) -> bool:
-    """(May say no where they are: a sum may overflow.)"""
-    return all(math.isfinite(x.sum().item()) for x in values)
-
-
 def _contract(n: Node, args: list[Tensor], env: Env) -> Tensor:
     for (x, a), (y, b) in (z := list(zip(args, n.args, strict=True)), z[::-1]):
         of_a, of_b, kept = ({*d.dims} - {*AXES} for d in (a, b, n))

@@ -26,9 +26,8 @@ from mixc.runtime import memory
 from mixc.runtime.call import Call
 from mixc.runtime.cell_programs import Cell, Half, compiled
 from mixc.runtime.cell_values import RULES
-from mixc.runtime.cell_values import all_finite as all_values_finite
 from mixc.runtime.packing import Packing
-from mixc.runtime.recorded import all_finite, gradients, recorded
+from mixc.runtime.recorded import all_finite, finite, gradients, recorded
 
 Tensor = torch.Tensor
 Known = dict[Node, Tensor]
@@ -370,7 +369,7 @@ class _Run:
             return once[finite]
         half, constant, fixed = formed(False)
         known |= constant
-        if half.guards and all_values_finite(evaluate(half.guards, env, known)):
+        if half.guards and finite(evaluate(half.guards, env, known)):
             half, constant, fixed = formed(True)
             known |= constant
         return half, fixed

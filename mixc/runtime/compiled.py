@@ -24,11 +24,12 @@ _made: dict[object, Compiled] = {}  # by what a program says: a spec that is loa
 @once_a_program
 def compiled(step: Program, endless: bool = False) -> Compiled:
     """Of a program at level "step" whose states all have a chunk program; `endless`: inputs are infinite."""
-    if endless and Compiled(step, endless=True).chunk.values() == compiled(step).chunk.values():
+    made = Compiled(step, endless=endless)
+    if endless and made.chunk.values() == compiled(step).chunk.values():
         return compiled(step)
     if len(_made) >= 256:
         _made.clear()
-    return _made.setdefault((step.name, step.dims, step.decls, step.results, endless), Compiled(step, endless=endless))
+    return _made.setdefault((step.name, step.dims, step.decls, step.results, endless), made)
 
 
 class Compiled:

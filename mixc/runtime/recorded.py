@@ -8,7 +8,7 @@ the tensors are ins, params and initial states [N, H, dims...], in the program's
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -108,10 +108,14 @@ def gradients(run: Any, tensors: list[Tensor], needs: tuple[bool, ...], grads: d
 
 
 def all_finite(call: Call) -> bool:
-    """Is no input infinite?  (May say no where it is: a sum may overflow.)"""
+    """Is no input infinite?"""
     ins, params = open_ended(call.program)
-    some = [call.ins[n] for n in ins] + [call.params[n] for n in params]
-    return all(math.isfinite((x.detach() if x.requires_grad else x).sum(dtype=_WIDE.get(x.dtype)).item()) for x in some)
+    return finite([call.ins[n] for n in ins] + [call.params[n] for n in params])
+
+
+def finite(xs: Iterable[Tensor]) -> bool:
+    """(May say no where they are: a sum may overflow.)"""
+    return all(math.isfinite((x.detach() if x.requires_grad else x).sum(dtype=_WIDE.get(x.dtype)).item()) for x in xs)
 
 
 @once_a_program
